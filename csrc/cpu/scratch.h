@@ -1,0 +1,54 @@
+// Memory and work division for CPU kernels.
+#pragma once
+
+#include <algorithm>
+#include <cstdlib>
+#include <memory>
+#include <new>
+
+#include "kernels/types.h"
+
+namespace petx::cpu {
+
+struct Free {
+  void operator()(void* pointer) const { std::free(pointer); }
+};
+
+// 64-byte aligned, so that a product's blocking, and with it its rounding, does not depend on where it lies.
+template <class T>
+using Buffer = std::unique_ptr<T[], Free>;
+
+template <class T>
+Buffer<T> buffer(int64_t count) {
+  size_t bytes = (static_cast<size_t>(std::max<int64_t>(count, 1)) * sizeof(T) + 63) / 64 * 64;
+  void* pointer = std::aligned_alloc(64, bytes);
+  if (!pointer) throw std::bad_alloc();
+  return Buffer<T>(static_cast<T*>(pointer));
+}
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Rows in consecutive parts of `size`, the last one perhaps shorter.
+struct Division {
+  int64_t rows, size;
+  int64_t parts() const { return ceil_div(rows, size); }
+  int64_t begin(int64_t part) const { return std::min(part * size, rows); }
+};
+
+// `rows` in about `parts` parts of at least 32 and at most `most` rows, a multiple of 32, which products favour.
+inline Division divide(int64_t rows, int64_t parts, int64_t most) {
+  return {rows, std::min(most, ceil_div(std::max<int64_t>(rows, 1), 32 * parts) * 32)};
+}
+
+// Both divisions are functions of the shape alone, so results do not depend on the number of threads.
+//
+// Row blocks: large enough that a product amortises its packing, small enough to stay in cache and to leave every
+// core something to do.
+inline Division row_blocks(int64_t rows, int64_t most) { return divide(rows, 8, most); }
+
+// Token splits for sums over rows (weight gradients): each split has its own accumulators, added up in order.
+inline Division row_splits(int64_t rows) {
+  return divide(rows, rows < 128 ? 1 : std::clamp<int64_t>(2 * ceil_div(rows, 1024), 2, 32), rows + 32);
+}
+
+}  // namespace petx::cpu

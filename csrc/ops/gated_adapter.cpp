@@ -1,0 +1,211 @@
+// petx::gated_adapter_fwd / _bwd: schema, checks, allocation, launch.
+
+#include "kernels/gated_adapter.h"
+
+#include "ops/torch.h"
+
+namespace petx {
+namespace {
+
+// The arguments that forward and backward share, in the schema's order.
+#define PETX_SITE_TENSORS                                                                                          \
+  "Tensor h, Tensor? x, Tensor down_weight, Tensor? down_bias, Tensor up_weight, Tensor? up_bias, "                \
+  "Tensor? gate_down_weight, Tensor? gate_down_bias, Tensor? gate_weight, Tensor? gate_bias, Tensor? norm_weight, " \
+  "Tensor? norm_bias, Tensor? mask, Tensor? seed"
+#define PETX_SITE_OPTIONS                                                                                          \
+  "int length, int granularity, int heads, int activation, int gate_input, int middle_y, int placement, int norm, " \
+  "bool residual, float scale, float dropout, float eps"
+
+struct SiteTensors {
+  Tensor h;
+  OptionalTensor x;
+  Tensor down_weight;
+  OptionalTensor down_bias;
+  Tensor up_weight;
+  OptionalTensor up_bias, gate_down_weight, gate_down_bias, gate_weight, gate_bias, norm_weight, norm_bias, mask, seed;
+};
+
+struct SiteOptions {
+  int64_t length, granularity, heads, activation, gate_input, middle_y, placement, norm;
+  bool residual;
+  double scale, dropout, eps;
+};
+
+template <class E>
+E option(const char* op, const char* name, int64_t value, int64_t count) {
+  if (value < 0 || value >= count) fail(op, name, " must be in [0, ", count, "), got ", value);
+  return static_cast<E>(value);
+}
+
+GatedAdapterParams checked(const char* op, const SiteTensors& t, const SiteOptions& o) {
+  GatedAdapterParams p = {};
+  if (t.h.dim() != 2) fail(op, "h must be [N, d], got ", shape_text(t.h));
+  p.dtype = kernel_dtype(op, "h", t.h);
+  p.granularity = option<Granularity>(op, "granularity", o.granularity, 5);
+  p.activation = option<Activation>(op, "activation", o.activation, 2);
+  p.gate_input = option<GateInput>(op, "gate_input", o.gate_input, 2);
+  p.middle_y = option<MiddleY>(op, "middle_y", o.middle_y, 2);
+  p.placement = option<Placement>(op, "placement", o.placement, 2);
+  p.norm = option<Norm>(op, "norm", o.norm, 3);
+  p.length = o.length, p.heads = o.heads, p.residual = o.residual;
+  p.scale = o.scale, p.dropout = o.dropout, p.eps = o.eps;
+  p.rows = t.h.sizes()[0], p.d = t.h.sizes()[1];
+
+  if (p.rows && (p.length < 1 || p.rows % p.length))
+    fail(op, "length must divide the number of rows, got length ", p.length, ", rows ", p.rows);
+  if (!(p.dropout >= 0 && p.dropout < 1)) fail(op, "dropout must be in [0, 1), got ", p.dropout);
+  bool token_gate = p.granularity == Granularity::middle_x || p.granularity == Granularity::small;
+  bool large = p.granularity == Granularity::large;
+  if (!t.x && (p.reads_x_in_down() || large || token_gate || p.residual))
+    fail(op, "x is required by this granularity, placement or residual, got None");
+  if (t.x && t.x->dim() != 2) fail(op, "x must be [N, d_x], got ", shape_text(*t.x));
+  p.d_x = t.x ? t.x->sizes()[1] : p.d;
+  if (p.d_x != p.d && (p.residual || token_gate)) fail(op, "x must have h's width ", p.d, " here, got ", p.d_x);
+  p.r = t.down_weight.dim() == 2 ? t.down_weight.sizes()[0] : 0;
+  if (p.r < 1) fail(op, "down_weight must be [r, width] with r >= 1, got ", shape_text(t.down_weight));
+  if (p.heads < 1 || p.r % p.heads || p.d % p.heads)
+    fail(op, "heads must divide r and d, got heads ", p.heads, ", r ", p.r, ", d ", p.d);
+  if (large && t.gate_down_weight && t.gate_down_weight->dim() == 2) p.r_g = t.gate_down_weight->sizes()[0];
+
+  Checker check(op, t.h);
+  p.h = check("h", t.h, {p.rows, p.d});
+  p.x = check("x", t.x, {p.rows, p.d_x});
+  p.down_weight = check("down_weight", t.down_weight, {p.r, p.down_width()});
+  p.down_bias = check("down_bias", t.down_bias, {p.r});
+  p.up_weight = check("up_weight", t.up_weight, {p.d, p.r / p.heads});
+  p.up_bias = check("up_bias", t.up_bias, {p.d});
+  if (large) {
+    p.gate_down_weight = check.required("gate_down_weight", t.gate_down_weight, {p.r_g ? p.r_g : -1, p.d_x});
+    p.gate_down_bias = check("gate_down_bias", t.gate_down_bias, {p.r_g});
+    p.gate_weight = check.required("gate_weight", t.gate_weight, {p.d, p.r_g});
+    p.gate_bias = check("gate_bias", t.gate_bias, {p.d});
+  } else {
+    check.unused("gate_down_weight", t.gate_down_weight, "with this granularity");
+    check.unused("gate_down_bias", t.gate_down_bias, "with this granularity");
+    if (token_gate) {
+      int64_t width = p.granularity == Granularity::small ? 2 * p.d : p.d;
+      p.gate_weight = check.required("gate_weight", t.gate_weight, {1, width});
+      p.gate_bias = check("gate_bias", t.gate_bias, {1});
+    } else {
+      if (p.granularity == Granularity::middle_y) {
+        p.gate_weight = check.required("gate_weight", t.gate_weight, {p.d});
+      } else {
+        check.unused("gate_weight", t.gate_weight, "with granularity none");
+      }
+      check.unused("gate_bias", t.gate_bias, "with this granularity");
+    }
+  }
+  if (p.norm == Norm::none) check.unused("norm_weight", t.norm_weight, "without a norm");
+  if (p.norm != Norm::layer) check.unused("norm_bias", t.norm_bias, "without a layer norm");
+  if (p.norm != Norm::none) p.norm_weight = check.required("norm_weight", t.norm_weight, {p.d});
+  p.norm_bias = check("norm_bias", t.norm_bias, {p.d});
+  p.mask = static_cast<const bool*>(check.of_type("mask", t.mask, {p.rows}, ScalarType::Bool));
+  if (p.dropout > 0 && !t.seed) fail(op, "seed must be an int64 tensor of one element where dropout > 0, got None");
+  p.seed = static_cast<const int64_t*>(check.of_type("seed", t.seed, {1}, ScalarType::Long));
+  return p;
+}
+
+ScalarType compute_type(const Tensor& h) {
+  return h.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+Tensor empty(const Tensor& like, std::vector<int64_t> shape, ScalarType dtype) {
+  return torch::stable::new_empty(like, shape, dtype);
+}
+
+using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;  // out, z, gate_z, token_gate, norm_stats
+
+template <class Launch>
+Outputs forward(const char* op, const SiteTensors& t, const SiteOptions& o, const Launch& launch) {
+  GatedAdapterParams p = checked(op, t, o);
+  bool token_gate = p.granularity == Granularity::middle_x || p.granularity == Granularity::small;
+  auto dtype = t.h.scalar_type(), compute = compute_type(t.h);
+  Tensor out = empty(t.h, {p.rows, p.d}, dtype), z = empty(t.h, {p.rows, p.r}, dtype);
+  Tensor gate_z = empty(t.h, {p.r_g ? p.rows : 0, p.r_g}, dtype);
+  Tensor token = empty(t.h, {token_gate ? p.rows : 0}, compute);
+  Tensor stats = empty(t.h, {p.norm == Norm::none ? 0 : p.rows, 2}, compute);
+  p.z = z.mutable_data_ptr(), p.gate_z = gate_z.mutable_data_ptr();
+  p.token_gate = token.mutable_data_ptr(), p.norm_stats = stats.mutable_data_ptr();
+  launch(p, out.mutable_data_ptr());
+  return {out, z, gate_z, token, stats};
+}
+
+Outputs fwd_cpu(Tensor h, OptionalTensor x, Tensor down_weight, OptionalTensor down_bias, Tensor up_weight,
+                OptionalTensor up_bias, OptionalTensor gate_down_weight, OptionalTensor gate_down_bias,
+                OptionalTensor gate_weight, OptionalTensor gate_bias, OptionalTensor norm_weight,
+                OptionalTensor norm_bias, OptionalTensor mask, OptionalTensor seed, int64_t length,
+                int64_t granularity, int64_t heads, int64_t activation, int64_t gate_input, int64_t middle_y,
+                int64_t placement, int64_t norm, bool residual, double scale, double dropout, double eps) {
+  return forward("gated_adapter",
+                 {h, x, down_weight, down_bias, up_weight, up_bias, gate_down_weight, gate_down_bias, gate_weight,
+                  gate_bias, norm_weight, norm_bias, mask, seed},
+                 {length, granularity, heads, activation, gate_input, middle_y, placement, norm, residual, scale,
+                  dropout, eps},
+                 [](const GatedAdapterParams& p, void* out) { cpu::gated_adapter_fwd(p, out); });
+}
+
+// Gradients of h, x and the ten parameters; empty where not asked for.
+using Grads = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+Grads bwd_cpu(Tensor dout, Tensor h, OptionalTensor x, Tensor down_weight, OptionalTensor down_bias, Tensor up_weight,
+              OptionalTensor up_bias, OptionalTensor gate_down_weight, OptionalTensor gate_down_bias,
+              OptionalTensor gate_weight, OptionalTensor gate_bias, OptionalTensor norm_weight,
+              OptionalTensor norm_bias, OptionalTensor mask, OptionalTensor seed, Tensor z, Tensor gate_z,
+              Tensor token_gate, Tensor norm_stats, int64_t needs, int64_t length, int64_t granularity, int64_t heads,
+              int64_t activation, int64_t gate_input, int64_t middle_y, int64_t placement, int64_t norm, bool residual,
+              double scale, double dropout, double eps) {
+  const char* op = "gated_adapter (backward)";
+  SiteTensors t{h, x, down_weight, down_bias, up_weight, up_bias, gate_down_weight, gate_down_bias, gate_weight,
+                gate_bias, norm_weight, norm_bias, mask, seed};
+  GatedAdapterParams p = checked(op, t,
+                                 {length, granularity, heads, activation, gate_input, middle_y, placement, norm,
+                                  residual, scale, dropout, eps});
+  Checker check(op, h);
+  auto compute = compute_type(h);
+  bool token = p.granularity == Granularity::middle_x || p.granularity == Granularity::small;
+  GatedAdapterGrads g = {};
+  g.dout = check("dout", dout, {p.rows, p.d});
+  p.z = const_cast<void*>(check("z", z, {p.rows, p.r}));
+  p.gate_z = const_cast<void*>(check("gate_z", gate_z, {p.r_g ? p.rows : 0, p.r_g}));
+  p.token_gate = const_cast<void*>(check.of_type("token_gate", token_gate, {token ? p.rows : 0}, compute));
+  p.norm_stats =
+      const_cast<void*>(check.of_type("norm_stats", norm_stats, {p.norm == Norm::none ? 0 : p.rows, 2}, compute));
+
+  // With no rows nothing is launched, so sums over rows must start as zeros.
+  auto wanted = [&](int bit, const OptionalTensor& like, ScalarType dtype, auto*& to) {
+    if (!like || !(needs >> bit & 1)) return empty(h, {0}, dtype);
+    std::vector<int64_t> shape(like->sizes().begin(), like->sizes().end());
+    Tensor grad = p.rows ? empty(h, shape, dtype) : torch::stable::new_zeros(h, shape, dtype);
+    to = grad.mutable_data_ptr();
+    return grad;
+  };
+  Grads grads{wanted(0, h, h.scalar_type(), g.dh),
+              wanted(1, x, h.scalar_type(), g.dx),
+              wanted(2, down_weight, compute, g.down_weight),
+              wanted(3, down_bias, compute, g.down_bias),
+              wanted(4, up_weight, compute, g.up_weight),
+              wanted(5, up_bias, compute, g.up_bias),
+              wanted(6, gate_down_weight, compute, g.gate_down_weight),
+              wanted(7, gate_down_bias, compute, g.gate_down_bias),
+              wanted(8, gate_weight, compute, g.gate_weight),
+              wanted(9, gate_bias, compute, g.gate_bias),
+              wanted(10, norm_weight, compute, g.norm_weight),
+              wanted(11, norm_bias, compute, g.norm_bias)};
+  cpu::gated_adapter_bwd(p, g);
+  return grads;
+}
+
+}  // namespace
+}  // namespace petx
+
+STABLE_TORCH_LIBRARY_FRAGMENT(petx, m) {
+  m.def("gated_adapter_fwd(" PETX_SITE_TENSORS ", " PETX_SITE_OPTIONS ") -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def("gated_adapter_bwd(Tensor dout, " PETX_SITE_TENSORS
+        ", Tensor z, Tensor gate_z, Tensor token_gate, Tensor norm_stats, int needs, " PETX_SITE_OPTIONS
+        ") -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(petx, CPU, m) {
+  m.impl("gated_adapter_fwd", TORCH_BOX(&petx::fwd_cpu));
+  m.impl("gated_adapter_bwd", TORCH_BOX(&petx::bwd_cpu));
+}

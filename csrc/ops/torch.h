@@ -1,0 +1,93 @@
+// The only file that includes torch: its stable ABI, so that one build serves every torch from 2.11 on.
+#pragma once
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/c/shim.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "kernels/types.h"
+
+namespace petx {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+template <class... Parts>
+[[noreturn]] void fail(const char* op, const Parts&... parts) {
+  std::ostringstream message;
+  message << op << ": ";
+  (message << ... << parts);
+  throw std::runtime_error(message.str());
+}
+
+inline std::string shape_text(const int64_t* sizes, int64_t dims) {
+  std::ostringstream text;
+  text << "[";
+  for (int64_t i = 0; i < dims; ++i) text << (i ? ", " : "") << sizes[i];
+  text << "]";
+  return text.str();
+}
+
+inline std::string shape_text(const Tensor& t) { return shape_text(t.sizes().data(), t.dim()); }
+
+inline DType kernel_dtype(const char* op, const char* name, const Tensor& t) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float: return DType::f32;
+    case ScalarType::Double: return DType::f64;
+    case ScalarType::BFloat16: return DType::bf16;
+    case ScalarType::Half: return DType::f16;
+    default: fail(op, name, " must be float32, float64, bfloat16 or float16, got scalar type ", int(t.scalar_type()));
+  }
+}
+
+// Checks one call's tensors against the first: same device, same dtype, given shape, contiguous.
+class Checker {
+ public:
+  Checker(const char* op, const Tensor& like) : op_(op), device_(like.device()), dtype_(like.scalar_type()) {}
+
+  // The data of `t`; `shape` may hold -1 for any extent.
+  const void* operator()(const char* name, const Tensor& t, std::vector<int64_t> shape) const {
+    return checked(name, t, shape, dtype_);
+  }
+  const void* operator()(const char* name, const OptionalTensor& t, std::vector<int64_t> shape) const {
+    return t ? checked(name, *t, shape, dtype_) : nullptr;
+  }
+  const void* required(const char* name, const OptionalTensor& t, std::vector<int64_t> shape) const {
+    if (!t) fail(op_, name, " must be ", shape_text(shape.data(), shape.size()), ", got None");
+    return checked(name, *t, shape, dtype_);
+  }
+  const void* of_type(const char* name, const OptionalTensor& t, std::vector<int64_t> shape, ScalarType dtype) const {
+    return t ? checked(name, *t, shape, dtype) : nullptr;
+  }
+  void unused(const char* name, const OptionalTensor& t, const char* why) const {
+    if (t) fail(op_, name, " is not used ", why, "; got ", shape_text(*t));
+  }
+
+ private:
+  const void* checked(const char* name, const Tensor& t, const std::vector<int64_t>& shape, ScalarType dtype) const {
+    auto sizes = t.sizes();
+    bool fits = sizes.size() == shape.size();
+    for (size_t i = 0; fits && i < shape.size(); ++i) fits = shape[i] < 0 || shape[i] == sizes[i];
+    if (!fits) fail(op_, name, " must be ", shape_text(shape.data(), shape.size()), ", got ", shape_text(t));
+    if (t.device() != device_) fail(op_, name, " must be on the same device as the first argument");
+    if (t.scalar_type() != dtype)
+      fail(op_, name, " must have scalar type ", int(dtype), " like the first argument, got ", int(t.scalar_type()));
+    if (!t.is_contiguous()) fail(op_, name, " must be contiguous");
+    return t.const_data_ptr();
+  }
+
+  const char* op_;
+  torch::stable::Device device_;
+  ScalarType dtype_;
+};
+
+}  // namespace petx

@@ -1,0 +1,6 @@
+"""petx: fused CUDA and CPU kernels for parameter-efficient tuning of vision-language models."""
+
+from petx import functional, nn
+from petx.version import __version__
+
+__all__ = ["__version__", "functional", "nn"]

@@ -1,0 +1,311 @@
+"""VL-PET's granularity-controlled adapter site: one differentiable function over the fused kernels."""
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from petx import ops, reference
+
+__all__ = ["gated_adapter", "value_adapter"]
+
+# Option -> its values, in the order of the enums in csrc/kernels/gated_adapter.h.
+OPTIONS = {
+    "granularity": ("none", "large", "middleX", "middleY", "small"),
+    "activation": ("gelu_tanh", "gelu"),
+    "gate_input": ("modified", "original"),
+    "middle_y": ("linear", "sigmoid"),
+    "placement": ("sequential", "parallel"),
+    "norm": (None, "layer", "rms"),
+}
+_CODES = {name: {value: code for code, value in enumerate(values)} for name, values in OPTIONS.items()}
+
+# Position of each differentiable argument; bit i of `needs` asks the backward for argument i's gradient.
+ARGUMENTS = (
+    "h x down_weight down_bias up_weight up_bias gate_down_weight gate_down_bias gate_weight gate_bias norm_weight norm_bias"
+).split()
+
+
+def check_options(**options):
+    """Raise ValueError for an option outside :data:`OPTIONS`."""
+    for name, value in options.items():
+        if value not in _CODES[name]:
+            known = ", ".join(map(repr, OPTIONS[name]))
+            raise ValueError(f"gated_adapter: {name} must be one of {known}, got {value!r}")
+
+
+def check_shapes(tensors, mask, *, granularity, heads, placement, residual, norm):
+    """Raise ValueError where an argument does not fit ``h``; ``tensors`` is name -> tensor or None."""
+    h, x, down = tensors["h"], tensors["x"], tensors["down_weight"]
+    if h.dim() < 2 or not h.is_floating_point():
+        raise ValueError(f"gated_adapter: h must be floating [..., length, d], got {h.dtype} {list(h.shape)}")
+    d = h.shape[-1]
+    reads_x = placement == "parallel" or granularity in ("large", "middleX", "small") or residual
+    if reads_x and x is None:
+        raise ValueError("gated_adapter: x is required by this granularity, placement or residual, got None")
+    if x is not None and x.shape[:-1] != h.shape[:-1]:
+        raise ValueError(f"gated_adapter: x must be {[*h.shape[:-1], 'd_x']} like h, got {list(x.shape)}")
+    d_x = d if x is None else x.shape[-1]
+    if reads_x and d_x != d and (residual or granularity in ("middleX", "small")):
+        raise ValueError(f"gated_adapter: x must have h's width {d} here, got {d_x}")
+    if down.dim() != 2:
+        raise ValueError(f"gated_adapter: down_weight must be [r, width], got {list(down.shape)}")
+    r = down.shape[0]
+    if heads < 1 or r % heads or d % heads:
+        raise ValueError(f"gated_adapter: heads must divide r and d, got heads={heads}, r={r}, d={d}")
+    gate_down = tensors["gate_down_weight"]
+    gate_rank = gate_down.shape[0] if gate_down is not None and gate_down.dim() == 2 else "r_g"
+    wanted = {
+        "down_weight": [r, d if placement == "sequential" else d_x],
+        "down_bias": [r],
+        "up_weight": [d, r // heads],
+        "up_bias": [d],
+        "gate_down_weight": [gate_rank, d_x] if granularity == "large" else None,
+        "gate_down_bias": [gate_rank] if granularity == "large" else None,
+        "gate_weight": {"none": None, "large": [d, gate_rank], "middleX": [1, d], "middleY": [d], "small": [1, 2 * d]}[granularity],
+        "gate_bias": {"large": [d], "middleX": [1], "small": [1]}.get(granularity),
+        "norm_weight": [d] if norm else None,
+        "norm_bias": [d] if norm == "layer" else None,
+    }
+    required = {"up_weight"} | ({"gate_down_weight"} if granularity == "large" else set())
+    required |= {"gate_weight"} if granularity != "none" else set()
+    required |= {"norm_weight"} if norm else set()
+    for name, shape in wanted.items():
+        tensor = tensors[name]
+        if tensor is None:
+            if name in required:
+                raise ValueError(f"gated_adapter: {name} must be {shape}, got None")
+        elif shape is None:
+            raise ValueError(f"gated_adapter: {name} is not used with granularity={granularity!r}, norm={norm!r}; got {list(tensor.shape)}")
+        elif list(tensor.shape) != shape:
+            raise ValueError(f"gated_adapter: {name} must be {shape}, got {list(tensor.shape)}")
+    for name, tensor in [*tensors.items(), ("padding_mask", mask)]:
+        if tensor is not None and tensor.device != h.device:
+            raise ValueError(f"gated_adapter: {name} must be on h's device {h.device}, got {tensor.device}")
+    if mask is not None and mask.shape != h.shape[:-1]:
+        raise ValueError(f"gated_adapter: padding_mask must be {list(h.shape[:-1])}, got {list(mask.shape)}")
+
+
+def gated_adapter(
+    h,
+    x,
+    down_weight,
+    down_bias,
+    up_weight,
+    up_bias,
+    *,
+    granularity="none",
+    gate_down_weight=None,
+    gate_down_bias=None,
+    gate_weight=None,
+    gate_bias=None,
+    norm_weight=None,
+    norm_bias=None,
+    padding_mask=None,
+    heads=1,
+    activation="gelu_tanh",
+    gate_input="modified",
+    middle_y="linear",
+    placement="sequential",
+    scale=1.0,
+    dropout=0.0,
+    residual=False,
+    norm=None,
+    eps=1e-5,
+    seed=None,
+):
+    r"""``norm(x + dropout(s · G ⊙ (h + up(gelu(down(h))))))``, VL-PET's adapter site (arXiv 2308.09804, section 3).
+
+    The gate G by ``granularity``, with S = h + ΔH (or h for ``gate_input="original"``):
+
+    ============  =======================================================  ==========================================
+    ``none``      1
+    ``large``     σ(gelu(x · gate_downᵀ) · gateᵀ), one value a channel     ``gate_down_weight [r_g, d_x]``, ``gate_weight [d, r_g]``
+    ``middleX``   σ((x + S) · wᵀ), one value a token                       ``gate_weight [1, d]``
+    ``middleY``   1 + z, or 1 + σ(z) for ``middle_y="sigmoid"``            ``gate_weight [d]``
+    ``small``     mean over the sample's tokens of σ([x, S] · wᵀ)          ``gate_weight [1, 2 d]``
+    ============  =======================================================  ==========================================
+
+    Args:
+        h: ``[..., L, d]``, output of the frozen sub-layer. Floating; its dtype is the compute and output dtype
+            (under autocast, the autocast dtype).
+        x: ``[..., L, d_x]``, input of the residual branch, or None where nothing reads it.
+        down_weight, down_bias: ``[r, d]`` (``[r, d_x]`` if parallel) and ``[r]`` or None.
+        up_weight, up_bias: ``[d, r / heads]`` and ``[d]`` or None; ``heads > 1`` makes the up projection
+            block-diagonal (the paper's down-up-pair design).
+        gate_bias, gate_down_bias: ``[d]`` and ``[r_g]`` for ``large``, ``[1]`` and unused for ``middleX``, ``small``.
+        padding_mask: ``[..., L]``, non-zero where a token counts in the mean of ``small``; default: all do.
+        scale: s. dropout: probability, 0 for none. residual: add ``x``. norm: None, ``"layer"`` or ``"rms"``.
+        seed: int64 tensor of one element, the key of the dropout's Philox generator; drawn from torch's generator
+            if None.
+
+    Returns ``[..., L, d]``. Parameters may be of another floating dtype (say float32 beside a bf16 base); their
+    gradients come back in it. Not twice differentiable. Where no kernel exists for ``h``'s device the readable
+    reference runs (``petx info`` says which).
+
+    Raises ValueError or RuntimeError naming the argument, what came and what was wanted.
+    """
+    check_options(
+        granularity=granularity,
+        activation=activation,
+        gate_input=gate_input,
+        middle_y=middle_y,
+        placement=placement,
+        norm=norm,
+    )
+    if not 0 <= dropout < 1:
+        raise ValueError(f"gated_adapter: dropout must be in [0, 1), got {dropout}")
+    if h.dim() < 2:
+        raise ValueError(f"gated_adapter: h must be [..., length, d], got {list(h.shape)}")
+    if torch.is_autocast_enabled(h.device.type):
+        dtype = torch.get_autocast_dtype(h.device.type)
+        h, x = h.to(dtype), None if x is None else x.to(dtype)
+    if x is not None and x.dtype != h.dtype:
+        raise ValueError(f"gated_adapter: x must have h's dtype {h.dtype}, got {x.dtype}")
+    if dropout > 0 and seed is None:
+        seed = torch.randint(2**62, (1,), dtype=torch.int64, device=h.device)
+    tensors = (h, x, down_weight, down_bias, up_weight, up_bias)
+    tensors += (gate_down_weight, gate_down_bias, gate_weight, gate_bias, norm_weight, norm_bias)
+    if not ops.has_kernel("gated_adapter", h.device.type):
+        check_shapes(
+            dict(zip(ARGUMENTS, tensors, strict=True)),
+            padding_mask,
+            granularity=granularity,
+            heads=heads,
+            placement=placement,
+            residual=residual,
+            norm=norm,
+        )
+        return _by_reference(
+            tensors,
+            padding_mask,
+            seed,
+            granularity=granularity,
+            heads=heads,
+            activation=activation,
+            gate_input=gate_input,
+            middle_y=middle_y,
+            placement=placement,
+            scale=scale,
+            dropout=dropout,
+            residual=residual,
+            norm=norm,
+            eps=eps,
+        )
+    shape = h.shape
+    if padding_mask is not None:
+        if padding_mask.shape != shape[:-1]:
+            raise ValueError(f"gated_adapter: padding_mask must be {list(shape[:-1])}, got {list(padding_mask.shape)}")
+        padding_mask = padding_mask.ne(0).reshape(-1)
+    if x is not None and x.shape[:-1] != shape[:-1]:
+        raise ValueError(f"gated_adapter: x must be {[*shape[:-1], 'd_x']} like h, got {list(x.shape)}")
+    out = _GatedAdapter.apply(
+        h.reshape(-1, shape[-1]).contiguous(),
+        None if x is None else x.reshape(-1, x.shape[-1]).contiguous(),
+        *tensors[2:],
+        padding_mask,
+        seed,
+        shape[-2],
+        _CODES["granularity"][granularity],
+        heads,
+        _CODES["activation"][activation],
+        _CODES["gate_input"][gate_input],
+        _CODES["middle_y"][middle_y],
+        _CODES["placement"][placement],
+        _CODES["norm"][norm],
+        residual,
+        float(scale),
+        float(dropout),
+        float(eps),
+    )[0]
+    return out.reshape(shape)
+
+
+def value_adapter(e, v, down_weight, down_bias, up_weight, up_bias, *, activation="gelu_tanh", scale=1.0):
+    """``v + up(gelu(down(e)))``, VL-PET's decoder module beside the cross-attention's value projection.
+
+    ``e [..., L, d_e]`` is the encoder output, ``v [..., L, d]`` the frozen projection of it (arXiv 2308.09804,
+    section 3.4); weights as in :func:`gated_adapter` with ``placement="parallel"``, which this is.
+    """
+    return gated_adapter(
+        v, e, down_weight, down_bias, up_weight, up_bias, activation=activation, placement="parallel", scale=scale
+    )
+
+
+def _by_reference(tensors, padding_mask, seed, **options):
+    """The reference on ``[B, L, d]`` views, parameters cast to h's dtype."""
+    h, x, *parameters = tensors
+    shape = h.shape
+
+    def batched(tensor):
+        return None if tensor is None else tensor.reshape(-1, *tensor.shape[-2:])
+
+    mask = None if padding_mask is None else padding_mask.ne(0).reshape(-1, shape[-2])
+    parameters = [None if p is None else p.to(h.dtype) for p in parameters]
+    return reference.gated_adapter(batched(h), batched(x), *parameters, mask, seed, **options).reshape(shape)
+
+
+def _cast(tensors, dtype):
+    return [t if t is None else t.detach().to(dtype).contiguous() for t in tensors]
+
+
+class _GatedAdapter(torch.autograd.Function):
+    """Forward keeps what exists anyway (h, x, parameters) and rank-wide tensors: z, the gate's z, statistics, the seed."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(h, x, *rest):
+        parameters, extras = rest[:10], rest[10:]
+        return torch.ops.petx.gated_adapter_fwd(h, x, *_cast(parameters, h.dtype), *extras)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.options = inputs[14:]
+        ctx.save_for_backward(*inputs[:14], *output[1:])
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dout, *_):
+        if dout is None:
+            return (None,) * (14 + len(ctx.options))
+        h, x, *rest = ctx.saved_tensors
+        parameters, mask, seed, saved = rest[:10], rest[10], rest[11], rest[12:]
+        needs = sum(1 << i for i in range(12) if ctx.needs_input_grad[i])
+        grads = torch.ops.petx.gated_adapter_bwd(
+            dout.contiguous(), h, x, *_cast(parameters, h.dtype), mask, seed, *saved, needs, *ctx.options
+        )
+        leaves = (h, x, *parameters)
+        grads = [
+            grad.to(leaf.dtype) if ctx.needs_input_grad[i] else None
+            for i, (grad, leaf) in enumerate(zip(grads, leaves, strict=True))
+        ]
+        return (*grads, *(None,) * (2 + len(ctx.options)))
+
+
+def _fwd_fake(h, x, *rest):
+    parameters, length_and_on = rest[:10], rest[12:]
+    granularity = OPTIONS["granularity"][length_and_on[1]]
+    norm = OPTIONS["norm"][length_and_on[7]]
+    compute = torch.float64 if h.dtype == torch.float64 else torch.float32
+    rows, gate_down = h.shape[0], parameters[4]
+    gate_z = (0, 0) if gate_down is None else (rows, gate_down.shape[0])
+    return (
+        torch.empty_like(h),
+        h.new_empty(rows, parameters[0].shape[0]),
+        h.new_empty(gate_z),
+        h.new_empty(rows if granularity in ("middleX", "small") else 0, dtype=compute),
+        h.new_empty(rows if norm else 0, 2, dtype=compute),
+    )
+
+
+def _bwd_fake(dout, h, x, *rest):
+    parameters, needs = rest[:10], rest[16]
+    compute = torch.float64 if h.dtype == torch.float64 else torch.float32
+    return tuple(
+        h.new_empty((0,) if t is None or not needs >> i & 1 else t.shape, dtype=h.dtype if i < 2 else compute)
+        for i, t in enumerate((h, x, *parameters))
+    )
+
+
+ops.register("gated_adapter", _fwd_fake, _bwd_fake)

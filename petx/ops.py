@@ -1,0 +1,56 @@
+"""Loads the compiled library ``petx._C``, whose import registers ``torch.ops.petx.*``, and answers what it holds."""
+
+import importlib
+import os
+
+import torch  # its libraries must be loaded before petx._C
+
+_load_error = None
+_C = None
+if os.environ.get("PETX_DISABLE_KERNELS", "0") != "1":
+    try:
+        _C = importlib.import_module("petx._C")
+    except ImportError as error:  # not built, or built for another torch or Python
+        _load_error = error
+
+
+_DEVICE_KEYS = {"cpu": "CPU", "cuda": "CUDA"}
+_fused = set()  # (operation, device type) with both directions compiled
+
+
+def has_kernel(stem, device_type):
+    """Whether operation ``stem`` runs compiled on ``device_type``; else callers use :mod:`petx.reference`."""
+    return (stem, device_type) in _fused
+
+
+def why_absent(stem, device_type):
+    """Why operation ``stem`` has no compiled kernel for ``device_type`` here, or None where it has one."""
+    if has_kernel(stem, device_type):
+        return None
+    if _C is None:
+        if _load_error is None:
+            return "PETX_DISABLE_KERNELS=1 is set"
+        return f"petx._C cannot be loaded: {_load_error}"
+    if device_type not in _DEVICE_KEYS:
+        return f"petx has no kernels for device type {device_type!r}"
+    if stem not in _C.build_info()["operations"]:
+        return f"this build has no operation {stem!r}"
+    if device_type == "cuda" and _C.build_info()["cuda_mode"] == "absent":
+        return f"built without CUDA: {_C.build_info()['cuda_absent_reason']}"
+    missing = [direction for direction in ("fwd", "bwd") if not _registered(f"{stem}_{direction}", device_type)]
+    return f"no {_DEVICE_KEYS[device_type]} kernel of {stem}_{' and '.join(missing)} yet"
+
+
+def register(stem, fwd_fake, bwd_fake):
+    """Take up operation ``stem``: shape functions for torch.compile and fake tensors, and which devices run it."""
+    if _C is None or stem not in _C.build_info()["operations"]:
+        return
+    torch.library.register_fake(f"petx::{stem}_fwd", fwd_fake)
+    torch.library.register_fake(f"petx::{stem}_bwd", bwd_fake)
+    for device_type in _DEVICE_KEYS:
+        if _registered(f"{stem}_fwd", device_type) and _registered(f"{stem}_bwd", device_type):
+            _fused.add((stem, device_type))
+
+
+def _registered(name, device_type):
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"petx::{name}", _DEVICE_KEYS[device_type])

@@ -1,0 +1,134 @@
+"""The table that drives every test and benchmark: an operation, its inputs, its reference, the gradients wanted.
+
+A case says shapes and options; `inputs` makes the tensors from a seed, `run` calls the public function, `expected` the
+readable reference. Sizes are small: they straddle the kernels' row blocks and token splits, nothing more.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from petx import functional
+from petx.functional.gated_adapter import ARGUMENTS, _by_reference
+
+DROPOUT_SEED = 20_230_809
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    shapes: dict  # argument -> shape; absent arguments are None
+    options: dict = field(default_factory=dict)
+    mask: bool = False
+    operation: str = "gated_adapter"
+
+    def inputs(self, dtype, *, requires_grad=True, seed=0, device="cpu"):
+        """Argument -> leaf tensor. Drawn in float64 and rounded once, so every dtype sees the same numbers."""
+        generator = torch.Generator().manual_seed(seed)
+        tensors = {}
+        for name, shape in self.shapes.items():
+            wide = name in ("h", "x")
+            value = torch.randn(shape, generator=generator, dtype=torch.float64) * (1.0 if wide else 0.3)
+            tensors[name] = (value + (name == "norm_weight")).to(device, dtype).requires_grad_(requires_grad)
+        return tensors
+
+    def extras(self, device="cpu"):
+        """The arguments that carry no gradient."""
+        extras = {"seed": torch.tensor([DROPOUT_SEED], device=device)}
+        if self.mask:
+            keep = torch.rand(self.shapes["h"][:-1], generator=torch.Generator().manual_seed(1)) < 0.6
+            extras["padding_mask"] = keep.to(device)
+        return extras
+
+    def run(self, tensors):
+        full = {"x": None, "down_bias": None, "up_bias": None} | tensors
+        return functional.gated_adapter(**full, **self.extras(tensors["h"].device), **self.options)
+
+    def expected(self, tensors):
+        defaults = dict(granularity="none", heads=1, activation="gelu_tanh", gate_input="modified", middle_y="linear")
+        defaults |= dict(placement="sequential", scale=1.0, dropout=0.0, residual=False, norm=None, eps=1e-5)
+        extras = self.extras(tensors["h"].device)
+        ordered = tuple(tensors.get(name) for name in ARGUMENTS)
+        return _by_reference(ordered, extras.get("padding_mask"), extras["seed"], **defaults | self.options)
+
+
+def site(name, batch=(3, 5), d=24, r=8, r_g=6, d_x=None, *, bias=True, x=True, mask=False, **options):
+    """A VL-PET site with the tensors that its options call for."""
+    d_x = d_x or d
+    heads, granularity = options.get("heads", 1), options.get("granularity", "none")
+    read = d_x if options.get("placement") == "parallel" else d
+    shapes = {"h": (*batch, d)}
+    if x:
+        shapes["x"] = (*batch, d_x)
+    shapes |= {"down_weight": (r, read), "up_weight": (d, r // heads)}
+    if bias:
+        shapes |= {"down_bias": (r,), "up_bias": (d,)}
+    gate = {"large": (d, r_g), "middleX": (1, d), "middleY": (d,), "small": (1, 2 * d)}.get(granularity)
+    if gate:
+        shapes["gate_weight"] = gate
+    if granularity == "large":
+        shapes["gate_down_weight"] = (r_g, d_x)
+    if bias and granularity == "large":
+        shapes |= {"gate_down_bias": (r_g,), "gate_bias": (d,)}
+    if bias and granularity in ("middleX", "small"):
+        shapes["gate_bias"] = (1,)
+    if options.get("norm"):
+        shapes["norm_weight"] = (d,)
+    if options.get("norm") == "layer":
+        shapes["norm_bias"] = (d,)
+    return Case(name, shapes, options, mask)
+
+
+BART_TAIL = dict(dropout=0.1, residual=True, norm="layer")
+T5_TAIL = dict(dropout=0.1, residual=True, scale=0.3)
+
+CASES = [
+    # granularities, alone and with each host's tail
+    site("none", x=False),
+    site("large", granularity="large"),
+    site("middleX", granularity="middleX"),
+    site("middleY", granularity="middleY"),
+    site("small", granularity="small"),
+    site("none-bart", **BART_TAIL),
+    site("large-bart", granularity="large", **BART_TAIL),
+    site("middleX-bart", granularity="middleX", **BART_TAIL),
+    site("middleY-bart", granularity="middleY", **BART_TAIL),
+    site("small-bart", granularity="small", **BART_TAIL),
+    site("large-t5", granularity="large", **T5_TAIL),
+    site("small-t5", granularity="small", **T5_TAIL),
+    site("large-rms", granularity="large", residual=True, norm="rms", eps=1e-6),
+    # the options of the paper's text and of the released code
+    site("large-exact", granularity="large", activation="gelu", **BART_TAIL),
+    site("middleX-original", granularity="middleX", gate_input="original", **BART_TAIL),
+    site("small-original", granularity="small", gate_input="original", **BART_TAIL),
+    site("middleY-sigmoid", granularity="middleY", middle_y="sigmoid", **BART_TAIL),
+    site("small-masked", granularity="small", mask=True, **BART_TAIL),
+    site("small-masked-original", granularity="small", mask=True, gate_input="original"),
+    # head blocks of the up projection (down-up-pair)
+    site("pair", heads=4, granularity="large", **BART_TAIL),
+    site("pair-small", heads=2, granularity="small"),
+    # placements
+    site("parallel-large", granularity="large", placement="parallel", **BART_TAIL),
+    site("parallel-small", granularity="small", placement="parallel"),
+    site("value", d=16, d_x=24, placement="parallel"),
+    site("parallel-large-wide-x", d=16, d_x=24, granularity="large", placement="parallel"),
+    site("unused-x", granularity="middleY", x=True),
+    # no biases
+    site("large-unbiased", granularity="large", bias=False, **BART_TAIL),
+    site("middleX-unbiased", granularity="middleX", bias=False),
+    site("small-unbiased", granularity="small", bias=False),
+    # dropout
+    site("dropout-0.9", granularity="large", dropout=0.9, residual=True),
+    site("dropout-no-residual", granularity="middleX", dropout=0.5),
+    # odd sizes: widths that no vector divides, one token, rows that straddle blocks and splits
+    site("one-token", batch=(1, 1), granularity="large", **BART_TAIL),
+    site("no-batch", batch=(7,), granularity="small", mask=True),
+    site("four-dims", batch=(2, 3, 4), granularity="small"),
+    site("odd", batch=(3, 43), d=37, r=5, r_g=3, granularity="large", **BART_TAIL),
+    site("odd-small", batch=(3, 43), d=37, r=5, granularity="small", mask=True, **BART_TAIL),
+    site("odd-pair", batch=(2, 33), d=33, r=9, heads=3, granularity="middleX", **BART_TAIL),
+    site("rank-one", batch=(2, 20), d=20, r=1, r_g=1, granularity="large"),
+    site("splits", batch=(13, 97), d=40, r=16, r_g=16, granularity="large", **BART_TAIL),
+    site("splits-small", batch=(13, 97), d=40, r=16, granularity="small", **T5_TAIL),
+    site("splits-middleX", batch=(13, 97), d=40, r=16, granularity="middleX", **BART_TAIL),
+]
