@@ -1,0 +1,72 @@
+"""The command ``petx``: finds its subcommands in :mod:`petx.commands` and imports only the one asked for."""
+
+import argparse
+import ast
+import difflib
+import importlib
+import pkgutil
+import sys
+from pathlib import Path
+
+from petx import commands
+from petx.errors import UserError
+from petx.version import __version__
+
+
+def command_names():
+    """Names of the modules below :mod:`petx.commands`, sorted."""
+    return sorted(info.name for info in pkgutil.iter_modules(commands.__path__) if not info.name.startswith("_"))
+
+
+def help_line(name):
+    """First line of a command module's docstring, read without importing the module."""
+    for folder in commands.__path__:
+        for source in (Path(folder, f"{name}.py"), Path(folder, name, "__init__.py")):
+            if source.is_file():
+                docstring = ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or ""
+                return docstring.partition("\n")[0]
+    return ""
+
+
+def build_parser(names):
+    width = max(map(len, names), default=0)
+    listing = "\n".join(f"  {name:<{width}}  {help_line(name)}" for name in names)
+    parser = argparse.ArgumentParser(
+        prog="petx",
+        usage="petx [-h] [--version] command ...",
+        description="Parameter-efficient tuning of vision-language models on fused kernels.",
+        epilog=f"commands:\n{listing}\n\n`petx command --help` explains a command.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"petx {__version__}")
+    parser.add_argument("command", nargs="?", help=argparse.SUPPRESS)
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    return parser
+
+
+def main(argv=None):
+    """Run one command line (default ``sys.argv[1:]``) and return its exit code."""
+    names = command_names()
+    parser = build_parser(names)
+    chosen = parser.parse_args(argv)
+    if chosen.command is None:
+        parser.print_help()
+        return 2
+    try:
+        return _run_command(chosen.command, chosen.arguments, names)
+    except UserError as error:
+        print(f"petx: error: {error}", file=sys.stderr)
+        return 2
+
+
+def _run_command(name, arguments, names):
+    if name not in names:
+        close = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(names)}"
+        raise UserError(f"unknown command {name!r}; {hint}")
+    module = importlib.import_module(f"{commands.__name__}.{name}")
+    parser = argparse.ArgumentParser(
+        prog=f"petx {name}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    module.add_arguments(parser)
+    return module.run(parser.parse_args(arguments))

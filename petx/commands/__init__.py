@@ -1,0 +1,1 @@
+"""Subcommands of ``petx``: each module has a docstring, ``add_arguments(parser)`` and ``run(args) -> exit code``."""

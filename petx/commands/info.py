@@ -1,0 +1,80 @@
+"""Tell what is installed, how petx was built, and which kernels are used on this machine.
+
+Put its output (--json for programs) into a bug report.
+"""
+
+import importlib.metadata
+import json
+import pkgutil
+import platform
+
+import torch
+
+from petx import functional, ops
+from petx.version import __version__
+
+PACKAGES = ("numpy", "transformers", "peft", "accelerate")
+
+
+def add_arguments(parser):
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args):
+    facts = gather()
+    print(json.dumps(facts, indent=2) if args.json else as_text(facts))
+    return 0
+
+
+def gather():
+    """All that ``petx info`` tells, as a dict that JSON can hold; ``library`` is None where none could be loaded."""
+    stems = sorted(info.name for info in pkgutil.iter_modules(functional.__path__) if not info.name.startswith("_"))
+    kernels = {stem: {device: ops.why_absent(stem, device) for device in ("cpu", "cuda")} for stem in stems}
+    return {
+        "petx": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torch_cuda": torch.version.cuda,
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "library": None if ops._C is None else ops._C.build_info(),
+        "library_absent_reason": ops.why_absent(stems[0], "cpu") if ops._C is None else None,
+        "kernel_absent_reason": kernels,
+        "packages": {name: _version_of(name) for name in PACKAGES},
+    }
+
+
+def as_text(facts):
+    lines = [
+        ("petx", f"{facts['petx']}, Python {facts['python']}, torch {facts['torch']}"),
+        ("GPUs", ", ".join(facts["gpus"]) or f"none visible (torch's CUDA: {facts['torch_cuda'] or 'none'})"),
+    ]
+    library = facts["library"]
+    if library is None:
+        lines.append(("compiled library", f"not in use: {facts['library_absent_reason']}"))
+    else:
+        lines += [
+            ("compiled library", f"{library['version']}, against torch {library['torch_version']}"),
+            ("compiler", f"{library['compiler']}, {library['flags']}"),
+            ("CPU kernels", f"for {', '.join(library['cpu_variants'])}; this machine uses {library['cpu_variant']}"),
+            ("CUDA kernels", _cuda_text(library)),
+        ]
+    for stem, reasons in facts["kernel_absent_reason"].items():
+        for device, reason in reasons.items():
+            lines.append((f"{stem}, {device}", f"reference, because {reason}" if reason else "compiled kernel"))
+    lines += [(name, version or "not installed") for name, version in facts["packages"].items()]
+    width = max(len(name) for name, _ in lines)
+    return "\n".join(f"{name:<{width}}  {text}" for name, text in lines)
+
+
+def _cuda_text(library):
+    if not library["cuda"]:
+        return f"not built: {library['cuda_absent_reason']}"
+    text = f"CUDA {library['cuda_version']}, for {', '.join(library['cuda_architectures'])}"
+    return f"{text} (a check build: it loads, and cannot run on a GPU)" if library["cuda_mode"] == "check" else text
+
+
+def _version_of(package):
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
