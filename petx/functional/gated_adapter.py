@@ -1,5 +1,7 @@
 """VL-PET's granularity-controlled adapter site: one differentiable function over the fused kernels."""
 
+import math
+
 import torch
 from torch.autograd.function import once_differentiable
 
@@ -153,6 +155,8 @@ def gated_adapter(
     )
     if not 0 <= dropout < 1:
         raise ValueError(f"gated_adapter: dropout must be in [0, 1), got {dropout}")
+    if not abs(scale) < math.inf:
+        raise ValueError(f"gated_adapter: scale must be finite, got {scale}")
     if h.dim() < 2:
         raise ValueError(f"gated_adapter: h must be [..., length, d], got {list(h.shape)}")
     if torch.is_autocast_enabled(h.device.type):
@@ -191,6 +195,10 @@ def gated_adapter(
             eps=eps,
         )
     shape = h.shape
+    for name, tensor in zip(ARGUMENTS, tensors, strict=True):
+        # Here and not in the kernel: the dispatcher would send a tensor of another device elsewhere.
+        if tensor is not None and tensor.device != h.device:
+            raise ValueError(f"gated_adapter: {name} must be on h's device {h.device}, got {tensor.device}")
     if padding_mask is not None:
         if padding_mask.shape != shape[:-1]:
             raise ValueError(f"gated_adapter: padding_mask must be {list(shape[:-1])}, got {list(padding_mask.shape)}")

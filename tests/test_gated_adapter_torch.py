@@ -1,0 +1,182 @@
+"""`gated_adapter` inside torch: compile, autocast, checkpointing, function transforms, mixed dtypes, clear errors."""
+
+import pytest
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from petx import functional, nn
+from tests.cases import CASES
+
+BY_NAME = {case.name: case for case in CASES}
+
+
+def layer(**options):
+    torch.manual_seed(0)
+    return nn.GatedAdapter(16, 8, 4, **{"granularity": "large", "residual": True, "norm": "layer"} | options)
+
+
+def inputs(dtype=torch.float32, requires_grad=True):
+    torch.manual_seed(1)
+    return [torch.randn(3, 5, 16, dtype=dtype, requires_grad=requires_grad) for _ in range(2)]
+
+
+@pytest.mark.parametrize("granularity", ["large", "middleX", "middleY", "small", "none"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_opcheck(granularity, dtype):
+    adapter = layer(granularity=granularity, dropout=0.1).to(dtype)
+    h, x = (t.detach().reshape(-1, 16) for t in inputs(dtype))
+    gate = adapter.gate_scale if granularity == "middleY" else getattr(adapter.gate, "weight", None)
+    tensors = [h, x, adapter.down.weight, adapter.down.bias, adapter.up.weight, adapter.up.bias]
+    tensors += [getattr(adapter.gate_down, "weight", None), getattr(adapter.gate_down, "bias", None), gate]
+    tensors += [getattr(adapter.gate, "bias", None), adapter.norm_weight, adapter.norm_bias, None, torch.tensor([5])]
+    tensors = [None if t is None else t.detach() for t in tensors]
+    code = ("none", "large", "middleX", "middleY", "small").index(granularity)
+    options = (5, code, 1, 0, 0, 0, 0, 1, True, 1.0, 0.1, 1e-5)
+    torch.library.opcheck(torch.ops.petx.gated_adapter_fwd, (*tensors, *options))
+    saved = torch.ops.petx.gated_adapter_fwd(*tensors, *options)[1:]
+    every = sum(1 << i for i, t in enumerate(tensors[:12]) if t is not None)
+    for needs in (every, 0b1, 0b100):
+        torch.library.opcheck(torch.ops.petx.gated_adapter_bwd, (h, *tensors, *saved, needs, *options))
+
+
+@pytest.mark.parametrize("granularity", ["large", "middleX", "middleY", "small"])
+def test_compiles_to_one_graph(granularity):
+    adapter = layer(granularity=granularity, dropout=0.1)
+    compiled = torch.compile(adapter, fullgraph=True, backend="aot_eager")
+    results = []
+    for call in (adapter, compiled):
+        h, x = inputs()
+        torch.manual_seed(5)
+        out = call(h, x)
+        results.append((out, *torch.autograd.grad(out.square().sum(), [h, x, *adapter.parameters()])))
+    for eager, traced in zip(*results, strict=True):
+        torch.testing.assert_close(traced, eager)
+
+
+def test_inductor_and_dynamic_shapes():
+    adapter = layer()
+    compiled = torch.compile(adapter, fullgraph=True, dynamic=True)
+    for batch, length in ((3, 5), (2, 7), (4, 6)):
+        h, x = torch.randn(2, batch, length, 16).unbind()
+        torch.testing.assert_close(compiled(h, x), adapter(h, x))
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+@pytest.mark.parametrize("granularity", ["large", "small"])
+def test_checkpointing_repeats_the_same_dropout(use_reentrant, granularity):
+    adapter = layer(granularity=granularity, dropout=0.3)
+    results = []
+    for call in (adapter, lambda h, x: checkpoint(adapter, h, x, use_reentrant=use_reentrant)):
+        h, x = inputs()
+        adapter.zero_grad()
+        torch.manual_seed(5)
+        call(h, x).square().sum().backward()
+        results.append([h.grad, x.grad, *(p.grad for p in adapter.parameters())])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("granularity", ["large", "middleX", "small"])
+def test_autocast(granularity):
+    """Float32 adapter and inputs run in bf16 under autocast; gradients come back in float32."""
+    adapter = layer(granularity=granularity)
+    h, x = inputs()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = adapter(h, x)
+    assert out.dtype == torch.bfloat16
+    weights = torch.randn_like(h)
+    grads = torch.autograd.grad((out * weights).sum(), [h, x, *adapter.parameters()])
+    assert all(g.dtype == torch.float32 and g.isfinite().all() for g in grads)
+    exact = torch.autograd.grad((adapter(h, x) * weights).sum(), h)[0]
+    assert (grads[0] - exact).norm() < 0.03 * exact.norm()
+
+
+def test_float32_adapter_beside_a_bf16_base():
+    adapter = layer()
+    h, x = inputs(torch.bfloat16)
+    out = adapter(h, x)
+    assert out.dtype == torch.bfloat16
+    grads = torch.autograd.grad(out.sum(), [h, adapter.down.weight])
+    assert grads[0].dtype == torch.bfloat16 and grads[1].dtype == torch.float32
+
+
+def test_function_transforms():
+    adapter = layer().double().eval()
+    h, x = (t.detach() for t in inputs(torch.float64))
+    parameters = {n: p.detach() for n, p in adapter.named_parameters()}
+
+    def loss(p):
+        return torch.func.functional_call(adapter, p, (h, x)).square().sum()
+
+    grads = torch.func.grad(loss)(parameters)
+    plain = torch.autograd.grad(adapter(h, x).square().sum(), list(adapter.parameters()))
+    for name, want in zip(parameters, plain, strict=True):
+        torch.testing.assert_close(grads[name], want)
+    batched = torch.func.vmap(lambda a, b: adapter(a[None], b[None])[0])(h, x)
+    torch.testing.assert_close(batched, torch.stack([adapter(a[None], b[None])[0] for a, b in zip(h, x, strict=True)]))
+
+
+def test_second_derivative_is_refused():
+    h, x = inputs()
+    (grad,) = torch.autograd.grad(layer()(h, x).sum(), h, create_graph=True)
+    with pytest.raises(RuntimeError):
+        grad.sum().backward()
+
+
+def test_reference_path_gives_the_same(monkeypatch):
+    case = BY_NAME["small-masked"]
+    tensors = case.inputs(torch.float64)
+    out = case.run(tensors)
+    monkeypatch.setattr("petx.ops._fused", set())
+    torch.testing.assert_close(case.run(tensors), out)
+
+
+def bad_call(**changes):
+    case = BY_NAME["large-bart"]
+    tensors = case.inputs(torch.float32, requires_grad=False)
+    return functional.gated_adapter(**tensors | {k: v for k, v in changes.items()}, **case.options)
+
+
+BAD = {
+    "h-not-floating": (dict(h=torch.ones(3, 5, 24, dtype=torch.int64)), "dtype|scalar type"),
+    "h-one-dimension": (dict(h=torch.ones(24)), r"h must be \[\.\.\., length, d\], got \[24\]"),
+    "x-missing": (dict(x=None), "x is required"),
+    "x-length": (dict(x=torch.ones(3, 4, 24)), r"x must be .*got \[3, 4, 24\]"),
+    "x-width": (dict(x=torch.ones(3, 5, 20)), "x must have h's width 24 here, got 20"),
+    "x-dtype": (dict(x=torch.ones(3, 5, 24, dtype=torch.float64)), "x must have h's dtype"),
+    "down-width": (dict(down_weight=torch.ones(8, 20)), r"down_weight must be \[8, 24\], got \[8, 20\]"),
+    "down-dims": (dict(down_weight=torch.ones(8)), r"down_weight must be \[r, width\].*got \[8\]"),
+    "up-shape": (dict(up_weight=torch.ones(24, 4)), r"up_weight must be \[24, 8\], got \[24, 4\]"),
+    "bias-shape": (dict(down_bias=torch.ones(7)), r"down_bias must be \[8\], got \[7\]"),
+    "gate-missing": (dict(gate_weight=None), "gate_weight must be .*got None"),
+    "gate-shape": (dict(gate_weight=torch.ones(24, 5)), r"gate_weight must be \[24, 6\], got \[24, 5\]"),
+    "norm-missing": (dict(norm_weight=None), "norm_weight must be .*got None"),
+    "mask-shape": (dict(padding_mask=torch.ones(3, 4)), r"padding_mask must be \[3, 5\], got \[3, 4\]"),
+    "device": (dict(down_weight=torch.ones(8, 24, device="meta")), "down_weight.*device"),
+}
+
+
+@pytest.mark.parametrize("changes, message", BAD.values(), ids=BAD)
+@pytest.mark.parametrize("path", ["kernel", "reference"])
+def test_bad_input_names_the_argument(changes, message, path, monkeypatch):
+    if path == "reference":
+        monkeypatch.setattr("petx.ops._fused", set())
+    with pytest.raises((ValueError, RuntimeError), match=message):
+        bad_call(**changes)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(granularity="huge"), "granularity must be one of 'none', 'large'.*got 'huge'"),
+        (dict(activation="relu"), "activation must be one of"),
+        (dict(norm="batch"), "norm must be one of"),
+        (dict(heads=3), "heads must divide"),
+        (dict(heads=0), "heads must divide"),
+        (dict(dropout=1.0), r"dropout must be in \[0, 1\), got 1.0"),
+        (dict(scale=float("nan")), "scale must be finite, got nan"),
+    ],
+)
+def test_bad_options(options, message):
+    case = BY_NAME["none"]
+    with pytest.raises((ValueError, RuntimeError), match=message):
+        functional.gated_adapter(x=None, **case.inputs(torch.float32), **case.options | options)
