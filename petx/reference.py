@@ -103,7 +103,9 @@ def gated_adapter(
     s = h + block_diagonal_linear(gelu(z, activation), up_weight, up_bias, heads)
     read = s if gate_input == "modified" else h
     if granularity == "large":
-        gate = torch.sigmoid(F.linear(gelu(F.linear(x, gate_down_weight, gate_down_bias), activation), gate_weight, gate_bias))
+        gate = torch.sigmoid(
+            F.linear(gelu(F.linear(x, gate_down_weight, gate_down_bias), activation), gate_weight, gate_bias)
+        )
     elif granularity == "middleX":
         gate = torch.sigmoid(F.linear(x + read, gate_weight, gate_bias))
     elif granularity == "middleY":

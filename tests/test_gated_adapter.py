@@ -71,7 +71,9 @@ TINY = dict(batch=(2, 2), d=4, r=2, r_g=2)
 def test_gradcheck(case):
     tensors = case.inputs(torch.float64)
     names = list(tensors)
-    assert torch.autograd.gradcheck(lambda *values: case.run(dict(zip(names, values, strict=True))), list(tensors.values()))
+    assert torch.autograd.gradcheck(
+        lambda *values: case.run(dict(zip(names, values, strict=True))), list(tensors.values())
+    )
 
 
 @pytest.mark.parametrize("name", ["splits", "splits-small", "splits-middleX", "odd-pair", "one-token"])
@@ -166,12 +168,18 @@ def test_sixteen_bit_conversion_is_exact(dtype):
     every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
     every = every[every.isfinite()].reshape(1, -1)
     zero = every.new_zeros(1, every.shape[1]), None, every.new_zeros(every.shape[1], 1), None
-    assert torch.equal(functional.gated_adapter(every, None, *zero).view(torch.int16) & 0x7FFF, every.view(torch.int16) & 0x7FFF)
+    assert torch.equal(
+        functional.gated_adapter(every, None, *zero).view(torch.int16) & 0x7FFF, every.view(torch.int16) & 0x7FFF
+    )
     x = every.roll(12_345, 1)
     total = functional.gated_adapter(every, x, *zero, residual=True)
     torch.testing.assert_close(total, (every.float() + x.float()).to(dtype), rtol=0, atol=0)
     nan = torch.full((1, 8), float("nan"), dtype=dtype)
-    assert functional.gated_adapter(nan, None, *(z if z is None else z[:, :8] if z.shape[0] == 1 else z[:8] for z in zero)).isnan().all()
+    assert (
+        functional.gated_adapter(nan, None, *(z if z is None else z[:, :8] if z.shape[0] == 1 else z[:8] for z in zero))
+        .isnan()
+        .all()
+    )
 
 
 @pytest.mark.parametrize("p", [0.1, 0.9])
@@ -200,7 +208,9 @@ def test_dropout_draws_its_seed_from_torchs_generator():
 
 def test_saved_tensors_are_rank_wide():
     """Only inputs, parameters, the seed, statistics and [N, r] tensors are kept for the backward."""
-    case = site("memory", batch=(8, 64), d=256, r=8, r_g=8, granularity="large", dropout=0.1, residual=True, norm="layer")
+    case = site(
+        "memory", batch=(8, 64), d=256, r=8, r_g=8, granularity="large", dropout=0.1, residual=True, norm="layer"
+    )
     tensors = case.inputs(torch.float32)
     held, known = [], {t.data_ptr() for t in tensors.values()}
     with torch.autograd.graph.saved_tensors_hooks(lambda t: held.append(t) or t, lambda t: t):

@@ -14,9 +14,15 @@ def test_stacked_designs_are_one_adapter(design):
     torch.manual_seed(0)
     layer = nn.GatedAdapter(24, 8, 4, design=design, granularity="none")
     h = torch.randn(2, 3, 24)
-    parts = [torch.nn.functional.linear(h, w, b) for w, b in zip(layer.down.weight.chunk(4), layer.down.bias.chunk(4), strict=True)]
+    parts = [
+        torch.nn.functional.linear(h, w, b)
+        for w, b in zip(layer.down.weight.chunk(4), layer.down.bias.chunk(4), strict=True)
+    ]
     z = torch.nn.functional.gelu(torch.cat(parts, -1), approximate="tanh")
-    up = [torch.nn.functional.linear(z, w, b) for w, b in zip(layer.up.weight.chunk(4), layer.up.bias.chunk(4), strict=True)]
+    up = [
+        torch.nn.functional.linear(z, w, b)
+        for w, b in zip(layer.up.weight.chunk(4), layer.up.bias.chunk(4), strict=True)
+    ]
     torch.testing.assert_close(layer(h), h + torch.cat(up, -1))
 
 
@@ -28,18 +34,24 @@ def test_pair_keeps_each_head_to_itself():
     for i in range(4):
         z = torch.nn.functional.linear(h, layer.down.weight[2 * i : 2 * i + 2], layer.down.bias[2 * i : 2 * i + 2])
         z = torch.nn.functional.gelu(z, approximate="tanh")
-        heads.append(torch.nn.functional.linear(z, layer.up.weight[6 * i : 6 * i + 6], layer.up.bias[6 * i : 6 * i + 6]))
+        heads.append(
+            torch.nn.functional.linear(z, layer.up.weight[6 * i : 6 * i + 6], layer.up.bias[6 * i : 6 * i + 6])
+        )
     torch.testing.assert_close(layer(h), h + torch.cat(heads, -1))
 
 
-@pytest.mark.parametrize("design, count", [("down", 148_320), ("up", 148_320), ("down-up", 148_320), ("down-up-pair", 93_024)])
+@pytest.mark.parametrize(
+    "design, count", [("down", 148_320), ("up", 148_320), ("down-up", 148_320), ("down-up-pair", 93_024)]
+)
 def test_parameters_per_site(design, count):
     with torch.device("meta"):
         layer = nn.GatedAdapter(768, 96, 4, design=design, granularity="none")
     assert sum(p.numel() for p in layer.parameters()) == count
 
 
-@pytest.mark.parametrize("granularity, count", [("large", 148_320), ("middleX", 769), ("middleY", 768), ("small", 1537)])
+@pytest.mark.parametrize(
+    "granularity, count", [("large", 148_320), ("middleX", 769), ("middleY", 768), ("small", 1537)]
+)
 def test_parameters_per_gate(granularity, count):
     with torch.device("meta"):
         layer = nn.GatedAdapter(768, 96, 4, granularity=granularity)

@@ -53,10 +53,16 @@ def test_large_gates_every_value_by_the_residual_input():
 def test_middle_x_has_one_gate_per_token():
     weight, bias = [0.1, -0.2], 0.3
     got = call(granularity="middleX", gate_weight=[weight], gate_bias=[bias])
-    gates = [sigmoid(sum(w * (a + b) for w, a, b in zip(weight, x, s, strict=True)) + bias) for x, s in zip(X, S, strict=True)]
+    gates = [
+        sigmoid(sum(w * (a + b) for w, a, b in zip(weight, x, s, strict=True)) + bias)
+        for x, s in zip(X, S, strict=True)
+    ]
     close(got, [[g * v for v in s] for g, s in zip(gates, S, strict=True)])
     got = call(granularity="middleX", gate_weight=[weight], gate_bias=[bias], gate_input="original")
-    gates = [sigmoid(sum(w * (a + b) for w, a, b in zip(weight, x, h, strict=True)) + bias) for x, h in zip(X, H, strict=True)]
+    gates = [
+        sigmoid(sum(w * (a + b) for w, a, b in zip(weight, x, h, strict=True)) + bias)
+        for x, h in zip(X, H, strict=True)
+    ]
     close(got, [[g * v for v in s] for g, s in zip(gates, S, strict=True)])
 
 
@@ -69,7 +75,9 @@ def test_middle_y_has_one_gate_per_channel():
 
 def test_small_has_one_gate_per_sample():
     weight = [0.1, 0.2, 0.3, -0.4]  # first two act on x, last two on S
-    tokens = [sigmoid(sum(w * v for w, v in zip(weight, [*x, *s], strict=True)) + 1.0) for x, s in zip(X, S, strict=True)]
+    tokens = [
+        sigmoid(sum(w * v for w, v in zip(weight, [*x, *s], strict=True)) + 1.0) for x, s in zip(X, S, strict=True)
+    ]
     got = call(granularity="small", gate_weight=[weight], gate_bias=[1.0])
     close(got, [[sum(tokens) / 2 * v for v in s] for s in S])
     mask = torch.tensor([[True, False]])
@@ -79,7 +87,10 @@ def test_small_has_one_gate_per_sample():
 
 def test_parallel_modification_reads_x():
     z = [x[0] - x[1] + 0.5 for x in X]
-    close(call(placement="parallel"), [[h[0] + 2 * gelu_tanh(a), h[1] + gelu_tanh(a) - 1] for h, a in zip(H, z, strict=True)])
+    close(
+        call(placement="parallel"),
+        [[h[0] + 2 * gelu_tanh(a), h[1] + gelu_tanh(a) - 1] for h, a in zip(H, z, strict=True)],
+    )
 
 
 def test_residual_and_norms():

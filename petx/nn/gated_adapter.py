@@ -83,7 +83,9 @@ class GatedAdapter(nn.Module):
         if modification not in ("linear", "phm"):
             raise ValueError(f"GatedAdapter: modification must be 'linear' or 'phm', got {modification!r}")
         if modification == "phm" and design == "down-up-pair":
-            raise ValueError("GatedAdapter: modification='phm' has no block-diagonal form, so not design='down-up-pair'")
+            raise ValueError(
+                "GatedAdapter: modification='phm' has no block-diagonal form, so not design='down-up-pair'"
+            )
         if init not in ("normal", "uniform"):
             raise ValueError(f"GatedAdapter: init must be 'normal' or 'uniform', got {init!r}")
         if not 0 <= dropout < 1:
