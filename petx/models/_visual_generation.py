@@ -1,0 +1,90 @@
+"""What the visual BART and T5 share: forward and generate take visual inputs and hand the encoder's output on."""
+
+import torch
+
+from petx.errors import UserError
+from petx.models.visual_embedding import join_masks
+
+VISUAL = ("visual_features", "boxes", "image_ids", "visual_attention_mask")
+
+
+class VisualInputs:
+    """Mixin in front of a transformers encoder-decoder; the class after it defines ``encode_joint``.
+
+    The encoder runs on [text; vision] here, and the host's own forward and generate receive its output and the joined
+    mask: nothing of theirs is rewritten.
+    """
+
+    def _init_weights(self, module):
+        visual = getattr(self, "visual_embedding", None)  # not there yet when the host's own constructor asks
+        if visual is not None and any(module is part for part in visual.children()):
+            visual.reset_layer(module)  # the host's rule for linears (T5: N(0, 1)) is not the projector's
+        else:
+            super()._init_weights(module)
+
+    def forward(
+        self,
+        input_ids=None,
+        attention_mask=None,
+        visual_features=None,
+        boxes=None,
+        image_ids=None,
+        visual_attention_mask=None,
+        decoder_input_ids=None,
+        labels=None,
+        encoder_outputs=None,
+        **kwargs,
+    ):
+        """As the host's forward, with the encoder reading [text; vision].
+
+        Args:
+            input_ids, attention_mask: ``[B, L]`` text.
+            visual_features: ``[B, V, F]``; None for text alone.
+            boxes, image_ids: ``[B, V, 4]`` and ``[B, V]``, see :class:`VisualEmbedding`.
+            visual_attention_mask: ``[B, V]``, zero where a visual token is padding.
+            labels: ``[B, T]`` target tokens, -100 where they do not count.
+
+        Raises UserError for visual inputs that do not fit.
+        """
+        if visual_features is not None and encoder_outputs is None:
+            encoder_outputs, attention_mask = self._encode(
+                input_ids, attention_mask, visual_features, boxes, image_ids, visual_attention_mask, **kwargs
+            )
+        return super().forward(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            decoder_input_ids=decoder_input_ids,
+            labels=labels,
+            encoder_outputs=encoder_outputs,
+            **kwargs,
+        )
+
+    def _encode(
+        self,
+        input_ids,
+        attention_mask,
+        visual_features,
+        boxes=None,
+        image_ids=None,
+        visual_attention_mask=None,
+        **kwargs,
+    ):
+        """Encoder output on [text; vision] and the mask over it."""
+        if input_ids is None:
+            raise UserError("visual_features need input_ids beside them, got None")
+        mask = join_masks(input_ids, attention_mask, visual_features, visual_attention_mask)
+        encoder = self.get_encoder()
+        vision = self.visual_embedding(visual_features, encoder.embed_tokens.weight, boxes, image_ids)
+        wanted = {name: kwargs[name] for name in ("output_attentions", "output_hidden_states") if kwargs.get(name)}
+        return self.encode_joint(encoder, input_ids, vision, mask, **wanted), mask
+
+    @torch.no_grad()
+    def generate(self, inputs=None, generation_config=None, **kwargs):
+        """As the host's generate; visual inputs as in :meth:`forward`. The encoder runs once."""
+        visual = {name: kwargs.pop(name) for name in VISUAL if name in kwargs}
+        if visual.get("visual_features") is not None and kwargs.get("encoder_outputs") is None:
+            inputs = kwargs.pop("input_ids", None) if inputs is None else inputs
+            kwargs["encoder_outputs"], kwargs["attention_mask"] = self._encode(
+                inputs, kwargs.pop("attention_mask", None), **visual, **kwargs
+            )
+        return super().generate(inputs, generation_config, **kwargs)

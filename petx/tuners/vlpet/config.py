@@ -1,0 +1,238 @@
+"""What VL-PET adapts and how: the configuration and the presets of the paper's two backbones."""
+
+import re
+from dataclasses import dataclass, field
+
+from peft import PeftConfig
+
+from petx.errors import UserError
+from petx.functional.gated_adapter import check_options
+from petx.nn.gated_adapter import DESIGNS
+from petx.tuners._register import add_peft_type
+
+__all__ = ["PRESETS", "VLPetConfig", "needs_input", "preset_of"]
+
+# Sizes and initialisation of the released code, and where it inserts its modules. A site is the last linear layer of a
+# frozen sub-layer ("output", a pattern for its full path); "input" is the module whose first input is the sub-layer's
+# residual input X, "mask" the one that is called with `attention_mask=`, both written in terms of the pattern's groups.
+PRESETS = {
+    "bart": {
+        "model_types": ("bart", "vl_bart"),
+        "defaults": dict(
+            rank=96, heads=4, scale=1.0, decoder_rank=96, init="normal", zero_init_up=False, zero_init_gate=False
+        ),
+        "encoder_sites": [
+            dict(
+                name="attention output",
+                output=r"((?:.*\.)?encoder\.layers\.\d+\.self_attn)\.out_proj",
+                input=r"\1.q_proj",
+                mask=r"\1",
+            ),
+            dict(
+                name="feed-forward output",
+                output=r"((?:.*\.)?encoder\.layers\.\d+)\.fc2",
+                input=r"\1.fc1",
+                mask=r"\1.self_attn",
+            ),
+        ],
+        "decoder_sites": [
+            dict(
+                name="cross-attention value",
+                output=r"((?:.*\.)?decoder\.layers\.\d+\.encoder_attn)\.v_proj",
+                mask=r"\1",
+            ),
+        ],
+    },
+    "t5": {
+        "model_types": ("t5", "vl_t5"),
+        "defaults": dict(
+            rank=192, heads=4, scale=0.3, decoder_rank=96, init="uniform", zero_init_up=True, zero_init_gate=True
+        ),
+        # X is the residual stream before the sub-layer's norm, so the sub-layer itself is tapped, not what it wraps.
+        "encoder_sites": [
+            dict(
+                name="attention output",
+                output=r"((?:.*\.)?encoder\.block\.\d+\.layer\.0)\.SelfAttention\.o",
+                input=r"\1",
+                mask=r"\1",
+            ),
+            dict(
+                name="feed-forward output",
+                output=r"((?:.*\.)?encoder\.block\.\d+\.layer)\.1\.DenseReluDense\.wo",
+                input=r"\1.1",
+                mask=r"\1.0",
+            ),
+        ],
+        "decoder_sites": [
+            dict(
+                name="cross-attention value",
+                output=r"((?:.*\.)?decoder\.block\.\d+\.layer\.1)\.EncDecAttention\.v",
+                mask=r"\1",
+            ),
+        ],
+    },
+}
+
+
+def preset_of(model_type):
+    """Name of the preset made for a transformers ``model_type``, or None."""
+    return next((name for name, preset in PRESETS.items() if model_type in preset["model_types"]), None)
+
+
+def needs_input(granularity, placement):
+    """Whether a module of this kind reads the sub-layer's input X beside its output H."""
+    return placement == "parallel" or granularity in ("large", "middleX", "small")
+
+
+@dataclass
+class VLPetConfig(PeftConfig):
+    r"""Configuration of VL-PET: :math:`H \leftarrow s\,G \odot (H + \Delta H)` at every encoder sub-layer, and
+    :math:`V \leftarrow V + \Delta V` beside every decoder cross-attention value (arXiv 2308.09804).
+
+    A field left at None takes the preset's value: for ``"bart"`` rank 96, 4 heads, scale 1.0, N(0, 0.02²)
+    initialisation; for ``"t5"`` rank 192, 4 heads, scale 0.3, torch's uniform initialisation with the up projections
+    and the gate's last layer at zero. ``gate_rank`` defaults to ``rank``.
+
+    Raises UserError (a ValueError) for an unknown option.
+    """
+
+    granularity: str = field(default="large", metadata={"help": "Gate G: large, middleX, middleY, small or none."})
+    rank: int | None = field(default=None, metadata={"help": "Bottleneck r of the encoder modules (all heads)."})
+    heads: int | None = field(default=None, metadata={"help": "Heads N_h of the encoder modules."})
+    gate_rank: int | None = field(default=None, metadata={"help": "Bottleneck r_g of the large gate; default rank."})
+    design: str = field(default="down", metadata={"help": f"Multi-head design: {', '.join(DESIGNS)}."})
+    modification: str = field(
+        default="linear", metadata={"help": "linear, or phm for Compacter's weights (encoder and decoder)."}
+    )
+    phm_order: int = field(default=2, metadata={"help": "Order n of the Kronecker sums of modification='phm'."})
+    # Not `bias`: PEFT gives a field of that name its own meaning ("none", "all", ...).
+    use_bias: bool = field(default=True, metadata={"help": "Biases in every projection."})
+    activation: str = field(default="gelu_tanh", metadata={"help": "gelu_tanh (released code) or gelu (exact)."})
+    gate_input: str = field(
+        default="modified",
+        metadata={"help": "middleX and small read H + delta H (modified, released code) or H (original, paper)."},
+    )
+    middle_y: str = field(
+        default="linear", metadata={"help": "middleY is 1 + z (linear, released code) or 1 + σ(z) (sigmoid, paper)."}
+    )
+    placement: str = field(
+        default="sequential", metadata={"help": "delta H reads H (sequential, released code) or X (parallel)."}
+    )
+    scale: float | None = field(default=None, metadata={"help": "Constant s of the encoder modules."})
+    mask_padding: bool = field(
+        default=False, metadata={"help": "Leave padding out of the mean of the small gate (released code: included)."}
+    )
+    init: str | None = field(default=None, metadata={"help": "normal (N(0, init_std^2), zero biases) or uniform."})
+    init_std: float = field(default=0.02, metadata={"help": "Standard deviation of init='normal'."})
+    zero_init_up: bool | None = field(default=None, metadata={"help": "Start every up projection at zero."})
+    zero_init_gate: bool | None = field(default=None, metadata={"help": "Start the gate's last layer at zero."})
+    decoder_value: bool = field(default=True, metadata={"help": "Adapt the decoder's cross-attention values."})
+    decoder_rank: int | None = field(default=None, metadata={"help": "Bottleneck of the decoder's value adapters."})
+    decoder_granularity: str = field(
+        default="none", metadata={"help": "Gate of the decoder's value adapters (released code: none)."}
+    )
+    train_encoder_norms: bool = field(default=True, metadata={"help": "Train the encoder's normalisation layers."})
+    train_decoder_norms: bool = field(default=False, metadata={"help": "Train the decoder's normalisation layers."})
+    train_visual_embedding: bool = field(
+        default=True, metadata={"help": "Train the model's submodule visual_embedding, where it has one."}
+    )
+    modules_to_save: list[str] | None = field(
+        default=None, metadata={"help": "Further modules to train and save; norms and visual embedding are added."}
+    )
+    preset: str = field(default="auto", metadata={"help": "auto (by the model's type), bart or t5."})
+    encoder_sites: list[dict] | None = field(
+        default=None,
+        metadata={"help": "Where to adapt the encoder: dicts of output (pattern), input, mask, name; default: preset."},
+    )
+    decoder_sites: list[dict] | None = field(
+        default=None, metadata={"help": "Where to adapt the decoder's values: dicts of output (pattern), mask, name."}
+    )
+    host: dict | None = field(
+        default=None, metadata={"help": "Filled in: the model this configuration was resolved for."}
+    )
+
+    # PEFT reads this attribute; the tuner fills in the paths that the sites' patterns matched. Not a field: it follows
+    # from the sites and is not saved.
+    target_modules = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.peft_type = add_peft_type("VLPET")
+        try:
+            check_options(
+                granularity=self.granularity,
+                activation=self.activation,
+                gate_input=self.gate_input,
+                middle_y=self.middle_y,
+                placement=self.placement,
+            )
+            check_options(granularity=self.decoder_granularity)
+        except ValueError as error:
+            raise UserError(str(error).replace("gated_adapter:", "VLPetConfig:")) from None
+        choices = {
+            "design": DESIGNS,
+            "modification": ("linear", "phm"),
+            "init": (None, "normal", "uniform"),
+            "preset": ("auto", *PRESETS),
+        }
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise UserError(
+                    f"VLPetConfig: {name} must be one of {', '.join(map(repr, known))}, got {getattr(self, name)!r}"
+                )
+        for name in ("encoder_sites", "decoder_sites"):
+            for site in getattr(self, name) or ():
+                if "output" not in site or set(site) - {"name", "output", "input", "mask"}:
+                    raise UserError(
+                        f"VLPetConfig: every entry of {name} is a dict with 'output' and optionally 'input', 'mask' "
+                        f"and 'name', got {site!r}"
+                    )
+                try:
+                    re.compile(site["output"])
+                except re.error as error:
+                    raise UserError(
+                        f"VLPetConfig: output {site['output']!r} in {name} is no pattern: {error}"
+                    ) from None
+
+    def resolve(self, model_type):
+        """Fill fields left at None from the preset for ``model_type``; raises UserError where there is none."""
+        if self.preset == "auto":
+            found = preset_of(model_type)
+            if found is None:
+                known = ", ".join(kind for preset in PRESETS.values() for kind in preset["model_types"])
+                raise UserError(
+                    f"VLPetConfig: preset='auto' knows the model types {known}, not {model_type!r}; give preset='bart' "
+                    "or 't5' for the sizes, and encoder_sites and decoder_sites for this model's modules"
+                )
+            self.preset = found
+        for name, value in PRESETS[self.preset]["defaults"].items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+        if self.gate_rank is None:
+            self.gate_rank = self.rank
+
+    def sites(self, side):
+        """Site descriptions for ``side`` ("encoder" or "decoder"): the field's, or the preset's."""
+        if side == "decoder" and not self.decoder_value:
+            return []
+        given = getattr(self, f"{side}_sites")
+        return PRESETS[self.preset][f"{side}_sites"] if given is None else given
+
+    def adapter_options(self, side):
+        """Keyword arguments of :class:`petx.nn.GatedAdapter` (encoder) or :class:`petx.nn.ValueAdapter` (decoder)."""
+        shared = ("activation", "gate_input", "middle_y", "modification", "phm_order", "init", "init_std")
+        shared += ("zero_init_up", "zero_init_gate")
+        options = {name: getattr(self, name) for name in shared} | {"bias": self.use_bias}
+        if side == "decoder":
+            rank = self.decoder_rank
+            return options | dict(rank=rank, gate_rank=rank, granularity=self.decoder_granularity)
+        own = ("rank", "heads", "gate_rank", "design", "granularity", "placement", "scale")
+        return options | {name: getattr(self, name) for name in own}
+
+    def reads_input(self, side):
+        """Whether the encoder modules need X, which a tap must bring; the decoder's is their own input."""
+        return side == "encoder" and needs_input(self.granularity, self.placement)
+
+    def reads_mask(self, side):
+        """Whether modules on ``side`` need the padding mask."""
+        return self.mask_padding and "small" == (self.granularity if side == "encoder" else self.decoder_granularity)

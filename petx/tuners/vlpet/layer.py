@@ -1,0 +1,206 @@
+"""The layers that take the place of a frozen linear: the encoder site and the decoder's value projection."""
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from torch import nn
+
+from petx.tuners.vlpet.config import needs_input
+
+__all__ = ["EncoderSite", "ValueSite", "VLPetLayer"]
+
+
+class VLPetLayer(nn.Module, BaseTunerLayer):
+    """A frozen linear with one :class:`petx.nn.GatedAdapter` per adapter name beside it.
+
+    Args:
+        base_layer: the frozen linear, ``[*, in_features] -> [*, out_features]``.
+        kind: what the site is, in words ("encoder attention output").
+    """
+
+    adapter_layer_names = ("vlpet_adapter",)
+
+    def __init__(self, base_layer, kind):
+        super().__init__()
+        self.base_layer = base_layer
+        self.kind = kind
+        self.vlpet_adapter = nn.ModuleDict()
+        self.merged_adapters = []
+        self._disable_adapters = False
+        self._active_adapter = []
+        self._masked = set()  # names of the adapters that leave padding out
+        self._mask = None  # attention_mask of the running forward pass: handed over, used once and let go
+        self._x = None  # X of the running forward pass, likewise
+        self.tap_paths = {}  # what a hook brings ("input", "mask") -> path of the module it is on
+        self._hooks = []
+        self._before_merge = None
+
+    def update_layer(self, adapter_name, adapter, reads_mask=False, inference_mode=False):
+        """Put ``adapter``, a module, in place under ``adapter_name``; ``reads_mask``: it wants the padding mask."""
+        self.vlpet_adapter[adapter_name] = adapter
+        (self._masked.add if reads_mask else self._masked.discard)(adapter_name)
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+        self.set_adapter(self.active_adapters, inference_mode=inference_mode)
+
+    def set_adapter(self, adapter_names, inference_mode=False):
+        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+        refuse_several(names)
+        super().set_adapter(names, inference_mode=inference_mode)
+
+    def connect(self, model):
+        """Hook up the taps: ``tap_paths`` says which module of ``model`` brings what."""
+        # Hooks are bound methods of this layer, so that deepcopy of the whole model copies the connection too.
+        for what, path in self.tap_paths.items():
+            receive = {"input": self._receive_input, "mask": self._receive_mask}[what]
+            self._hooks.append(model.get_submodule(path).register_forward_pre_hook(receive, with_kwargs=True))
+
+    def disconnect(self):
+        while self._hooks:
+            self._hooks.pop().remove()
+
+    def _receive_input(self, module, args, kwargs):
+        self._x = args[0] if args else next(iter(kwargs.values()))
+
+    def _receive_mask(self, module, args, kwargs):
+        if "attention_mask" not in kwargs:
+            raise RuntimeError(
+                f"VL-PET: {type(module).__name__} was called without attention_mask=, which mask_padding=True reads"
+            )
+        self._mask = kwargs["attention_mask"]
+
+    def forward(self, hidden, *args, **kwargs):
+        x, mask, self._x, self._mask = self._x, self._mask, None, None
+        if self.disable_adapters and self.merged:
+            self.unmerge()
+        out = self.base_layer(hidden, *args, **kwargs)
+        active = [name for name in self.active_adapters if name in self.vlpet_adapter]
+        if self.disable_adapters or self.merged or not active:
+            return out
+        mask = _padding(mask) if active[0] in self._masked else None
+        return self._adapt(self.vlpet_adapter[active[0]], hidden, out, x, mask)
+
+    def merge_obstacle(self, adapter_name):
+        """Why ``adapter_name`` cannot be folded into the linear here, or None where it can."""
+        if adapter_name not in self.vlpet_adapter:
+            return None
+        adapter = self.vlpet_adapter[adapter_name]
+        if adapter.granularity not in ("none", "middleY"):
+            return f"its {adapter.granularity} gate depends on the input"
+        if adapter.up.weight.any():
+            return "ΔH = up(gelu(down(·))) is not linear in the input, and its up weights are not zero"
+        return None
+
+    @torch.no_grad()
+    def merge(self, safe_merge=False, adapter_names=None):
+        """Fold adapters that are affine maps of the linear's output into it: W' = diag(s G) W, b' = s G (b + b_up)."""
+        for name in check_adapters_to_merge(self, adapter_names):
+            if name not in self.vlpet_adapter:
+                continue
+            if reason := self.merge_obstacle(name):
+                raise ValueError(f"VL-PET adapter {name!r} cannot be merged into a {self.kind}: {reason}")
+            adapter, base = self.vlpet_adapter[name], self.get_base_layer()
+            gain = channel_gain(adapter)
+            weight = (base.weight * gain.unsqueeze(1)).to(base.weight.dtype)
+            biases = [bias for bias in (base.bias, adapter.up.bias) if bias is not None and bias.any()]
+            bias = (gain * sum(biases)).to(base.weight.dtype) if biases else base.bias
+            if safe_merge and not all(t.isfinite().all() for t in (weight, bias) if t is not None):
+                raise ValueError(f"VL-PET adapter {name!r} would put non-finite values into a {self.kind}")
+            self._before_merge = (base.weight, base.bias)
+            base.weight = nn.Parameter(weight, requires_grad=False)
+            base.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+            self.merged_adapters.append(name)
+
+    def unmerge(self):
+        """Put the frozen linear's own weight and bias back, bit for bit."""
+        if self._before_merge is not None:
+            base = self.get_base_layer()
+            device = base.weight.device  # the model may have moved since
+            base.weight, base.bias = (
+                None if own is None else nn.Parameter(own.to(device), requires_grad=False) for own in self._before_merge
+            )
+            self._before_merge = None
+        self.merged_adapters.clear()
+
+    @torch.no_grad()
+    def fold_gate(self, adapter_name):
+        """Move s·(1 + z) of a middleY adapter, or the s of one without gate, into the linear and the up projection.
+
+        A sequential adapter's down projection reads what is now scaled, so its columns are divided by the same.
+        """
+        adapter, base = self.vlpet_adapter[adapter_name], self.get_base_layer()
+        gain = channel_gain(adapter)
+        if adapter.placement == "sequential":
+            adapter.down.weight.div_(gain.to(adapter.down.weight.dtype))
+        for tensor in (base.weight, base.bias, adapter.up.weight, adapter.up.bias):
+            if tensor is not None:
+                scale = gain.to(tensor.dtype)
+                tensor.mul_(scale if tensor.dim() == 1 else scale.unsqueeze(1))
+        if adapter.granularity == "middleY":
+            del adapter.gate_scale
+        adapter.granularity, adapter.scale = "none", 1.0
+
+    def __getstate__(self):
+        # A pass that was interrupted leaves activations behind, and those cannot be copied.
+        return self.__dict__ | {"_x": None, "_mask": None}
+
+    def extra_repr(self):
+        return f"kind={self.kind!r}"
+
+
+class EncoderSite(VLPetLayer):
+    """The last linear of an encoder sub-layer, whose output H becomes s·G ⊙ (H + ΔH).
+
+    The sub-layer's residual input X comes from a tap on a module that runs before this one in the same sub-layer.
+    """
+
+    def _adapt(self, adapter, hidden, h, x, mask):
+        if x is not None:
+            x = x.to(h.dtype)  # a T5 with its `wo` kept in float32 has a residual stream of another dtype
+        elif needs_input(adapter.granularity, adapter.placement):
+            raise RuntimeError(
+                f"VL-PET: the adapter at an {self.kind} reads the sub-layer's input X, but the module tapped for it "
+                "did not run before it in this forward pass; check the site's 'input' in encoder_sites"
+            )
+        return adapter(h, x, mask)
+
+
+class ValueSite(VLPetLayer):
+    """The value projection of a decoder's cross-attention: v becomes v + up(gelu(down(e))), e the encoder output."""
+
+    def _adapt(self, adapter, e, v, x, mask):
+        return adapter(e.to(v.dtype), v, mask)
+
+
+def _padding(mask):
+    """``[B, L]``, true or 1 where a token counts, from what an attention layer is given; None where all tokens do."""
+    if mask is None:
+        return None
+    if not isinstance(mask, torch.Tensor) or mask.dim() not in (2, 4):
+        raise RuntimeError(
+            "VL-PET: mask_padding=True needs a [B, L] or [B, 1, Q, L] attention mask, got "
+            f"{list(mask.shape) if isinstance(mask, torch.Tensor) else type(mask).__name__} "
+            "(use attn_implementation='sdpa' or 'eager')"
+        )
+    if mask.dim() == 2:
+        return mask
+    mask = mask[:, 0, 0]  # padding hides a key from every query alike
+    return mask if mask.dtype == torch.bool else mask == 0  # additive masks are 0 where a token counts
+
+
+def channel_gain(adapter):
+    """s·G ``[d]`` of an adapter whose gate does not depend on the input (middleY or none)."""
+    place = adapter.up.weight
+    dtype = torch.promote_types(place.dtype, torch.float32)
+    gain = torch.full((adapter.features,), adapter.scale, device=place.device, dtype=dtype)
+    if adapter.granularity == "middleY":
+        z = adapter.gate_scale.to(dtype)
+        gain = gain * (1 + (z if adapter.middle_y == "linear" else torch.sigmoid(z)))
+    return gain
+
+
+def refuse_several(names):
+    """Raise ValueError for more than one adapter."""
+    if len(names) > 1:
+        raise ValueError(
+            f"VL-PET: one adapter at a time can be active or merged, got {names}: a site multiplies by its gate, so "
+            "adapters do not add up"
+        )

@@ -1,0 +1,168 @@
+"""Where VL-PET goes in a given model, and what is trained beside it: decided and checked before anything is changed."""
+
+import re
+from dataclasses import dataclass
+
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import AuxiliaryTrainingWrapper
+
+from petx.errors import UserError
+from petx.nn import GatedAdapter, ValueAdapter
+
+__all__ = ["Site", "check_fit", "find_sites", "modules_to_train", "new_adapter"]
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where one layer goes: path of the linear, what it is, and the paths its taps listen to."""
+
+    path: str
+    side: str
+    kind: str
+    input: str | None
+    mask: str | None
+
+
+def find_sites(model, config):
+    """Path -> :class:`Site` for every module that ``config``'s patterns match, in the model's order.
+
+    Raises UserError where a pattern matches nothing or a tapped module does not exist.
+    """
+    modules = dict(model.named_modules())
+    sites = {}
+    for side in ("encoder", "decoder"):
+        for entry in config.sites(side):
+            pattern, found = re.compile(entry["output"]), 0
+            for path, module in modules.items():
+                match = pattern.fullmatch(path)
+                if match is None:
+                    continue
+                found += 1
+                taps = {}
+                for tap, needed in (("input", config.reads_input(side)), ("mask", config.reads_mask(side))):
+                    taps[tap] = match.expand(entry[tap]) if entry.get(tap) else None
+                    if needed and taps[tap] not in modules:
+                        given = f"which is {taps[tap]!r}, not in the model" if taps[tap] else "which is not given"
+                        raise UserError(f"VL-PET: the site {path} needs the {side}_sites entry {tap!r}, {given}")
+                if path in sites:
+                    raise UserError(f"VL-PET: two entries of encoder_sites and decoder_sites match {path}")
+                if isinstance(module, AuxiliaryTrainingWrapper) or not hasattr(_base(module), "out_features"):
+                    raise UserError(f"VL-PET: {path} must be a linear layer, got {type(_base(module)).__name__}")
+                name = entry.get("name", "output" if side == "encoder" else "value")
+                sites[path] = Site(path, side, f"{side} {name}", **taps)
+            if not found:
+                linears = [path for path, module in modules.items() if hasattr(_base(module), "out_features")]
+                raise UserError(
+                    f"VL-PET: no module of {type(model).__name__} matches the {side} pattern {entry['output']!r} "
+                    f"(preset {config.preset!r}); its linear layers are {_kinds(linears)}. Name this model's modules "
+                    f"in {side}_sites"
+                )
+    if not sites:
+        raise UserError("VL-PET: nothing to adapt: encoder_sites is empty, and decoder_sites is empty or off too")
+    return {path: sites[path] for path in modules if path in sites}
+
+
+def _kinds(paths):
+    """Paths with their numbers as *, each once: what a model has, short enough for a message."""
+    return ", ".join(dict.fromkeys(re.sub(r"\b\d+\b", "*", path) for path in paths)) or "none"
+
+
+def _base(module):
+    return module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+
+
+def new_adapter(config, side, linear, device=None):
+    """Adapter module for ``linear``, a frozen linear or the layer around it; of its dtype, by default on its device."""
+    linear = _base(linear)
+    weight = linear.weight
+    place = {"device": weight.device if device is None else device}
+    if weight.is_floating_point():
+        place["dtype"] = weight.dtype
+    options = config.adapter_options(side) | place
+    if side == "encoder":
+        return GatedAdapter(linear.out_features, **options)
+    return ValueAdapter(linear.in_features, linear.out_features, **options)
+
+
+def modules_to_train(model, config):
+    """The user's ``modules_to_save`` and the paths of the norms and the visual embedding that ``config`` trains."""
+    chosen = list(config.modules_to_save or ())
+    wanted = [("encoder", config.train_encoder_norms), ("decoder", config.train_decoder_norms)]
+    for side, train in wanted:
+        if train:
+            chosen += [path for path in _norms(model, side) if not _covered(path, chosen)]
+    if config.train_visual_embedding:
+        paths = [path for path, _ in model.named_modules() if path.rpartition(".")[2] == "visual_embedding"]
+        chosen += [path for path in paths if not _covered(path, chosen)]
+    return chosen
+
+
+def _norms(model, side):
+    """Paths of the normalisation layers in the model's encoder or decoder."""
+    stack = getattr(model, f"get_{side}", lambda: None)()
+    root = next((path for path, module in model.named_modules() if module is stack), None)
+    if not root:
+        raise UserError(
+            f"VL-PET: train_{side}_norms=True needs a model with get_{side}(), which {type(model).__name__} lacks; set "
+            "it to False and name the norms in modules_to_save"
+        )
+    found = []
+    for path, module in stack.named_modules(prefix=root):
+        if isinstance(module, AuxiliaryTrainingWrapper):
+            module = module.original_module
+        elif ".original_module" in path or ".modules_to_save." in path or ".vlpet_adapter." in path:
+            continue
+        if re.search("LayerNorm|RMSNorm", type(module).__name__) and "visual_embedding" not in path.split("."):
+            found.append(path)
+    return found
+
+
+def _covered(path, chosen):
+    return any(path == name or path.endswith(f".{name}") for name in chosen)
+
+
+def check_fit(model, config, sites):
+    """Facts about the model that an adapter's tensors depend on, after the checks that need the model.
+
+    Raises UserError where the adapters cannot be built, a module of ``modules_to_save`` is adapted too, or ``config``
+    was made for another model.
+    """
+    saved = config.modules_to_save or ()
+    modules = dict(model.named_modules())
+    for site in sites.values():
+        try:
+            new_adapter(config, site.side, modules[site.path], device="meta")
+        except ValueError as error:
+            raise UserError(f"VL-PET at {site.path}: {error}") from None
+        for what, reads in (("input", config.reads_input(site.side)), ("mask", config.reads_mask(site.side))):
+            other = getattr(modules[site.path], "tap_paths", {}).get(what, getattr(site, what))
+            if reads and other != getattr(site, what):
+                raise UserError(f"VL-PET: another adapter at {site.path} has {other} for its {what}; give the same one")
+        for path in (site.path, site.input, site.mask):
+            within = [path[:i] for i, letter in enumerate(path or "") if letter == "."]
+            if any(_covered(part, saved) for part in (within + [path] if path == site.path else within)):
+                raise UserError(
+                    f"VL-PET: {path} belongs to a site and to modules_to_save; what is trained whole cannot be adapted"
+                )
+    host = _host(model, sites, modules)
+    differing = [key for key in host if key != "model_type" and config.host and config.host.get(key) != host[key]]
+    if differing:
+        was, now = ({key: facts.get(key) for key in ("model_type", *differing)} for facts in (config.host, host))
+        raise UserError(f"VL-PET: this adapter or configuration was made for another model: {was}; this one has {now}")
+    return host
+
+
+def _host(model, sites, modules):
+    """What an adapter's tensors depend on in its model."""
+    widths = {
+        side: sorted({_base(modules[site.path]).out_features for site in sites.values() if site.side == side})
+        for side in ("encoder", "decoder")
+    }
+    visual = [module for path, module in modules.items() if path.rpartition(".")[2] == "visual_embedding"]
+    visual = [getattr(module, "original_module", module) for module in visual]
+    return {
+        "model_type": getattr(getattr(model, "config", None), "model_type", None),
+        "sites": {side: sum(site.side == side for site in sites.values()) for side in ("encoder", "decoder")},
+        "widths": widths,
+        "visual_embedding": sum(parameter.numel() for module in visual for parameter in module.parameters()),
+    }
