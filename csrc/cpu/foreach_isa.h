@@ -14,7 +14,8 @@ namespace petx::cpu::avx2 {
 #include PETX_ISA_BODY
 }
 #pragma clang attribute pop
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma"))), \
+                             apply_to = function)
 namespace petx::cpu::avx512 {
 #include PETX_ISA_BODY
 }

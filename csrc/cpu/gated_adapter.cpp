@@ -74,7 +74,8 @@ class Forward {
       gemm<G>(host::matrix(in, rows, p_.d_x), site_.gate_down.transposed(), host::matrix(t.z.get(), rows, p_.r_g));
       T* z = static_cast<T*>(p_.gate_z) + first * p_.r_g;
       site_.rows.activate(t.z.get(), site_.vectors.gate_down_bias, p_.activation, rows, p_.r_g, z, t.a.get());
-      gemm<G>(host::matrix(t.a.get(), rows, p_.r_g), site_.gate_up.transposed(), host::matrix(t.gate.get(), rows, p_.d));
+      gemm<G>(host::matrix(t.a.get(), rows, p_.r_g), site_.gate_up.transposed(),
+              host::matrix(t.gate.get(), rows, p_.d));
     }
     if (p_.granularity == Granularity::small) {
       site_.rows.reactivate(site_.z(first), p_.activation, rows * p_.r, t.a.get());

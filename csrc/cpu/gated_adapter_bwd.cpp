@@ -17,7 +17,7 @@ class Backward {
 
  public:
   Backward(const GatedAdapterParams& p, const GatedAdapterGrads& g) : p_(p), g_(g), site_(p) {
-    int64_t gate_count = p.granularity == Granularity::large ? p.d * p.r_g
+    int64_t gate_count = p.granularity == Granularity::large   ? p.d * p.r_g
                          : p.granularity == Granularity::small ? 2 * p.d
                                                                : p.d;
     down_weight_ = sum(g.down_weight, p.r * p.down_width());
@@ -71,27 +71,22 @@ class Backward {
   template <class Body>
   void each_block(int64_t begin, int64_t end, const Body& body) const {
     Division blocks = divide(end - begin, ceil_div(end - begin, kMostRows<G>), kMostRows<G>);
-    for (int64_t k = 0; k < blocks.parts(); ++k)
-      body(begin + blocks.begin(k), blocks.begin(k + 1) - blocks.begin(k));
+    for (int64_t k = 0; k < blocks.parts(); ++k) body(begin + blocks.begin(k), blocks.begin(k + 1) - blocks.begin(k));
   }
 
   Scratch scratch(int64_t rows) const {
-    int64_t n = std::min({rows, p_.rows, kMostRows<G>}), wide = n * std::max(p_.d, p_.d_x), large = site_.large() ? n : 0;
+    int64_t n = std::min({rows, p_.rows, kMostRows<G>}), wide = n * std::max(p_.d, p_.d_x),
+            large = site_.large() ? n : 0;
     int64_t weight = 0;
     if (!std::is_same_v<G, C>)
-      for (const Sum& s : {down_weight_, up_weight_, gate_down_weight_, gate_weight_}) weight = std::max(weight, s.count);
-    return {site_.operand_buffer(wide),
-            site_.operand_buffer(large * p_.d_x),
-            buffer<G>(n * p_.r),
-            buffer<G>(n * std::max(p_.r, p_.r_g)),
-            buffer<G>(large * p_.r_g),
-            buffer<G>(wide),
-            buffer<G>(large * p_.d),
-            buffer<G>(n * p_.d),
-            buffer<G>(large * p_.d),
-            buffer<G>(weight),
-            buffer<C>(5 * (p_.d + 8)),
-            buffer<C>(n)};
+      for (const Sum& s : {down_weight_, up_weight_, gate_down_weight_, gate_weight_})
+        weight = std::max(weight, s.count);
+    return {site_.operand_buffer(wide), site_.operand_buffer(large * p_.d_x),
+            buffer<G>(n * p_.r),        buffer<G>(n * std::max(p_.r, p_.r_g)),
+            buffer<G>(large * p_.r_g),  buffer<G>(wide),
+            buffer<G>(large * p_.d),    buffer<G>(n * p_.d),
+            buffer<G>(large * p_.d),    buffer<G>(weight),
+            buffer<C>(5 * (p_.d + 8)),  buffer<C>(n)};
   }
 
   // a = gelu(z), the up product and the gate's product of a block, as in the forward.
@@ -151,9 +146,8 @@ class Backward {
   void adapter(Scratch& t, const SiteBlock<T, G>& b, int64_t n, T* dx, C* into) const {
     bool parallel = p_.reads_x_in_down();
     T* dh = g_.dh ? static_cast<T*>(g_.dh) + b.first * p_.d : nullptr;
-    weight_grad(t, up_weight_, into, [&](G* to, bool more) {
-      site_.up_weight_grad(t.ds.get(), t.a.get(), n, to, more);
-    });
+    weight_grad(t, up_weight_, into,
+                [&](G* to, bool more) { site_.up_weight_grad(t.ds.get(), t.a.get(), n, to, more); });
     site_.up_product_bwd(t.ds.get(), n, t.da.get());
     G* dz = t.da.get();
     site_.rows.activate_bwd(site_.z(b.first), p_.activation, n, p_.r, dz, down_bias_.in(into));
@@ -181,8 +175,8 @@ class Backward {
     gemm<G>(host::matrix(t.dgate.get(), n, p_.d), site_.gate_up, host::matrix(dz, n, p_.r_g));
     site_.rows.activate_bwd(site_.gate_z(b.first), p_.activation, n, p_.r_g, dz, gate_down_bias_.in(into));
     weight_grad(t, gate_down_weight_, into, [&](G* to, bool more) {
-      gemm<G>(host::matrix(dz, n, p_.r_g).transposed(),
-              host::matrix(site_.operand(b.x, n * p_.d_x, t.x), n, p_.d_x), host::matrix(to, p_.r_g, p_.d_x), more);
+      gemm<G>(host::matrix(dz, n, p_.r_g).transposed(), host::matrix(site_.operand(b.x, n * p_.d_x, t.x), n, p_.d_x),
+              host::matrix(to, p_.r_g, p_.d_x), more);
     });
     if (!dx) return;
     gemm<G>(host::matrix(dz, n, p_.r_g), site_.gate_down, host::matrix(t.up.get(), n, p_.d_x));

@@ -14,12 +14,12 @@ struct SiteVectors {
   const C* down_bias;
   const C* up_bias;
   const C* gate_down_bias;
-  const C* gate_bias;      // large: [d]
-  const C* gate_x;         // middle_x, small: weights of x [d]
-  const C* gate_s;         // middle_x, small: weights of S or H [d]
-  const C* gate_z;         // small: gate_s folded through the up projection [r], so that pass 1 needs no S
-  C gate_constant;         // middle_x, small: bias (small, modified: plus gate_s . up_bias)
-  const C* channel_gate;   // middle_y: G [d]
+  const C* gate_bias;     // large: [d]
+  const C* gate_x;        // middle_x, small: weights of x [d]
+  const C* gate_s;        // middle_x, small: weights of S or H [d]
+  const C* gate_z;        // small: gate_s folded through the up projection [r], so that pass 1 needs no S
+  C gate_constant;        // middle_x, small: bias (small, modified: plus gate_s . up_bias)
+  const C* channel_gate;  // middle_y: G [d]
   const C* norm_weight;
   const C* norm_bias;
 };
@@ -30,21 +30,21 @@ struct SiteBlock {
   const GatedAdapterParams* p;
   const SiteVectors<C>* v;
   int64_t first, rows;
-  const T* h;          // [rows, d]
-  const T* x;          // [rows, d_x] or null
-  const G* up;         // [rows, d] up projection without bias
-  const G* gate;       // [rows, d] large: the gate's last product without bias
-  const C* token;      // [rows] middle_x, small: gate per token (small: the sample's)
-  C* work;             // [4 (d + 8)] of the calling thread
+  const T* h;      // [rows, d]
+  const T* x;      // [rows, d_x] or null
+  const G* up;     // [rows, d] up projection without bias
+  const G* gate;   // [rows, d] large: the gate's last product without bias
+  const C* token;  // [rows] middle_x, small: gate per token (small: the sample's)
+  C* work;         // [4 (d + 8)] of the calling thread
   // forward
-  T* out;              // [rows, d]
+  T* out;  // [rows, d]
   // backward
-  const T* dout;       // [rows, d]
-  G* ds;               // [rows, d] gradient of S
-  G* dgate;            // [rows, d] large: gradient of the gate's last product
-  T* dx;               // [rows, d_x] or null: the part that does not go through a product
-  C* dlogit;           // [rows] middle_x (out), small (in)
-  C* dot;              // [rows] small, pass 1 (out): dY . S
+  const T* dout;  // [rows, d]
+  G* ds;          // [rows, d] gradient of S
+  G* dgate;       // [rows, d] large: gradient of the gate's last product
+  T* dx;          // [rows, d_x] or null: the part that does not go through a product
+  C* dlogit;      // [rows] middle_x (out), small (in)
+  C* dot;         // [rows] small, pass 1 (out): dY . S
   // sums over rows, added to; null where not wanted
   C* sum_up_bias;
   C* sum_gate_bias;    // [d] large, [1] middle_x and small

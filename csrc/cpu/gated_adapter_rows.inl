@@ -137,8 +137,8 @@ static inline C row_factor(const SiteBlock<T, G>& b, int64_t i, const C* s) {
   if (p.granularity == Granularity::small) return factor * b.token[i];
   if (p.granularity == Granularity::middle_x) {
     C logit = b.v->gate_constant + dot_storage(b.x + i * p.d, b.v->gate_x, p.d);
-    logit += p.gate_input == GateInput::modified ? dot(s, b.v->gate_s, p.d)
-                                                 : dot_storage(b.h + i * p.d, b.v->gate_s, p.d);
+    logit +=
+        p.gate_input == GateInput::modified ? dot(s, b.v->gate_s, p.d) : dot_storage(b.h + i * p.d, b.v->gate_s, p.d);
     C gate = sigmoid(logit);
     static_cast<C*>(p.token_gate)[b.first + i] = gate;
     return factor * gate;
@@ -406,7 +406,8 @@ static void reduce(const C* from, int64_t parts, int64_t stride, int64_t count, 
 template <class T, class G>
 static SiteRows<T, G> site_rows() {
   using C = Compute<T>;
-  return {activate<T, G, C>, reactivate<T, G>,    activate_bwd<T, G, C>, token_gate<T, G, C>, forward<T, G>,
-          backward_dots<T, G>, backward<T, G>,    finish_dh<T, G>,       add<T, G>,           accumulate<G, C>,
-          convert<T, C>,      convert<T, G>,      reduce<C>};
+  return {activate<T, G, C>, reactivate<T, G>,    activate_bwd<T, G, C>, token_gate<T, G, C>,
+          forward<T, G>,     backward_dots<T, G>, backward<T, G>,        finish_dh<T, G>,
+          add<T, G>,         accumulate<G, C>,    convert<T, C>,         convert<T, G>,
+          reduce<C>};
 }

@@ -25,9 +25,12 @@ void gemm(const host::Matrix& a, const host::Matrix& b, const host::Matrix& out,
 template <class F>
 void with_types(DType dtype, const F& f) {
   switch (dtype) {
-    case DType::f64: return f.template operator()<double, double>();
-    case DType::f32: return f.template operator()<float, float>();
-    case DType::f16: return f.template operator()<Half, float>();
+    case DType::f64:
+      return f.template operator()<double, double>();
+    case DType::f32:
+      return f.template operator()<float, float>();
+    case DType::f16:
+      return f.template operator()<Half, float>();
     case DType::bf16:
       return host::has_fast_bf16_gemm() ? f.template operator()<BFloat16, BFloat16>()
                                         : f.template operator()<BFloat16, float>();

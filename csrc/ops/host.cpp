@@ -26,10 +26,14 @@ class Borrowed {
 
 ScalarType scalar_type(DType dtype) {
   switch (dtype) {
-    case DType::f64: return ScalarType::Double;
-    case DType::bf16: return ScalarType::BFloat16;
-    case DType::f16: return ScalarType::Half;
-    default: return ScalarType::Float;
+    case DType::f64:
+      return ScalarType::Double;
+    case DType::bf16:
+      return ScalarType::BFloat16;
+    case DType::f16:
+      return ScalarType::Half;
+    default:
+      return ScalarType::Float;
   }
 }
 

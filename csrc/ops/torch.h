@@ -41,11 +41,16 @@ inline std::string shape_text(const Tensor& t) { return shape_text(t.sizes().dat
 
 inline DType kernel_dtype(const char* op, const char* name, const Tensor& t) {
   switch (t.scalar_type()) {
-    case ScalarType::Float: return DType::f32;
-    case ScalarType::Double: return DType::f64;
-    case ScalarType::BFloat16: return DType::bf16;
-    case ScalarType::Half: return DType::f16;
-    default: fail(op, name, " must be float32, float64, bfloat16 or float16, got scalar type ", int(t.scalar_type()));
+    case ScalarType::Float:
+      return DType::f32;
+    case ScalarType::Double:
+      return DType::f64;
+    case ScalarType::BFloat16:
+      return DType::bf16;
+    case ScalarType::Half:
+      return DType::f16;
+    default:
+      fail(op, name, " must be float32, float64, bfloat16 or float16, got scalar type ", int(t.scalar_type()));
   }
 }
 

@@ -21,9 +21,8 @@ OPTIONS = {
 _CODES = {name: {value: code for code, value in enumerate(values)} for name, values in OPTIONS.items()}
 
 # Position of each differentiable argument; bit i of `needs` asks the backward for argument i's gradient.
-ARGUMENTS = (
-    "h x down_weight down_bias up_weight up_bias gate_down_weight gate_down_bias gate_weight gate_bias norm_weight norm_bias"
-).split()
+ARGUMENTS = "h x down_weight down_bias up_weight up_bias gate_down_weight gate_down_bias gate_weight gate_bias".split()
+ARGUMENTS += ["norm_weight", "norm_bias"]
 
 
 def check_options(**options):
@@ -78,9 +77,8 @@ def check_shapes(tensors, mask, *, granularity, heads, placement, residual, norm
             if name in required:
                 raise ValueError(f"gated_adapter: {name} must be {shape}, got None")
         elif shape is None:
-            raise ValueError(
-                f"gated_adapter: {name} is not used with granularity={granularity!r}, norm={norm!r}; got {list(tensor.shape)}"
-            )
+            where = f"granularity={granularity!r}, norm={norm!r}"
+            raise ValueError(f"gated_adapter: {name} is not used with {where}; got {list(tensor.shape)}")
         elif list(tensor.shape) != shape:
             raise ValueError(f"gated_adapter: {name} must be {shape}, got {list(tensor.shape)}")
     for name, tensor in [*tensors.items(), ("padding_mask", mask)]:
@@ -122,13 +120,12 @@ def gated_adapter(
 
     The gate G by ``granularity``, with S = h + ΔH (or h for ``gate_input="original"``):
 
-    ============  =======================================================  ==========================================
-    ``none``      1
-    ``large``     σ(gelu(x · gate_downᵀ) · gateᵀ), one value a channel     ``gate_down_weight [r_g, d_x]``, ``gate_weight [d, r_g]``
-    ``middleX``   σ((x + S) · wᵀ), one value a token                       ``gate_weight [1, d]``
-    ``middleY``   1 + z, or 1 + σ(z) for ``middle_y="sigmoid"``            ``gate_weight [d]``
-    ``small``     mean over the sample's tokens of σ([x, S] · wᵀ)          ``gate_weight [1, 2 d]``
-    ============  =======================================================  ==========================================
+    - ``none``: 1
+    - ``large``: σ(gelu(x · gate_downᵀ) · gateᵀ), one value a channel; ``gate_down_weight [r_g, d_x]``,
+      ``gate_weight [d, r_g]``
+    - ``middleX``: σ((x + S) · wᵀ), one value a token; ``gate_weight [1, d]``
+    - ``middleY``: 1 + z, or 1 + σ(z) for ``middle_y="sigmoid"``; ``gate_weight [d]``
+    - ``small``: mean over the sample's tokens of σ([x, S] · wᵀ); ``gate_weight [1, 2 d]``
 
     Args:
         h: ``[..., L, d]``, output of the frozen sub-layer. Floating; its dtype is the compute and output dtype
@@ -265,7 +262,7 @@ def _cast(tensors, dtype):
 
 
 class _GatedAdapter(torch.autograd.Function):
-    """Forward keeps what exists anyway (h, x, parameters) and rank-wide tensors: z, the gate's z, statistics, the seed."""
+    """Keeps what exists anyway (h, x, parameters) and narrow tensors: z, the gate's z, statistics, the seed."""
 
     generate_vmap_rule = True
 

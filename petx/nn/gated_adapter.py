@@ -42,7 +42,8 @@ class GatedAdapter(nn.Module):
         init: ``"normal"`` (N(0, ``init_std``²), zero biases: BART) or ``"uniform"`` (torch's Linear default: T5).
         zero_init_up, zero_init_gate: then set the up projection, resp. the gate's last layer, to zero (T5).
 
-    Shape: ``h [..., L, d]``, ``x [..., L, d]``, ``padding_mask [..., L]`` (True where a token counts) -> ``[..., L, d]``.
+    Shape: ``h [..., L, d]``, ``x [..., L, d]``, ``padding_mask [..., L]`` (True where a token counts), gives
+    ``[..., L, d]``.
     Any floating dtype; parameters are cast to ``h``'s dtype, gradients come back in their own.
     """
 
@@ -193,7 +194,8 @@ class GatedAdapter(nn.Module):
 
 
 class ValueAdapter(GatedAdapter):
-    r"""VL-PET's decoder module: :math:`V = v + \mathrm{up}(\mathrm{gelu}(\mathrm{down}(e)))` beside a frozen value projection.
+    r"""VL-PET's decoder module beside a frozen value projection,
+    :math:`V = v + \mathrm{up}(\mathrm{gelu}(\mathrm{down}(e)))`.
 
     ``e [..., L, in_features]`` is the encoder output, ``v [..., L, out_features]`` the frozen projection of it
     (arXiv 2308.09804, section 3.4). Parallel, one head, no gate, s = 1; other options as in :class:`GatedAdapter`.
