@@ -1,5 +1,5 @@
-// Includes PETX_ISA_BODY once per instruction set, each time in a namespace of its own. No include guard: a
-// translation unit may do it for several bodies.
+// Compiles the file named by PETX_ISA_BODY once per instruction set, each time in a namespace of its own. No include
+// guard: a translation unit may do it for several bodies.
 
 #include "cpu/isa.h"
 

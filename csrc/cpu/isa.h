@@ -1,6 +1,5 @@
-// Compiles a file of row loops once per instruction set and picks one at run time, so that a wheel built on one
-// machine is fast on another. Usage: define PETX_ISA_BODY to the file's path and include this header; the body
-// defines templates in the namespace that PETX_ISA names, and `pick(baseline, avx2, avx512)` chooses among them.
+// Which instruction sets the CPU kernels are compiled for, and which of them this machine runs, so that a wheel built
+// on one machine is fast on another. foreach_isa.h does the compiling.
 #pragma once
 
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
