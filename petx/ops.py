@@ -15,6 +15,9 @@ if os.environ.get("PETX_DISABLE_KERNELS", "0") != "1":
 
 
 _DEVICE_KEYS = {"cpu": "CPU", "cuda": "CUDA"}
+# The CUDA kernels are plain so far (no tensor cores) and no card has measured them: torch's own products stay the
+# default on a GPU until one has.
+_use_cuda_kernels = os.environ.get("PETX_CUDA_KERNELS", "0") == "1"
 _fused = set()  # (operation, device type) with both directions compiled
 
 
@@ -37,6 +40,8 @@ def why_absent(stem, device_type):
         return f"this build has no operation {stem!r}"
     if device_type == "cuda" and _C.build_info()["cuda_mode"] == "absent":
         return f"built without CUDA: {_C.build_info()['cuda_absent_reason']}"
+    if device_type == "cuda" and not _use_cuda_kernels:
+        return "the CUDA kernels are not tuned yet, and used only where PETX_CUDA_KERNELS=1 is set"
     missing = [direction for direction in ("fwd", "bwd") if not _registered(f"{stem}_{direction}", device_type)]
     return f"no {_DEVICE_KEYS[device_type]} kernel of {stem}_{' and '.join(missing)} yet"
 
@@ -48,6 +53,8 @@ def register(stem, fwd_fake, bwd_fake):
     torch.library.register_fake(f"petx::{stem}_fwd", fwd_fake)
     torch.library.register_fake(f"petx::{stem}_bwd", bwd_fake)
     for device_type in _DEVICE_KEYS:
+        if device_type == "cuda" and not _use_cuda_kernels:
+            continue
         if _registered(f"{stem}_fwd", device_type) and _registered(f"{stem}_bwd", device_type):
             _fused.add((stem, device_type))
 
