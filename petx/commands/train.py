@@ -1,0 +1,19 @@
+"""Train by a recipe: ``petx train vlpet``; each recipe has its own --help."""
+
+import argparse
+import importlib
+
+from petx.errors import UserError
+
+RECIPES = {"vlpet": "petx.train.vlpet"}
+
+
+def add_arguments(parser):
+    parser.add_argument("recipe", help=", ".join(RECIPES))
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="settings of the recipe: petx train RECIPE --help")
+
+
+def run(args):
+    if args.recipe not in RECIPES:
+        raise UserError(f"unknown recipe {args.recipe!r}; there are: {', '.join(RECIPES)}")
+    return importlib.import_module(RECIPES[args.recipe]).main(args.arguments)

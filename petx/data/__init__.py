@@ -1,0 +1,1 @@
+"""Data sets, image features, tokenizer and batches for the training recipes."""

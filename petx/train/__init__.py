@@ -1,0 +1,1 @@
+"""Training recipes: ``python -m petx.train.vlpet``, or ``petx train vlpet``."""

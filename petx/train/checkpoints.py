@@ -1,0 +1,70 @@
+"""Checkpoints of the trainable tensors only: written whole or not at all, and read back exactly."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from petx.errors import UserError
+
+TENSORS = "trainable.safetensors"
+MARKER = "whole.json"  # names every file of the folder with its size; written last
+
+
+def trainable_state(model):
+    """``{name: tensor}`` of the parameters that are trained; tied ones once."""
+    return {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def save_trainable(model, folder):
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.contiguous() for name, tensor in trainable_state(model).items()}, Path(folder, TENSORS))
+
+
+@torch.no_grad()
+def load_trainable(model, folder):
+    """Copy the tensors saved in ``folder`` into ``model``; :class:`UserError` where names or shapes differ."""
+    saved, wanted = load_file(Path(folder, TENSORS)), trainable_state(model)
+    for name in sorted(saved.keys() ^ wanted.keys()):
+        raise UserError(f"{Path(folder, TENSORS)}: {name} is {'not trained here' if name in saved else 'missing'}")
+    for name, tensor in wanted.items():
+        if saved[name].shape != tensor.shape:
+            got, shape = list(saved[name].shape), list(tensor.shape)
+            raise UserError(f"{Path(folder, TENSORS)}: {name} is {got}, wanted {shape}")
+        tensor.copy_(saved[name])
+
+
+def mark_whole(folder, seconds):
+    """Write the marker that says ``folder`` is finished, with the wall time the training took so far."""
+    sizes = {str(file.relative_to(folder)): file.stat().st_size for file in sorted(folder.rglob("*")) if file.is_file()}
+    (folder / MARKER).write_text(json.dumps({"seconds": seconds, "sizes": sizes}, indent=2) + "\n", encoding="utf-8")
+
+
+def seconds(folder):
+    return json.loads(Path(folder, MARKER).read_text(encoding="utf-8"))["seconds"]
+
+
+def is_whole(folder):
+    """Whether ``folder`` has its marker and every file is there with the size it was written with."""
+    try:
+        sizes = json.loads((folder / MARKER).read_text(encoding="utf-8"))["sizes"]
+        return all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def last_whole(folder):
+    """The whole ``checkpoint-N`` folder with the largest N below ``folder``, or None."""
+    found = [path for path in Path(folder).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    whole = [path for path in found if is_whole(path)]
+    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def remove_others(folder, kept):
+    """Delete every checkpoint below ``folder`` but ``kept``, and what an interrupted save left."""
+    for path in [*Path(folder).glob("checkpoint-*"), *Path(folder).glob(".checkpoint-*")]:
+        if path != kept:
+            shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,86 @@
+"""Curves of a run as PNG: training loss and development score by step, one line an arm."""
+
+import matplotlib
+import numpy as np
+
+from petx.data.cache import written_whole
+from petx.train.report import arm_title
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402  (after the choice of backend)
+from matplotlib import ticker  # noqa: E402  (after the choice of backend)
+
+_COLOURS = {  # Okabe and Ito's palette, told apart by colour-blind readers
+    "projector": "#999999",
+    "vlpet": "#D55E00",
+    "lora": "#0072B2",
+    "full": "#009E73",
+    "scratch": "#CC79A7",
+    "random-host": "#E69F00",
+}
+
+
+def write_curves(folder, results, settings):
+    """``loss.png`` and ``accuracy.png`` in ``folder``; returns their paths, none where nothing was trained."""
+    curves = {arm: [record["curve"] for record in runs if record["curve"]] for arm, runs in results["arms"].items()}
+    curves = {arm: runs for arm, runs in curves.items() if runs}
+    if not curves:
+        return []
+    titles = {arm: _label(arm, results["arms"][arm][0], settings) for arm in curves}
+
+    figure, axes = _figure("training loss, running mean", "tuning step")
+    for arm, runs in curves.items():
+        steps = [step for step, _ in runs[0]["loss"]]
+        losses = np.array([[loss for _, loss in run["loss"]] for run in runs])
+        _line(axes, steps, _smooth(losses), arm, titles[arm])
+    axes.set_yscale("log")
+    for ticks in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        ticks(ticker.LogFormatter(minor_thresholds=(2, 0.5)))  # plain numbers, as few as can be read
+    axes.set_title(f"Loss on the training questions ({settings.data})")
+    paths = [_save(figure, axes, folder / "loss.png")]
+
+    metric = next(iter(curves.values()))[0]["metric"] or "score"
+    figure, axes = _figure(f"development {metric}{' (%)' if 'accuracy' in metric else ''}", "tuning step")
+    for arm, runs in curves.items():
+        steps = [step for step, _ in runs[0]["dev"]]
+        _line(axes, steps, np.array([[score for _, score in run["dev"]] for run in runs]), arm, titles[arm], marker="o")
+    if "blind" in results["baselines"]:
+        blind = results["baselines"]["blind"]["dev"]["accuracy"]
+        label = f"best answer without the image ({blind:.1f})"
+        axes.axhline(blind, color="black", linestyle="--", linewidth=1, label=label)
+    axes.set_title(f"Score on held-out images ({settings.data})")
+    return [*paths, _save(figure, axes, folder / "accuracy.png")]
+
+
+def _label(arm, record, settings):
+    return f"{arm_title(arm, record, settings)} ({100 * record['trainable'] / record['total']:.1f} % trained)"
+
+
+def _figure(vertical, horizontal):
+    figure, axes = plt.subplots(figsize=(8, 5.5), layout="constrained")
+    axes.set_xlabel(horizontal)
+    axes.set_ylabel(vertical)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _smooth(losses, window=5):
+    """Running mean along the steps, shorter at the ends, so that no point is invented."""
+    padded = np.pad(losses, ((0, 0), (window // 2, window // 2)), constant_values=np.nan)
+    return np.nanmean(np.lib.stride_tricks.sliding_window_view(padded, window, axis=1), axis=-1)
+
+
+def _line(axes, steps, values, arm, label, marker=None):
+    mean = values.mean(axis=0)
+    axes.plot(steps, mean, color=_COLOURS[arm], label=label, marker=marker, markersize=4, linewidth=1.8)
+    if len(values) > 1:
+        axes.fill_between(steps, values.min(axis=0), values.max(axis=0), color=_COLOURS[arm], alpha=0.2, linewidth=0)
+
+
+def _save(figure, axes, path):
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    with written_whole(path) as target:
+        figure.savefig(target, dpi=150, format="png")
+    plt.close(figure)
+    return path

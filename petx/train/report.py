@@ -1,0 +1,112 @@
+"""The results of a run side by side: an aligned table for the terminal, Markdown and JSON for keeping."""
+
+import statistics
+
+from petx.data.cache import write_json, written_whole
+
+TITLES = {
+    "majority": "majority answer",
+    "blind": "best answer per question, no image",
+    "frozen": "frozen host",
+    "projector": "visual projector alone",
+    "vlpet": "VL-PET-{level}",
+    "lora": "LoRA (rank {lora_rank})",
+    "full": "full tuning",
+    "scratch": "full training from scratch",
+    "random-host": "VL-PET-{level}, random frozen host",
+}
+
+EASY_VQA_NOTES = """\
+Scores are per cent of the test questions answered exactly; "dev" is that on the development split.
+
+What these numbers show, and what they do not:
+- Read every score beside the best answer without the image, {blind} here: the wording gives most yes/no answers
+  away, so only what lies above that was read off the picture.
+- Only the images are new. Training and test ask the same 107 questions, and an image holds one coloured shape.
+- The set is easy: a model trained from scratch does about as well as full tuning (--with scratch). So this run shows
+  how near a part of the parameters comes to full tuning, not that pretraining is needed or that tuning less is better.
+- A random frozen host with the same adapters gets a long way too (--with random-host); what VL-PET has above that row
+  is what pretraining gave.
+- The host is a small BART, pretrained minutes ago on captions and "what" questions of the training images, not
+  BART-base. It had seen no yes/no question, nor the words only those use: their vectors are random, and stay so where
+  the host is frozen.
+- The visual projector is a large part of so small a model and is trained in every tuned row, so compare the adapters
+  by what they train beside it. On BART-base it is 1.1 % of all parameters.
+- Steps and learning rates were chosen on a development split cut out of the training images; the test images were
+  scored once a row. {seeds}
+"""
+
+
+def arm_title(arm, record, settings):
+    return TITLES[arm].format(level=settings.level, lora_rank=record.get("lora_rank"))
+
+
+def rows(results, settings):
+    """Header and lines of the table, all text. A cell is the mean over seeds, ± the standard deviation of several."""
+    metrics = []  # in order of first appearance, from whatever was scored
+    for scored in [*results["baselines"].values(), *(record for runs in results["arms"].values() for record in runs)]:
+        metrics += [name for name in scored["test"] if name not in metrics]
+    header = ["", "trainable", "share", "of that projector", *metrics, "dev", "steps", "seconds"]
+    lines = []
+    for name, scored in results["baselines"].items():
+        first_dev = next(iter(scored["dev"].values()))
+        tested = [_score([scored["test"].get(metric)]) for metric in metrics]
+        lines.append([TITLES[name], "-", "-", "-", *tested, _score([first_dev]), "-", "-"])
+    for arm, records in results["arms"].items():
+        one = records[0]
+        lines.append(
+            [
+                arm_title(arm, one, settings),
+                f"{one['trainable']:,}",
+                f"{100 * one['trainable'] / one['total']:.2f} %",
+                f"{one['projector']:,}",
+                *(_score([record["test"].get(m) for record in records]) for m in metrics),
+                _score([next(iter(record["dev"].values())) for record in records]),
+                f"{one['steps']:,}",
+                f"{statistics.mean(record['seconds'] for record in records):.0f}",
+            ]
+        )
+    return header, lines
+
+
+def _score(values):
+    values = [value for value in values if value is not None]
+    if not values:
+        return "-"
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{spread}"
+
+
+def markdown(header, lines):
+    ruler = ["---"] + ["---:"] * (len(header) - 1)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, ruler, *lines])
+
+
+def aligned(header, lines):
+    widths = [max(len(cells[i]) for cells in [header, *lines]) for i in range(len(header))]
+    text = []
+    for cells in [header, ["-" * width for width in widths], *lines]:
+        right = [cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)]
+        text.append("  ".join([cells[0].ljust(widths[0]), *right]).rstrip())
+    return "\n".join(text)
+
+
+def notes(results, settings):
+    """The caveats that belong beside the table, or nothing where the data is the user's own."""
+    if settings.data != "easy-vqa":
+        return ""
+    count = max(map(len, results["arms"].values()))
+    one = "One seed: differences under a point mean little (--seeds 3)."
+    seeds = one if count == 1 else f"Mean and standard deviation of {count} seeds on one pretrained host."
+    return EASY_VQA_NOTES.format(blind=f"{results['baselines']['blind']['test']['accuracy']:.1f} %", seeds=seeds)
+
+
+def write(folder, results, settings):
+    """``results.md`` and ``results.json`` in ``folder``; returns the terminal's text."""
+    header, lines = rows(results, settings)
+    caveats = notes(results, settings)
+    with written_whole(folder / "results.md") as target:
+        title = f"# petx train vlpet on {settings.data}"
+        target.write_text(f"{title}\n\n{markdown(header, lines)}\n\n{caveats}", encoding="utf-8")
+    write_json(folder / "results.json", results)
+    return f"{aligned(header, lines)}\n\n{caveats}"

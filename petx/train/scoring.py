@@ -1,0 +1,55 @@
+"""Answers of a model to the examples of a task, and their scores; the work is shared between processes."""
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from torch.utils.data import DataLoader, Subset
+
+from petx.data.tasks import Collator
+
+INPUTS = ("input_ids", "attention_mask", "visual_features", "boxes", "image_ids")
+
+
+@torch.inference_mode()
+def answers(model, task, tokenizer, *, batch_size, num_beams=None):
+    """One text per example of ``task``, in order: generated (one beam: greedily), or the best of ``task.choices``."""
+    state = PartialState()
+    own = range(state.process_index, len(task), state.num_processes)
+    collator = Collator(tokenizer.pad_token_id, model.config.decoder_start_token_id)
+    training = model.training
+    model.eval()
+    texts = []
+    for batch in DataLoader(Subset(task, own), batch_size=batch_size, collate_fn=collator):
+        inputs = {name: batch[name].to(model.device) for name in INPUTS}
+        if task.choices:
+            texts += _choose(model, inputs, task.choices, tokenizer, collator.start)
+        else:
+            tokens = model.generate(**inputs, num_beams=num_beams or task.num_beams, max_new_tokens=task.max_target)
+            texts += [text.strip() for text in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+    model.train(training)
+    if state.num_processes == 1:
+        return texts
+    pairs = gather_object(list(zip(own, texts, strict=True)))
+    return [text for _, text in sorted(pairs)]
+
+
+def _choose(model, inputs, choices, tokenizer, start):
+    """The choice with the largest logit where the choices' tokens first differ (BART begins them all with <s>)."""
+    encoded = [tokenizer(choice)["input_ids"] for choice in choices]
+    place = next(i for i, tokens in enumerate(zip(*encoded, strict=False)) if len(set(tokens)) > 1)
+    prompt = torch.tensor([[start, *encoded[0][:place]]], device=model.device).expand(len(inputs["input_ids"]), -1)
+    logits = model(**inputs, decoder_input_ids=prompt).logits[:, -1, [tokens[place] for tokens in encoded]]
+    return [choices[i] for i in logits.argmax(-1).tolist()]
+
+
+def scores(model, tasks, tokenizer, *, batch_size, num_beams=None):
+    """``{metric: value}``, the main one first: the task's metrics, or the tasks' average and ``"task metric"`` each."""
+    scored = {
+        task.name: task.score(answers(model, task, tokenizer, batch_size=batch_size, num_beams=num_beams))
+        for task in tasks
+    }
+    if len(scored) == 1:
+        return next(iter(scored.values()))
+    average = sum(next(iter(values.values())) for values in scored.values()) / len(scored)
+    parts = {f"{name} {metric}": value for name, values in scored.items() for metric, value in values.items()}
+    return {"average": average, **parts}

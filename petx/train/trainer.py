@@ -1,0 +1,178 @@
+"""transformers' Seq2SeqTrainer with VL-PET's batches, loss and weight decay, and checkpoints of what is trained."""
+
+import contextlib
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
+from transformers.trainer_callback import PrinterCallback, TrainerCallback
+
+from petx.data.cache import written_whole
+from petx.data.tasks import IGNORED, Collator, RoundRobinBatches, TaskMixture
+from petx.errors import UserError
+from petx.train import checkpoints, scoring
+
+
+class PetTrainer(Seq2SeqTrainer):
+    """Trains ``model`` on ``tasks`` for ``args.max_steps`` batches and scores it on ``dev_tasks`` meanwhile.
+
+    Differs from its base in: one task a batch, in an order that only ``args.seed`` decides; the loss of
+    :class:`petx.data.tasks.Task`; which weights decay; checkpoints that hold only trained tensors and appear whole.
+
+    Args:
+        batch_sizes: examples in a step, for each of ``tasks``; over all processes together.
+        decay: ``clean`` spares norms and biases. ``paper`` spares names with "bias" or "LayerNorm.weight", which no
+            norm weight of BART or T5 contains, so those decay, as in the released code.
+    """
+
+    def __init__(self, model, args, tokenizer, tasks, batch_sizes, *, dev_tasks=(), num_beams=None, decay="clean"):
+        self.tasks, self.batch_sizes, self.dev_tasks = tasks, batch_sizes, dev_tasks
+        self.tokenizer, self.decay = tokenizer, decay
+        self._scratch = None  # where a checkpoint is being written
+        self.before = 0.0  # seconds that earlier attempts at this training took
+        collator = Collator(tokenizer.pad_token_id, model.config.decoder_start_token_id)
+        super().__init__(model, args, train_dataset=TaskMixture(tasks), eval_dataset=[], data_collator=collator)
+        self.model_accepts_loss_kwargs = False
+        self.remove_callback(PrinterCallback)  # it prints every log
+        self.add_callback(Progress)
+
+    def train(self, resume_from_checkpoint=None, **kwargs):
+        self.started = time.monotonic()
+        if resume_from_checkpoint is not None:
+            self.before = checkpoints.seconds(resume_from_checkpoint)
+        return super().train(resume_from_checkpoint, **kwargs)
+
+    @property
+    def seconds(self):
+        """Wall time of the training so far, development scores included, earlier attempts too."""
+        return self.before + time.monotonic() - self.started
+
+    def get_train_dataloader(self):
+        # Not prepared by accelerate: the batches are this process's share already.
+        batches = RoundRobinBatches(
+            list(map(len, self.tasks)),
+            self.batch_sizes,
+            steps=self.args.max_steps,
+            seed=self.args.seed,
+            rank=self.args.process_index,
+            processes=self.args.world_size,
+        )
+        return DataLoader(self.train_dataset, batch_sampler=batches, collate_fn=self.data_collator)
+
+    def get_decay_parameter_names(self, model):
+        if self.decay == "paper":
+            names = [name for name, _ in model.named_parameters()]
+            return [name for name in names if "bias" not in name and "LayerNorm.weight" not in name]
+        return super().get_decay_parameter_names(model)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        inputs = dict(inputs)
+        labels, weight, over = inputs.pop("labels"), inputs.pop("loss_weight"), inputs.pop("loss_over")
+        outputs = model(**inputs)
+        losses = F.cross_entropy(
+            outputs.logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="none"
+        ).view_as(labels)
+        tokens = (labels != IGNORED).sum(1)
+        if over == "token":  # the mean over all processes' tokens, once DDP has averaged the gradients
+            loss = losses.sum() / self.accelerator.reduce(tokens.sum().float(), "mean")
+        else:
+            loss = (losses.sum(1) / tokens * weight).mean()
+        return (loss, outputs) if return_outputs else loss
+
+    def evaluate(self, *args, **kwargs):
+        """Score the development tasks; the main score is logged as ``eval_score``."""
+        scored = scoring.scores(self.model, self.dev_tasks, self.tokenizer, batch_size=self.args.eval_batch_size)
+        name, value = next(iter(scored.items()))
+        scored = {"eval_score": value, "eval_metric": name}
+        self.log(scored)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, scored)
+        return scored
+
+    def _get_output_dir(self, trial):
+        return self._scratch or self.args.output_dir
+
+    def _save_checkpoint(self, model, trial):
+        final = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
+        writer = self.args.should_save
+        try:
+            with written_whole(final) if writer else contextlib.nullcontext(final) as target:
+                shared = [str(target.parent)]
+                if self.args.world_size > 1:
+                    broadcast_object_list(shared)  # every process adds its random state to the writer's folder
+                (self._scratch,) = shared
+                super()._save_checkpoint(model, trial)
+                self.accelerator.wait_for_everyone()
+                if writer:
+                    checkpoints.mark_whole(target, self.seconds)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise UserError(
+                f"cannot write {final}: {error}. The last whole checkpoint is kept; make room, then use --resume"
+            ) from error
+        finally:
+            self._scratch = None
+        if writer:
+            checkpoints.remove_others(self.args.output_dir, final)
+
+    def _save(self, output_dir=None, state_dict=None):
+        if self.args.should_save:
+            checkpoints.save_trainable(self.model, output_dir)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        checkpoints.load_trainable(self.model, resume_from_checkpoint)
+
+
+class Progress(TrainerCallback):
+    """A progress bar with the latest loss, on a terminal; a line at every score on the development tasks, anywhere."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.loss = float("nan")
+        disable = None if state.is_world_process_zero else True  # None: where stderr is no terminal
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", leave=False, disable=disable)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.bar.update()
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if "loss" in logs:
+            self.loss = logs["loss"]
+            self.bar.set_postfix(loss=f"{self.loss:.3f}")
+        elif "eval_score" in logs and state.is_world_process_zero:
+            scored = f"dev {logs['eval_metric']} {logs['eval_score']:.1f}"
+            tqdm.write(f"  step {state.global_step}/{state.max_steps}: loss {self.loss:.3f}, {scored}")
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.bar.close()
+
+
+def training_arguments(output_dir, *, steps, lr, seed, settings, evaluates=True):
+    """``Seq2SeqTrainingArguments`` for one training with VL-PET's AdamW (betas 0.9 and 0.999) and schedule."""
+    args = Seq2SeqTrainingArguments(
+        output_dir=str(output_dir),
+        max_steps=steps,
+        learning_rate=lr,
+        lr_scheduler_type="linear",
+        warmup_steps=round(settings.warmup * steps),
+        weight_decay=settings.weight_decay,
+        adam_epsilon=settings.adam_epsilon,
+        max_grad_norm=settings.clip,
+        per_device_eval_batch_size=settings.eval_batch_size,
+        seed=seed,
+        logging_steps=settings.log_every,
+        logging_first_step=True,
+        eval_strategy="steps" if evaluates else "no",
+        eval_steps=settings.eval_every,
+        save_steps=settings.save_every,
+        remove_unused_columns=False,
+        report_to="none",
+        ddp_find_unused_parameters=False,
+        disable_tqdm=True,  # for Progress
+        use_cpu=not torch.cuda.is_available(),  # said so, accelerate takes gloo under torchrun
+    )
+    args._n_gpu = min(args.n_gpu, 1)  # a process uses one device; several are torchrun's business, not DataParallel's
+    return args

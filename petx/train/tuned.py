@@ -1,0 +1,64 @@
+"""A tuned model on disk: its trained tensors, and a manifest that names its host and what it was made with."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+from peft import PeftModel
+from safetensors import safe_open
+from transformers import AutoTokenizer
+
+from petx.data.cache import written_whole
+from petx.errors import UserError
+from petx.train import arguments, checkpoints, host
+from petx.version import __version__
+
+MANIFEST = "petx.json"
+
+
+@dataclasses.dataclass
+class Tuned:
+    model: object
+    tokenizer: object
+    settings: arguments.Settings
+    manifest: dict
+
+
+def save(model, folder, host_folder, *, arm, seed, settings, scores):
+    """Write what is trained of ``model`` to ``folder``, as a PEFT adapter where it is one.
+
+    The host stays in ``host_folder``, which the manifest names relative to ``folder``: move the two together.
+    """
+    near_by = Path(os.path.relpath(host_folder, folder)).as_posix()
+    manifest = {"petx": __version__, "arm": arm, "seed": seed, "host": near_by, "scores": scores}
+    manifest["settings"] = dataclasses.asdict(settings)
+    with written_whole(folder) as target:
+        if isinstance(model, PeftModel):
+            model.save_pretrained(target)
+        else:
+            checkpoints.save_trainable(model, target)
+        (target / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+def load(folder):
+    """The model in ``folder``, built anew on its host; :class:`UserError` where either is not there."""
+    folder = Path(folder)
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} is no folder written by petx train: cannot read {MANIFEST} ({error})") from error
+    host_folder = (folder / manifest["host"]).resolve()
+    if not (host_folder / "config.json").is_file():
+        raise UserError(f"{folder}: its host is not in {host_folder}; keep the folders of a run together")
+    model = host.load(host_folder).requires_grad_(False)
+    if (folder / "adapter_config.json").is_file():
+        model = PeftModel.from_pretrained(model, folder)
+    else:
+        with safe_open(folder / checkpoints.TENSORS, "pt") as file:
+            saved = set(file.keys())
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in saved)
+        checkpoints.load_trainable(model, folder)
+    settings = arguments.checked(manifest["settings"])
+    return Tuned(model.eval(), AutoTokenizer.from_pretrained(host_folder), settings, manifest)

@@ -1,0 +1,80 @@
+"""Metrics against values computed by hand, and once by pycocoevalcap 1.2."""
+
+import math
+
+import pytest
+
+from petx import metrics
+
+# BLEU-1 to 4, CIDEr and ROUGE-L below are pycocoevalcap 1.2's for these captions.
+CAPTIONS = ["a red circle on a table", "two dogs run in the park", "a man rides a horse", "the cat sleeps", "a"]
+REFERENCES = [
+    ["a red circle lies on the table", "a red disc on a table"],
+    ["two dogs running in a park", "dogs play in the park near a tree"],
+    ["a man on a brown horse", "a person rides a horse on the beach", "man rides horse"],
+    ["a cat is sleeping on the sofa"],
+    ["a bird"],
+]
+
+
+def test_captions_score_as_in_the_coco_evaluation():
+    assert metrics.bleu(CAPTIONS, REFERENCES) == pytest.approx(
+        [0.6799080270, 0.5926787642, 0.4447791770, 5.3618517749e-05], rel=1e-8
+    )
+    assert metrics.cider_d(CAPTIONS, REFERENCES) == pytest.approx(1.9280777918256877, rel=1e-12)
+    assert metrics.rouge_l(CAPTIONS, REFERENCES) == pytest.approx(0.6444947037830222, rel=1e-12)
+
+
+def test_bleu_by_hand():
+    # 3 of 4 words match, clipped ("the" twice in the reference); 1 of 3 bigrams; as long as the reference.
+    scores = metrics.bleu(["the the the cat"], [["the cat the mat"]], order=2)
+    assert scores == pytest.approx([3 / 4, math.sqrt(3 / 4 * 1 / 3)], rel=1e-8)
+    # Half as long as the reference: both words match, brevity exp(1 - 4 / 2).
+    assert metrics.bleu(["the cat"], [["the cat sat down"]], order=1) == pytest.approx([math.exp(-1)], rel=1e-8)
+
+
+def test_rouge_l_by_hand():
+    # Longest common subsequence "a c e": precision 3/4, recall 3/5.
+    precision, recall = 3 / 4, 3 / 5
+    wanted = (1 + 1.44) * precision * recall / (recall + 1.44 * precision)
+    assert metrics.rouge_l(["a c x e"], [["a b c d e"]]) == pytest.approx(wanted)
+
+
+def test_cider_d_by_hand():
+    # Two documents of one word each: df 1, idf log 2; equal words score 1 at order 1 and nothing above, so 10 / 4.
+    assert metrics.cider_d(["dog", "bird"], [["dog"], ["cat"]]) == pytest.approx((10 / 4 + 0) / 2)
+    # A perfect match at every order is 10.
+    assert metrics.cider_d(["a b c d e", "v w x y z"], [["a b c d e"], ["v w x y z"]]) == pytest.approx(10)
+
+
+def test_vqa_accuracy_leaves_one_annotator_out():
+    yes = {count: metrics.vqa_scores(["yes"] * count + ["no"] * (10 - count))["yes"] for count in range(1, 6)}
+    assert yes == pytest.approx({1: 0.3, 2: 0.6, 3: 0.9, 4: 1.0, 5: 1.0})
+    annotations = [["yes"] * 10, ["red"] * 3 + ["dark red"] * 7, ["2"] * 10]
+    assert metrics.vqa_accuracy(["Yes.", "red", "three"], annotations) == pytest.approx((1 + 0.9 + 0) / 3)
+
+
+@pytest.mark.parametrize(
+    "given, wanted",
+    [
+        ("The Red Car.", "red car"),
+        ("two", "2"),
+        ("none", "0"),
+        ("dont know", "don't know"),
+        ("1,000", "1000"),
+        ("3.5 m", "3.5 m"),
+        ("t-shirt", "t shirt"),
+        ("black/white", "black white"),
+        ("yes!", "yes"),
+        ("a\nb", "b"),
+        ("  an apple ", "apple"),
+    ],
+)
+def test_answers_are_normalised(given, wanted):
+    assert metrics.normalize_answer(given) == wanted
+
+
+def test_exact_match():
+    assert metrics.exact_match(["a", "b", "c", "d"], ["a", "b", "x", "D"]) == 0.5
+    with pytest.raises(ValueError):
+        metrics.exact_match(["a"], [])
