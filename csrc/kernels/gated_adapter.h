@@ -18,9 +18,9 @@ enum class Norm : int32_t { none, layer, rms };
 
 struct GatedAdapterParams {
   DType dtype;
-  int64_t rows, length;     // N tokens, in samples of `length`
-  int64_t d, d_x, r, r_g;   // widths of h and x, ranks of adapter and gate
-  int64_t heads;            // diagonal blocks of the up projection
+  int64_t rows, length;    // N tokens, in samples of `length`
+  int64_t d, d_x, r, r_g;  // widths of h and x, ranks of adapter and gate
+  int64_t heads;           // diagonal blocks of the up projection
   Granularity granularity;
   Activation activation;
   GateInput gate_input;
@@ -78,8 +78,12 @@ void gated_adapter_bwd(const GatedAdapterParams& p, const GatedAdapterGrads& g);
 }  // namespace cpu
 
 namespace cuda {
-// `stream` is a cudaStream_t; returns a cudaError_t.
-int gated_adapter_fwd(const GatedAdapterParams& p, void* out, void* stream);
+// `stream` is a cudaStream_t; the launchers return a cudaError_t.
+// `workspace` has as many bytes as the function of that name asks for, which reads shapes and which pointers are null.
+int64_t gated_adapter_fwd_workspace(const GatedAdapterParams& p);
+int gated_adapter_fwd(const GatedAdapterParams& p, void* out, void* workspace, void* stream);
+int64_t gated_adapter_bwd_workspace(const GatedAdapterParams& p, const GatedAdapterGrads& g);
+int gated_adapter_bwd(const GatedAdapterParams& p, const GatedAdapterGrads& g, void* workspace, void* stream);
 }  // namespace cuda
 
 }  // namespace petx

@@ -3,16 +3,19 @@
 #include "kernels/gated_adapter.h"
 
 #include "ops/torch.h"
+#ifdef USE_CUDA
+#include "ops/cuda.h"
+#endif
 
 namespace petx {
 namespace {
 
 // The arguments that forward and backward share, in the schema's order.
-#define PETX_SITE_TENSORS                                                                                          \
-  "Tensor h, Tensor? x, Tensor down_weight, Tensor? down_bias, Tensor up_weight, Tensor? up_bias, "                \
+#define PETX_SITE_TENSORS                                                                                           \
+  "Tensor h, Tensor? x, Tensor down_weight, Tensor? down_bias, Tensor up_weight, Tensor? up_bias, "                 \
   "Tensor? gate_down_weight, Tensor? gate_down_bias, Tensor? gate_weight, Tensor? gate_bias, Tensor? norm_weight, " \
   "Tensor? norm_bias, Tensor? mask, Tensor? seed"
-#define PETX_SITE_OPTIONS                                                                                          \
+#define PETX_SITE_OPTIONS                                                                                           \
   "int length, int granularity, int heads, int activation, int gate_input, int middle_y, int placement, int norm, " \
   "bool residual, float scale, float dropout, float eps"
 
@@ -130,36 +133,61 @@ Outputs forward(const char* op, const SiteTensors& t, const SiteOptions& o, cons
   return {out, z, gate_z, token, stats};
 }
 
-Outputs fwd_cpu(Tensor h, OptionalTensor x, Tensor down_weight, OptionalTensor down_bias, Tensor up_weight,
-                OptionalTensor up_bias, OptionalTensor gate_down_weight, OptionalTensor gate_down_bias,
-                OptionalTensor gate_weight, OptionalTensor gate_bias, OptionalTensor norm_weight,
-                OptionalTensor norm_bias, OptionalTensor mask, OptionalTensor seed, int64_t length,
-                int64_t granularity, int64_t heads, int64_t activation, int64_t gate_input, int64_t middle_y,
-                int64_t placement, int64_t norm, bool residual, double scale, double dropout, double eps) {
-  return forward("gated_adapter",
-                 {h, x, down_weight, down_bias, up_weight, up_bias, gate_down_weight, gate_down_bias, gate_weight,
-                  gate_bias, norm_weight, norm_bias, mask, seed},
-                 {length, granularity, heads, activation, gate_input, middle_y, placement, norm, residual, scale,
-                  dropout, eps},
-                 [](const GatedAdapterParams& p, void* out) { cpu::gated_adapter_fwd(p, out); });
+void fwd_on_cpu(const Tensor&, const GatedAdapterParams& p, void* out) { cpu::gated_adapter_fwd(p, out); }
+
+#ifdef USE_CUDA
+void fwd_on_cuda(const Tensor& h, const GatedAdapterParams& p, void* out) {
+  Tensor workspace = empty(h, {cuda::gated_adapter_fwd_workspace(p)}, ScalarType::Byte);
+  on_current_stream("gated_adapter", h, [&](void* stream) {
+    return cuda::gated_adapter_fwd(p, out, workspace.mutable_data_ptr(), stream);
+  });
+}
+#endif
+
+template <void (*launch)(const Tensor& h, const GatedAdapterParams& p, void* out)>
+Outputs fwd(Tensor h, OptionalTensor x, Tensor down_weight, OptionalTensor down_bias, Tensor up_weight,
+            OptionalTensor up_bias, OptionalTensor gate_down_weight, OptionalTensor gate_down_bias,
+            OptionalTensor gate_weight, OptionalTensor gate_bias, OptionalTensor norm_weight, OptionalTensor norm_bias,
+            OptionalTensor mask, OptionalTensor seed, int64_t length, int64_t granularity, int64_t heads,
+            int64_t activation, int64_t gate_input, int64_t middle_y, int64_t placement, int64_t norm, bool residual,
+            double scale, double dropout, double eps) {
+  return forward(
+      "gated_adapter",
+      {h, x, down_weight, down_bias, up_weight, up_bias, gate_down_weight, gate_down_bias, gate_weight, gate_bias,
+       norm_weight, norm_bias, mask, seed},
+      {length, granularity, heads, activation, gate_input, middle_y, placement, norm, residual, scale, dropout, eps},
+      [&](const GatedAdapterParams& p, void* out) { launch(h, p, out); });
 }
 
 // Gradients of h, x and the ten parameters; empty where not asked for.
-using Grads = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+using Grads =
+    std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-Grads bwd_cpu(Tensor dout, Tensor h, OptionalTensor x, Tensor down_weight, OptionalTensor down_bias, Tensor up_weight,
-              OptionalTensor up_bias, OptionalTensor gate_down_weight, OptionalTensor gate_down_bias,
-              OptionalTensor gate_weight, OptionalTensor gate_bias, OptionalTensor norm_weight,
-              OptionalTensor norm_bias, OptionalTensor mask, OptionalTensor seed, Tensor z, Tensor gate_z,
-              Tensor token_gate, Tensor norm_stats, int64_t needs, int64_t length, int64_t granularity, int64_t heads,
-              int64_t activation, int64_t gate_input, int64_t middle_y, int64_t placement, int64_t norm, bool residual,
-              double scale, double dropout, double eps) {
+void bwd_on_cpu(const Tensor&, const GatedAdapterParams& p, const GatedAdapterGrads& g) {
+  cpu::gated_adapter_bwd(p, g);
+}
+
+#ifdef USE_CUDA
+void bwd_on_cuda(const Tensor& h, const GatedAdapterParams& p, const GatedAdapterGrads& g) {
+  Tensor workspace = empty(h, {cuda::gated_adapter_bwd_workspace(p, g)}, ScalarType::Byte);
+  on_current_stream("gated_adapter (backward)", h,
+                    [&](void* stream) { return cuda::gated_adapter_bwd(p, g, workspace.mutable_data_ptr(), stream); });
+}
+#endif
+
+template <void (*launch)(const Tensor& h, const GatedAdapterParams& p, const GatedAdapterGrads& g)>
+Grads bwd(Tensor dout, Tensor h, OptionalTensor x, Tensor down_weight, OptionalTensor down_bias, Tensor up_weight,
+          OptionalTensor up_bias, OptionalTensor gate_down_weight, OptionalTensor gate_down_bias,
+          OptionalTensor gate_weight, OptionalTensor gate_bias, OptionalTensor norm_weight, OptionalTensor norm_bias,
+          OptionalTensor mask, OptionalTensor seed, Tensor z, Tensor gate_z, Tensor token_gate, Tensor norm_stats,
+          int64_t needs, int64_t length, int64_t granularity, int64_t heads, int64_t activation, int64_t gate_input,
+          int64_t middle_y, int64_t placement, int64_t norm, bool residual, double scale, double dropout, double eps) {
   const char* op = "gated_adapter (backward)";
-  SiteTensors t{h, x, down_weight, down_bias, up_weight, up_bias, gate_down_weight, gate_down_bias, gate_weight,
-                gate_bias, norm_weight, norm_bias, mask, seed};
-  GatedAdapterParams p = checked(op, t,
-                                 {length, granularity, heads, activation, gate_input, middle_y, placement, norm,
-                                  residual, scale, dropout, eps});
+  SiteTensors t{h,           x,         down_weight, down_bias, up_weight, up_bias, gate_down_weight, gate_down_bias,
+                gate_weight, gate_bias, norm_weight, norm_bias, mask,      seed};
+  GatedAdapterParams p = checked(
+      op, t,
+      {length, granularity, heads, activation, gate_input, middle_y, placement, norm, residual, scale, dropout, eps});
   Checker check(op, h);
   auto compute = compute_type(h);
   bool token = p.granularity == Granularity::middle_x || p.granularity == Granularity::small;
@@ -191,7 +219,7 @@ Grads bwd_cpu(Tensor dout, Tensor h, OptionalTensor x, Tensor down_weight, Optio
               wanted(9, gate_bias, compute, g.gate_bias),
               wanted(10, norm_weight, compute, g.norm_weight),
               wanted(11, norm_bias, compute, g.norm_bias)};
-  cpu::gated_adapter_bwd(p, g);
+  launch(h, p, g);
   return grads;
 }
 
@@ -206,6 +234,13 @@ STABLE_TORCH_LIBRARY_FRAGMENT(petx, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(petx, CPU, m) {
-  m.impl("gated_adapter_fwd", TORCH_BOX(&petx::fwd_cpu));
-  m.impl("gated_adapter_bwd", TORCH_BOX(&petx::bwd_cpu));
+  m.impl("gated_adapter_fwd", TORCH_BOX(&petx::fwd<petx::fwd_on_cpu>));
+  m.impl("gated_adapter_bwd", TORCH_BOX(&petx::bwd<petx::bwd_on_cpu>));
 }
+
+#ifdef USE_CUDA
+STABLE_TORCH_LIBRARY_IMPL(petx, CUDA, m) {
+  m.impl("gated_adapter_fwd", TORCH_BOX(&petx::fwd<petx::fwd_on_cuda>));
+  m.impl("gated_adapter_bwd", TORCH_BOX(&petx::bwd<petx::bwd_on_cuda>));
+}
+#endif

@@ -1,0 +1,211 @@
+// The VL-PET site as a block of rows sees it: what forward and backward compute alike.
+//
+// Products are made by the whole block, a tile of columns at a time. Everything else is done by the four threads that
+// own a row: its sums are two shuffles away, and what belongs to a row (gate, statistics) is one number in a register.
+#pragma once
+
+#include "cuda/fma_tile.cuh"
+#include "cuda/mma_tile.cuh"
+#include "kernels/gated_adapter.h"
+#include "kernels/philox.h"
+
+#include <type_traits>
+
+namespace petx::cuda {
+
+template <class T>
+PETX_DEVICE Compute<T> at(const void* data, int64_t i) {
+  return load(read(static_cast<const T*>(data) + i));
+}
+template <class T>
+PETX_DEVICE Compute<T> at_or_zero(const void* data, int64_t i) {
+  return data ? at<T>(data, i) : Compute<T>(0);
+}
+template <class T>
+PETX_DEVICE void put(void* data, int64_t i, Compute<T> value) {
+  T stored;
+  store(stored, value);
+  write(static_cast<T*>(data) + i, stored);
+}
+
+// gelu(z) of adapter and gate, [N, r] and [N, r_g]: made once a call, then an operand like any other.
+template <class T>
+struct Hidden {
+  T* a;
+  T* gate_a;
+};
+
+template <class C>
+PETX_DEVICE C activate(Activation kind, C z) {
+  return kind == Activation::gelu ? gelu<Activation::gelu>(z) : gelu<Activation::gelu_tanh>(z);
+}
+
+// A workspace's parts, handed out in order from `base`; with base null only their size is counted.
+class Workspace {
+ public:
+  explicit Workspace(void* base) : base_(static_cast<char*>(base)) {}
+  template <class T>
+  T* take(int64_t count) {
+    int64_t at = used_;
+    used_ += (count * static_cast<int64_t>(sizeof(T)) + 127) / 128 * 128;
+    return base_ && count ? reinterpret_cast<T*>(base_ + at) : nullptr;
+  }
+  int64_t used() const { return used_; }
+
+ private:
+  char* base_;
+  int64_t used_ = 0;
+};
+
+// 16-bit types have matrix units, the others are multiplied plainly.
+template <class T>
+using TileOf = std::conditional_t<sizeof(T) == 2, MmaTile<T>, FmaTile<T>>;
+
+template <class S>
+class Site {
+ public:
+  using T = S;
+  using C = Compute<T>;
+  using Tile = TileOf<T>;
+  static constexpr int kSharers = Tile::kThreads / Tile::kM;  // threads that own a row
+  static constexpr int kRun = 8;                              // consecutive columns a thread takes at a time
+  static_assert(kSharers == 4);
+
+  PETX_DEVICE Site(const GatedAdapterParams& params, const Hidden<T>& hidden, int64_t block)
+      : p(params),
+        hidden(hidden),
+        first(block * Tile::kM),
+        rows(p.rows - first < Tile::kM ? p.rows - first : Tile::kM),
+        row(thread_index() / kSharers),
+        sharer(thread_index() % kSharers),
+        token(first + row),
+        seed_(p.dropout > 0 ? static_cast<uint64_t>(read(p.seed)) : 0),
+        threshold_(dropout_threshold(p.dropout)) {}
+
+  PETX_DEVICE bool large() const { return p.granularity == Granularity::large; }
+  PETX_DEVICE bool has_token_gate() const {
+    return p.granularity == Granularity::middle_x || p.granularity == Granularity::small;
+  }
+  // The gate's weights of S (or h): middle_x has one vector for x + S, small one for each.
+  PETX_DEVICE const void* gate_of_s() const {
+    return static_cast<const T*>(p.gate_weight) + (p.granularity == Granularity::small ? p.d : 0);
+  }
+  PETX_DEVICE bool valid() const { return row < rows; }
+
+  // The sum of a row's four threads, in all of them.
+  PETX_DEVICE static C row_sum(C value) {
+    value += shuffle_xor(value, 1);
+    return value + shuffle_xor(value, 2);
+  }
+
+  // This block's rows of a [N, width] tensor, from `column` on.
+  PETX_DEVICE Rows<T> block_rows(const void* data, int64_t width, int64_t column = 0) const {
+    return {static_cast<const T*>(data) + first * width + column, width, rows};
+  }
+  // Rows [begin, end) of a matrix [., width], as many as a tile has columns.
+  PETX_DEVICE static Rows<T> weight_rows(const void* data, int64_t begin, int64_t end, int64_t width) {
+    return {static_cast<const T*>(data) + begin * width, width, end - begin};
+  }
+
+  // Calls visit(column, column in the tile) for this thread's columns of a tile that begins at `begin`.
+  template <class Visit>
+  PETX_DEVICE void each_column(int64_t begin, int64_t end, const Visit& visit) const {
+    if (!valid()) return;
+#pragma unroll 1
+    for (int run = kRun * sharer; run < Tile::kN; run += kRun * kSharers)
+#pragma unroll 1
+      for (int c = run; c < run + kRun && begin + c < end; ++c) visit(begin + c, c);
+  }
+
+  // Makes the products of every tile of columns and calls visit(begin, end) once they are there: up's in slot 0,
+  // where `modified` asks for it, the large gate's in slot 1.
+  template <class Visit>
+  PETX_DEVICE void each_tile(bool modified, const Visit& visit) const {
+    int64_t width = p.d / p.heads, rank = p.r / p.heads;
+    for (int64_t head = 0; head < p.heads; ++head) {
+      int64_t end = (head + 1) * width;
+      for (int64_t begin = head * width; begin < end; begin += Tile::kN) {
+        if (modified)
+          Tile::multiply(0, block_rows(hidden.a, p.r, head * rank), weight_rows(p.up_weight, begin, end, rank), rank);
+        if (large())
+          Tile::multiply(1, block_rows(hidden.gate_a, p.r_g), weight_rows(p.gate_weight, begin, end, p.r_g), p.r_g);
+        visit(begin, end);
+      }
+    }
+  }
+
+  // S of this row, and the large gate's logit, at column `c` of the tile.
+  PETX_DEVICE C modified(int64_t column, int c) const {
+    return at<T>(p.h, token * p.d + column) + Tile::result(0, row, c) + at_or_zero<T>(p.up_bias, column);
+  }
+  PETX_DEVICE C logit(int64_t column, int c) const {
+    return large() ? Tile::result(1, row, c) + at_or_zero<T>(p.gate_bias, column) : C(0);
+  }
+
+  // G of one value for the channel-wise levels; 1 for the others, whose gate belongs to the row.
+  PETX_DEVICE C channel_gate(int64_t column, C logit) const {
+    if (large()) return sigmoid(logit);
+    if (p.granularity != Granularity::middle_y) return C(1);
+    C z = at<T>(p.gate_weight, column);
+    return C(1) + (p.middle_y == MiddleY::linear ? z : sigmoid(z));
+  }
+
+  // 0 or 1 / (1 - p). A thread's runs of columns mostly share a counter, so the last one's words are kept.
+  PETX_DEVICE C dropout(int64_t column) {
+    if (p.dropout <= 0) return C(1);
+    uint64_t element = static_cast<uint64_t>(token) * p.d + column;
+    if (element / 4 != counter_) words_ = philox(seed_, counter_ = element / 4);
+    uint32_t low = element & 1 ? words_.word[1] : words_.word[0], high = element & 1 ? words_.word[3] : words_.word[2];
+    return ((element & 2 ? high : low) >> 8) >= threshold_ ? C(1.0 / (1.0 - p.dropout)) : C(0);
+  }
+
+  // What is normalised: x + dropout(s G S).
+  PETX_DEVICE C tail(int64_t column, C s, C gate, C dropped) const {
+    C y = C(p.scale) * gate * s * dropped;
+    return p.residual ? at<T>(p.x, token * p.d + column) + y : y;
+  }
+
+  // A sum over the row's sample, divided by the number of tokens that count: small's gate, to which only these
+  // contribute, and the gate's gradient, to which all do.
+  PETX_DEVICE C sample_mean(const void* per_token, bool only_counting) const {
+    C sum = 0, count = 0;
+    if (valid()) {
+      int64_t begin = token / p.length * p.length;
+      for (int64_t t = begin + sharer; t < begin + p.length; t += kSharers) {
+        if (!only_counting || counts(t)) sum += read(static_cast<const C*>(per_token) + t);
+        if (counts(t)) count += C(1);
+      }
+    }
+    sum = row_sum(sum), count = row_sum(count);
+    return sum / (count > C(1) ? count : C(1));
+  }
+  PETX_DEVICE bool counts(int64_t t) const { return !p.mask || read(p.mask + t); }
+
+  const GatedAdapterParams& p;
+  const Hidden<T>& hidden;
+  int64_t first, rows;
+  int row, sharer;
+  int64_t token;
+
+ private:
+  uint64_t seed_, counter_ = ~uint64_t(0);
+  Philox4 words_ = {};
+  uint32_t threshold_;
+};
+
+// Calls f.operator()<T>() with a dtype's storage type.
+template <class F>
+int with_storage(DType dtype, const F& f) {
+  switch (dtype) {
+    case DType::f64:
+      return f.template operator()<double>();
+    case DType::bf16:
+      return f.template operator()<BFloat16>();
+    case DType::f16:
+      return f.template operator()<Half>();
+    default:
+      return f.template operator()<float>();
+  }
+}
+
+}  // namespace petx::cuda

@@ -1,0 +1,28 @@
+// What goes into a tile of a matrix product.
+#pragma once
+
+#include "cuda/primitives.cuh"
+
+namespace petx::cuda {
+
+// A matrix as one side of a product: `count` vectors along the depth; vectors past `count` are zeros. Consecutive in
+// memory are a vector's values or, where `turned`, the vectors' values at one depth.
+template <class T, bool turned>
+struct Operand {
+  static constexpr bool kTurned = turned;
+  const T* data;
+  int64_t stride;  // between vectors or, where turned, between depths
+  int64_t count;
+
+  PETX_DEVICE Compute<T> operator()(int i, int64_t k) const {
+    if (i >= count) return Compute<T>(0);
+    return load(read(data + (turned ? i + k * stride : i * stride + k)));
+  }
+};
+
+template <class T>
+using Rows = Operand<T, false>;
+template <class T>
+using Columns = Operand<T, true>;
+
+}  // namespace petx::cuda

@@ -1,0 +1,157 @@
+// Sums over tokens in an order fixed by the shape: gradients of weights, of biases and of gate vectors.
+//
+// Tokens are cut into splits; each split's sum is made by one block from its first token to its last, and the splits
+// are added up in their order by a second launch. No atomics: the same bits on every run and on every GPU, since the
+// number of splits follows from the number of tokens and not from the card.
+#pragma once
+
+#include "cuda/gated_adapter_site.cuh"
+
+namespace petx::cuda {
+
+// Splits of at least 512 tokens, at most 16: enough blocks for every multiprocessor beside some 50 tiles a weight,
+// and partial sums that stay in the second-level cache.
+struct Splits {
+  int64_t rows, size, count;
+  explicit Splits(int64_t n) : rows(n), size(0), count(0) {
+    int64_t wanted = (n + 511) / 512;
+    wanted = wanted > 16 ? 16 : wanted;
+    size = (n + wanted - 1) / wanted;
+    count = (n + size - 1) / size;
+  }
+};
+
+// to [groups * m, n] = a^T b, group by group: a [N, groups * m], b [N, groups * n].
+template <class T>
+struct WeightGrad {
+  const T* a;
+  const T* b;
+  int64_t m, n, groups;
+  int64_t offset;  // of `to` in a split's sums
+
+  PETX_HD int64_t row_tiles() const { return (m + TileOf<T>::kM - 1) / TileOf<T>::kM; }
+  PETX_HD int64_t column_tiles() const { return (n + TileOf<T>::kN - 1) / TileOf<T>::kN; }
+  PETX_HD int64_t tiles() const { return groups * row_tiles() * column_tiles(); }
+};
+
+template <class T, int kMost>
+struct WeightGrads {
+  WeightGrad<T> each[kMost];
+  int count = 0;
+  int64_t rows, split_rows, split_sums;  // tokens, tokens a split, values a split
+  Compute<T>* sums;                      // [splits, split_sums]
+};
+
+template <class T, int kMost>
+PETX_KERNEL void __launch_bounds__(TileOf<T>::kThreads, 2) weight_grads(WeightGrads<T, kMost> all) {
+  using Tile = TileOf<T>;
+  int64_t tile = block_x();
+  int number = 0;
+  while (tile >= all.each[number].tiles()) tile -= all.each[number++].tiles();
+  const WeightGrad<T> grad = all.each[number];
+  int64_t column = tile % grad.column_tiles() * Tile::kN;
+  int64_t row = tile / grad.column_tiles() % grad.row_tiles() * Tile::kM;
+  int64_t group = tile / grad.column_tiles() / grad.row_tiles();
+
+  int64_t begin = block_y() * all.split_rows;
+  int64_t depth = all.rows - begin < all.split_rows ? all.rows - begin : all.split_rows;
+  int64_t a_width = grad.groups * grad.m, b_width = grad.groups * grad.n;
+  Columns<T> a{grad.a + begin * a_width + group * grad.m + row, a_width, grad.m - row};
+  Columns<T> b{grad.b + begin * b_width + group * grad.n + column, b_width, grad.n - column};
+  Tile::multiply(0, a, b, depth);
+
+  Compute<T>* to = all.sums + block_y() * all.split_sums + grad.offset + (group * grad.m + row) * grad.n + column;
+  for (int e = thread_index(); e < Tile::kM * Tile::kN; e += Tile::kThreads) {
+    int i = e / Tile::kN, j = e % Tile::kN;
+    if (i < grad.m - row && j < grad.n - column) write(to + i * grad.n + j, Tile::result(0, i, j));
+  }
+}
+
+// to [width] = sum over tokens of weight * value, each 1 where its pointer is null.
+template <class T>
+struct ColumnSum {
+  const T* value;            // [N, width]
+  const Compute<T>* weight;  // [N]
+  int64_t width, offset;
+
+  static constexpr int kColumns = 32;
+  PETX_HD int64_t blocks() const { return (width + kColumns - 1) / kColumns; }
+};
+
+template <class T, int kMost>
+struct ColumnSums {
+  ColumnSum<T> each[kMost];
+  int count = 0;
+  int64_t rows, split_rows, split_sums;
+  Compute<T>* sums;
+};
+
+// A warp's lanes read neighbouring columns, its eight warps take every eighth token.
+template <class T, int kMost>
+PETX_KERNEL void __launch_bounds__(256) column_sums(ColumnSums<T, kMost> all) {
+  using C = Compute<T>;
+  constexpr int kColumns = ColumnSum<T>::kColumns, kWarps = 256 / kColumns;
+  int64_t block = block_x();
+  int number = 0;
+  while (block >= all.each[number].blocks()) block -= all.each[number++].blocks();
+  const ColumnSum<T> job = all.each[number];
+  int lane = thread_index() % kColumns, warp = thread_index() / kColumns;
+  int64_t column = block * kColumns + lane, begin = block_y() * all.split_rows;
+  int64_t end = begin + all.split_rows < all.rows ? begin + all.split_rows : all.rows;
+  C sum = 0;
+  if (column < job.width)
+    for (int64_t t = begin + warp; t < end; t += kWarps)
+      sum += (job.value ? load(read(job.value + t * job.width + column)) : C(1)) *
+             (job.weight ? read(job.weight + t) : C(1));
+  Shared<C> parts(0);
+  parts.set(warp * kColumns + lane, sum);
+  sync_block();
+  if (warp != 0 || column >= job.width) return;
+  for (int k = 1; k < kWarps; ++k) sum += parts.get(k * kColumns + lane);
+  write(all.sums + block_y() * all.split_sums + job.offset + column, sum);
+}
+
+// to [count] = the sum of `parts` vectors that lie `stride` apart, in their order; times sigma' of a middle_y gate
+// where `sigmoid_of` is given.
+template <class T>
+struct Reduction {
+  const Compute<T>* from;
+  Compute<T>* to;
+  int64_t parts, stride, count;
+  const T* sigmoid_of;
+
+  PETX_HD int64_t blocks() const { return (count + 255) / 256; }
+};
+
+template <class T, int kMost>
+struct Reductions {
+  Reduction<T> each[kMost];
+  int count = 0;
+};
+
+template <class T, int kMost>
+PETX_KERNEL void __launch_bounds__(256) reduce(Reductions<T, kMost> all) {
+  using C = Compute<T>;
+  int64_t block = block_x();
+  int number = 0;
+  while (block >= all.each[number].blocks()) block -= all.each[number++].blocks();
+  const Reduction<T> job = all.each[number];
+  int64_t i = block * 256 + thread_index();
+  if (i >= job.count) return;
+  C sum = 0;
+  for (int64_t part = 0; part < job.parts; ++part) sum += read(job.from + part * job.stride + i);
+  if (job.sigmoid_of) {
+    C sigma = sigmoid(C(load(read(job.sigmoid_of + i))));
+    sum *= sigma * (C(1) - sigma);
+  }
+  write(job.to + i, sum);
+}
+
+// One launch for all jobs of a table, `rows_of_blocks` deep; none where the table is empty.
+template <class Table>
+int launch_table(void (*kernel)(Table), const Table& table, int64_t blocks, int64_t rows_of_blocks, int shared_bytes,
+                 void* stream) {
+  return blocks ? launch(kernel, blocks, rows_of_blocks, 256, shared_bytes, stream, table) : 0;
+}
+
+}  // namespace petx::cuda

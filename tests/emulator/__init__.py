@@ -1,0 +1,107 @@
+"""Runs the CUDA kernels of csrc/cuda on the CPU; docs/kernels.md says how and why.
+
+:func:`build` compiles kernels and emulator with g++ into one library, :class:`Emulator` calls it with torch tensors.
+"""
+
+import ctypes
+import os
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+HERE = Path(__file__).parent
+CSRC = HERE.parents[1] / "csrc"
+FLAGS = ["-std=c++20", "-O2", "-g1", "-fPIC", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
+
+ORDERS = {"ascending": (0, 0), "descending": (1, 0), "random-1": (2, 1), "random-2": (2, 2)}
+GUARD = 4096  # bytes on each side of a tensor that belong to no buffer
+
+
+class KernelFault(Exception):
+    """A kernel did what a GPU leaves undefined; the text is the emulator's report."""
+
+
+def build(sources, library, csrc=CSRC):
+    """Compile ``sources`` (.cu and .cpp) together with the emulator into ``library``, in parallel."""
+    includes = [f"-I{HERE}", f"-I{csrc}"]  # the emulator's primitives.cuh is found before the GPU's
+    sources = [*sources, HERE / "simt.cpp", HERE / "c_api.cpp"]
+    compiler = os.environ.get("CXX", "g++").split()
+
+    def compiled(source):
+        target = library.with_name(f"{library.stem}-{source.parent.name}-{source.stem}.o")
+        run([*compiler, *FLAGS, *includes, "-x", "c++", "-c", source, "-o", target])
+        return target
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(compiled, sources))
+    run([*compiler, "-shared", *objects, "-o", library])
+    return library
+
+
+def run(command):
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}"
+
+
+def build_kernels(library, csrc=CSRC):
+    """All of ``csrc/cuda`` with what calls it."""
+    return build([*sorted(csrc.glob("cuda/*.cu")), HERE / "gated_adapter.cpp"], library, csrc)
+
+
+class Counters(ctypes.Structure):
+    """What was counted since the last reset; bytes are those the kernels asked for, cached or not."""
+
+    _fields_ = [
+        (name, ctypes.c_int64)
+        for name in "launches barriers global_read global_written matrix_products bank_conflicts".split()
+    ]
+
+
+class Emulator:
+    """A built library, with one call's buffers at a time."""
+
+    def __init__(self, library):
+        self.library = ctypes.CDLL(str(library))
+        self.library.simt_report.restype = ctypes.c_char_p
+        self.order = "ascending"
+        self._guarded = []
+
+    def buffer(self, name, tensor, writable=False):
+        """The address of a copy of ``tensor`` that lies alone; None stays None."""
+        if tensor is None:
+            return None
+        size = tensor.numel() * tensor.element_size()
+        room = torch.full((size + 2 * GUARD,), 0xFF, dtype=torch.uint8)
+        view = room[GUARD : GUARD + size]
+        view.copy_(tensor.detach().contiguous().reshape(-1).view(torch.uint8))
+        self._guarded.append((tensor, view, room, writable))
+        self.library.simt_add_buffer(name.encode(), ctypes.c_void_p(view.data_ptr()), ctypes.c_int64(size), writable)
+        return view.data_ptr()
+
+    def result(self, name, shape, dtype):
+        """A tensor for a kernel's result, filled with NaN, and its address."""
+        tensor = torch.empty(shape, dtype=dtype)
+        tensor.view(-1).view(torch.uint8).fill_(0xFF)
+        return tensor, self.buffer(name, tensor, writable=True)
+
+    def call(self, function, *arguments):
+        """Run the library's ``function``, raise :class:`KernelFault` or fetch the results back."""
+        order, seed = ORDERS[self.order]
+        self.library.simt_set_order(order, ctypes.c_uint64(seed))
+        try:
+            if getattr(self.library, function)(*arguments):
+                raise KernelFault(self.library.simt_report().decode())
+            for tensor, view, room, writable in self._guarded:
+                assert (room[:GUARD] == 0xFF).all() and (room[-GUARD:] == 0xFF).all()
+                if writable:
+                    tensor.view(-1).view(torch.uint8).copy_(view)
+        finally:
+            self._guarded.clear()
+            self.library.simt_clear_buffers()
+
+    def counters(self):
+        counters = Counters()
+        self.library.simt_counters(ctypes.byref(counters))
+        return counters

@@ -1,0 +1,103 @@
+"""The emulator finds what it claims to: tiny kernels with one mistake each (the real kernels: emulator/mutants.py)."""
+
+import ctypes
+import re
+
+import pytest
+import torch
+
+from tests.emulator import HERE, ORDERS, Emulator, KernelFault, build
+
+# Mistake, by its number in faults.cu -> a piece of the report that must name it.
+REVERSE = {
+    "missing_barrier": "race: reads 4 bytes of shared memory|which nobody has written",
+    "missing_reuse_barrier": "race: (reads|writes) 4 bytes of shared memory",
+    "divergent_barrier": "reaches a block barrier while .* threads wait at another one, faults.cu",
+    "missed_barrier": "deadlock in block(.|\n)*63 threads .* wait at the block barrier(.|\n)*1 threads .40. have left",
+    "shared_out_of_bounds": "is out of bounds: 4 bytes of shared memory at 256 of 256",
+    "shared_misaligned": "is misaligned: 4 bytes of shared memory",
+    "shared_never_written": "which nobody has written",
+    "global_out_of_bounds": "writes global memory outside every buffer, 0 bytes past the end of out|race: writes out",
+    "global_before_begin": "writes global memory outside every buffer, 4 bytes before out|race: writes out",
+    "writes_input": "writes an input: in at byte",
+    "global_race": "race: writes out at byte .* which thread",
+    "reads_other_block": "race: (reads|writes) out at byte .* which block",
+    "divergent_shuffle": "comes to a shuffle while lanes of its warp wait at faults.cu",
+    "lonely_shuffle": "deadlock in block(.|\n)*8 threads .* wait for the rest of their warp",
+}
+COPY = {
+    "no_wait": "an asynchronous copy is still under way",
+    "one_group_too_few": "an asynchronous copy is still under way",
+    "no_commit": "an asynchronous copy is still under way",
+    "no_barrier": "race: reads 16 bytes of shared memory|nobody has written|an asynchronous copy is still under way",
+    "overwritten_in_flight": "an asynchronous copy is still under way",
+}
+MATRICES = ["swapped_halves", "not_transposed", "swapped_rows"]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return Emulator(build([HERE / "faults.cu"], tmp_path_factory.mktemp("faults") / "faults.so"))
+
+
+def call(emulator, function, results, inputs, fault):
+    addresses = [emulator.buffer(name, tensor) for name, tensor in inputs.items()]
+    out, address = emulator.result("out", *results)
+    emulator.call(function, *map(ctypes.c_void_p, [*addresses, address]), ctypes.c_int(fault))
+    return out
+
+
+def reverse(emulator, fault):
+    return call(emulator, "run_reverse", ((128,), torch.float32), {"in": torch.arange(128.0)}, fault)
+
+
+def copy(emulator, fault):
+    return call(emulator, "run_copy", ((64, 4), torch.float32), {"in": torch.arange(256.0)}, fault)
+
+
+def matrices(emulator, fault):
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(16, n, generator=generator).bfloat16() for n in (16, 8))
+    out = call(emulator, "run_matrices", ((16, 8), torch.float32), {"a": a, "b": b}, fault)
+    return out, a.float() @ b.float()
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_right_kernels_pass(tiny, order):
+    tiny.order = order
+    turned = torch.arange(128.0).reshape(2, 64).flip(1).reshape(64, 2)
+    assert torch.equal(reverse(tiny, 0), turned.sum(1, keepdim=True).expand(64, 2).reshape(-1))
+    packs = torch.arange(256.0).reshape(2, 32, 4)
+    assert torch.equal(copy(tiny, 0), packs.roll(-1, 1).reshape(64, 4))
+    torch.testing.assert_close(*matrices(tiny, 0), rtol=1e-6, atol=1e-6)
+
+
+MISTAKES = [(reverse, n, text) for n, text in enumerate(REVERSE.values(), 1)]
+MISTAKES += [(copy, n, text) for n, text in enumerate(COPY.values(), 1)]
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize(("kernel", "number", "says"), MISTAKES, ids=[*REVERSE, *COPY])
+def test_each_mistake_is_named(tiny, kernel, number, says, order):
+    """In every order: the detector needs no lucky schedule."""
+    tiny.order = order
+    with pytest.raises(KernelFault) as caught:
+        kernel(tiny, number)
+    assert re.search(says, str(caught.value)), caught.value
+
+
+@pytest.mark.parametrize("number", range(1, 1 + len(MATRICES)), ids=MATRICES)
+def test_wrong_fragments_give_wrong_results(tiny, number):
+    out, expected = matrices(tiny, number)
+    assert (out - expected).abs().max() > 0.1
+
+
+def test_counters(tiny):
+    tiny.library.simt_reset_counters()
+    copy(tiny, 0)
+    matrices(tiny, 0)
+    counters = tiny.counters()
+    assert (counters.launches, counters.matrix_products) == (2, 1)
+    assert counters.global_read == 64 * 16 + 2 * 32 * 16
+    assert counters.global_written == 64 * 16 + 16 * 8 * 4
+    assert counters.bank_conflicts == 4  # rows of 32 bytes: of eight packs two start in each group of banks
