@@ -15,8 +15,7 @@ if os.environ.get("PETX_DISABLE_KERNELS", "0") != "1":
 
 
 _DEVICE_KEYS = {"cpu": "CPU", "cuda": "CUDA"}
-# The CUDA kernels are plain so far (no tensor cores) and no card has measured them: torch's own products stay the
-# default on a GPU until one has.
+# No card has run or measured the CUDA kernels yet: torch's own products stay the default on a GPU until one has.
 _use_cuda_kernels = os.environ.get("PETX_CUDA_KERNELS", "0") == "1"
 _fused = set()  # (operation, device type) with both directions compiled
 

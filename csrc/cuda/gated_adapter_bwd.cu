@@ -124,7 +124,8 @@ class Backward : Site<T> {
     });
   }
 
-  // Adds up the block's rows of what the threads left in the products' place.
+  // Adds up the block's rows of what the threads left in the products' place, where the next results come only after
+  // a barrier.
   PETX_DEVICE void column_sums(int64_t begin, int64_t end) const {
     sync_block();
     int slot = thread_index() / Tile::kN, c = thread_index() % Tile::kN;
@@ -134,7 +135,6 @@ class Backward : Site<T> {
       for (int i = 0; i < this->rows; ++i) sum += Tile::result(slot, i, c);
       write(to + block_ * p.d + begin + c, sum);
     }
-    sync_block();
   }
 
   // The gradient of the token's logit; small's comes from all tokens of the sample, each through its own sigma.
@@ -206,7 +206,6 @@ class Backward : Site<T> {
   }
 
   PETX_DEVICE void gate() const {
-    sync_block();
     hidden_grad(to_.dgate, 1, p.gate_weight, p.r_g, p.gate_z, to_.dgate_z);
     if (!g.dx) return;
     input_grad(to_.dgate_z, p.r_g, p.gate_down_weight, p.d_x, [&](int64_t column, C product) {

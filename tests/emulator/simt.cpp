@@ -224,7 +224,8 @@ bool launch(int64_t grid_x, int64_t grid_y, int threads, int64_t shared_bytes, c
 
 void fault(const std::string& what, Line line) {
   std::ostringstream out;
-  out << text(line) << ": " << thread_text(m.running) << " of block (" << m.x << ", " << m.y << ") " << what;
+  if (line.line()) out << text(line) << ": ";
+  out << thread_text(m.running) << " of block (" << m.x << ", " << m.y << ") " << what;
   m.report = out.str();
   for (;;) yield();
 }
