@@ -83,7 +83,7 @@ def test_an_epoch_is_every_example_once_one_task_a_batch():
     for epoch in range(2):
         keys = [key for batch in batches[epoch * steps : (epoch + 1) * steps] for key in batch]
         assert sorted((task, index) for task, index, _ in keys) == everything
-        assert {key[2] for key in keys} == {epoch}
+        assert {draw for _, _, draw in keys} == {f"5 {epoch}"}
     assert batches[:steps] != batches[steps:]
     assert batches == list(tasks.RoundRobinBatches(lengths, sizes, steps=2 * steps, seed=5))
     assert batches != list(tasks.RoundRobinBatches(lengths, sizes, steps=2 * steps, seed=6))

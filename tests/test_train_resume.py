@@ -14,12 +14,12 @@ from petx.train.trainer import PetTrainer, Progress, training_arguments
 from tests import image_text_fixture as fixture
 
 
-def make_trainer(own, folder, *, steps=8, arm="vlpet", decay="clean", callbacks=()):
+def make_trainer(own, folder, *, steps=8, arm="vlpet", decay="clean", workers=0, callbacks=()):
     from transformers import set_seed
 
     from petx.train import data
 
-    settings = fixture.settings(own, folder, save_every=3, log_every=3, dropout=0.2)
+    settings = fixture.settings(own, folder, save_every=3, log_every=3, dropout=0.2, workers=workers)
     run_data = data.load(settings)
     set_seed(7)
     model = arms.build(arm, host.pretrained(settings, run_data.tokenizer), settings)
@@ -59,6 +59,12 @@ def test_a_resumed_training_ends_in_the_same_bits(own, tmp_path, arm):
     assert got.keys() == wanted.keys()
     assert all(torch.equal(got[name], tensor) for name, tensor in wanted.items())
     assert stages.curve(resumed.state.log_history) == stages.curve(straight.state.log_history)
+
+    if arm == "vlpet":
+        by_workers = make_trainer(own, tmp_path / "workers", arm=arm, workers=2)
+        stages.train(by_workers)
+        got = checkpoints.trainable_state(by_workers.model)
+        assert all(torch.equal(got[name], tensor) for name, tensor in wanted.items())
 
     again = make_trainer(own, tmp_path / "resumed", arm=arm)  # interrupted after the end: nothing is left to do
     stages.train(again)
@@ -129,7 +135,7 @@ def test_an_interrupted_run_goes_on(own, tmp_path, capsys, monkeypatch):
     out = tmp_path / "resumed"
     with monkeypatch.context() as patch:
         patch.setattr(Progress, "on_step_end", interrupt)
-        patch.setattr(arguments, "parse", lambda argv: fixture.settings(own, out, **more))
+        patch.setattr(arguments, "parse", lambda *_: fixture.settings(own, out, **more))
         assert vlpet.main([]) == 130
     assert "--resume" in capsys.readouterr().out
     kept = [out / "host" / "model.safetensors", out / "vlpet" / "seed-42" / "tuned" / "adapter_model.safetensors"]

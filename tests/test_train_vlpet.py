@@ -149,6 +149,9 @@ def test_settings_are_laid_over_one_another(tmp_path):
     assert settings.batch_sizes == {"vqa": 7, "gqa": 9}
     assert settings.all_arms == ["vlpet", "scratch", "random-host"] and settings.output_dir == "x"
     assert arguments.parse([]).output_dir == "petx-runs/easy-vqa"
+    other = arguments.parse("--preset paper-bart-image --steps 7 --set splits.vqa.dev=[a]".split())
+    assert (other.steps, other.epochs) == (7, None)
+    assert other.splits["vqa"] == {"train": ["karpathy_train"], "dev": ["a"], "test": ["karpathy_test"]}
 
 
 @pytest.mark.parametrize(
@@ -162,7 +165,8 @@ def test_settings_are_laid_over_one_another(tmp_path):
         ("--rank many", "rank must be int, got 'many'"),
         ("--rank 2.5", "rank must be int, got 2.5"),
         ("--steps 0", "steps must be at least 1, got 0"),
-        ("--epochs 2", "one of steps and epochs must be given"),
+        ("--epochs 2 --steps 3", "one of steps and epochs must be given, got steps=3, epochs=2"),
+        ("--set splits={a", "--set splits={a: cannot read '{a'"),
         ("--config nowhere.yaml", "cannot read settings from nowhere.yaml"),
         ("--rank 10 --heads 4", "heads must divide rank"),
         ("--dev_images 4000", "dev_images must be between 1 and 3999, got 4000"),

@@ -1,6 +1,7 @@
 """Tasks as data sets: examples with image features in, batches for an encoder-decoder out, predictions scored."""
 
 import dataclasses
+import functools
 import random
 
 import torch
@@ -33,7 +34,7 @@ class ArrayFeatures:
 
 
 class Task(Dataset):
-    """Examples of one task. An item is asked for by index, or by (index, epoch) where the answer is sampled anew.
+    """Examples of one task, asked for by index, or by (index, draw) where ``draw`` decides which answer is sampled.
 
     Args:
         metric: ``exact`` (share of exact matches), ``vqa`` (soft accuracy over ``references``) or ``caption``
@@ -60,15 +61,15 @@ class Task(Dataset):
         self.name, self.examples, self.features, self.tokenizer = name, examples, features, tokenizer
         self.max_text, self.max_target, self.num_beams, self.choices = max_text, max_target, num_beams, choices
         self.metric, self.loss = metric, loss
-        self._tokens = {}
+        self._encoded = functools.lru_cache(maxsize=4096)(self._encode)  # easy-VQA has 107 questions
 
     def __len__(self):
         return len(self.examples)
 
     def __getitem__(self, key):
-        index, epoch = key if isinstance(key, tuple) else (key, 0)
+        index, draw = key if isinstance(key, tuple) else (key, "")
         example = self.examples[index]
-        answer, score = _sampled(example.answers, f"{self.name} {epoch} {index}")
+        answer, score = _sampled(example.answers, f"{self.name} {draw} {index}")
         features, boxes = zip(*map(self.features, example.images), strict=True)
         return {
             "input_ids": self._encoded(example.text, self.max_text),
@@ -80,11 +81,8 @@ class Task(Dataset):
             "loss": self.loss,
         }
 
-    def _encoded(self, text, limit):
-        if (text, limit) not in self._tokens:
-            ids = self.tokenizer(text, truncation=limit is not None, max_length=limit)["input_ids"]
-            self._tokens[text, limit] = torch.tensor(ids)
-        return self._tokens[text, limit]
+    def _encode(self, text, limit):
+        return torch.tensor(self.tokenizer(text, truncation=limit is not None, max_length=limit)["input_ids"])
 
     def score(self, predictions):
         """``{metric: value}`` of one generated text per example, in order; the first is the task's own metric."""
@@ -115,7 +113,7 @@ def _sampled(answers, seed):
 
 
 class TaskMixture(Dataset):
-    """Several tasks behind one index: an item is asked for by (task, index, epoch)."""
+    """Several tasks behind one index: an item is asked for by (task, index, draw)."""
 
     def __init__(self, tasks):
         self.tasks = tasks
@@ -124,8 +122,8 @@ class TaskMixture(Dataset):
         return sum(map(len, self.tasks))
 
     def __getitem__(self, key):
-        task, index, epoch = key
-        return self.tasks[task][index, epoch]
+        task, index, draw = key
+        return self.tasks[task][index, draw]
 
 
 class RoundRobinBatches(Sampler):
@@ -157,14 +155,15 @@ class RoundRobinBatches(Sampler):
             epoch += 1
 
     def _epoch(self, epoch):
-        draw = random.Random(f"{self.seed} {epoch}")
+        draw = f"{self.seed} {epoch}"
+        order_of = random.Random(draw)
         batches = []
         for task, (length, size) in enumerate(zip(self.lengths, self.batch_sizes, strict=True)):
             order = list(range(length))
-            draw.shuffle(order)
-            keys = [(task, index, epoch) for index in order]
+            order_of.shuffle(order)
+            keys = [(task, index, draw) for index in order]
             batches += [keys[start : start + size] for start in range(0, length, size)]
-        draw.shuffle(batches)
+        order_of.shuffle(batches)
         return batches
 
 

@@ -47,10 +47,10 @@ class Settings:
     attention_heads: int = option(4, "small host: attention heads")
     ffn: int = option(512, "small host: width of the feed-forward layers")
     init_std: float = option(0.09, "small host: standard deviation of the initial weights")
-    host_steps: int = option(1500, "small host: pretraining steps")
+    host_steps: int = option(1200, "small host: pretraining steps")
     host_batch_size: int = option(64, "small host: examples a pretraining step")
     host_lr: float = option(1e-3, "small host: peak learning rate of the pretraining")
-    dropout: float = option(0.1, "dropout of the host's layers")
+    dropout: float = option(0.0, "dropout of the host's layers")
 
     # tuning
     level: str = option("large", "granularity of VL-PET's gate", choices=LEVELS)
@@ -81,6 +81,7 @@ class Settings:
     eval_batch_size: int = option(512, "examples a step of evaluation")
     eval_every: int = option(250, "steps between evaluations on the development split")
     save_every: int = option(250, "steps between checkpoints")
+    workers: int = option(0, "processes that read the training data beside the one that trains")
     log_every: int = option(25, "steps between points of the loss curve")
     seed: int = option(0, "first seed")
     seeds: int = option(1, "how many seeds; the table then gives mean and standard deviation")
@@ -93,16 +94,25 @@ class Settings:
 
 
 FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
-NOT_IN_FILES = ("output_dir", "resume")
+PLAIN = ("output_dir", "resume")  # flags whose value is not read as YAML
 _POSITIVE = ("rank", "heads", "seeds", "steps", "epochs", "batch_size", "host_steps", "host_batch_size")
 _POSITIVE += ("eval_every", "save_every", "log_every", "eval_batch_size")
 _HINTS = typing.get_type_hints(Settings)
 
 
-def parse(argv=None, prog="petx train vlpet"):
+def parse(argv=None, description=None):
     """Settings from a command line; :class:`UserError` names whatever is unknown or of the wrong kind."""
-    parser = argparse.ArgumentParser(prog=prog, description=__doc__, argument_default=argparse.SUPPRESS)
-    parser.add_argument("--preset", default="easy-vqa", help=f"one of {', '.join(presets())} (default: easy-vqa)")
+    parser = argparse.ArgumentParser(
+        prog="petx train vlpet",
+        usage="petx train vlpet [--preset NAME] [--config FILE] [--set KEY=VALUE] [--SETTING VALUE ...] [--resume]",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--preset", default="easy-vqa", metavar="NAME", help=f"one of {', '.join(presets())} (default: easy-vqa)"
+    )
     parser.add_argument("--config", metavar="FILE", help="YAML file of settings, over the preset")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="one setting; KEY.SUBKEY too")
     for field in FIELDS.values():
@@ -113,16 +123,14 @@ def parse(argv=None, prog="petx train vlpet"):
         parser.add_argument(*names, dest=field.name, help=(field.metadata["help"] + default).replace("%", "%%"), **more)
     given = vars(parser.parse_args(argv))
 
-    values = read_preset(given.pop("preset_name", given["preset"]))
-    preset = given.pop("preset")
-    if "config" in given:
-        values |= _read_yaml(Path(given.pop("config")))
-    for assignment in given.pop("set"):
-        _assign(values, assignment)
-    for name, value in given.items():
-        values[name] = value if name in NOT_IN_FILES else _from_text(FIELDS[name], value)
-    values.setdefault("output_dir", f"petx-runs/{preset}")
-    return checked(values)
+    preset, config, assignments = given.pop("preset"), given.pop("config", None), given.pop("set")
+    values = read_preset(preset)
+    if config is not None:
+        values = _laid_over(values, _read_yaml(Path(config)))
+    for assignment in assignments:
+        values = _laid_over(values, _assigned(values, assignment))
+    flags = {name: value if name in PLAIN else _from_text(FIELDS[name], value) for name, value in given.items()}
+    return checked({"output_dir": f"petx-runs/{preset}"} | _laid_over(values, flags))
 
 
 def presets():
@@ -165,22 +173,40 @@ def _read_yaml(path):
     return values
 
 
-def _assign(values, assignment):
-    """Apply one ``KEY=VALUE`` or ``KEY.SUBKEY=VALUE`` to the mapping ``values``."""
+def _laid_over(values, layer):
+    """``layer`` over ``values``; steps given in one replace epochs given in the other, and the other way round."""
+    for name, other in (("steps", "epochs"), ("epochs", "steps")):
+        if layer.get(name) is not None and other not in layer:
+            values = {key: value for key, value in values.items() if key != other}
+    return values | layer
+
+
+def _assigned(values, assignment):
+    """The setting that one ``KEY=VALUE`` or ``KEY.SUBKEY=VALUE`` makes of ``values``, as a mapping."""
     key, equals, text = assignment.partition("=")
-    *parents, last = key.split(".")
-    if not equals or not all([*parents, last]):
+    name, *subkeys = key.split(".")
+    if not equals or not all([name, *subkeys]):
         raise UserError(f"--set wants KEY=VALUE, got {assignment!r}")
-    for parent in parents:
-        values[parent] = dict(values.get(parent) or {})
-        values = values[parent]
-    values[last] = yaml.safe_load(text)
+    value = _yaml(text, f"--set {assignment}")
+    for i in reversed(range(len(subkeys))):
+        inside = values.get(name)
+        for subkey in subkeys[:i]:
+            inside = inside.get(subkey) if isinstance(inside, dict) else None
+        value = (inside if isinstance(inside, dict) else {}) | {subkeys[i]: value}
+    return {name: value}
 
 
 def _from_text(field, text):
     if _HINTS[field.name] is list:
-        return [part for part in text.strip("[] ").replace(",", " ").split()]
-    return text if _HINTS[field.name] is str else yaml.safe_load(text)
+        return text.strip("[] ").replace(",", " ").split()
+    return text if _HINTS[field.name] is str else _yaml(text, f"--{field.name}")
+
+
+def _yaml(text, where):
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{where}: cannot read {text!r}: {error}") from error
 
 
 def _coerced(field, value):

@@ -1,4 +1,4 @@
-"""The stages of a run: claim the output folder, prepare the host, tune each arm, load an adapter again.
+"""The stages of a run: check the output folder, prepare the host, tune each arm, load an adapter again.
 
 Each stage leaves its result whole on disk and is skipped where that is already there, so a run can be resumed.
 """

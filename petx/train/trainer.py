@@ -31,7 +31,7 @@ class PetTrainer(Seq2SeqTrainer):
             norm weight of BART or T5 contains, so those decay, as in the released code.
     """
 
-    def __init__(self, model, args, tokenizer, tasks, batch_sizes, *, dev_tasks=(), num_beams=None, decay="clean"):
+    def __init__(self, model, args, tokenizer, tasks, batch_sizes, *, dev_tasks=(), decay="clean"):
         self.tasks, self.batch_sizes, self.dev_tasks = tasks, batch_sizes, dev_tasks
         self.tokenizer, self.decay = tokenizer, decay
         self._scratch = None  # where a checkpoint is being written
@@ -63,7 +63,8 @@ class PetTrainer(Seq2SeqTrainer):
             rank=self.args.process_index,
             processes=self.args.world_size,
         )
-        return DataLoader(self.train_dataset, batch_sampler=batches, collate_fn=self.data_collator)
+        workers = self.args.dataloader_num_workers
+        return DataLoader(self.train_dataset, batch_sampler=batches, collate_fn=self.data_collator, num_workers=workers)
 
     def get_decay_parameter_names(self, model):
         if self.decay == "paper":
@@ -169,6 +170,7 @@ def training_arguments(output_dir, *, steps, lr, seed, settings, evaluates=True)
         eval_steps=settings.eval_every,
         save_steps=settings.save_every,
         remove_unused_columns=False,
+        dataloader_num_workers=settings.workers,
         report_to="none",
         ddp_find_unused_parameters=False,
         disable_tqdm=True,  # for Progress

@@ -1,6 +1,6 @@
 """VL-PET on a frozen host, side by side with other ways to tune it (arXiv 2308.09804).
 
-    petx train vlpet                                   the main job: easy-VQA, about eight minutes on two CPU cores
+    petx train vlpet                                   the main job: easy-VQA, a few minutes on two CPU cores
     petx train vlpet --level small --seeds 3           another gate; three seeds, mean and spread
     petx train vlpet --with scratch,random-host        two control arms more
     petx train vlpet --resume                          go on after an interruption, or add arms and seeds to a run
@@ -26,7 +26,7 @@ from petx.train import arguments, data, plots, report, stages
 
 def main(argv=None):
     """Run the recipe for a command line; returns the exit code."""
-    settings = arguments.parse(argv)
+    settings = arguments.parse(argv, __doc__)
     resume = (
         f"What was finished, and the last whole checkpoint, is in {settings.output_dir}; --resume goes on from there."
     )
