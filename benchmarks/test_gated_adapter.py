@@ -1,4 +1,4 @@
-"""Speed of the VL-PET site: `pytest benchmarks` (see docs/benchmarks.md).
+"""Speed of the VL-PET site: `pytest benchmarks --benchmark-enable` (see docs/benchmarks.md).
 
 One case is BART-base's encoder site, d = 768, r = r_g = 96, 4 heads, at N = 2,800 tokens (a tenth of the published
 batch of 500 x 56), forward plus backward, alone and with the host's dropout, residual and LayerNorm.

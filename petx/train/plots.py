@@ -34,8 +34,9 @@ def write_curves(folder, results, settings):
         losses = np.array([[loss for _, loss in run["loss"]] for run in runs])
         _line(axes, steps, _smooth(losses), arm, titles[arm])
     axes.set_yscale("log")
-    for ticks in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-        ticks(ticker.LogFormatter(minor_thresholds=(2, 0.5)))  # plain numbers, as few as can be read
+    axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_locator(ticker.NullLocator())
     axes.set_title(f"Loss on the training questions ({settings.data})")
     paths = [_save(figure, axes, folder / "loss.png")]
 

@@ -23,10 +23,9 @@ What these numbers show, and what they do not:
 - Read every score beside the best answer without the image, {blind} here: the wording gives most yes/no answers
   away, so only what lies above that was read off the picture.
 - Only the images are new. Training and test ask the same 107 questions, and an image holds one coloured shape.
-- The set is easy: a model trained from scratch does about as well as full tuning (--with scratch). So this run shows
-  how near a part of the parameters comes to full tuning, not that pretraining is needed or that tuning less is better.
-- A random frozen host with the same adapters gets a long way too (--with random-host); what VL-PET has above that row
-  is what pretraining gave.
+- The set is easy. A model trained from scratch does as well as full tuning, and VL-PET on a frozen host of random
+  weights as well as on the pretrained one (--with scratch,random-host). So this run shows how near VL-PET comes to
+  full tuning while the host stays as it is, and not that the pretraining is needed or that tuning less is better.
 - The host is a small BART, pretrained minutes ago on captions and "what" questions of the training images, not
   BART-base. It had seen no yes/no question, nor the words only those use: their vectors are random, and stay so where
   the host is frozen.
