@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from petx.cli import main as petx
 from petx.data import cache, easy_vqa, features, packages
 from petx.data.easy_vqa import Question
 from petx.errors import UserError
@@ -97,6 +98,17 @@ def test_get_says_why_pip_failed(wheel, monkeypatch):
     monkeypatch.setattr(packages.subprocess, "run", lambda command, **kwargs: failed)
     with pytest.raises(UserError, match="could not fetch made-up==1.0: ERROR: no route to host"):
         list(packages.get("made-up"))
+
+
+def test_the_command_lists_and_fetches(wheel, capsys):
+    assert petx(["data", "list"]) == 0
+    listed = capsys.readouterr().out
+    assert "easy-vqa: " in listed and "made-up 1.0" in listed and listed.rstrip().endswith("missing")
+    assert petx(["data", "get", "made-up", "nothing"]) == 2  # the wrong name is told before anything is fetched
+    assert packages.locate("made-up") is None
+    assert petx(["data", "get", "made-up"]) == 0
+    (folder,) = packages.locate("made-up").values()
+    assert str(folder.parent) in capsys.readouterr().out
 
 
 def test_unknown_data_is_named():
