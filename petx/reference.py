@@ -129,3 +129,125 @@ def gated_adapter(
     elif norm == "rms":
         y = F.rms_norm(y, y.shape[-1:], norm_weight, eps)
     return y
+
+
+def threshold_gate(values, threshold, gate, temperature=1.0):
+    """PETAL's learnable threshold Γ on the entries of ``values``, to which ``threshold`` broadcasts.
+
+    ``soft`` is sign(c) max(|c| - t, 0), ``sigmoid`` c σ((|c| - t) / temperature), ``hard`` c where |c| > t, whose
+    gradient is passed straight through to c and is the soft gate's to t.
+    """
+    if gate == "none":
+        return values
+    if gate == "sigmoid":
+        return values * torch.sigmoid((values.abs() - threshold) / temperature)
+    soft = torch.sign(values) * F.relu(values.abs() - threshold)
+    if gate == "soft":
+        return soft
+    kept = (values.abs() > threshold).to(values.dtype)
+    through = values - torch.sign(values) * kept * threshold  # its gradients are the ones wanted
+    return through + (values * kept - through).detach()
+
+
+def mode_cores(core, modes, threshold=None, *, gate="none", temperature=1.0):
+    """The cores of all modes, ``M_n = gate(C) ×₃ p_n`` (PETAL, arXiv 2312.12458, dynamic mode approximation).
+
+    core [R, R, R], modes [n, R] -> [n, R, R]; or the CP weights core [R] -> [n, R], the diagonals. ``threshold`` [1],
+    or [R] for the last index.
+    """
+    core = threshold_gate(core, threshold, gate, temperature)
+    if core.dim() == 1:
+        return core * modes
+    return torch.einsum("ijk,nk->nij", core, modes)
+
+
+def mode_update(
+    x,  # [T, d_in], or [T, R] where u is None
+    u,  # [R, d_in] or None
+    v,  # [d_out, R]
+    cores,  # [K, R, R] or [K, R]
+    bases=None,  # K tensors [T, d_out]
+    seed=None,  # int64, one element
+    *,
+    dropout=0.0,
+    shared_mask=False,
+):
+    """PETAL's update beside K frozen projections of one input: ``y_k = base_k + drop_k(x Uᵀ) M_k Vᵀ``, K tensors."""
+    hidden = x if u is None else F.linear(x, u)
+    count, shape = cores.shape[0], hidden.shape
+    masks = [None] * count
+    if dropout > 0 and shared_mask:
+        masks = [dropout_mask(seed, tuple(shape), dropout, x.dtype, x.device)] * count
+    elif dropout > 0:
+        masks = dropout_mask(seed, (count, *shape), dropout, x.dtype, x.device).unbind()
+    outputs = []
+    for k, mask in enumerate(masks):
+        kept = hidden if mask is None else hidden * mask
+        mixed = kept * cores[k] if cores.dim() == 2 else kept @ cores[k]
+        update = F.linear(mixed, v)
+        outputs.append(update if bases is None else bases[k] + update)
+    return tuple(outputs)
+
+
+def cp_reconstruct(weights, u, v, cores, threshold=None, *, gate="none", temperature=1.0, scale=1.0):
+    """PETAL's weights written out: ``W'_k = W_k + gate(scale V M_kᵀ U)``, K matrices [d_out, d_in].
+
+    u [R, d_in], v [d_out, R], cores [K, R, R] or their diagonals [K, R]; threshold [1] or [K].
+    """
+    results = []
+    for k, weight in enumerate(weights):
+        mixed = v * cores[k] if cores.dim() == 2 else v @ cores[k].T
+        limit = None if threshold is None else threshold[k if threshold.numel() > 1 else 0]
+        results.append(weight + threshold_gate(scale * (mixed @ u), limit, gate, temperature))
+    return tuple(results)
+
+
+def expert_mixture(
+    x,  # [B, L, d]
+    down_weight,  # [K r, d]
+    down_bias,  # [K r] or None
+    up_weight,  # [d, K r]
+    up_bias,  # [K, d] or None
+    gate_weight=None,  # [K, d]   token, sample
+    gate_bias=None,  # [K] or None
+    scope_mask=None,  # [B, L] bool: tokens that are mixed
+    pool_mask=None,  # [B, L] bool: tokens in a sample gate's mean
+    *,
+    experts,
+    gate="uniform",
+    top_k=None,
+    activation=None,
+    alpha=0.6,
+    beta=0.4,
+):
+    """PETAL's instruction experts: ``y = α x + β Σ_k g_k (B_k act(A_k x + a_k) + b_k)``."""
+    hidden = F.linear(x, down_weight, down_bias)
+    if activation == "relu":
+        hidden = F.relu(hidden)
+    elif activation is not None:
+        hidden = gelu(hidden, activation)
+    if gate == "uniform":
+        weights = x.new_full((*x.shape[:-1], experts), 1 / experts)
+    else:
+        read = x
+        if gate == "sample" and pool_mask is None:
+            read = x.mean(dim=1, keepdim=True)
+        elif gate == "sample":
+            counts = pool_mask.to(x.dtype).unsqueeze(-1)
+            read = (x * counts).sum(1, keepdim=True) / counts.sum(1, keepdim=True).clamp(min=1)
+        logits = F.linear(read, gate_weight, gate_bias)
+        if top_k is not None:
+            logits = logits.masked_fill(~_among_largest(logits, top_k), -math.inf)
+        weights = torch.softmax(logits, dim=-1).expand(*x.shape[:-1], experts)
+    scaled = (hidden.unflatten(-1, (experts, -1)) * weights.unsqueeze(-1)).flatten(-2)
+    mixed = F.linear(scaled, up_weight)
+    if up_bias is not None:
+        mixed = mixed + weights @ up_bias
+    y = alpha * x + beta * mixed
+    return y if scope_mask is None else torch.where(scope_mask.unsqueeze(-1), y, x)
+
+
+def _among_largest(logits, count):
+    """Where a value is among the ``count`` largest of the last dimension; of equal ones the first counts as larger."""
+    order = torch.sort(logits, dim=-1, descending=True, stable=True).indices
+    return torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order[..., :count], True)
