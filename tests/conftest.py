@@ -2,6 +2,8 @@
 
 import pytest
 
+from petx import ops
+
 
 @pytest.fixture(scope="session")
 def petx_cache(tmp_path_factory):
@@ -26,3 +28,24 @@ def own(tmp_path_factory):
     image_text_fixture.write_data(folder / "data")
     image_text_fixture.write_host(folder / "bart")
     return folder
+
+
+@pytest.fixture(scope="session")
+def emulated_kernels():
+    from tests import emulator
+
+    return emulator.Emulator(emulator.kernels())
+
+
+@pytest.fixture
+def emulator(request):
+    """The CUDA kernels in place of the CPU's, in this test; whatever it calls must reach one."""
+    from tests.emulator.operations import in_place_of_cpu_kernels
+
+    if ops._C is None:
+        pytest.skip(f"needs the compiled library's operators: {ops._load_error}")
+    kernels = request.getfixturevalue("emulated_kernels")
+    kernels.library.simt_reset_counters()
+    with in_place_of_cpu_kernels(kernels):
+        yield kernels
+    assert kernels.counters().launches > 0
