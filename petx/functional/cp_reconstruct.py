@@ -1,7 +1,10 @@
 """PETAL's adapted weights written out, for all modules that share factors at once."""
 
-from petx import reference
-from petx.functional._arguments import cast, checked_finite, checked_shape, checked_threshold
+import torch
+from torch.autograd.function import once_differentiable
+
+from petx import ops, reference
+from petx.functional._arguments import GATES, cast, checked_finite, checked_shape, checked_threshold
 
 __all__ = ["cp_reconstruct"]
 
@@ -26,11 +29,14 @@ def cp_reconstruct(weights, u, v, cores, threshold=None, *, gate="none", tempera
     Raises ValueError naming the argument, what came and what was wanted.
     """
     weights = check(weights, u, v, cores, threshold, gate, temperature, scale)
-    dtype = weights[0].dtype
-    u, v, cores, threshold = (cast(t, dtype) for t in (u, v, cores, threshold))
-    return reference.cp_reconstruct(
-        weights, u, v, cores, threshold, gate=gate, temperature=temperature, scale=float(scale)
-    )
+    factors = (u, v, cores, threshold)
+    if not ops.has_kernel("cp_reconstruct", weights[0].device.type):
+        factors = (cast(t, weights[0].dtype) for t in factors)
+        return reference.cp_reconstruct(weights, *factors, gate=gate, temperature=temperature, scale=float(scale))
+    call = _CPReconstruct.apply
+    if not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*factors, *weights))):
+        call = _CPReconstruct.forward  # spares the autograd machinery
+    return call(GATES.index(gate), float(temperature), float(scale), *factors, *(w.contiguous() for w in weights))
 
 
 def check(weights, u, v, cores, threshold, gate, temperature, scale):
@@ -58,3 +64,68 @@ def check(weights, u, v, cores, threshold, gate, temperature, scale):
     checked_threshold("cp_reconstruct", threshold, gate, temperature, (len(weights),), first)
     checked_finite("cp_reconstruct", scale=scale)
     return weights
+
+
+def _cast(factors, dtype):
+    return [t if t is None else cast(t, dtype).contiguous() for t in factors]
+
+
+class _CPReconstruct(torch.autograd.Function):
+    """Keeps the factors and nothing else: the updates are made anew by the backward, tile by tile."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(gate, temperature, scale, u, v, cores, threshold, *weights):
+        factors = _cast((u, v, cores, threshold), weights[0].dtype)
+        return tuple(torch.ops.petx.cp_reconstruct_fwd(weights, *factors, gate, temperature, scale))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.options = inputs[:3]
+        ctx.save_for_backward(*inputs[3:7])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *douts):
+        factors, needs = ctx.saved_tensors, ctx.needs_input_grad
+        used = [k for k, dout in enumerate(douts) if dout is not None]
+        grads = [None] * 4
+        if used and any(needs[3:7]):
+            grads = _factor_grads([douts[k] for k in used], used, factors, needs[3:7], ctx.options)
+        return (None, None, None, *grads, *(d if n else None for d, n in zip(douts, needs[7:], strict=True)))
+
+
+def _factor_grads(douts, used, factors, needs, options):
+    """Gradients of the factors in their own dtypes, from those of the results that are ``used``."""
+    u, v, cores, threshold = _cast(factors, douts[0].dtype)
+    count, each = cores.shape[0], threshold is not None and threshold.shape[0] > 1
+    partly = len(used) < count
+    if partly:
+        cores, threshold = cores[used], threshold[used] if each else threshold
+    bits = sum(1 << i for i, needed in enumerate(needs) if needed)
+    grads = torch.ops.petx.cp_reconstruct_bwd(
+        [d.contiguous() for d in douts], u, v, cores, threshold, bits, *options
+    )
+    grads = [g.to(t.dtype) if n else None for g, t, n in zip(grads, factors, needs, strict=True)]
+    if partly:  # what leads to no result has no gradient
+        for i, alone in ((2, True), (3, each)):
+            if needs[i] and alone:
+                grads[i] = torch.zeros_like(factors[i]).index_put_((torch.tensor(used, device=u.device),), grads[i])
+    return grads
+
+
+def _fwd_fake(weights, *_):
+    return [torch.empty_like(w, memory_format=torch.contiguous_format) for w in weights]
+
+
+def _bwd_fake(dout, u, v, cores, threshold, needs, *_):
+    compute = torch.promote_types(u.dtype, torch.float32)
+    return tuple(
+        u.new_empty((0,) if t is None or not needs >> i & 1 else t.shape, dtype=compute)
+        for i, t in enumerate((u, v, cores, threshold))
+    )
+
+
+ops.register("cp_reconstruct", _fwd_fake, _bwd_fake)

@@ -1,0 +1,24 @@
+// Loops over the values of a piece of a row, for this machine's instruction set; the drivers are cp_reconstruct.cpp and
+// cp_reconstruct_bwd.cpp.
+#pragma once
+
+#include "kernels/cp_reconstruct.h"
+
+namespace petx::cpu {
+
+// T is the storage type, C the compute type, in which every product runs too: an update rounded before the gate and
+// the sum would break the promise of one rounding.
+template <class T>
+struct ReconstructRows {
+  using C = Compute<T>;
+  // out = weight + gate(update)
+  void (*forward)(Gate gate, const T* weight, const C* update, int64_t count, C threshold, C inverse_temperature,
+                  T* out);
+  // `update` becomes its own gradient; returns the threshold's.
+  C (*backward)(Gate gate, const T* dout, int64_t count, C threshold, C inverse_temperature, C* update);
+};
+
+template <class T>
+const ReconstructRows<T>& reconstruct_rows();
+
+}  // namespace petx::cpu

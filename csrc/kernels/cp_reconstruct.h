@@ -1,0 +1,54 @@
+// PETAL's adapted weights written out: the border between host (ops/) and kernels (cpu/, cuda/).
+//
+//   W'_k = W_k + gate(scale V M_k^T U)   for K weights that share U and V
+//
+// Shapes stand beside each pointer; C = the compute type (double for f64, else float).
+#pragma once
+
+#include "kernels/threshold_gate.h"
+#include "kernels/types.h"
+
+namespace petx {
+
+struct CpReconstructParams {
+  DType dtype;
+  int64_t modules;  // K
+  int64_t d_out, d_in, rank;
+  bool diagonal;
+  Gate gate;
+  int64_t thresholds;  // 0, 1 for all modules, or K
+  double temperature, scale;
+
+  const void* u;          // [R, d_in]
+  const void* v;          // [d_out, R]
+  const void* cores;      // [K, R, R], or the diagonals [K, R]
+  const void* threshold;  // [thresholds]
+
+  PETX_HD int64_t threshold_of(int64_t module) const { return thresholds == 1 ? 0 : module; }
+};
+
+// In C and in the factors' shapes, summed in an order fixed by the shape; null where not wanted.
+struct CpReconstructGrads {
+  void* u;
+  void* v;
+  void* cores;
+  void* threshold;
+};
+
+// Each pointer of weights, out and dout (K of them, in host memory) is [d_out, d_in].
+namespace cpu {
+void cp_reconstruct_fwd(const CpReconstructParams& p, const void* const* weights, void* const* out);
+void cp_reconstruct_bwd(const CpReconstructParams& p, const void* const* dout, const CpReconstructGrads& g);
+}  // namespace cpu
+
+namespace cuda {
+// As for every operation: `stream` is a cudaStream_t, launchers return a cudaError_t, `workspace` has the bytes asked.
+int64_t cp_reconstruct_fwd_workspace(const CpReconstructParams& p);
+int cp_reconstruct_fwd(const CpReconstructParams& p, const void* const* weights, void* const* out, void* workspace,
+                       void* stream);
+int64_t cp_reconstruct_bwd_workspace(const CpReconstructParams& p, const CpReconstructGrads& g);
+int cp_reconstruct_bwd(const CpReconstructParams& p, const void* const* dout, const CpReconstructGrads& g,
+                       void* workspace, void* stream);
+}  // namespace cuda
+
+}  // namespace petx

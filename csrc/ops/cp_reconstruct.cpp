@@ -1,0 +1,160 @@
+// petx::cp_reconstruct_fwd / _bwd: schema, checks, allocation, launch.
+
+#include "kernels/cp_reconstruct.h"
+
+#include "ops/torch.h"
+#ifdef USE_CUDA
+#include "ops/cuda.h"
+#endif
+
+namespace petx {
+namespace {
+
+#define PETX_RECONSTRUCT_FACTORS "Tensor u, Tensor v, Tensor cores, Tensor? threshold"
+#define PETX_RECONSTRUCT_OPTIONS "int gate, float temperature, float scale"
+
+struct Factors {
+  Tensor u, v, cores;
+  OptionalTensor threshold;
+};
+
+struct Options {
+  int64_t gate;
+  double temperature, scale;
+};
+
+// `matrices` are the weights or the gradients of the results.
+CpReconstructParams checked(const char* op, const char* name, const std::vector<Tensor>& matrices, const Factors& f,
+                            const Options& o, std::vector<const void*>& pointers) {
+  CpReconstructParams p = {};
+  if (matrices.empty()) fail(op, name, " must be at least one tensor [d_out, d_in], got none");
+  const Tensor& first = matrices[0];
+  if (first.dim() != 2) fail(op, name, "[0] must be [d_out, d_in], got ", shape_text(first));
+  p.dtype = kernel_dtype(op, name, first);
+  p.modules = matrices.size();
+  p.d_out = first.sizes()[0], p.d_in = first.sizes()[1];
+  Checker check(op, first);
+  for (size_t k = 0; k < matrices.size(); ++k)
+    pointers.push_back(
+        check((std::string(name) + "[" + std::to_string(k) + "]").c_str(), matrices[k], {p.d_out, p.d_in}));
+
+  if (f.cores.dim() != 2 && f.cores.dim() != 3)
+    fail(op, "cores must be [K, R, R] or [K, R], got ", shape_text(f.cores));
+  p.diagonal = f.cores.dim() == 2;
+  p.rank = f.cores.sizes()[1];
+  if (p.rank < 1) fail(op, "cores must have a rank of at least 1, got ", shape_text(f.cores));
+  std::vector<int64_t> core_shape = {p.modules, p.rank};
+  if (!p.diagonal) core_shape.push_back(p.rank);
+  p.cores = check("cores", f.cores, core_shape);
+  p.u = check("u", f.u, {p.rank, p.d_in});
+  p.v = check("v", f.v, {p.d_out, p.rank});
+
+  if (o.gate < 0 || o.gate > 3) fail(op, "gate must be in [0, 4), got ", o.gate);
+  p.gate = static_cast<Gate>(o.gate);
+  if (!(o.temperature > 0)) fail(op, "temperature must be positive, got ", o.temperature);
+  p.temperature = o.temperature, p.scale = o.scale;
+  if (p.gate == Gate::none) {
+    check.unused("threshold", f.threshold, "without a gate");
+  } else {
+    p.threshold = check.required("threshold", f.threshold, {-1});
+    p.thresholds = f.threshold->sizes()[0];
+    if (p.thresholds != 1 && p.thresholds != p.modules)
+      fail(op, "threshold must be [1] or [", p.modules, "], got ", shape_text(*f.threshold));
+  }
+  return p;
+}
+
+template <class Launch>
+std::vector<Tensor> forward(const std::vector<Tensor>& weights, const Factors& f, const Options& o,
+                            const Launch& launch) {
+  std::vector<const void*> in;
+  CpReconstructParams p = checked("cp_reconstruct", "weights", weights, f, o, in);
+  std::vector<Tensor> results;
+  std::vector<void*> out;
+  for (const Tensor& weight : weights) {
+    results.push_back(torch::stable::new_empty(weight, {p.d_out, p.d_in}, weight.scalar_type()));
+    out.push_back(results.back().mutable_data_ptr());
+  }
+  if (p.d_out && p.d_in) launch(p, in.data(), out.data());
+  return results;
+}
+
+void fwd_on_cpu(const Tensor&, const CpReconstructParams& p, const void* const* weights, void* const* out) {
+  cpu::cp_reconstruct_fwd(p, weights, out);
+}
+
+#ifdef USE_CUDA
+void fwd_on_cuda(const Tensor& like, const CpReconstructParams& p, const void* const* weights, void* const* out) {
+  Tensor workspace = torch::stable::new_empty(like, {cuda::cp_reconstruct_fwd_workspace(p)}, ScalarType::Byte);
+  on_current_stream("cp_reconstruct", like, [&](void* stream) {
+    return cuda::cp_reconstruct_fwd(p, weights, out, workspace.mutable_data_ptr(), stream);
+  });
+}
+#endif
+
+template <void (*launch)(const Tensor& like, const CpReconstructParams& p, const void* const* weights,
+                         void* const* out)>
+std::vector<Tensor> fwd(std::vector<Tensor> weights, Tensor u, Tensor v, Tensor cores, OptionalTensor threshold,
+                        int64_t gate, double temperature, double scale) {
+  return forward(weights, {u, v, cores, threshold}, {gate, temperature, scale},
+                 [&](const CpReconstructParams& p, const void* const* in, void* const* out) { launch(u, p, in, out); });
+}
+
+using Grads = std::tuple<Tensor, Tensor, Tensor, Tensor>;  // of u, v, cores, threshold; empty where not asked for
+
+void bwd_on_cpu(const Tensor&, const CpReconstructParams& p, const void* const* dout, const CpReconstructGrads& g) {
+  cpu::cp_reconstruct_bwd(p, dout, g);
+}
+
+#ifdef USE_CUDA
+void bwd_on_cuda(const Tensor& like, const CpReconstructParams& p, const void* const* dout,
+                 const CpReconstructGrads& g) {
+  Tensor workspace = torch::stable::new_empty(like, {cuda::cp_reconstruct_bwd_workspace(p, g)}, ScalarType::Byte);
+  on_current_stream("cp_reconstruct (backward)", like, [&](void* stream) {
+    return cuda::cp_reconstruct_bwd(p, dout, g, workspace.mutable_data_ptr(), stream);
+  });
+}
+#endif
+
+template <void (*launch)(const Tensor& like, const CpReconstructParams& p, const void* const* dout,
+                         const CpReconstructGrads& g)>
+Grads bwd(std::vector<Tensor> dout, Tensor u, Tensor v, Tensor cores, OptionalTensor threshold, int64_t needs,
+          int64_t gate, double temperature, double scale) {
+  std::vector<const void*> in;
+  CpReconstructParams p =
+      checked("cp_reconstruct (backward)", "dout", dout, {u, v, cores, threshold}, {gate, temperature, scale}, in);
+  bool any = p.d_out && p.d_in;  // with no values nothing is launched, so the sums must start as zeros
+  auto compute = u.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  CpReconstructGrads g = {};
+  auto wanted = [&](int bit, const OptionalTensor& like, void*& to) {
+    if (!like || !(needs >> bit & 1)) return torch::stable::new_empty(u, {0}, compute);
+    std::vector<int64_t> shape(like->sizes().begin(), like->sizes().end());
+    Tensor grad = any ? torch::stable::new_empty(u, shape, compute) : torch::stable::new_zeros(u, shape, compute);
+    to = grad.mutable_data_ptr();
+    return grad;
+  };
+  Grads grads{wanted(0, u, g.u), wanted(1, v, g.v), wanted(2, cores, g.cores), wanted(3, threshold, g.threshold)};
+  if (any) launch(u, p, in.data(), g);
+  return grads;
+}
+
+}  // namespace
+}  // namespace petx
+
+STABLE_TORCH_LIBRARY_FRAGMENT(petx, m) {
+  m.def("cp_reconstruct_fwd(Tensor[] weights, " PETX_RECONSTRUCT_FACTORS ", " PETX_RECONSTRUCT_OPTIONS ") -> Tensor[]");
+  m.def("cp_reconstruct_bwd(Tensor[] dout, " PETX_RECONSTRUCT_FACTORS ", int needs, " PETX_RECONSTRUCT_OPTIONS
+        ") -> (Tensor, Tensor, Tensor, Tensor)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(petx, CPU, m) {
+  m.impl("cp_reconstruct_fwd", TORCH_BOX(&petx::fwd<petx::fwd_on_cpu>));
+  m.impl("cp_reconstruct_bwd", TORCH_BOX(&petx::bwd<petx::bwd_on_cpu>));
+}
+
+#ifdef USE_CUDA
+STABLE_TORCH_LIBRARY_IMPL(petx, CUDA, m) {
+  m.impl("cp_reconstruct_fwd", TORCH_BOX(&petx::fwd<petx::fwd_on_cuda>));
+  m.impl("cp_reconstruct_bwd", TORCH_BOX(&petx::bwd<petx::bwd_on_cuda>));
+}
+#endif

@@ -1,0 +1,88 @@
+"""Cases of `cp_reconstruct`, PETAL's adapted weights written out."""
+
+from dataclasses import dataclass
+
+from petx import reference
+from tests.cases.case import Case
+
+
+@dataclass(frozen=True)
+class ReconstructCase(Case):
+    """Weight k is the tensor ``weight k``; the factors come first, so that there is always something to differentiate."""
+
+    operation = "cp_reconstruct"
+
+    def mean_of(self, name):
+        return 0.2 if name == "threshold" else 0.0
+
+    @staticmethod
+    def arguments(tensors):
+        tensors = {"threshold": None} | tensors
+        return {
+            "weights": [t for name, t in tensors.items() if name.startswith("weight ")],
+            **{name: tensors[name] for name in ("u", "v", "cores", "threshold")},
+        }
+
+    def call(self, tensors, extras):
+        return super().call(self.arguments(tensors), extras)
+
+    def expected(self, tensors):
+        return reference.cp_reconstruct(**self.arguments(tensors), **self.options)
+
+
+def reconstruct(name, modules=2, d_out=24, d_in=40, rank=6, *, core="full", threshold=1, **options):
+    """K weights that share factors; ``threshold`` is the number of thresholds of a gate."""
+    shapes = {"u": (rank, d_in), "v": (d_out, rank)}
+    shapes["cores"] = (modules, rank, rank) if core == "full" else (modules, rank)
+    if options.get("gate", "none") != "none":
+        shapes["threshold"] = (threshold,)
+    return ReconstructCase(name, shapes | {f"weight {k}": (d_out, d_in) for k in range(modules)}, options)
+
+
+SIGMOID = dict(gate="sigmoid", temperature=0.1)
+
+CASES = [
+    reconstruct("none"),
+    reconstruct("soft", gate="soft"),
+    reconstruct("hard", gate="hard"),
+    reconstruct("sigmoid", **SIGMOID),
+    reconstruct("diagonal", core="diagonal"),
+    reconstruct("diagonal-soft", core="diagonal", gate="soft", scale=3.0),
+    reconstruct("diagonal-hard", core="diagonal", gate="hard", threshold=2, scale=-3.0),
+    reconstruct("diagonal-sigmoid", core="diagonal", gate="sigmoid", threshold=2, scale=0.5),
+    # a threshold for each weight, scale
+    reconstruct("soft-each", modules=3, gate="soft", threshold=3, scale=0.5),
+    reconstruct("sigmoid-each", modules=3, gate="sigmoid", threshold=3, scale=-1.5),
+    reconstruct("none-scaled", scale=-0.25),
+    # odd sizes, on and beside the borders of the kernels' tiles
+    reconstruct("one-value", modules=1, d_out=1, d_in=1, rank=1, gate="soft"),
+    reconstruct("row", modules=3, d_out=1, d_in=67, rank=3, **SIGMOID),
+    reconstruct("column", modules=3, d_out=67, d_in=1, rank=3, gate="hard"),
+    reconstruct("odd", modules=3, d_out=37, d_in=43, rank=5, threshold=3, **SIGMOID),
+    reconstruct("odd-diagonal", modules=2, d_out=37, d_in=43, rank=5, core="diagonal", gate="soft"),
+    reconstruct("rank-one", d_out=20, d_in=20, rank=1, gate="soft"),
+    reconstruct("rank-above-widths", d_out=9, d_in=7, rank=30, gate="soft"),
+    reconstruct("many", modules=13, d_out=16, d_in=16, rank=4, threshold=13, gate="soft"),
+]
+
+TINY = dict(d_out=3, d_in=4, rank=2)
+GRADCHECKED = [
+    reconstruct("none", **TINY, scale=0.5),
+    reconstruct("soft", **TINY, gate="soft", threshold=2),
+    reconstruct("sigmoid", **TINY, gate="sigmoid", temperature=0.5, scale=-2.0),
+    reconstruct("sigmoid-each", **TINY, gate="sigmoid", threshold=2),
+    reconstruct("diagonal", **TINY, core="diagonal"),
+    reconstruct("diagonal-soft", **TINY, core="diagonal", gate="soft"),
+    reconstruct("one", **TINY, modules=1, gate="sigmoid"),
+]
+
+WIDE = [
+    reconstruct("wide", d_out=136, d_in=200, rank=72, threshold=2, **SIGMOID),
+    reconstruct("wide-odd", modules=3, d_out=67, d_in=131, rank=67, gate="soft"),
+    reconstruct("wide-none", d_out=130, d_in=72, rank=16),
+    reconstruct("wide-diagonal", d_out=65, d_in=129, rank=40, core="diagonal", gate="hard"),
+    reconstruct("flat", d_out=8, d_in=2100, rank=8, threshold=2, gate="soft"),
+    reconstruct("tall", d_out=2100, d_in=8, rank=8, **SIGMOID),
+]
+
+FEW = """none soft hard sigmoid-each diagonal diagonal-sigmoid odd many rank-above-widths flat tall""".split()
