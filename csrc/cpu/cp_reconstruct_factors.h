@@ -8,14 +8,14 @@
 
 namespace petx::cpu {
 
-// A tile is some rows of one module's weight by a panel of its columns, 256 KB in floats: it stays in cache between
+// A tile is some rows of one module's weight by a panel of its columns, 384 KB in floats: it stays in cache between
 // its products and its gate, and is deep and wide enough for a product. All are functions of the shape alone.
 struct Tiles {
   Division panels, blocks;
   int64_t modules;
 
   explicit Tiles(const CpReconstructParams& p) : modules(p.modules) {
-    constexpr int64_t kMostColumns = 1024, kValues = 64 * 1024;
+    constexpr int64_t kMostColumns = 1024, kValues = 96 * 1024;
     panels = {p.d_in, ceil_div(p.d_in, ceil_div(p.d_in, kMostColumns))};
     int64_t rows = std::clamp<int64_t>(kValues / panels.size, 64, 1024);
     blocks = {p.d_out, std::min(rows, p.d_out)};

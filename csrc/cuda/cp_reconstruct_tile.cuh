@@ -1,0 +1,115 @@
+// What forward and backward of cp_reconstruct compute alike: A_k = V M_k^T of 64 rows, the update A_k U of a tile, and
+// the walk over a tile of a weight in packs of 16 bytes.
+#pragma once
+
+#include "cuda/common.cuh"
+#include "kernels/cp_reconstruct.h"
+
+namespace petx::cuda {
+
+// Pointers travel in the launch's own parameters, which a graph capture keeps and no copy has to bring to the device.
+// They may take 4 KB: 240 weights and as many results.
+constexpr int kTableModules = 240;
+
+// Blocks a multiprocessor must hold, which bounds their registers: a thread's doubles need twice as many.
+template <class T>
+constexpr int kBlocksAtOnce = sizeof(T) == 8 ? 1 : 2;
+
+PETX_HD inline int64_t tiles_of(int64_t extent) { return (extent + 63) / 64; }
+
+template <class T>
+class ReconstructTile {
+ public:
+  using Tile = TileOf<T>;
+  using C = Compute<T>;
+  static_assert(Tile::kM == 64 && Tile::kN == 64);
+  static constexpr int kPack = 16 / sizeof(T), kRowPacks = Tile::kN / kPack;
+  static constexpr int kThreadPacks = Tile::kM * kRowPacks / Tile::kThreads;
+
+  PETX_DEVICE ReconstructTile(const CpReconstructParams& params, int64_t module, int64_t row_tile)
+      : p(params),
+        module_(module),
+        first(row_tile * Tile::kM),
+        rows(p.d_out - first < Tile::kM ? p.d_out - first : Tile::kM) {
+    if (p.threshold) threshold_ = at<T>(p.threshold, p.threshold_of(module));
+    inverse_temperature_ = C(1) / C(p.temperature);
+  }
+
+  // `mixed` [rows, R] = V M^T of these rows; ready for the block after its next barrier.
+  PETX_DEVICE void mix(T* mixed) const {
+    const T* v = static_cast<const T*>(p.v) + first * p.rank;
+    if (p.diagonal) {
+      const T* diagonal = static_cast<const T*>(p.cores) + module_ * p.rank;
+      for (int64_t i = thread_index(); i < rows * p.rank; i += Tile::kThreads)
+        put<T>(mixed, i, at<T>(v, i) * at<T>(diagonal, i % p.rank));
+      return;
+    }
+    const T* core = static_cast<const T*>(p.cores) + module_ * p.rank * p.rank;
+    for (int64_t begin = 0; begin < p.rank; begin += Tile::kN) {
+      Tile::multiply(0, Rows<T>{v, p.rank, rows}, Rows<T>{core + begin * p.rank, p.rank, p.rank - begin}, p.rank);
+      for (int e = thread_index(); e < Tile::kM * Tile::kN; e += Tile::kThreads) {
+        int i = e / Tile::kN, j = e % Tile::kN;
+        if (i < rows && begin + j < p.rank) put<T>(mixed, i * p.rank + begin + j, Tile::result(0, i, j));
+      }
+    }
+  }
+
+  // Result 0 of the block = A U of the tile of columns from `column` on, not yet scaled.
+  PETX_DEVICE void update(const T* mixed, int64_t column) const {
+    const T* u = static_cast<const T*>(p.u) + column;
+    Tile::multiply(0, Rows<T>{mixed, p.rank, rows}, Columns<T>{u, p.d_in, p.d_in - column}, p.rank);
+  }
+
+  PETX_DEVICE C gate(C update) const { return gated(p.gate, C(p.scale) * update, threshold_, inverse_temperature_); }
+  PETX_DEVICE GateSlopes<C> slopes(C update) const {
+    return gate_slopes(p.gate, C(p.scale) * update, threshold_, inverse_temperature_);
+  }
+
+  // This thread's pack number n of a tile: its row and first column there, and how many of its values are the matrix's.
+  struct Place {
+    int row, column, count;
+  };
+  PETX_DEVICE Place place(int n, int64_t column) const {
+    int e = n * Tile::kThreads + thread_index();
+    Place to{e / kRowPacks, e % kRowPacks * kPack, 0};
+    int64_t left = p.d_in - column - to.column;
+    if (to.row < rows && left > 0) to.count = left < kPack ? static_cast<int>(left) : kPack;
+    return to;
+  }
+  PETX_DEVICE int64_t index(const Place& place, int64_t column) const {
+    return (first + place.row) * p.d_in + column + place.column;
+  }
+
+  // Whole packs where the matrix's rows begin at multiples of 16 bytes, single values elsewhere.
+  PETX_DEVICE Pack<T> read_pack(const T* from, int count) const {
+    if (whole(from, count)) return read(reinterpret_cast<const Pack<T>*>(from));
+    Pack<T> values = {};
+#pragma unroll
+    for (int j = 0; j < kPack; ++j)
+      if (j < count) values.value[j] = read(from + j);
+    return values;
+  }
+  PETX_DEVICE void write_pack(T* to, const Pack<T>& values, int count) const {
+    if (whole(to, count)) {
+      write(reinterpret_cast<Pack<T>*>(to), values);
+      return;
+    }
+#pragma unroll
+    for (int j = 0; j < kPack; ++j)
+      if (j < count) write(to + j, values.value[j]);
+  }
+
+ private:
+  PETX_DEVICE static bool whole(const T* at, int count) {
+    return count == kPack && reinterpret_cast<uintptr_t>(at) % 16 == 0;
+  }
+
+  const CpReconstructParams& p;
+  int64_t module_;
+  C threshold_ = 0, inverse_temperature_;
+
+ public:
+  const int64_t first, rows;
+};
+
+}  // namespace petx::cuda
