@@ -45,7 +45,7 @@ int64_t mixed_values(const CpReconstructParams& p) {
 template <class T>
 PETX_KERNEL void __launch_bounds__(TileOf<T>::kThreads, kBlocksAtOnce<T>)
     reconstruct(CpReconstructParams p, Table table, int64_t first_module, int64_t groups, int64_t tiles_a_block,
-                T* mixed) {
+                Mixed<T> all_mixed) {
   using Tiles = ReconstructTile<T>;
   using C = Compute<T>;
   int64_t row_tile = block_x() / groups, group = block_x() % groups;
@@ -55,7 +55,7 @@ PETX_KERNEL void __launch_bounds__(TileOf<T>::kThreads, kBlocksAtOnce<T>)
   int64_t begin = group * tiles_a_block * 64, end = begin + tiles_a_block * 64;
   if (end > p.d_in) end = p.d_in;
 
-  mixed += (block_y() * tiles_of(p.d_out) * groups + block_x()) * 64 * p.rank;
+  Mixed<T> mixed = all_mixed.from((block_y() * tiles_of(p.d_out) * groups + block_x()) * 64 * p.rank);
   tile.mix(mixed);
   sync_block();  // A's other values come from other threads
   for (int64_t column = begin; column < end; column += 64) {
@@ -65,13 +65,13 @@ PETX_KERNEL void __launch_bounds__(TileOf<T>::kThreads, kBlocksAtOnce<T>)
       auto place = tile.place(n, column);
       values[n] = tile.read_pack(weight + tile.index(place, column), place.count);
     }
-    tile.update(mixed, column);
+    tile.make_update(mixed, column);
 #pragma unroll
     for (int n = 0; n < Tiles::kThreadPacks; ++n) {
       auto place = tile.place(n, column);
 #pragma unroll
       for (int j = 0; j < Tiles::kPack; ++j) {
-        C update = Tiles::Tile::result(0, place.row, place.column + j);
+        C update = tile.update(place.row, place.column + j);
         store(values[n].value[j], load(values[n].value[j]) + tile.gate(update));
       }
       tile.write_pack(out + tile.index(place, column), values[n], place.count);
@@ -84,7 +84,7 @@ PETX_KERNEL void __launch_bounds__(TileOf<T>::kThreads, kBlocksAtOnce<T>)
 int64_t cp_reconstruct_fwd_workspace(const CpReconstructParams& p) {
   Workspace counted(nullptr);
   with_storage(p.dtype, [&]<class T>() {
-    counted.take<T>(mixed_values(p));
+    Mixed<T>::take(counted, mixed_values(p));
     return 0;
   });
   return counted.used();
@@ -95,13 +95,15 @@ int cp_reconstruct_fwd(const CpReconstructParams& p, const void* const* weights,
   if (p.d_out == 0 || p.d_in == 0) return 0;
   return with_storage(p.dtype, [&]<class T>() {
     Grid grid(p);
-    T* mixed = Workspace(workspace).take<T>(mixed_values(p));
+    Workspace parts(workspace);
+    Mixed<T> mixed = Mixed<T>::take(parts, mixed_values(p));
     for (int64_t first = 0; first < p.modules; first += kTableModules) {
       int64_t count = p.modules - first < kTableModules ? p.modules - first : kTableModules;
       Table table = {};
       for (int64_t k = 0; k < count; ++k) table.weights[k] = weights[first + k], table.out[k] = out[first + k];
-      int error = launch(reconstruct<T>, grid.blocks_a_module(), count, TileOf<T>::kThreads, TileOf<T>::shared_bytes(1),
-                         stream, p, table, first, grid.groups, grid.tiles_a_block, mixed);
+      int error = launch(reconstruct<T>, grid.blocks_a_module(), count, TileOf<T>::kThreads,
+                         TileOf<T>::shared_bytes(ReconstructTile<T>::kResults), stream, p, table, first, grid.groups,
+                         grid.tiles_a_block, mixed);
       if (error) return error;
     }
     return 0;

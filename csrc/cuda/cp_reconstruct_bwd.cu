@@ -27,11 +27,11 @@ struct Table {
 template <class T>
 struct Intermediate {
   using C = Compute<T>;
-  T* mixed;       // [K, d_out, R]
-  T* tiles;       // [blocks, 64, 64], D of the tile at hand
-  T* dmixed;      // [d_out, K, R] or null
-  C* du;          // [splits, R, d_in] or null
-  C* dthreshold;  // [items] or null
+  Mixed<T> mixed;  // [K, d_out, R]
+  T* tiles;        // [blocks, 64, 64], D of the tile at hand
+  T* dmixed;       // [d_out, K, R] or null
+  C* du;           // [splits, R, d_in] or null
+  C* dthreshold;   // [items] or null
 };
 
 // D of a tile of one module's rows, through the gate's slopes.
@@ -42,12 +42,12 @@ class GateBackward {
   using Tile = TileOf<T>;
   using C = Compute<T>;
   const Tiles tile;
-  const T* const mixed;  // A of these rows
+  const Mixed<T> mixed;  // A of these rows
 
   PETX_DEVICE GateBackward(const CpReconstructParams& p, const Intermediate<T>& to, const void* dout, int64_t module,
                            int64_t row_tile, T* scratch)
       : tile(p, module, row_tile),
-        mixed(to.mixed ? to.mixed + (module * p.d_out + tile.first) * p.rank : nullptr),
+        mixed(to.mixed.from((module * p.d_out + tile.first) * p.rank)),
         dout_(static_cast<const T*>(dout)),
         scratch_(scratch) {}
 
@@ -60,14 +60,14 @@ class GateBackward {
       auto place = tile.place(n, column);
       values[n] = tile.read_pack(dout_ + tile.index(place, column), place.count);
     }
-    tile.update(mixed, column);
+    tile.make_update(mixed, column);
     C dthreshold = 0;
 #pragma unroll
     for (int n = 0; n < Tiles::kThreadPacks; ++n) {
       auto place = tile.place(n, column);
 #pragma unroll
       for (int j = 0; j < Tiles::kPack; ++j) {
-        GateSlopes<C> slopes = tile.slopes(Tile::result(0, place.row, place.column + j));
+        GateSlopes<C> slopes = tile.slopes(tile.update(place.row, place.column + j));
         C d = load(values[n].value[j]);  // zero outside the matrix
         dthreshold += d * slopes.threshold;
         store(values[n].value[j], d * slopes.value);
@@ -84,10 +84,11 @@ class GateBackward {
 };
 
 template <class T>
-PETX_KERNEL void __launch_bounds__(TileOf<T>::kThreads, kBlocksAtOnce<T>) mix_all(CpReconstructParams p, T* mixed) {
+PETX_KERNEL void __launch_bounds__(TileOf<T>::kThreads, kBlocksAtOnce<T>)
+    mix_all(CpReconstructParams p, Mixed<T> mixed) {
   int64_t module = block_x() / tiles_of(p.d_out);
   ReconstructTile<T> tile(p, module, block_x() % tiles_of(p.d_out));
-  tile.mix(mixed + (module * p.d_out + tile.first) * p.rank);
+  tile.mix(mixed.from((module * p.d_out + tile.first) * p.rank));
 }
 
 // Adds result 0 to a thread's 16 sums of a 64 x 64 tile.
@@ -172,7 +173,7 @@ PETX_KERNEL void __launch_bounds__(TileOf<T>::kThreads, kBlocksAtOnce<T>)
     int64_t module = item / tiles_of(p.d_out), row_tile = item % tiles_of(p.d_out);
     const T* dout = static_cast<const T*>(table.dout[module]);
     GateBackward<T> gate(p, to, dout, first_module + module, row_tile, scratch);
-    Columns<T> a{gate.mixed + begin, p.rank, p.rank - begin};
+    Columns<T> a{gate.mixed.high + begin, p.rank, p.rank - begin};
     if (p.gate == Gate::none) {
       Columns<T> d{dout + gate.tile.first * p.d_in + column, p.d_in, p.d_in - column};
       Tile::multiply(0, a, d, gate.tile.rows);
@@ -310,7 +311,7 @@ class Launches {
       splits_ += splits.count;
       blocks = std::max(blocks, splits.count * tiles_of(p.d_in) * chunks_);
     }
-    to_.mixed = workspace_.template take<T>(needs_mixed_ ? p.modules * p.d_out * p.rank : 0);
+    to_.mixed = Mixed<T>::take(workspace_, needs_mixed_ ? p.modules * p.d_out * p.rank : 0);
     to_.tiles = workspace_.template take<T>(gated ? blocks * 64 * 64 : 0);
     to_.dmixed = workspace_.template take<T>(through_mixed ? p.d_out * p.modules * p.rank : 0);
     to_.du = workspace_.template take<C>(g.u ? splits_ * p.rank * p.d_in : 0);
@@ -352,7 +353,7 @@ class Launches {
 
   template <class... Parameters, class... Arguments>
   static int start(void (*kernel)(Parameters...), int64_t x, int64_t y, void* stream, Arguments... arguments) {
-    return launch(kernel, x, y, Tile::kThreads, Tile::shared_bytes(1), stream, arguments...);
+    return launch(kernel, x, y, Tile::kThreads, Tile::shared_bytes(ReconstructTile<T>::kResults), stream, arguments...);
   }
 
   const CpReconstructParams& p;

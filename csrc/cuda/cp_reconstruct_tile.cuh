@@ -1,5 +1,8 @@
 // What forward and backward of cp_reconstruct compute alike: A_k = V M_k^T of 64 rows, the update A_k U of a tile, and
 // the walk over a tile of a weight in packs of 16 bytes.
+//
+// As operand of a 16-bit product A is two values, itself rounded and what the rounding left: an update that had lost
+// A's last bits would fall on the other side of a gate's threshold now and then, and be rounded twice in the sum.
 #pragma once
 
 #include "cuda/common.cuh"
@@ -14,6 +17,27 @@ constexpr int kTableModules = 240;
 // Blocks a multiprocessor must hold, which bounds their registers: a thread's doubles need twice as many.
 template <class T>
 constexpr int kBlocksAtOnce = sizeof(T) == 8 ? 1 : 2;
+
+// A [.., R] where it is an operand.
+template <class T>
+struct Mixed {
+  static constexpr int kParts = sizeof(T) == 2 ? 2 : 1;
+  T* high;
+  T* low;  // null where kParts is 1
+  PETX_DEVICE Mixed from(int64_t value) const { return {high ? high + value : nullptr, low ? low + value : nullptr}; }
+  PETX_DEVICE void put(int64_t i, Compute<T> value) const {
+    cuda::put<T>(high, i, value);
+    if constexpr (kParts == 2) {
+      T rounded;
+      store(rounded, value);
+      cuda::put<T>(low, i, value - load(rounded));
+    }
+  }
+  static Mixed take(Workspace& workspace, int64_t values) {
+    T* high = workspace.take<T>(values);
+    return {high, kParts == 2 ? workspace.take<T>(values) : nullptr};
+  }
+};
 
 PETX_HD inline int64_t tiles_of(int64_t extent) { return (extent + 63) / 64; }
 
@@ -36,12 +60,12 @@ class ReconstructTile {
   }
 
   // `mixed` [rows, R] = V M^T of these rows; ready for the block after its next barrier.
-  PETX_DEVICE void mix(T* mixed) const {
+  PETX_DEVICE void mix(const Mixed<T>& mixed) const {
     const T* v = static_cast<const T*>(p.v) + first * p.rank;
     if (p.diagonal) {
       const T* diagonal = static_cast<const T*>(p.cores) + module_ * p.rank;
       for (int64_t i = thread_index(); i < rows * p.rank; i += Tile::kThreads)
-        put<T>(mixed, i, at<T>(v, i) * at<T>(diagonal, i % p.rank));
+        mixed.put(i, at<T>(v, i) * at<T>(diagonal, i % p.rank));
       return;
     }
     const T* core = static_cast<const T*>(p.cores) + module_ * p.rank * p.rank;
@@ -49,15 +73,21 @@ class ReconstructTile {
       Tile::multiply(0, Rows<T>{v, p.rank, rows}, Rows<T>{core + begin * p.rank, p.rank, p.rank - begin}, p.rank);
       for (int e = thread_index(); e < Tile::kM * Tile::kN; e += Tile::kThreads) {
         int i = e / Tile::kN, j = e % Tile::kN;
-        if (i < rows && begin + j < p.rank) put<T>(mixed, i * p.rank + begin + j, Tile::result(0, i, j));
+        if (i < rows && begin + j < p.rank) mixed.put(i * p.rank + begin + j, Tile::result(0, i, j));
       }
     }
   }
 
-  // Result 0 of the block = A U of the tile of columns from `column` on, not yet scaled.
-  PETX_DEVICE void update(const T* mixed, int64_t column) const {
-    const T* u = static_cast<const T*>(p.u) + column;
-    Tile::multiply(0, Rows<T>{mixed, p.rank, rows}, Columns<T>{u, p.d_in, p.d_in - column}, p.rank);
+  // Makes A U of the tile of columns from `column` on, not yet scaled.
+  static constexpr int kResults = Mixed<T>::kParts;
+  PETX_DEVICE void make_update(const Mixed<T>& mixed, int64_t column) const {
+    Columns<T> u{static_cast<const T*>(p.u) + column, p.d_in, p.d_in - column};
+    Tile::multiply(0, Rows<T>{mixed.high, p.rank, rows}, u, p.rank);
+    if constexpr (kResults == 2) Tile::multiply(1, Rows<T>{mixed.low, p.rank, rows}, u, p.rank);
+  }
+  PETX_DEVICE static C update(int row, int column) {
+    if constexpr (kResults == 2) return Tile::result(0, row, column) + Tile::result(1, row, column);
+    return Tile::result(0, row, column);
   }
 
   PETX_DEVICE C gate(C update) const { return gated(p.gate, C(p.scale) * update, threshold_, inverse_temperature_); }
@@ -100,8 +130,8 @@ class ReconstructTile {
   }
 
  private:
-  PETX_DEVICE static bool whole(const T* at, int count) {
-    return count == kPack && reinterpret_cast<uintptr_t>(at) % 16 == 0;
+  PETX_DEVICE static bool whole(const T* pack, int count) {
+    return count == kPack && reinterpret_cast<uintptr_t>(pack) % 16 == 0;
   }
 
   const CpReconstructParams& p;
