@@ -20,9 +20,8 @@ struct Table {
   void* out[kTableModules];
 };
 
-// About how many blocks a call should have before a block takes more than one tile: some four for each multiprocessor
-// of the largest GPUs.
-constexpr int64_t kManyBlocks = 512;
+// How many blocks a call has before a block takes more than one tile: what fits on the largest GPUs at once.
+constexpr int64_t kManyBlocks = 256;
 
 struct Grid {
   int64_t row_tiles, column_tiles, tiles_a_block, groups;

@@ -50,6 +50,8 @@ def checked_threshold(operation, threshold, gate, temperature, sizes, like):
     checked_choice(operation, "gate", gate, GATES)
     if not (math.isfinite(temperature) and temperature > 0):
         raise ValueError(f"{operation}: temperature must be positive and finite, got {temperature}")
+    if threshold is not None and not isinstance(threshold, torch.Tensor):
+        raise ValueError(f"{operation}: threshold must be a tensor or None, got {type(threshold).__name__}")
     if gate == "none":
         if threshold is not None:
             raise ValueError(f"{operation}: threshold is not used with gate='none'; got {list(threshold.shape)}")

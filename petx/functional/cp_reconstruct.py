@@ -1,5 +1,7 @@
 """PETAL's adapted weights written out, for all modules that share factors at once."""
 
+from collections.abc import Iterable
+
 import torch
 from torch.autograd.function import once_differentiable
 
@@ -7,6 +9,8 @@ from petx import ops, reference
 from petx.functional._arguments import GATES, cast, checked_finite, checked_shape, checked_threshold
 
 __all__ = ["cp_reconstruct"]
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def cp_reconstruct(weights, u, v, cores, threshold=None, *, gate="none", temperature=1.0, scale=1.0):
@@ -26,13 +30,20 @@ def cp_reconstruct(weights, u, v, cores, threshold=None, *, gate="none", tempera
     to the weights' dtype: in bfloat16 an update below 2⁻⁹ of its weight is lost, so merge in float32 where that
     matters. Gradients flow to weights, factors and threshold, in their own dtypes. Not twice differentiable.
 
+    A call with ``-scale`` takes the update out again: the update is the same to the bit with its sign turned, so two
+    roundings remain and \|W'' - W\| ≤ 2⁻²⁴ (\|W'\| + \|W''\|) in float32. Keep W where it must come back exactly.
+    All weights go through one launch (on a GPU, one for every 240), which reads and writes each once; the backward
+    makes ΔW anew tile by tile and stores nothing of its size. Weights that are not contiguous are copied first.
+    Autocast changes nothing here.
+
     Raises ValueError naming the argument, what came and what was wanted.
     """
     weights = check(weights, u, v, cores, threshold, gate, temperature, scale)
     factors = (u, v, cores, threshold)
     if not ops.has_kernel("cp_reconstruct", weights[0].device.type):
         factors = (cast(t, weights[0].dtype) for t in factors)
-        return reference.cp_reconstruct(weights, *factors, gate=gate, temperature=temperature, scale=float(scale))
+        with torch.autocast(weights[0].device.type, enabled=False):
+            return reference.cp_reconstruct(weights, *factors, gate=gate, temperature=temperature, scale=float(scale))
     call = _CPReconstruct.apply
     if not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*factors, *weights))):
         call = _CPReconstruct.forward  # spares the autograd machinery
@@ -41,19 +52,24 @@ def cp_reconstruct(weights, u, v, cores, threshold=None, *, gate="none", tempera
 
 def check(weights, u, v, cores, threshold, gate, temperature, scale):
     """Raise ValueError where an argument does not fit the others; returns the weights as a tuple."""
+    if not isinstance(weights, Iterable):
+        raise ValueError(f"cp_reconstruct: weights must be tensors [d_out, d_in], got {type(weights).__name__}")
     weights = tuple(weights)
     if not weights:
         raise ValueError("cp_reconstruct: weights must be at least one tensor [d_out, d_in], got none")
     first = weights[0]
-    if first.dim() != 2 or not first.is_floating_point():
-        got = f"{first.dtype} {list(first.shape)}"
-        raise ValueError(f"cp_reconstruct: weights[0] must be floating [d_out, d_in], got {got}")
+    checked_shape("cp_reconstruct", "weights[0]", first, [-1, -1])
+    if first.dtype not in DTYPES:
+        known = ", ".join(map(str, DTYPES))
+        raise ValueError(f"cp_reconstruct: weights[0] must have one of the dtypes {known}, got {first.dtype}")
     for k, weight in enumerate(weights):
         checked_shape("cp_reconstruct", f"weights[{k}]", weight, list(first.shape), like=first)
         if weight.dtype != first.dtype:
             raise ValueError(
                 f"cp_reconstruct: weights[{k}] must have the first's dtype {first.dtype}, got {weight.dtype}"
             )
+    if not isinstance(cores, torch.Tensor):
+        raise ValueError(f"cp_reconstruct: cores must be [K, R, R] or [K, R], got {type(cores).__name__}")
     if cores.dim() not in (2, 3) or cores.shape[0] != len(weights) or cores.shape[-1] < 1:
         wanted = f"[{len(weights)}, R, R] or [{len(weights)}, R]"
         raise ValueError(f"cp_reconstruct: cores must be {wanted}, one for each weight, got {list(cores.shape)}")
@@ -105,9 +121,7 @@ def _factor_grads(douts, used, factors, needs, options):
     if partly:
         cores, threshold = cores[used], threshold[used] if each else threshold
     bits = sum(1 << i for i, needed in enumerate(needs) if needed)
-    grads = torch.ops.petx.cp_reconstruct_bwd(
-        [d.contiguous() for d in douts], u, v, cores, threshold, bits, *options
-    )
+    grads = torch.ops.petx.cp_reconstruct_bwd([d.contiguous() for d in douts], u, v, cores, threshold, bits, *options)
     grads = [g.to(t.dtype) if n else None for g, t, n in zip(grads, factors, needs, strict=True)]
     if partly:  # what leads to no result has no gradient
         for i, alone in ((2, True), (3, each)):

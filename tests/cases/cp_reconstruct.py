@@ -8,7 +8,7 @@ from tests.cases.case import Case
 
 @dataclass(frozen=True)
 class ReconstructCase(Case):
-    """Weight k is the tensor ``weight k``; the factors come first, so that there is always something to differentiate."""
+    """Weight k is the tensor ``weight k``; the factors come first, so that a test has one to differentiate."""
 
     operation = "cp_reconstruct"
 
