@@ -22,7 +22,7 @@ class Backward {
     bool through_mixed = g_.v || g_.cores;
     if (!through_mixed && !g_.u && !g_.threshold) return;
     if (through_mixed) dmixed_ = buffer<C>(p_.d_out * width());
-    if (g_.threshold) dthreshold_ = buffer<C>(tiles_.items());
+    if (g_.threshold) dthreshold_ = buffer<double>(tiles_.items());
     // Each split sums dU for itself, item after item; the splits are then added up in their order.
     Division splits{tiles_.items(), ceil_div(tiles_.items(), kMostSplits)};
     if (g_.u) du_ = buffer<C>(splits.parts() * p_.rank * p_.d_in);
@@ -53,7 +53,8 @@ class Backward {
 
   void each_tile(int64_t item, bool first_of_split, C* mixed, C* tile, C* du) const {
     int64_t module = tiles_.module(item), row = tiles_.first_row(item), rows = tiles_.rows(item);
-    C threshold = factors_.threshold(module), dthreshold = 0;
+    C threshold = factors_.threshold(module);
+    double dthreshold = 0;
     if (gated() || g_.u) factors_.mix(item, mixed);
     host::Matrix a = host::matrix(mixed, rows, p_.rank);
     for (int64_t panel = 0; panel < tiles_.panels.parts(); ++panel) {
@@ -118,29 +119,44 @@ class Backward {
     C* dcores = static_cast<C*>(g_.cores);
     const C* v = factors_.scaled_v.get();
     if (p_.diagonal) {
+      constexpr int64_t kRows = 64;  // added up apart, so that no long sum is kept in one float
       host::parallel(p_.modules, [&](int64_t begin, int64_t end) {
-        std::fill(dcores + begin * p_.rank, dcores + end * p_.rank, C(0));
-        for (int64_t row = 0; row < p_.d_out; ++row)
-          for (int64_t i = begin * p_.rank; i < end * p_.rank; ++i)
-            dcores[i] += dmixed_[row * width() + i] * v[row * p_.rank + i % p_.rank];
+        std::vector<C> part(p_.rank);
+        for (int64_t module = begin; module < end; ++module) {
+          C* to = dcores + module * p_.rank;
+          std::fill_n(to, p_.rank, C(0));
+          for (int64_t first = 0; first < p_.d_out; first += kRows) {
+            std::fill(part.begin(), part.end(), C(0));
+            for (int64_t row = first; row < std::min(first + kRows, p_.d_out); ++row)
+              for (int64_t j = 0; j < p_.rank; ++j)
+                part[j] += dmixed_[row * width() + module * p_.rank + j] * v[row * p_.rank + j];
+            for (int64_t j = 0; j < p_.rank; ++j) to[j] += part[j];
+          }
+        }
       });
       return;
     }
+    constexpr int64_t kDepth = 512;
     Division blocks = divide(p_.rank, ceil_div(p_.rank, 64), 64);  // of a core's rows
     host::parallel(p_.modules * blocks.parts(), [&](int64_t begin, int64_t end) {
       for (int64_t part = begin; part < end; ++part) {
         int64_t module = part / blocks.parts(), block = part % blocks.parts();
         int64_t first = module * p_.rank + blocks.begin(block), rows = blocks.begin(block + 1) - blocks.begin(block);
-        gemm<C>(host::matrix(dmixed_.get() + first, p_.d_out, rows, width()).transposed(),
-                host::matrix(v, p_.d_out, p_.rank), host::matrix(dcores + first * p_.rank, rows, p_.rank));
+        for (int64_t row = 0; row < p_.d_out; row += kDepth) {  // so that no long sum is kept in one float
+          int64_t depth = std::min(kDepth, p_.d_out - row);
+          gemm<C>(host::matrix(dmixed_.get() + row * width() + first, depth, rows, width()).transposed(),
+                  host::matrix(v + row * p_.rank, depth, p_.rank),
+                  host::matrix(dcores + first * p_.rank, rows, p_.rank), row > 0);
+        }
       }
     });
   }
 
   void finish_dthreshold() const {
-    C* to = static_cast<C*>(g_.threshold);
-    std::fill_n(to, p_.thresholds, C(0));
-    for (int64_t item = 0; item < tiles_.items(); ++item) to[p_.threshold_of(tiles_.module(item))] += dthreshold_[item];
+    std::vector<double> sums(p_.thresholds);
+    for (int64_t item = 0; item < tiles_.items(); ++item)
+      sums[p_.threshold_of(tiles_.module(item))] += dthreshold_[item];
+    std::copy(sums.begin(), sums.end(), static_cast<C*>(g_.threshold));
   }
 
   const CpReconstructParams& p_;
@@ -148,9 +164,9 @@ class Backward {
   const CpReconstructGrads& g_;
   ReconstructFactors<T> factors_;
   const Tiles& tiles_;
-  Buffer<C> dmixed_;      // [d_out, K, R]
-  Buffer<C> du_;          // [splits, R, d_in]
-  Buffer<C> dthreshold_;  // [items]
+  Buffer<C> dmixed_;           // [d_out, K, R]
+  Buffer<C> du_;               // [splits, R, d_in]
+  Buffer<double> dthreshold_;  // [items]
 };
 
 }  // namespace

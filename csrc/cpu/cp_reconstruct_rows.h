@@ -14,8 +14,8 @@ struct ReconstructRows {
   // out = weight + gate(update)
   void (*forward)(Gate gate, const T* weight, const C* update, int64_t count, C threshold, C inverse_temperature,
                   T* out);
-  // `update` becomes its own gradient; returns the threshold's.
-  C (*backward)(Gate gate, const T* dout, int64_t count, C threshold, C inverse_temperature, C* update);
+  // `update` becomes its own gradient; returns the threshold's, a sum of many values of both signs.
+  double (*backward)(Gate gate, const T* dout, int64_t count, C threshold, C inverse_temperature, C* update);
 };
 
 template <class T>

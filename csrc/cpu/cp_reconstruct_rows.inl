@@ -9,8 +9,8 @@ static void reconstruct_forward_as(const T* weight, const C* update, int64_t cou
 }
 
 template <Gate kind, class T, class C>
-static C reconstruct_backward_as(const T* dout, int64_t count, C threshold, C inverse_temperature, C* update) {
-  C sum = 0;
+static double reconstruct_backward_as(const T* dout, int64_t count, C threshold, C inverse_temperature, C* update) {
+  double sum = 0;
 #pragma omp simd reduction(+ : sum)
   for (int64_t j = 0; j < count; ++j) {
     GateSlopes<C> slopes = gate_slopes<kind>(update[j], threshold, inverse_temperature);
@@ -36,7 +36,8 @@ static void reconstruct_forward(Gate gate, const T* weight, const C* update, int
 }
 
 template <class T, class C>
-static C reconstruct_backward(Gate gate, const T* dout, int64_t count, C threshold, C inverse_temperature, C* update) {
+static double reconstruct_backward(Gate gate, const T* dout, int64_t count, C threshold, C inverse_temperature,
+                                   C* update) {
   if (gate == Gate::soft)
     return reconstruct_backward_as<Gate::soft>(dout, count, threshold, inverse_temperature, update);
   if (gate == Gate::hard)

@@ -102,6 +102,17 @@ struct TileSum {
 #pragma unroll
     for (int n = 0; n < kValues; ++n) value[n] += Tile::result(0, row(n), column());
   }
+  // A B^T over any depth, 512 at a time, so that no long sum is kept in one float.
+  template <class A, class B>
+  PETX_DEVICE void add_product(A a, B b, int64_t depth) {
+    constexpr int64_t kDepth = 512;
+    for (; depth > 0; depth -= kDepth) {
+      Tile::multiply(0, a, b, depth < kDepth ? depth : kDepth);
+      add();
+      a.data += kDepth * (A::kTurned ? a.stride : 1);
+      b.data += kDepth * (B::kTurned ? b.stride : 1);
+    }
+  }
   PETX_DEVICE static int row(int n) { return (n * Tile::kThreads + static_cast<int>(thread_index())) / Tile::kN; }
   PETX_DEVICE static int column() { return thread_index() % Tile::kN; }
 };
@@ -122,8 +133,7 @@ PETX_KERNEL void __launch_bounds__(TileOf<T>::kThreads, kBlocksAtOnce<T>)
   C dthreshold = 0;
   if (p.gate == Gate::none) {
     const T* dout = static_cast<const T*>(table.dout[block_y()]) + first * p.d_in;
-    Tile::multiply(0, Rows<T>{dout, p.d_in, rows}, Rows<T>{u, p.d_in, p.rank - begin}, p.d_in);
-    sum.add();
+    sum.add_product(Rows<T>{dout, p.d_in, rows}, Rows<T>{u, p.d_in, p.rank - begin}, p.d_in);
   } else {
     for (int64_t column = 0; column < p.d_in; column += 64) {
       dthreshold += gate.make(column);
@@ -218,8 +228,8 @@ class Finish {
     }
     int64_t first = block / tiles_of(p.rank) * 64, begin = block % tiles_of(p.rank) * 64;
     Rows<T> rows{from_.dmixed + first * width_, width_, p.d_out - first};
-    Tile::multiply(0, rows, Columns<T>{static_cast<const T*>(p.cores) + begin, p.rank, p.rank - begin}, width_);
-    store_tile(static_cast<C*>(g.v), first, p.d_out, begin);
+    Columns<T> columns{static_cast<const T*>(p.cores) + begin, p.rank, p.rank - begin};
+    store_product(rows, columns, width_, static_cast<C*>(g.v), first, p.d_out, begin);
   }
 
   PETX_DEVICE void dcores(int64_t block) const {
@@ -227,8 +237,9 @@ class Finish {
     int64_t tiles = tiles_of(p.rank), module = block / tiles / tiles;
     int64_t first = block / tiles % tiles * 64, begin = block % tiles * 64;
     Columns<T> rows{from_.dmixed + module * p.rank + first, width_, p.rank - first};
-    Tile::multiply(0, rows, Columns<T>{static_cast<const T*>(p.v) + begin, p.rank, p.rank - begin}, p.d_out);
-    store_tile(static_cast<C*>(g.cores) + module * p.rank * p.rank, first, p.rank, begin);
+    Columns<T> columns{static_cast<const T*>(p.v) + begin, p.rank, p.rank - begin};
+    C* to = static_cast<C*>(g.cores) + module * p.rank * p.rank;
+    store_product(rows, columns, p.d_out, to, first, p.rank, begin);
   }
 
   PETX_DEVICE void du(int64_t block) const {
@@ -249,12 +260,15 @@ class Finish {
   }
 
  private:
-  // Scaled values of result 0 as [rows, R], from row `first` and column `begin` on.
-  PETX_DEVICE void store_tile(C* to, int64_t first, int64_t rows, int64_t begin) const {
-    for (int e = thread_index(); e < Tile::kM * Tile::kN; e += Tile::kThreads) {
-      int i = e / Tile::kN, j = e % Tile::kN;
-      if (first + i < rows && begin + j < p.rank)
-        write(to + (first + i) * p.rank + begin + j, Tile::result(0, i, j) * C(p.scale));
+  // The scaled product into `to` [rows, R], from row `first` and column `begin` on.
+  template <class A>
+  PETX_DEVICE void store_product(const A& a, const Columns<T>& b, int64_t depth, C* to, int64_t first, int64_t rows,
+                                 int64_t begin) const {
+    TileSum<T> sum;
+    sum.add_product(a, b, depth);
+    for (int n = 0; n < TileSum<T>::kValues; ++n) {
+      int64_t i = first + TileSum<T>::row(n), j = begin + TileSum<T>::column();
+      if (i < rows && j < p.rank) write(to + i * p.rank + j, sum.value[n] * C(p.scale));
     }
   }
 
@@ -262,10 +276,15 @@ class Finish {
   PETX_DEVICE void diagonal_dcores(int64_t block) const {
     int lane = thread_index() % 32, warp = thread_index() / 32;
     int64_t i = block * 32 + lane;
+    constexpr int64_t kRows = 512;
     C sum = 0;
-    if (i < width_)
-      for (int64_t row = warp; row < p.d_out; row += Tile::kThreads / 32)
-        sum += at<T>(from_.dmixed, row * width_ + i) * at<T>(p.v, row * p.rank + i % p.rank);
+    for (int64_t first = 0; i < width_ && first < p.d_out; first += kRows) {
+      int64_t end = first + kRows < p.d_out ? first + kRows : p.d_out;
+      C part = 0;
+      for (int64_t row = first + warp; row < end; row += Tile::kThreads / 32)
+        part += at<T>(from_.dmixed, row * width_ + i) * at<T>(p.v, row * p.rank + i % p.rank);
+      sum += part;
+    }
     Tile::set_result(0, warp, lane, sum);
     sync_block();
     if (warp != 0 || i >= width_) return;
