@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from petx import functional
-from tests.cases.cp_reconstruct import CASES, ReconstructCase, reconstruct
-from tests.checks import outputs_and_grads
+from tests.cases.cp_reconstruct import CASES, LARGE, ReconstructCase, reconstruct
+from tests.checks import outputs_and_grads, wrong
 from tests.test_operations_torch import Recorder
 
 BY_NAME = {case.name: case for case in CASES}
@@ -21,6 +21,20 @@ def on_path(monkeypatch, path):
 
 def arguments(name, dtype=torch.float32, **options):
     return ReconstructCase.arguments(BY_NAME[name].inputs(dtype, **options))
+
+
+@pytest.mark.parametrize("case", LARGE, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_large_weights(case, dtype):
+    tensors, before = case.inputs(dtype), torch.get_num_threads()
+    results = outputs_and_grads(case.run, tensors)
+    assert not wrong(results, case, tensors)
+    try:
+        torch.set_num_threads(3 if before != 3 else 1)
+        again = outputs_and_grads(case.run, tensors)
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(again[name], value) for name, value in results.items())
 
 
 @both_paths

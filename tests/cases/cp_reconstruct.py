@@ -77,12 +77,22 @@ GRADCHECKED = [
 ]
 
 WIDE = [
-    reconstruct("wide", d_out=136, d_in=200, rank=72, threshold=2, **SIGMOID),
-    reconstruct("wide-odd", modules=3, d_out=67, d_in=131, rank=67, gate="soft"),
+    reconstruct("wide", d_out=72, d_in=136, rank=72, threshold=2, **SIGMOID),
+    reconstruct("wide-odd", modules=3, d_out=67, d_in=67, rank=67, gate="soft"),
     reconstruct("wide-none", d_out=130, d_in=72, rank=16),
     reconstruct("wide-diagonal", d_out=65, d_in=129, rank=40, core="diagonal", gate="hard"),
-    reconstruct("flat", d_out=8, d_in=2100, rank=8, threshold=2, gate="soft"),
-    reconstruct("tall", d_out=2100, d_in=8, rank=8, **SIGMOID),
+    reconstruct("wide-flat", d_out=3, d_in=520, rank=8, threshold=2, gate="soft"),
+    reconstruct("wide-tall", d_out=520, d_in=3, rank=8, **SIGMOID),
 ]
 
-FEW = """none soft hard sigmoid-each diagonal diagonal-sigmoid odd many rank-above-widths flat tall""".split()
+# Several panels of columns, blocks of rows and splits of the CPU kernels: too many values for the emulator.
+LARGE = [
+    reconstruct("flat", d_out=5, d_in=5003, rank=8, threshold=2, gate="soft"),
+    reconstruct("flat-none", d_out=3, d_in=3000, rank=70),
+    reconstruct("tall", d_out=5003, d_in=3, rank=8, **SIGMOID),
+    reconstruct("tall-diagonal", modules=3, d_out=3000, d_in=17, rank=20, core="diagonal", gate="hard"),
+    reconstruct("square", modules=9, d_out=768, d_in=768, rank=64, threshold=9, gate="soft"),
+    reconstruct("panels", modules=2, d_out=200, d_in=2300, rank=33, core="diagonal", **SIGMOID),
+]
+
+FEW = "none soft hard sigmoid-each diagonal diagonal-sigmoid odd many rank-above-widths".split()
