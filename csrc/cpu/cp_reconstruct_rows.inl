@@ -24,25 +24,17 @@ static double reconstruct_backward_as(const T* dout, int64_t count, C threshold,
 template <class T, class C>
 static void reconstruct_forward(Gate gate, const T* weight, const C* update, int64_t count, C threshold,
                                 C inverse_temperature, T* out) {
-  if (gate == Gate::soft) {
-    reconstruct_forward_as<Gate::soft>(weight, update, count, threshold, inverse_temperature, out);
-  } else if (gate == Gate::hard) {
-    reconstruct_forward_as<Gate::hard>(weight, update, count, threshold, inverse_temperature, out);
-  } else if (gate == Gate::sigmoid) {
-    reconstruct_forward_as<Gate::sigmoid>(weight, update, count, threshold, inverse_temperature, out);
-  } else {
-    reconstruct_forward_as<Gate::none>(weight, update, count, threshold, inverse_temperature, out);
-  }
+  with_gate(gate, [=]<Gate kind>() {
+    reconstruct_forward_as<kind>(weight, update, count, threshold, inverse_temperature, out);
+  });
 }
 
 template <class T, class C>
 static double reconstruct_backward(Gate gate, const T* dout, int64_t count, C threshold, C inverse_temperature,
                                    C* update) {
-  if (gate == Gate::soft)
-    return reconstruct_backward_as<Gate::soft>(dout, count, threshold, inverse_temperature, update);
-  if (gate == Gate::hard)
-    return reconstruct_backward_as<Gate::hard>(dout, count, threshold, inverse_temperature, update);
-  return reconstruct_backward_as<Gate::sigmoid>(dout, count, threshold, inverse_temperature, update);
+  return with_gate(gate, [=]<Gate kind>() {
+    return reconstruct_backward_as<kind>(dout, count, threshold, inverse_temperature, update);
+  });
 }
 
 template <class T>

@@ -50,7 +50,22 @@ PETX_INLINE GateSlopes<C> gate_slopes(C c, C t, C inverse_temperature) {
   return {kind == Gate::hard ? C(1) : sign * sign, -sign};
 }
 
-// The same for a gate that is known only when running.
+// Calls f.operator()<kind>() with a gate known when running, so that the choice stays outside the loops over values.
+template <class F>
+PETX_INLINE auto with_gate(Gate gate, const F& f) {
+  switch (gate) {
+    case Gate::soft:
+      return f.template operator()<Gate::soft>();
+    case Gate::hard:
+      return f.template operator()<Gate::hard>();
+    case Gate::sigmoid:
+      return f.template operator()<Gate::sigmoid>();
+    default:
+      return f.template operator()<Gate::none>();
+  }
+}
+
+// One value's gate, known when running.
 template <class C>
 PETX_INLINE C gated(Gate kind, C c, C t, C inverse_temperature) {
   if (kind == Gate::soft) return gated<Gate::soft>(c, t, inverse_temperature);
