@@ -1,4 +1,4 @@
-"""Runs the telling cases of every operation, forward and backward, and checks them: for tools that slow it a hundredfold.
+"""Runs the telling cases of every operation, forward and backward, and checks them: for tools that slow it a lot.
 
 python tools/one_of_each.py cuda
 """
