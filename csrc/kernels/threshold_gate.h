@@ -1,0 +1,68 @@
+// PETAL's learnable threshold on one value, and its derivatives: one source for CPU and GPU kernels, free of branches.
+//
+//   soft     sign(c) max(|c| - t, 0)
+//   hard     c where |c| > t; its gradient goes straight through to c and is the soft gate's to t
+//   sigmoid  c sigma((|c| - t) / temperature)
+//
+// t may be negative. NaN stays NaN.
+#pragma once
+
+#include "kernels/math.h"
+
+namespace petx {
+
+enum class Gate : int32_t { none, soft, hard, sigmoid };
+
+template <class C>
+PETX_INLINE C magnitude(C c) {
+  return c < C(0) ? -c : c;
+}
+
+// sign(c) where |c| > t, else 0.
+template <class C>
+PETX_INLINE C sign_above(C c, C t) {
+  C sign = c > C(0) ? C(1) : c < C(0) ? C(-1) : C(0);
+  return magnitude(c) <= t ? C(0) : sign;
+}
+
+template <Gate kind, class C>
+PETX_INLINE C gated(C c, C t, C inverse_temperature) {
+  if constexpr (kind == Gate::none) return c;
+  if constexpr (kind == Gate::sigmoid) return c * sigmoid((magnitude(c) - t) * inverse_temperature);
+  C kept = magnitude(c) <= t ? C(0) : c;
+  return kind == Gate::hard ? kept : kept - t * sign_above(c, t);
+}
+
+// By c and by t.
+template <class C>
+struct GateSlopes {
+  C value, threshold;
+};
+
+template <Gate kind, class C>
+PETX_INLINE GateSlopes<C> gate_slopes(C c, C t, C inverse_temperature) {
+  if constexpr (kind == Gate::none) return {C(1), C(0)};
+  if constexpr (kind == Gate::sigmoid) {
+    C s = sigmoid((magnitude(c) - t) * inverse_temperature), steep = s * (C(1) - s) * inverse_temperature;
+    return {s + magnitude(c) * steep, -c * steep};
+  }
+  C sign = sign_above(c, t);
+  return {kind == Gate::hard ? C(1) : sign * sign, -sign};
+}
+
+// Calls f.operator()<kind>() with a gate known when running, so that the choice stays outside the loops over values.
+template <class F>
+PETX_INLINE auto with_gate(Gate gate, const F& f) {
+  switch (gate) {
+    case Gate::soft:
+      return f.template operator()<Gate::soft>();
+    case Gate::hard:
+      return f.template operator()<Gate::hard>();
+    case Gate::sigmoid:
+      return f.template operator()<Gate::sigmoid>();
+    default:
+      return f.template operator()<Gate::none>();
+  }
+}
+
+}  // namespace petx
