@@ -55,11 +55,13 @@ class Forward : ModeCall<T, G> {
   void update(const Scratch& t, int64_t first, int64_t n, int64_t k, const C*& mask) const {
     bool fresh = k == 0 || (p_.dropout > 0 && !p_.shared_mask);
     if (fresh) mask = Call::mask(t.hidden, first, n, k);
-    const G* mixed = Call::mix(t.hidden, Call::kept(t.hidden, first, n, mask, fresh), n, k);
+    const G* kept = Call::kept(t.hidden, first, n, mask, fresh);
+    bool folded = Call::folded();
+    host::Matrix left = host::matrix(folded ? kept : Call::mix(t.hidden, kept, n, k), n, p_.rank);
+    host::Matrix right = (folded ? Call::folded_core(k) : this->v).transposed();
     const T* base = static_cast<const T*>(out_.base[k]);
     T* y = static_cast<T*>(out_.y[k]) + first * p_.d_out;
     if (base) base += first * p_.d_out;
-    host::Matrix left = host::matrix(mixed, n, p_.rank), right = this->v.transposed();
     if constexpr (std::is_same_v<T, G>) {
       if (base) std::copy_n(base, n * p_.d_out, y);
       gemm<G>(left, right, host::matrix(y, n, p_.d_out), base != nullptr);

@@ -3,8 +3,13 @@
 //   dg_k = dy_k V;  dV = sum_k dy_k^T g_k;  dM_k = drop_k(h)^T dg_k;  dh = sum_k drop_k(dg_k M_k^T)
 //   dU = dh^T x;  dx = dh U
 //
-// g_k is made anew from the saved h. dh and dx need no order; gradients of parameters are sums over tokens
-// (split_sums.h). What is not asked for is not computed.
+// g_k is made anew from the saved h. Where the cores are folded into V, N_k = V M_k^T, tokens are summed into N_k's
+// gradient, of which V's and the cores' are products:
+//
+//   dN_k = dy_k^T drop_k(h);  dV = sum_k dN_k M_k;  dM_k = dN_k^T V;  dh = sum_k drop_k(dy_k N_k)
+//
+// dh and dx need no order; gradients of parameters are sums over tokens (split_sums.h). What is not asked for is not
+// computed.
 
 #include "cpu/mode_update_call.h"
 #include "cpu/split_sums.h"
@@ -20,6 +25,13 @@ class Backward : ModeCall<T, G> {
  public:
   Backward(const ModeUpdateParams& p, const ModeUpdateGrads& g) : Call(p), p_(p), g_(g) {
     du_ = sums_.add(g.du, p.rank * p.d_in);
+    if (Call::folded()) {
+      int64_t size = p.d_out * p.rank;
+      if (g.dv || g.dcores) dfolded_values_ = buffer<C>(p.count * size);
+      for (int64_t k = 0; k < p.count; ++k)
+        dfolded_[k] = sums_.add(g.dy[k] && dfolded_values_ ? dfolded_values_.get() + k * size : nullptr, size);
+      return;
+    }
     dv_ = sums_.add(g.dv, p.d_out * p.rank);
     for (int64_t k = 0; k < p.count; ++k) {
       C* to = g.dy[k] && g.dcores ? static_cast<C*>(g.dcores) + k * p.core_size() : nullptr;
@@ -33,6 +45,7 @@ class Backward : ModeCall<T, G> {
         [&](Scratch& t, int64_t begin, int64_t end, C* into) {
           each_block<G>(begin, end, [&](int64_t first, int64_t n) { block(t, first, n, into); });
         });
+    if (dfolded_values_) unfold();
   }
 
  private:
@@ -57,7 +70,8 @@ class Backward : ModeCall<T, G> {
               {},
               buffer<C>(wants_dh() ? narrow : 0)};
     if constexpr (!std::is_same_v<G, C>) t.dh_operand = buffer<G>(wants_dh() ? narrow : 0);
-    t.weight = buffer<G>(sums_.scratch({du_, dv_, dcores_[0], dcores_[1], dcores_[2], dcores_[3]}));
+    t.weight = buffer<G>(std::max(sums_.scratch({du_, dv_, dcores_[0], dcores_[1], dcores_[2], dcores_[3]}),
+                                  sums_.scratch({dfolded_[0], dfolded_[1], dfolded_[2], dfolded_[3]})));
     return t;
   }
 
@@ -80,6 +94,15 @@ class Backward : ModeCall<T, G> {
     const G* dy = operand<T, G>(static_cast<const T*>(g_.dy[k]) + first * p_.d_out, n * p_.d_out, t.wide);
     host::Matrix from = host::matrix(dy, n, p_.d_out), dg = host::matrix(t.dg.get(), n, rank);
     const G* kept = g_.dv || g_.dcores ? Call::kept(t.hidden, first, n, mask, fresh) : nullptr;
+    if (Call::folded()) {
+      sums_.product(dfolded_[k], t.weight, into, [&](G* to, bool more) {
+        gemm<G>(from.transposed(), host::matrix(kept, n, rank), host::matrix(to, p_.d_out, rank), more);
+      });
+      if (!wants_dh()) return;
+      gemm<G>(from, Call::folded_core(k), host::matrix(t.part.get(), n, rank));
+      (begun ? this->rows.take_more : this->rows.take)(t.part.get(), mask, n * rank, t.dh.get());
+      return;
+    }
     if (g_.dv) {
       const G* mixed = Call::mix(t.hidden, kept, n, k);
       sums_.product(dv_, t.weight, into, [&](G* to, bool more) {
@@ -132,10 +155,45 @@ class Backward : ModeCall<T, G> {
     }
   }
 
+  // V's and the cores' gradients from those of V M_k^T, in C; a task is a run of V's rows, or a core.
+  void unfold() const {
+    int64_t rank = p_.rank;
+    auto v = widened(p_.v, p_.d_out * rank), cores = widened(p_.cores, p_.count * rank * rank);
+    auto dfolded = [&](int64_t k, int64_t row, int64_t rows) {
+      return host::matrix(dfolded_values_.get() + (k * p_.d_out + row) * rank, rows, rank);
+    };
+    Division runs = divide(g_.dv ? p_.d_out : 0, 8, 256);
+    host::parallel(runs.parts() + (g_.dcores ? p_.count : 0), [&](int64_t begin, int64_t end) {
+      for (int64_t task = begin; task < end; ++task) {
+        if (int64_t k = task - runs.parts(); k >= 0) {
+          C* to = static_cast<C*>(g_.dcores) + k * rank * rank;
+          if (g_.dy[k])
+            gemm<C>(dfolded(k, 0, p_.d_out).transposed(), host::matrix(v.get(), p_.d_out, rank),
+                    host::matrix(to, rank, rank));
+          continue;
+        }
+        int64_t row = runs.begin(task), rows = runs.begin(task + 1) - row;
+        bool more = false;
+        for (int64_t k = 0; k < p_.count; ++k) {
+          if (!g_.dy[k]) continue;
+          gemm<C>(dfolded(k, row, rows), host::matrix(cores.get() + k * rank * rank, rank, rank),
+                  host::matrix(static_cast<C*>(g_.dv) + row * rank, rows, rank), more);
+          more = true;
+        }
+      }
+    });
+  }
+  Buffer<C> widened(const void* from, int64_t count) const {
+    auto to = buffer<C>(count);
+    vectors<T, G>().widen(static_cast<const T*>(from), count, to.get());
+    return to;
+  }
+
   const ModeUpdateParams& p_;
   const ModeUpdateGrads& g_;
+  Buffer<C> dfolded_values_;
   SplitSums<T, G> sums_;
-  Sum du_ = {}, dv_ = {}, dcores_[kMostModes] = {};
+  Sum du_ = {}, dv_ = {}, dcores_[kMostModes] = {}, dfolded_[kMostModes] = {};
 };
 
 }  // namespace
