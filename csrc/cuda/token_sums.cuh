@@ -6,6 +6,7 @@
 #pragma once
 
 #include "cuda/common.cuh"
+#include "kernels/math.h"
 
 namespace petx::cuda {
 
@@ -111,14 +112,15 @@ PETX_KERNEL void __launch_bounds__(256) column_sums(ColumnSums<T, kMost> all) {
   write(all.sums + block_y() * all.split_sums + job.offset + column, sum);
 }
 
-// to [count] = the sum of `parts` vectors that lie `stride` apart, in their order; times sigma' of a middle_y gate
-// where `sigmoid_of` is given.
+// to [count] = the sum of `parts` vectors that lie `stride` apart, in their order, each the sum of `pieces` that follow
+// one another; times sigma' of a middle_y gate where `sigmoid_of` is given.
 template <class T>
 struct Reduction {
   const Compute<T>* from;
   Compute<T>* to;
   int64_t parts, stride, count;
   const T* sigmoid_of;
+  int64_t pieces = 1;
 
   PETX_HD int64_t blocks() const { return (count + 255) / 256; }
 };
@@ -139,7 +141,9 @@ PETX_KERNEL void __launch_bounds__(256) reduce(Reductions<T, kMost> all) {
   int64_t i = block * 256 + thread_index();
   if (i >= job.count) return;
   C sum = 0;
-  for (int64_t part = 0; part < job.parts; ++part) sum += read(job.from + part * job.stride + i);
+  for (int64_t part = 0; part < job.parts; ++part)
+    for (int64_t piece = 0; piece < job.pieces; ++piece)
+      sum += read(job.from + part * job.stride + piece * job.count + i);
   if (job.sigmoid_of) {
     C sigma = sigmoid(C(load(read(job.sigmoid_of + i))));
     sum *= sigma * (C(1) - sigma);
@@ -169,6 +173,14 @@ class TokenSums {
     products_.each[products_.count++] = {static_cast<const T*>(a), static_cast<const T*>(b), m, n, groups, split_sums_};
     finish_split(to, groups * m * n);
   }
+  // to [m, n] = the sum over all pairs of a_k^T b_k.
+  void product_of_pairs(void* to, int pairs, const void* const* a, const void* const* b, int64_t m, int64_t n) {
+    if (!to || !pairs) return;
+    for (int k = 0; k < pairs; ++k)
+      products_.each[products_.count++] = {
+          static_cast<const T*>(a[k]), static_cast<const T*>(b[k]), m, n, 1, split_sums_ + k * m * n};
+    finish_split(to, m * n, pairs);
+  }
   // to [width] = sum over tokens of weight * value; see ColumnSum.
   void column(void* to, const void* value, const C* weight, int64_t width) {
     if (!to) return;
@@ -179,7 +191,7 @@ class TokenSums {
   void finish(void* to, const C* from, int64_t parts, int64_t stride, int64_t count, const void* sigmoid_of = nullptr) {
     if (!to) return;
     reductions_.each[reductions_.count++] = {
-        from, static_cast<C*>(to), parts, stride, count, static_cast<const T*>(sigmoid_of)};
+        from, static_cast<C*>(to), parts, stride, count, static_cast<const T*>(sigmoid_of), 1};
   }
 
   // After the last job.
@@ -211,9 +223,10 @@ class TokenSums {
 
  private:
   // Sums by split have no address yet: `stride` keeps the offset, `parts` 0 says so.
-  void finish_split(void* to, int64_t count) {
+  void finish_split(void* to, int64_t count, int64_t pieces = 1) {
     finish(to, nullptr, 0, split_sums_, count);
-    split_sums_ += count;
+    reductions_.each[reductions_.count - 1].pieces = pieces;
+    split_sums_ += pieces * count;
   }
 
   Splits splits_;

@@ -1,7 +1,10 @@
 """PETAL's cores: every mode vector's contraction with the shared core tensor, behind a learnable threshold."""
 
-from petx import reference
-from petx.functional._arguments import cast, checked_shape, checked_threshold
+import torch
+from torch.autograd.function import once_differentiable
+
+from petx import ops, reference
+from petx.functional._arguments import GATES, cast, checked_shape, checked_threshold
 
 __all__ = ["mode_cores"]
 
@@ -27,6 +30,52 @@ def mode_cores(core, modes, threshold=None, *, gate="none", temperature=1.0):
     rank = core.shape[0]
     checked_shape("mode_cores", "modes", modes, [-1, rank], like=core)
     checked_threshold("mode_cores", threshold, gate, temperature, (rank,), core)
-    return reference.mode_cores(
-        core, cast(modes, core.dtype), cast(threshold, core.dtype), gate=gate, temperature=temperature
+    if not ops.has_kernel("mode_cores", core.device.type):
+        modes, threshold = cast(modes, core.dtype), cast(threshold, core.dtype)
+        return reference.mode_cores(core, modes, threshold, gate=gate, temperature=temperature)
+    call = _ModeCores.apply
+    if not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (core, modes, threshold))):
+        call = _ModeCores.forward  # spares the autograd machinery
+    return call(core, modes, threshold, GATES.index(gate), float(temperature))
+
+
+def _operands(core, modes, threshold):
+    return [t if t is None else cast(t, core.dtype).contiguous() for t in (core, modes, threshold)]
+
+
+class _ModeCores(torch.autograd.Function):
+    """Keeps its inputs and nothing else."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(core, modes, threshold, gate, temperature):
+        return torch.ops.petx.mode_cores_fwd(*_operands(core, modes, threshold), gate, temperature)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.options = inputs[3:]
+        ctx.save_for_backward(*inputs[:3])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dcores):
+        inputs, needs = ctx.saved_tensors, ctx.needs_input_grad
+        bits = sum(1 << i for i in range(3) if needs[i])
+        grads = torch.ops.petx.mode_cores_bwd(dcores.contiguous(), *_operands(*inputs), bits, *ctx.options)
+        return (*(g.to(t.dtype) if n else None for g, t, n in zip(grads, inputs, needs, strict=False)), None, None)
+
+
+def _fwd_fake(core, modes, *_):
+    return core.new_empty(modes.shape[0], *core.shape[1:] if core.dim() > 1 else core.shape)
+
+
+def _bwd_fake(dcores, core, modes, threshold, needs, *_):
+    compute = torch.promote_types(core.dtype, torch.float32)
+    return tuple(
+        core.new_empty((0,) if t is None or not needs >> i & 1 else t.shape, dtype=compute)
+        for i, t in enumerate((core, modes, threshold))
     )
+
+
+ops.register("mode_cores", _fwd_fake, _bwd_fake)

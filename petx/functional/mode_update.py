@@ -1,8 +1,9 @@
 """PETAL's low-rank update beside the frozen projections of one input: one differentiable function."""
 
 import torch
+from torch.autograd.function import once_differentiable
 
-from petx import reference
+from petx import ops, reference
 from petx.functional._arguments import autocast_dtype, cast, checked_dropout, checked_shape
 
 __all__ = ["mode_update"]
@@ -28,21 +29,28 @@ def mode_update(x, u, v, cores, bases=None, *, dropout=0.0, shared_mask=False, s
 
     Raises ValueError naming the argument, what came and what was wanted.
     """
-    rank = check(x, u, v, cores, bases, dropout)
+    check(x, u, v, cores, bases, dropout)
     dtype = autocast_dtype(x)
     if dropout > 0 and seed is None:
         seed = torch.randint(2**62, (1,), dtype=torch.int64, device=x.device)
-    x, u, v, cores = (cast(t, dtype) for t in (x, u, v, cores))
-    shape = x.shape
-    rows = x.reshape(-1, shape[-1] if u is not None else rank)
-    if bases is not None:
-        bases = [cast(base, dtype).reshape(-1, v.shape[0]) for base in bases]
-    outputs = reference.mode_update(rows, u, v, cores, bases, seed, dropout=dropout, shared_mask=shared_mask)
-    return tuple(y.reshape(*shape[:-1], v.shape[0]) for y in outputs)
+    x, shape, width = cast(x, dtype), x.shape, v.shape[0]
+    rows = x.reshape(-1, shape[-1])
+    bases = () if bases is None else [cast(base, dtype).reshape(-1, width) for base in bases]
+    if ops.has_kernel("mode_update", x.device.type):
+        call = _ModeUpdate.apply
+        if not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, u, v, cores, *bases))):
+            call = _ModeUpdate.forward  # spares the autograd machinery
+        outputs = call(rows, u, v, cores, seed, float(dropout), shared_mask, *bases)[1:]
+    else:
+        u, v, cores = (cast(t, dtype) for t in (u, v, cores))
+        outputs = reference.mode_update(
+            rows, u, v, cores, bases or None, seed, dropout=dropout, shared_mask=shared_mask
+        )
+    return tuple(y.reshape(*shape[:-1], width) for y in outputs)
 
 
 def check(x, u, v, cores, bases, dropout):
-    """Raise ValueError where an argument does not fit the others; returns the rank R."""
+    """Raise ValueError where an argument does not fit the others."""
     if x.dim() < 1 or not x.is_floating_point():
         raise ValueError(f"mode_update: x must be floating [..., d_in], got {x.dtype} {list(x.shape)}")
     if cores.dim() not in (2, 3) or not 1 <= cores.shape[0] <= MOST_MODES:
@@ -62,4 +70,64 @@ def check(x, u, v, cores, bases, dropout):
         for k, base in enumerate(bases):
             checked_shape("mode_update", f"bases[{k}]", base, [*x.shape[:-1], v.shape[0]], like=x)
     checked_dropout("mode_update", dropout)
-    return rank
+
+
+def _factors(u, v, cores, dtype):
+    return [t if t is None else cast(t, dtype).contiguous() for t in (u, v, cores)]
+
+
+class _ModeUpdate(torch.autograd.Function):
+    """Keeps what exists anyway (x, factors), x Uᵀ and the seed; the gradients of ``bases`` are those of the results."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x, u, v, cores, seed, dropout, shared_mask, *bases):
+        bases = [base.contiguous() for base in bases]
+        factors = _factors(u, v, cores, x.dtype)
+        return tuple(torch.ops.petx.mode_update_fwd(x.contiguous(), *factors, bases, seed, dropout, shared_mask))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.options = inputs[5:7]
+        ctx.save_for_backward(*inputs[:5], output[0])
+        ctx.mark_non_differentiable(output[0])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, _, *douts):
+        needs, grads = ctx.needs_input_grad, [None] * 4
+        used = [k for k, dout in enumerate(douts) if dout is not None]
+        if used and any(needs[:4]):
+            x, *factors, seed, hidden = ctx.saved_tensors
+            bits = sum(1 << i for i in range(4) if needs[i])
+            grads = torch.ops.petx.mode_update_bwd(
+                [douts[k].contiguous() for k in used],
+                sum(1 << k for k in used),
+                x.contiguous(),
+                *_factors(*factors, x.dtype),
+                seed,
+                hidden,
+                bits,
+                *ctx.options,
+            )
+            grads = [g.to(t.dtype) if n else None for g, t, n in zip(grads, (x, *factors), needs, strict=False)]
+        passed = [dout if need else None for dout, need in zip(douts, needs[7:], strict=False)]
+        return (*grads, None, None, None, *passed)
+
+
+def _fwd_fake(x, u, v, cores, bases, *_):
+    hidden = x.new_empty(0 if u is None else x.shape[0], cores.shape[1])
+    return [hidden, *(x.new_empty(x.shape[0], v.shape[0]) for _ in range(cores.shape[0]))]
+
+
+def _bwd_fake(douts, used, x, u, v, cores, seed, h, needs, *_):
+    compute = torch.promote_types(x.dtype, torch.float32)
+    return tuple(
+        x.new_empty((0,) if t is None or not needs >> i & 1 else t.shape, dtype=compute if i else x.dtype)
+        for i, t in enumerate((x, u, v, cores))
+    )
+
+
+ops.register("mode_update", _fwd_fake, _bwd_fake)

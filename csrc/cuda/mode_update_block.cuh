@@ -1,0 +1,160 @@
+// mode_update as a block of rows sees it: what forward and backward compute alike.
+//
+// Products are made by the whole block, a tile of columns at a time. Everything else is done by the four threads that
+// own a row, each in runs of eight columns: sixteen bytes of a 16-bit type, and eight masks from two of Philox's
+// counters.
+#pragma once
+
+#include "cuda/common.cuh"
+#include "kernels/mode_update.h"
+#include "kernels/philox.h"
+
+namespace petx::cuda {
+
+template <class S>
+class ModeBlock {
+ public:
+  using T = S;
+  using C = Compute<T>;
+  using Tile = TileOf<T>;
+  static constexpr int kSharers = Tile::kThreads / Tile::kM;  // threads that own a row
+  static constexpr int kRun = 8;
+  static_assert(kSharers == 4);
+
+  // Consecutive values of a row.
+  struct Run {
+    C value[kRun];
+  };
+
+  PETX_DEVICE ModeBlock(const ModeUpdateParams& params, int64_t block)
+      : p(params),
+        first(block * Tile::kM),
+        rows(p.rows - first < Tile::kM ? p.rows - first : Tile::kM),
+        row(thread_index() / kSharers),
+        sharer(thread_index() % kSharers),
+        token(first + row),
+        seed_(p.dropout > 0 ? static_cast<uint64_t>(read(p.seed)) : 0),
+        threshold_(dropout_threshold(p.dropout)) {}
+
+  // This block's rows of a [N, width] tensor.
+  PETX_DEVICE Rows<T> block_rows(const void* data, int64_t width) const {
+    return {static_cast<const T*>(data) + first * width, width, rows};
+  }
+  // Rows, or columns, [begin, end) of a matrix whose rows are `width` long.
+  PETX_DEVICE static Rows<T> rows_of(const void* data, int64_t begin, int64_t end, int64_t width) {
+    return {static_cast<const T*>(data) + begin * width, width, end - begin};
+  }
+  PETX_DEVICE static Columns<T> columns_of(const void* data, int64_t begin, int64_t end, int64_t width) {
+    return {static_cast<const T*>(data) + begin, width, end - begin};
+  }
+  PETX_DEVICE const T* core(int64_t k) const { return static_cast<const T*>(p.cores) + k * p.core_size(); }
+
+  // Calls visit(column, column in the tile, columns left) for each of this thread's runs of a tile that begins at
+  // `begin`.
+  template <class Visit>
+  PETX_DEVICE void each_run(int64_t begin, int64_t end, const Visit& visit) const {
+    if (row >= rows) return;
+#pragma unroll 1
+    for (int c = kRun * sharer; c < Tile::kN && begin + c < end; c += kRun * kSharers)
+      visit(begin + c, c, end - begin - c);
+  }
+
+  PETX_DEVICE Run result(int slot, int c) const {
+    Run run;
+#pragma unroll
+    for (int j = 0; j < kRun; ++j) run.value[j] = Tile::result(slot, row, c + j);
+    return run;
+  }
+
+  // A run of a tensor in global memory, zeros past `left`. Whole packs where memory allows.
+  PETX_DEVICE static Run load_run(const void* data, int64_t i, int64_t left) {
+    constexpr int kPack = 16 / sizeof(T);
+    const T* from = static_cast<const T*>(data) + i;
+    Run run;
+    if (left >= kRun && reinterpret_cast<uintptr_t>(from) % 16 == 0) {
+#pragma unroll
+      for (int j = 0; j < kRun; j += kPack) {
+        Pack<T> pack = read(reinterpret_cast<const Pack<T>*>(from + j));
+#pragma unroll
+        for (int u = 0; u < kPack; ++u) run.value[j + u] = load(pack.value[u]);
+      }
+    } else {
+#pragma unroll
+      for (int j = 0; j < kRun; ++j) run.value[j] = j < left ? load(read(from + j)) : C(0);
+    }
+    return run;
+  }
+  PETX_DEVICE static void store_run(void* data, int64_t i, int64_t left, const Run& run) {
+    constexpr int kPack = 16 / sizeof(T);
+    T* to = static_cast<T*>(data) + i;
+    if (left >= kRun && reinterpret_cast<uintptr_t>(to) % 16 == 0) {
+#pragma unroll
+      for (int j = 0; j < kRun; j += kPack) {
+        Pack<T> pack;
+#pragma unroll
+        for (int u = 0; u < kPack; ++u) store(pack.value[u], run.value[j + u]);
+        write(reinterpret_cast<Pack<T>*>(to + j), pack);
+      }
+    } else {
+#pragma unroll
+      for (int j = 0; j < kRun; ++j) {
+        T stored;
+        store(stored, run.value[j]);
+        if (j < left) write(to + j, stored);
+      }
+    }
+  }
+
+  PETX_DEVICE static void multiply_by(Run& run, const Run& other) {
+#pragma unroll
+    for (int j = 0; j < kRun; ++j) run.value[j] *= other.value[j];
+  }
+
+  // Times projection k's mask at this row and columns [column, column + 8).
+  PETX_DEVICE void drop(Run& run, int64_t k, int64_t column) const {
+    if (p.dropout <= 0) return;
+    uint64_t element = p.mask_begin(k) + static_cast<uint64_t>(token) * p.rank + column, counter = ~uint64_t(0);
+    C keep = C(1.0 / (1.0 - p.dropout));
+    Philox4 words = {};
+#pragma unroll
+    for (int j = 0; j < kRun; ++j, ++element) {
+      if (element / 4 != counter) words = philox(seed_, counter = element / 4);
+      uint32_t low = element & 1 ? words.word[1] : words.word[0], high = element & 1 ? words.word[3] : words.word[2];
+      run.value[j] *= ((element & 2 ? high : low) >> 8) >= threshold_ ? keep : C(0);
+    }
+  }
+
+  // drop_k(h), and for diagonal cores times the core, of the block's rows.
+  PETX_DEVICE void keep(const T* h, int64_t k, bool scaled, T* to) const {
+    for (int64_t begin = 0; begin < p.rank; begin += Tile::kN)
+      each_run(begin, p.rank, [&](int64_t column, int, int64_t left) {
+        Run run = load_run(h, token * p.rank + column, left);
+        drop(run, k, column);
+        if (scaled) multiply_by(run, load_run(core(k), column, left));
+        store_run(to, token * p.rank + column, left, run);
+      });
+    sync_block();  // other columns come from other threads
+  }
+
+  // to = kept M_k.
+  PETX_DEVICE void mix(const T* kept, int64_t k, T* to) const {
+    for (int64_t begin = 0; begin < p.rank; begin += Tile::kN) {
+      Tile::multiply(0, block_rows(kept, p.rank), columns_of(core(k), begin, p.rank, p.rank), p.rank);
+      each_run(begin, p.rank, [&](int64_t column, int c, int64_t left) {
+        store_run(to, token * p.rank + column, left, result(0, c));
+      });
+    }
+    sync_block();
+  }
+
+  const ModeUpdateParams& p;
+  int64_t first, rows;
+  int row, sharer;
+  int64_t token;
+
+ private:
+  uint64_t seed_;
+  uint32_t threshold_;
+};
+
+}  // namespace petx::cuda

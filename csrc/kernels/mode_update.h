@@ -1,0 +1,64 @@
+// PETAL's update beside the K frozen projections of one input: the border between host (ops/) and kernels (cpu/,
+// cuda/).
+//
+//   h = x U^T;  g_k = drop_k(h) M_k;  y_k = base_k + g_k V^T
+//
+// Shapes stand beside each pointer; N = rows, R = rank, C = the compute type (double for f64, else float).
+#pragma once
+
+#include "kernels/types.h"
+
+namespace petx {
+
+inline constexpr int kMostModes = 4;
+
+struct ModeUpdateParams {
+  DType dtype;
+  int64_t rows, d_in, d_out, rank;
+  int64_t count;  // K
+  bool diagonal;  // the cores are given by their diagonals
+  bool shared_mask;
+  double dropout;
+
+  const void* x;        // [N, d_in]; null where x comes projected, and is h
+  const void* u;        // [R, d_in] or null with x
+  const void* v;        // [d_out, R]
+  const void* cores;    // [K, R, R] or [K, R]
+  const int64_t* seed;  // [1], read where dropout > 0
+  void* h;              // [N, R]: written by the forward (only read where x comes projected), read by the backward
+
+  // Element of a mask that belongs to row 0, rank 0 of projection k.
+  PETX_HD uint64_t mask_begin(int64_t k) const { return shared_mask ? 0 : static_cast<uint64_t>(k) * rows * rank; }
+  PETX_HD int64_t core_size() const { return diagonal ? rank : rank * rank; }
+};
+
+struct ModeUpdateOutputs {
+  const void* base[kMostModes];  // [N, d_out] each, or all null
+  void* y[kMostModes];           // [N, d_out]
+};
+
+struct ModeUpdateGrads {
+  const void* dy[kMostModes];  // [N, d_out]; null where nothing came
+  void* dx;                    // like x (of the projected x where there is no u); null where not wanted, as below
+  // In C and in the parameters' shapes, summed in an order fixed by the shape. The cores of projections without a dy
+  // are left alone.
+  void* du;
+  void* dv;
+  void* dcores;
+};
+
+namespace cpu {
+void mode_update_fwd(const ModeUpdateParams& p, const ModeUpdateOutputs& out);
+void mode_update_bwd(const ModeUpdateParams& p, const ModeUpdateGrads& g);
+}  // namespace cpu
+
+namespace cuda {
+// `stream` is a cudaStream_t; the launchers return a cudaError_t.
+// `workspace` has as many bytes as the function of that name asks for, which reads shapes and which pointers are null.
+int64_t mode_update_fwd_workspace(const ModeUpdateParams& p);
+int mode_update_fwd(const ModeUpdateParams& p, const ModeUpdateOutputs& out, void* workspace, void* stream);
+int64_t mode_update_bwd_workspace(const ModeUpdateParams& p, const ModeUpdateGrads& g);
+int mode_update_bwd(const ModeUpdateParams& p, const ModeUpdateGrads& g, void* workspace, void* stream);
+}  // namespace cuda
+
+}  // namespace petx

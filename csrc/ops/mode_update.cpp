@@ -1,0 +1,150 @@
+// petx::mode_update_fwd / _bwd: schema, checks, allocation, launch.
+
+#include "kernels/mode_update.h"
+
+#include "ops/torch.h"
+#ifdef USE_CUDA
+#include "ops/cuda.h"
+#endif
+
+namespace petx {
+namespace {
+
+// The arguments that forward and backward share, in the schema's order.
+#define PETX_MODE_FACTORS "Tensor x, Tensor? u, Tensor v, Tensor cores"
+#define PETX_MODE_OPTIONS "float dropout, bool shared_mask"
+
+struct Factors {
+  const Tensor& x;
+  const OptionalTensor& u;
+  const Tensor &v, &cores;
+  const OptionalTensor& seed;
+};
+
+ModeUpdateParams checked(const char* op, const Checker& check, const Factors& f, double dropout, bool shared_mask) {
+  ModeUpdateParams p = {};
+  p.dtype = kernel_dtype(op, "x", f.x);
+  if (f.x.dim() != 2) fail(op, "x must be [N, d_in], got ", shape_text(f.x));
+  if (f.cores.dim() != 2 && f.cores.dim() != 3)
+    fail(op, "cores must be [K, R, R] or [K, R], got ", shape_text(f.cores));
+  p.diagonal = f.cores.dim() == 2, p.shared_mask = shared_mask, p.dropout = dropout;
+  p.count = f.cores.sizes()[0], p.rank = f.cores.sizes()[1];
+  if (p.count < 1 || p.count > kMostModes || p.rank < 1)
+    fail(op, "cores must be [K, R, R] or [K, R] with K from 1 to 4, got ", shape_text(f.cores));
+  if (f.v.dim() != 2) fail(op, "v must be [d_out, R], got ", shape_text(f.v));
+  p.rows = f.x.sizes()[0], p.d_in = f.x.sizes()[1], p.d_out = f.v.sizes()[0];
+
+  const void* x = check("x", f.x, {p.rows, f.u ? p.d_in : p.rank});
+  p.u = check("u", f.u, {p.rank, p.d_in});
+  p.v = check("v", f.v, {p.d_out, p.rank});
+  p.cores = check("cores", f.cores,
+                  p.diagonal ? std::vector<int64_t>{p.count, p.rank} : std::vector<int64_t>{p.count, p.rank, p.rank});
+  p.x = f.u ? x : nullptr;
+  p.h = f.u ? nullptr : const_cast<void*>(x);
+  if (!(dropout >= 0 && dropout < 1)) fail(op, "dropout must be in [0, 1), got ", dropout);
+  if (dropout > 0 && !f.seed) fail(op, "seed must be an int64 tensor of one element where dropout > 0, got None");
+  p.seed = static_cast<const int64_t*>(check.of_type("seed", f.seed, {1}, ScalarType::Long));
+  return p;
+}
+
+void fwd_on_cpu(const Tensor&, const ModeUpdateParams& p, const ModeUpdateOutputs& out) {
+  cpu::mode_update_fwd(p, out);
+}
+
+#ifdef USE_CUDA
+void fwd_on_cuda(const Tensor& x, const ModeUpdateParams& p, const ModeUpdateOutputs& out) {
+  Tensor workspace = torch::stable::new_empty(x, {cuda::mode_update_fwd_workspace(p)}, ScalarType::Byte);
+  on_current_stream("mode_update", x,
+                    [&](void* stream) { return cuda::mode_update_fwd(p, out, workspace.mutable_data_ptr(), stream); });
+}
+#endif
+
+// h, empty where x comes projected, then the K results.
+template <void (*launch)(const Tensor& x, const ModeUpdateParams& p, const ModeUpdateOutputs& out)>
+std::vector<Tensor> fwd(Tensor x, OptionalTensor u, Tensor v, Tensor cores, std::vector<Tensor> bases,
+                        OptionalTensor seed, double dropout, bool shared_mask) {
+  const char* op = "mode_update";
+  Checker check(op, x);
+  ModeUpdateParams p = checked(op, check, {x, u, v, cores, seed}, dropout, shared_mask);
+  if (!bases.empty() && static_cast<int64_t>(bases.size()) != p.count)
+    fail(op, "bases must be ", p.count, " tensors, one for each core, got ", bases.size());
+  ModeUpdateOutputs out = {};
+  std::vector<Tensor> results;
+  results.reserve(p.count + 1);
+  results.push_back(torch::stable::new_empty(x, {u ? p.rows : 0, p.rank}, x.scalar_type()));
+  if (u) p.h = results[0].mutable_data_ptr();
+  for (int64_t k = 0; k < p.count; ++k) {
+    static constexpr const char* names[] = {"bases[0]", "bases[1]", "bases[2]", "bases[3]"};
+    if (!bases.empty()) out.base[k] = check(names[k], bases[k], {p.rows, p.d_out});
+    results.push_back(torch::stable::new_empty(x, {p.rows, p.d_out}, x.scalar_type()));
+    out.y[k] = results.back().mutable_data_ptr();
+  }
+  if (p.rows && p.d_out) launch(x, p, out);
+  return results;
+}
+
+void bwd_on_cpu(const Tensor&, const ModeUpdateParams& p, const ModeUpdateGrads& g) { cpu::mode_update_bwd(p, g); }
+
+#ifdef USE_CUDA
+void bwd_on_cuda(const Tensor& x, const ModeUpdateParams& p, const ModeUpdateGrads& g) {
+  Tensor workspace = torch::stable::new_empty(x, {cuda::mode_update_bwd_workspace(p, g)}, ScalarType::Byte);
+  on_current_stream("mode_update (backward)", x,
+                    [&](void* stream) { return cuda::mode_update_bwd(p, g, workspace.mutable_data_ptr(), stream); });
+}
+#endif
+
+// Gradients of x, u, v and the cores, empty where not asked for. `used` has a bit for each projection whose gradient
+// is among `douts`, in their order.
+template <void (*launch)(const Tensor& x, const ModeUpdateParams& p, const ModeUpdateGrads& g)>
+std::tuple<Tensor, Tensor, Tensor, Tensor> bwd(std::vector<Tensor> douts, int64_t used, Tensor x, OptionalTensor u,
+                                               Tensor v, Tensor cores, OptionalTensor seed, Tensor h, int64_t needs,
+                                               double dropout, bool shared_mask) {
+  const char* op = "mode_update (backward)";
+  Checker check(op, x);
+  ModeUpdateParams p = checked(op, check, {x, u, v, cores, seed}, dropout, shared_mask);
+  if (u) p.h = const_cast<void*>(check("h", h, {p.rows, p.rank}));
+  ModeUpdateGrads g = {};
+  size_t given = 0;
+  for (int64_t k = 0; k < p.count; ++k) {
+    if (!(used >> k & 1)) continue;
+    if (given == douts.size()) fail(op, "douts has fewer tensors than `used` names");
+    g.dy[k] = check("douts", douts[given++], {p.rows, p.d_out});
+  }
+
+  auto compute = x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  bool empty = !p.rows || !p.d_out || !given;  // then nothing is launched, and the sums are zeros
+  auto wanted = [&](int bit, const OptionalTensor& like, ScalarType dtype, bool zeros, void*& to) {
+    if (!like || !(needs >> bit & 1)) return torch::stable::new_empty(x, {0}, dtype);
+    std::vector<int64_t> shape(like->sizes().begin(), like->sizes().end());
+    Tensor grad = zeros ? torch::stable::new_zeros(x, shape, dtype) : torch::stable::new_empty(x, shape, dtype);
+    to = grad.mutable_data_ptr();
+    return grad;
+  };
+  bool partly = static_cast<int64_t>(given) < p.count;
+  std::tuple<Tensor, Tensor, Tensor, Tensor> grads{
+      wanted(0, x, x.scalar_type(), empty, g.dx), wanted(1, u, compute, empty, g.du),
+      wanted(2, v, compute, empty, g.dv), wanted(3, cores, compute, empty || partly, g.dcores)};
+  if (!empty && (g.dx || g.du || g.dv || g.dcores)) launch(x, p, g);
+  return grads;
+}
+
+}  // namespace
+}  // namespace petx
+
+STABLE_TORCH_LIBRARY_FRAGMENT(petx, m) {
+  m.def("mode_update_fwd(" PETX_MODE_FACTORS ", Tensor[] bases, Tensor? seed, " PETX_MODE_OPTIONS ") -> Tensor[]");
+  m.def("mode_update_bwd(Tensor[] douts, int used, " PETX_MODE_FACTORS
+        ", Tensor? seed, Tensor h, int needs, " PETX_MODE_OPTIONS ") -> (Tensor, Tensor, Tensor, Tensor)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(petx, CPU, m) {
+  m.impl("mode_update_fwd", TORCH_BOX(&petx::fwd<petx::fwd_on_cpu>));
+  m.impl("mode_update_bwd", TORCH_BOX(&petx::bwd<petx::bwd_on_cpu>));
+}
+
+#ifdef USE_CUDA
+STABLE_TORCH_LIBRARY_IMPL(petx, CUDA, m) {
+  m.impl("mode_update_fwd", TORCH_BOX(&petx::fwd<petx::fwd_on_cuda>));
+  m.impl("mode_update_bwd", TORCH_BOX(&petx::bwd<petx::bwd_on_cuda>));
+}
+#endif

@@ -1,0 +1,49 @@
+// What Python calls (mode_update.py): numbers and pointers in the order of ModeUpdateParams' members.
+
+#include "kernels/mode_update.h"
+
+#include <initializer_list>
+
+using namespace petx;
+
+static ModeUpdateParams params(const int64_t* integers, const double* reals, void* const* tensors) {
+  ModeUpdateParams p = {};
+  p.dtype = static_cast<DType>(*integers++);
+  for (int64_t* to : {&p.rows, &p.d_in, &p.d_out, &p.rank, &p.count}) *to = *integers++;
+  p.diagonal = *integers++, p.shared_mask = *integers++;
+  p.dropout = reals[0];
+  for (const void** to : {&p.x, &p.u, &p.v, &p.cores}) *to = *tensors++;
+  p.seed = static_cast<const int64_t*>(*tensors++);
+  p.h = *tensors++;
+  return p;
+}
+
+extern "C" int64_t mode_update_fwd_workspace(const int64_t* integers, const double* reals, void* const* tensors) {
+  return cuda::mode_update_fwd_workspace(params(integers, reals, tensors));
+}
+
+// `results`: the bases, then y, four each.
+extern "C" int mode_update_fwd(const int64_t* integers, const double* reals, void* const* tensors, void* const* results,
+                               void* workspace) {
+  ModeUpdateOutputs out = {};
+  for (int k = 0; k < kMostModes; ++k) out.base[k] = results[k], out.y[k] = results[kMostModes + k];
+  return cuda::mode_update_fwd(params(integers, reals, tensors), out, workspace, nullptr);
+}
+
+// The four dy, then the gradients of x, u, v and the cores.
+static ModeUpdateGrads grads(void* const* tensors) {
+  ModeUpdateGrads g = {};
+  for (const void*& dy : g.dy) dy = *tensors++;
+  for (void** to : {&g.dx, &g.du, &g.dv, &g.dcores}) *to = *tensors++;
+  return g;
+}
+
+extern "C" int64_t mode_update_bwd_workspace(const int64_t* integers, const double* reals, void* const* tensors,
+                                             void* const* gradients) {
+  return cuda::mode_update_bwd_workspace(params(integers, reals, tensors), grads(gradients));
+}
+
+extern "C" int mode_update_bwd(const int64_t* integers, const double* reals, void* const* tensors,
+                               void* const* gradients, void* workspace) {
+  return cuda::mode_update_bwd(params(integers, reals, tensors), grads(gradients), workspace, nullptr);
+}

@@ -1,0 +1,62 @@
+"""``petx::mode_update_fwd`` and ``_bwd`` by the emulated kernels, with the operators' own arguments."""
+
+import torch
+
+from tests.emulator.operations import addresses, integers, reals, workspace
+
+MOST = 4
+
+
+def described(emulator, x, u, v, cores, seed, hidden, dropout, shared_mask):
+    """The call as ModeUpdateParams has it: integers, reals, pointers."""
+    sizes = [x.shape[0], x.shape[1], v.shape[0], cores.shape[1], cores.shape[0]]
+    named = {"x": x, "u": u, "v": v, "cores": cores, "seed": seed}
+    pointers = [emulator.buffer(name, tensor) for name, tensor in named.items()]
+    if u is None:
+        hidden, pointers[0] = pointers[0], None
+    numbers = integers(x.dtype, *sizes, cores.dim() == 2, shared_mask)
+    return numbers, reals(dropout), addresses(*pointers, hidden)
+
+
+def padded(pointers):
+    return [*pointers, *[None] * (MOST - len(pointers))]
+
+
+def forward(emulator, x, u, v, cores, bases, seed, dropout, shared_mask):
+    """[h, y_0, ..., y_(K-1)]."""
+    rows, count = x.shape[0], cores.shape[0]
+    h, h_address = emulator.result("h", (0 if u is None else rows, cores.shape[1]), x.dtype)
+    call = described(emulator, x, u, v, cores, seed, h_address, dropout, shared_mask)
+    results = [emulator.result(f"y{k}", (rows, v.shape[0]), x.dtype) for k in range(count)]
+    base_pointers = padded([emulator.buffer(f"base {k}", base) for k, base in enumerate(bases)])
+    pointers = addresses(*base_pointers, *padded([address for _, address in results]))
+    emulator.call("mode_update_fwd", *call, pointers, workspace(emulator, "mode_update_fwd_workspace", *call))
+    return [h, *(y for y, _ in results)]
+
+
+def backward(emulator, douts, used, x, u, v, cores, seed, h, needs, dropout, shared_mask):
+    """Gradients of x, u, v and the cores, empty where bit i of ``needs`` does not ask for them."""
+    compute = torch.float64 if x.dtype == torch.float64 else torch.float32
+    hidden = None if u is None else emulator.buffer("h", h)
+    call = described(emulator, x, u, v, cores, seed, hidden, dropout, shared_mask)
+    given = iter(douts)
+    dy = padded([emulator.buffer(f"dy{k}", next(given)) if used >> k & 1 else None for k in range(cores.shape[0])])
+    grads, pointers = [], []
+    for i, (name, tensor) in enumerate({"x": x, "u": u, "v": v, "cores": cores}.items()):
+        wanted = tensor is not None and needs >> i & 1
+        grad, address = emulator.result(f"d{name}", tensor.shape if wanted else (0,), compute if i else x.dtype)
+        grads.append(grad)
+        pointers.append(address if wanted else None)
+    call = (*call, addresses(*dy, *pointers))
+    emulator.call("mode_update_bwd", *call, workspace(emulator, "mode_update_bwd_workspace", *call))
+    if x.shape[0] == 0:
+        for grad in grads:
+            grad.zero_()
+    if needs & 8:
+        for k in range(cores.shape[0]):
+            if not used >> k & 1:
+                grads[3][k].zero_()
+    return tuple(grads)
+
+
+IMPLEMENTATIONS = {"mode_update_fwd": forward, "mode_update_bwd": backward}
