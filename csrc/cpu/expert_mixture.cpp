@@ -21,7 +21,7 @@ class Forward {
   Forward(const ExpertMixtureParams& p, T* out) : p_(p), weights_(p), rows_(expert_rows<T, G>()), out_(out) {}
 
   void run() {
-    Division blocks = row_blocks(p_.rows, kMostRows<G>);
+    Division blocks = expert_blocks<G>(p_.rows);
     if (p_.gate != ExpertGate::sample) {
       each_block(blocks, [&](Scratch& t, int64_t first, int64_t n) {
         C* gates = p_.gated() ? static_cast<C*>(p_.gates) + first * p_.experts : nullptr;

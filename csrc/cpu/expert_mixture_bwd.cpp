@@ -20,14 +20,26 @@ class Backward {
  public:
   Backward(const ExpertMixtureParams& p, const ExpertMixtureGrads& g)
       : p_(p), g_(g), weights_(p), rows_(expert_rows<T, G>()) {
-    bool gated = p.gated(), up_joined = weights_.up_width > p.stacked;
-    down_ = sum(g.down_weight, gated ? g.gate_weight : nullptr, weights_.width * p.d, gated, down_joined_);
-    up_ = sum(g.up_weight, up_joined ? g.up_bias : nullptr, p.d * weights_.up_width, up_joined, up_joined_);
+    const int64_t d = p.d, experts = p.experts;
+    if (p.gated() && weights_.many_rows && (g.down_weight || g.gate_weight)) {
+      joined_down_ = buffer<C>(weights_.width * d);
+      down_ = sums_.add(joined_down_.get(), weights_.width * d, true);
+    } else {
+      down_ = sums_.add(g.down_weight, p.stacked * d, true);
+      if (p.gated()) gate_ = sums_.add(g.gate_weight, experts * d, true);
+    }
+    if (weights_.up_width > p.stacked && weights_.many_rows && (g.up_weight || g.up_bias)) {
+      joined_up_ = buffer<C>(d * weights_.up_width);
+      up_ = sums_.add(joined_up_.get(), d * weights_.up_width, true);
+    } else {
+      up_ = sums_.add(g.up_weight, d * p.stacked, true);
+      if (p.gated()) up_bias_ = sums_.add(g.up_bias, experts * d, true);
+    }
     down_bias_ = sums_.add(g.down_bias, p.stacked);
     if (p.gate == ExpertGate::token) gate_bias_ = sums_.add(g.gate_bias, p.experts);
-    if (!gated && g.up_bias) {
-      scope_sum_ = buffer<C>(p.d);
-      up_bias_ = sums_.add(scope_sum_.get(), p.d);
+    if (!p.gated() && g.up_bias) {
+      equal_up_bias_ = buffer<C>(d);
+      equal_ = sums_.add(equal_up_bias_.get(), d);
     }
   }
 
@@ -37,7 +49,7 @@ class Backward {
     sums_.run(
         p_.rows, [&](int64_t rows) { return scratch(rows); },
         [&](Scratch& t, int64_t begin, int64_t end, C* into) {
-          each_block<G>(begin, end, [&](int64_t first, int64_t n) { block(t, first, n, into); });
+          each_block<G>(begin, end, [&](int64_t first, int64_t n) { block(t, first, n, into, first > begin); });
         });
     finish();
   }
@@ -49,17 +61,14 @@ class Backward {
     Buffer<C> work, dlogits;
   };
 
-  // The sum of a weight's gradient: straight to its place or, with the K-wide one beside it, to a place of their own.
-  Sum sum(void* to, void* beside, int64_t count, bool joined, Buffer<C>& own) {
-    if (!joined || !(to || beside)) return sums_.add(to, count);
-    own = buffer<C>(count);
-    return sums_.add(own.get(), count);
-  }
-
   Scratch scratch(int64_t rows) const {
     int64_t n = std::min({rows, p_.rows, kMostRows<G>});
-    return {operand_buffer<T, G>(n * p_.d),  operand_buffer<T, G>(n * p_.d),         buffer<G>(n * weights_.width),
-            buffer<G>(g_.dx ? n * p_.d : 0), buffer<G>(sums_.scratch({down_, up_})), buffer<C>(3 * p_.stacked),
+    return {operand_buffer<T, G>(n * p_.d),
+            operand_buffer<T, G>(n * p_.d),
+            buffer<G>(n * weights_.width),
+            buffer<G>(g_.dx ? n * p_.d : 0),
+            buffer<G>(sums_.scratch({down_, gate_, up_, up_bias_})),
+            buffer<C>(3 * p_.stacked),
             buffer<C>(n * p_.experts)};
   }
 
@@ -74,7 +83,7 @@ class Backward {
     const int64_t experts = p_.experts, width = weights_.width;
     du_ = buffer<G>(p_.rows * width);
     Buffer<C> dgates = buffer<C>(p_.rows * experts), dlogits = buffer<C>(p_.samples() * experts);
-    Division blocks = row_blocks(p_.rows, kMostRows<G>);
+    Division blocks = expert_blocks<G>(p_.rows);
     host::parallel(blocks.parts(), [&](int64_t begin, int64_t end) {
       Scratch t = scratch(blocks.size);
       for (int64_t i = begin; i < end; ++i) {
@@ -103,17 +112,16 @@ class Backward {
   }
   bool counts(int64_t row) const { return !p_.pool || p_.pool[row]; }
 
-  void block(Scratch& t, int64_t first, int64_t n, C* into) const {
+  void block(Scratch& t, int64_t first, int64_t n, C* into, bool more) const {
     ExpertBlock<T, G> b = described(t, first, n);
-    const G* from_above = g_.hidden() || up_.to ? operand<T, G>(dout(first), n * p_.d, t.dout) : nullptr;
-    if (up_bias_.to) rows_.scope_sums(b, dout(first), up_bias_.in(into));
-    if (up_.to) {
+    const bool up = up_.to || up_bias_.to;
+    const G* from_above = g_.hidden() || up ? operand<T, G>(dout(first), n * p_.d, t.dout) : nullptr;
+    if (equal_.to) rows_.scope_sums(b, dout(first), equal_.in(into));
+    if (up) {
       rows_.hidden(b, t.hidden.get());
-      sums_.product(up_, t.weight, into, [&](G* to, bool more) {
-        gemm<G>(host::matrix(from_above, n, p_.d).transposed(),
-                weights_.columns(t.hidden.get(), n, 0, weights_.up_width), host::matrix(to, p_.d, weights_.up_width),
-                more);
-      });
+      host::Matrix above = host::matrix(from_above, n, p_.d);
+      add(up_, t, into, more, above, columns(t.hidden.get(), n, 0, up_.count / p_.d));
+      add(up_bias_, t, into, more, columns(t.hidden.get(), n, p_.stacked, p_.experts), above);
     }
     if (!g_.hidden()) return;
     G* du = du_ ? du_.get() + first * weights_.width : t.hidden.get();
@@ -128,32 +136,45 @@ class Backward {
       }
     }
     if (down_bias_.to) rows_.column_sums(du, n, weights_.width, p_.stacked, down_bias_.in(into));
-    sums_.product(down_, t.weight, into, [&](G* to, bool more) {
-      const G* x = operand<T, G>(static_cast<const T*>(p_.x) + first * p_.d, n * p_.d, t.x);
-      gemm<G>(host::matrix(du, n, weights_.width).transposed(), host::matrix(x, n, p_.d),
-              host::matrix(to, weights_.width, p_.d), more);
-    });
+    if (down_.to || gate_.to) {
+      const G* in = operand<T, G>(static_cast<const T*>(p_.x) + first * p_.d, n * p_.d, t.x);
+      host::Matrix x = host::matrix(in, n, p_.d);
+      add(down_, t, into, more, columns(du, n, 0, down_.count / p_.d), x);
+      add(gate_, t, into, more, columns(du, n, p_.stacked, p_.experts), x);
+    }
     if (!g_.dx) return;
     weights_.down_bwd(du, n, t.product.get());
     rows_.finish_dx(b, dout(first), t.product.get(), static_cast<T*>(g_.dx) + first * p_.d);
   }
 
+  host::Matrix columns(const G* data, int64_t n, int64_t first, int64_t count) const {
+    return weights_.columns(data, n, first, count);
+  }
+
+  // A block's part of the gradient a^T b of a weight.
+  void add(const Sum& sum, const Scratch& t, C* into, bool more, const host::Matrix& a, const host::Matrix& b) const {
+    auto multiply = [&](G* to, bool accumulate) {
+      gemm<G>(a.transposed(), b, host::matrix(to, a.cols, b.cols), accumulate);
+    };
+    sums_.product(sum, t.weight, into, multiply, more);
+  }
+
   // What was summed side by side goes to its places.
   void finish() const {
     const int64_t d = p_.d, stacked = p_.stacked, experts = p_.experts;
-    if (const C* from = down_joined_.get()) {
+    if (const C* from = joined_down_.get()) {
       if (g_.down_weight) std::copy_n(from, stacked * d, static_cast<C*>(g_.down_weight));
       if (g_.gate_weight) std::copy_n(from + stacked * d, experts * d, static_cast<C*>(g_.gate_weight));
     }
     C* up_bias = static_cast<C*>(g_.up_bias);
-    if (const C* from = up_joined_.get())
+    if (const C* from = joined_up_.get())
       for (int64_t i = 0; i < d; ++i, from += weights_.up_width) {
         if (g_.up_weight) std::copy_n(from, stacked, static_cast<C*>(g_.up_weight) + i * stacked);
         for (int64_t k = 0; up_bias && k < experts; ++k) up_bias[k * d + i] = from[stacked + k];
       }
-    if (scope_sum_)
+    if (equal_up_bias_)
       for (int64_t k = 0; k < experts; ++k)
-        for (int64_t j = 0; j < d; ++j) up_bias[k * d + j] = C(p_.beta) / C(experts) * scope_sum_[j];
+        for (int64_t j = 0; j < d; ++j) up_bias[k * d + j] = C(p_.beta) / C(experts) * equal_up_bias_[j];
   }
 
   const ExpertMixtureParams& p_;
@@ -161,8 +182,10 @@ class Backward {
   ExpertWeights<T, G> weights_;
   const ExpertRows<T, G>& rows_;
   SplitSums<T, G> sums_;
-  Sum down_ = {}, up_ = {}, down_bias_ = {}, gate_bias_ = {}, up_bias_ = {};
-  Buffer<C> down_joined_, up_joined_, scope_sum_;
+  // Of the weights; gate_ and up_bias_ are not used where their values are part of the weight's sum beside them.
+  Sum down_ = {}, gate_ = {}, up_ = {}, up_bias_ = {};
+  Sum down_bias_ = {}, gate_bias_ = {}, equal_ = {};
+  Buffer<C> joined_down_, joined_up_, equal_up_bias_;
   Buffer<G> du_;
 };
 

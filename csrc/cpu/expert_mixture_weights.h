@@ -2,7 +2,7 @@
 //
 // Where there is a gate, its K columns ride along: x meets the down weights and the gate's in one product, the hidden
 // values and the gates meet the up weights and the up biases in one. That takes a copy of the weights, one below the
-// other, which few rows do not repay: below kRowsThatJoin the K columns have products of their own.
+// other, which costs about as much as K columns of their own do over K r rows: with fewer rows they have their own.
 #pragma once
 
 #include <algorithm>
@@ -12,18 +12,24 @@
 
 namespace petx::cpu {
 
+// Row blocks: as row_blocks, but of 64 rows at least, since a product packs its weights anew for each block.
+template <class G>
+Division expert_blocks(int64_t rows) {
+  return divide(rows, std::clamp<int64_t>(rows / 64, 1, 8), kMostRows<G>);
+}
+
 template <class T, class G>
 class ExpertWeights {
   using C = Compute<T>;
-  static constexpr int64_t kRowsThatJoin = 64;
 
  public:
   explicit ExpertWeights(const ExpertMixtureParams& p)
       : width(p.stacked + (p.gated() ? p.experts : 0)),
         up_width(p.stacked + (p.gated() && p.up_bias ? p.experts : 0)),
+        many_rows(p.rows >= p.stacked),
         d_(p.d),
         stacked_(p.stacked),
-        joined_(!std::is_same_v<T, G> || p.rows >= kRowsThatJoin) {
+        joined_(!std::is_same_v<T, G> || many_rows) {
     down_.set(p.down_weight, p.stacked, p.gated() ? p.gate_weight : nullptr, p.experts, p.d, joined_);
     set_up(p);
     if (p.down_bias) widen(p.down_bias, p.stacked, down_bias_);
@@ -33,6 +39,7 @@ class ExpertWeights {
 
   // Columns of a block's hidden values, and how many of them the up projection reads.
   const int64_t width, up_width;
+  const bool many_rows;  // whether joining pays
 
   const C* down_bias() const { return down_bias_.get(); }
   const C* gate_bias() const { return gate_bias_.get(); }
