@@ -6,6 +6,7 @@
 // for f64, else float).
 #pragma once
 
+#include "kernels/host.h"
 #include "kernels/math.h"
 #include "kernels/types.h"
 
@@ -80,5 +81,27 @@ namespace cpu {
 void expert_mixture_fwd(const ExpertMixtureParams& p, void* out);
 void expert_mixture_bwd(const ExpertMixtureParams& p, const ExpertMixtureGrads& g);
 }  // namespace cpu
+
+namespace cuda {
+// Products of matrices in device memory, which the hybrid path leaves to the host library: out = a b, queued on the
+// launches' stream.
+struct Products {
+  void (*multiply)(void* context, DType dtype, const host::Matrix& a, const host::Matrix& b, const host::Matrix& out);
+  void* context;
+};
+
+// Whether this call's products go through `Products`; from shapes alone, or as PETX_EXPERT_MIXTURE=fused or hybrid
+// says.
+bool expert_mixture_hybrid(const ExpertMixtureParams& p);
+
+// `stream` is a cudaStream_t; the launchers return a cudaError_t.
+// `workspace` has as many bytes as the function of that name asks for, which reads shapes and which pointers are null.
+int64_t expert_mixture_fwd_workspace(const ExpertMixtureParams& p);
+int expert_mixture_fwd(const ExpertMixtureParams& p, void* out, void* workspace, const Products& products,
+                       void* stream);
+int64_t expert_mixture_bwd_workspace(const ExpertMixtureParams& p, const ExpertMixtureGrads& g);
+int expert_mixture_bwd(const ExpertMixtureParams& p, const ExpertMixtureGrads& g, void* workspace,
+                       const Products& products, void* stream);
+}  // namespace cuda
 
 }  // namespace petx
