@@ -9,8 +9,8 @@
 // and cost a pass over x only where they do not fit beside the last of these. A sample's gate, the softmax of its
 // tokens' mean logits, takes three launches: rows, samples, rows.
 //
-// Hybrid. The products of that many operations belong to the host library; what lies between is one pass over u and,
-// after the last product, one over x and y.
+// Hybrid. The wide products belong to the host library; what lies between is one pass over u and, after the last
+// product, one over x and y. The gate's K columns are a tile here and a pass over x.
 
 #include <cstdlib>
 #include <cstring>
@@ -26,8 +26,7 @@ template <class T>
 struct Work {
   using C = Compute<T>;
   T* hidden;       // [N, K r] beta g act(u)
-  C* logits;       // [N, K] without bias; fused
-  T* raw_logits;   // [N, K] the same; hybrid
+  C* logits;       // [N, K] without bias
   C* mean_logits;  // [samples, K]
 };
 
@@ -43,10 +42,10 @@ class Forward : Mixture<T> {
       : Base(params, block), work_(work), out_(out) {}
 
   PETX_DEVICE void run(Stage stage) {
-    if (stage != Stage::rest) down();
+    if (stage != Stage::rest) down(0);
     if (stage == Stage::tokens) return;
     sync_block();  // other columns come from other threads
-    if (p.gate == ExpertGate::token) softmax_of(work_.logits);
+    if (p.gate == ExpertGate::token) softmax_of_row();
     if (p.gated()) hidden();
     for (int64_t begin = 0; begin < p.d; begin += Tile::kN) {
       Tile::multiply(0, this->block_rows(work_.hidden, p.stacked),
@@ -56,9 +55,12 @@ class Forward : Mixture<T> {
     }
   }
 
+  // Logits alone, for the hybrid path: in C, since rounded ones would let other experts through.
+  PETX_DEVICE void logits() { down(p.stacked); }
+
   // Between the host library's products: u without bias is there, and the logits.
   PETX_DEVICE void between() {
-    if (p.gate == ExpertGate::token) softmax_of(work_.raw_logits);
+    if (p.gate == ExpertGate::token) softmax_of_row();
     if (p.down_bias)
       this->each_value(p.stacked, [&](int64_t, int64_t column, int64_t i) {
         put<T>(p.u, i, at<T>(p.u, i) + at<T>(p.down_bias, column));
@@ -72,11 +74,11 @@ class Forward : Mixture<T> {
   }
 
  private:
-  // u of the block's rows, and their logits.
-  PETX_DEVICE void down() {
+  // u of the block's rows and their logits, from column `from` on of both.
+  PETX_DEVICE void down(int64_t from) {
     int64_t width = p.stacked + (p.gated() ? p.experts : 0);
     const T *weight = static_cast<const T*>(p.down_weight), *gate = static_cast<const T*>(p.gate_weight);
-    for (int64_t begin = 0; begin < width; begin += Tile::kN) {
+    for (int64_t begin = from; begin < width; begin += Tile::kN) {
       int64_t head = p.stacked - begin;  // rows of A that are left; of W_g the tile has those that follow
       JoinedRows<T> columns{weight + begin * p.d, gate + (head < 0 ? -head * p.d : 0), p.d, head < 0 ? 0 : head,
                             width - begin};
@@ -95,11 +97,10 @@ class Forward : Mixture<T> {
     }
   }
 
-  template <class L>
-  PETX_DEVICE void softmax_of(const L* logits) {
+  PETX_DEVICE void softmax_of_row() {
     if (this->valid()) {
       auto logit = [&](int64_t k) {
-        return C(load(read(logits + token * p.experts + k))) + at_or_zero<T>(p.gate_bias, k);
+        return read(work_.logits + token * p.experts + k) + at_or_zero<T>(p.gate_bias, k);
       };
       softmax(logit, p.experts, p.top_k, static_cast<C*>(p.gates) + token * p.experts, sharer, Base::kSharers);
     }
@@ -124,6 +125,11 @@ PETX_KERNEL void __launch_bounds__(TileOf<T>::kThreads, 2)
 }
 
 template <class T>
+PETX_KERNEL void __launch_bounds__(TileOf<T>::kThreads, 2) mixture_logits(ExpertMixtureParams p, Work<T> work) {
+  Forward<T>(p, work, block_x(), nullptr).logits();
+}
+
+template <class T>
 PETX_KERNEL void __launch_bounds__(TileOf<T>::kThreads, 2) mixture_between(ExpertMixtureParams p, Work<T> work) {
   Forward<T>(p, work, block_x(), nullptr).between();
 }
@@ -134,14 +140,13 @@ PETX_KERNEL void __launch_bounds__(TileOf<T>::kThreads, 2) mixture_finish(Expert
 }
 
 // A sample's gates from its tokens' logits. An empty mean is zero.
-template <class T, class L>
-PETX_KERNEL void __launch_bounds__(SampleSums::kThreads)
-    sample_gates(ExpertMixtureParams p, const L* logits, Compute<T>* means) {
+template <class T>
+PETX_KERNEL void __launch_bounds__(SampleSums::kThreads) sample_gates(ExpertMixtureParams p, Work<T> work) {
   using C = Compute<T>;
   int64_t sample = block_x();
-  C* mean = means + sample * p.experts;
+  C* mean = work.mean_logits + sample * p.experts;
   auto counts = [&](int64_t t) { return !p.pool || read(p.pool + t); };
-  auto value = [&](int64_t t, int64_t k) { return C(load(read(logits + t * p.experts + k))); };
+  auto value = [&](int64_t t, int64_t k) { return read(work.logits + t * p.experts + k); };
   SampleSums::run<C>(sample, p.length, p.experts, counts, counts, value, [&](int64_t k, C sum, C size) {
     write(mean + k, sum / (size > C(1) ? size : C(1)) + at_or_zero<T>(p.gate_bias, k));
   });
@@ -162,10 +167,8 @@ class Launches {
         hybrid_(expert_mixture_hybrid(p)),
         blocks_((p.rows + Tile::kM - 1) / Tile::kM),
         workspace_(workspace) {
-    int64_t logits = p.gated() ? p.rows * p.experts : 0;
     work_.hidden = workspace_.template take<T>(p.rows * p.stacked);
-    work_.logits = workspace_.template take<C>(hybrid_ ? 0 : logits);
-    work_.raw_logits = workspace_.template take<T>(hybrid_ ? logits : 0);
+    work_.logits = workspace_.template take<C>(p.gated() ? p.rows * p.experts : 0);
     if (p.gate == ExpertGate::sample) work_.mean_logits = workspace_.template take<C>(p.samples() * p.experts);
   }
 
@@ -178,7 +181,7 @@ class Launches {
     };
     if (p.gate != ExpertGate::sample) return run(Stage::whole);
     if (int error = run(Stage::tokens)) return error;
-    if (int error = gates(work_.logits, stream)) return error;
+    if (int error = gates(stream)) return error;
     return run(Stage::rest);
   }
 
@@ -188,11 +191,15 @@ class Launches {
                         host::matrix(static_cast<const T*>(b), columns, depth).transposed(),
                         host::matrix(static_cast<T*>(to), rows, columns));
     };
+    auto rows = [&](auto* kernel, int bytes) {
+      return launch(kernel, blocks_, 1, Tile::kThreads, bytes, stream, p, work_);
+    };
     multiply(p.x, p.rows, p.d, p.down_weight, p.stacked, p.u);
-    if (p.gated()) multiply(p.x, p.rows, p.d, p.gate_weight, p.experts, work_.raw_logits);
+    if (p.gated())
+      if (int error = rows(mixture_logits<T>, Tile::shared_bytes(1))) return error;
     if (p.gate == ExpertGate::sample)
-      if (int error = gates(work_.raw_logits, stream)) return error;
-    if (int error = launch(mixture_between<T>, blocks_, 1, Tile::kThreads, 0, stream, p, work_)) return error;
+      if (int error = gates(stream)) return error;
+    if (int error = rows(mixture_between<T>, 0)) return error;
     multiply(work_.hidden, p.rows, p.stacked, p.up_weight, p.d, out);
     return launch(mixture_finish<T>, blocks_, 1, Tile::kThreads, 0, stream, p, work_, out);
   }
@@ -202,10 +209,9 @@ class Launches {
   }
 
  private:
-  template <class L>
-  int gates(const L* logits, void* stream) const {
-    return launch(sample_gates<T, L>, p.samples(), 1, SampleSums::kThreads, SampleSums::shared_bytes<C>(), stream, p,
-                  logits, work_.mean_logits);
+  int gates(void* stream) const {
+    return launch(sample_gates<T>, p.samples(), 1, SampleSums::kThreads, SampleSums::shared_bytes<C>(), stream, p,
+                  work_);
   }
 
   const ExpertMixtureParams& p;

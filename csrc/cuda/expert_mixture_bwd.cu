@@ -292,7 +292,7 @@ class Launches {
   int64_t blocks_;
   Workspace workspace_;
   Work<T> work_ = {};
-  TokenSums<T, 4, 2, 7> sums_;
+  TokenSums<T, 4, 6, 12> sums_;
 };
 
 }  // namespace

@@ -43,17 +43,25 @@ PETX_DEVICE C activation_slope(ExpertActivation kind, C u) {
 template <class C, class Logit>
 PETX_DEVICE void softmax(const Logit& logit, int64_t experts, int64_t top_k, C* gates, int64_t begin, int64_t step) {
   C most = logit(0);
-  for (int64_t k = 1; k < experts; ++k) most = logit(k) > most ? logit(k) : most;
+#pragma unroll 1
+  for (int64_t k = 1; k < experts; ++k) {
+    C value = logit(k);
+    most = value > most ? value : most;
+  }
   int64_t last = experts - 1;  // the smallest that is kept
+#pragma unroll 1
   for (int64_t k = 0; top_k < experts && k < experts; ++k) {
     int64_t larger = 0;
+#pragma unroll 1
     for (int64_t j = 0; j < experts; ++j) larger += logit(j) > logit(k) || (logit(j) == logit(k) && j < k);
     if (larger == top_k - 1) last = k;
   }
   C least = logit(last), sum = 0;
   auto kept = [&](int64_t k) { return top_k == experts || (!(logit(k) < least) && !(logit(k) == least && k > last)); };
+#pragma unroll 1
   for (int64_t k = 0; k < experts; ++k)
     if (kept(k)) sum += exponential(logit(k) - most);
+#pragma unroll 1
   for (int64_t k = begin; k < experts; k += step) write(gates + k, kept(k) ? exponential(logit(k) - most) / sum : C(0));
 }
 

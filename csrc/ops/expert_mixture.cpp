@@ -5,6 +5,7 @@
 #include "ops/torch.h"
 #ifdef USE_CUDA
 #include "ops/cuda.h"
+#include "ops/products.h"
 #endif
 
 namespace petx {
@@ -86,6 +87,16 @@ using Outputs = std::tuple<Tensor, Tensor, Tensor>;  // out, u, gates
 
 void fwd_on_cpu(const Tensor&, const ExpertMixtureParams& p, void* out) { cpu::expert_mixture_fwd(p, out); }
 
+#ifdef USE_CUDA
+void fwd_on_cuda(const Tensor& x, const ExpertMixtureParams& p, void* out) {
+  Tensor workspace = empty(x, {cuda::expert_mixture_fwd_workspace(p)}, ScalarType::Byte);
+  auto device = x.device();
+  on_current_stream("expert_mixture", x, [&](void* stream) {
+    return cuda::expert_mixture_fwd(p, out, workspace.mutable_data_ptr(), {multiply_on_device, &device}, stream);
+  });
+}
+#endif
+
 template <void (*launch)(const Tensor& x, const ExpertMixtureParams& p, void* out)>
 Outputs fwd(Tensor x, Tensor down_weight, OptionalTensor down_bias, Tensor up_weight, OptionalTensor up_bias,
             OptionalTensor gate_weight, OptionalTensor gate_bias, OptionalTensor scope_mask, OptionalTensor pool_mask,
@@ -107,6 +118,16 @@ using Grads = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
 void bwd_on_cpu(const Tensor&, const ExpertMixtureParams& p, const ExpertMixtureGrads& g) {
   cpu::expert_mixture_bwd(p, g);
 }
+
+#ifdef USE_CUDA
+void bwd_on_cuda(const Tensor& x, const ExpertMixtureParams& p, const ExpertMixtureGrads& g) {
+  Tensor workspace = empty(x, {cuda::expert_mixture_bwd_workspace(p, g)}, ScalarType::Byte);
+  auto device = x.device();
+  on_current_stream("expert_mixture (backward)", x, [&](void* stream) {
+    return cuda::expert_mixture_bwd(p, g, workspace.mutable_data_ptr(), {multiply_on_device, &device}, stream);
+  });
+}
+#endif
 
 template <void (*launch)(const Tensor& x, const ExpertMixtureParams& p, const ExpertMixtureGrads& g)>
 Grads bwd(Tensor dout, Tensor x, Tensor down_weight, OptionalTensor down_bias, Tensor up_weight, OptionalTensor up_bias,
@@ -154,3 +175,10 @@ STABLE_TORCH_LIBRARY_IMPL(petx, CPU, m) {
   m.impl("expert_mixture_fwd", TORCH_BOX(&petx::fwd<petx::fwd_on_cpu>));
   m.impl("expert_mixture_bwd", TORCH_BOX(&petx::bwd<petx::bwd_on_cpu>));
 }
+
+#ifdef USE_CUDA
+STABLE_TORCH_LIBRARY_IMPL(petx, CUDA, m) {
+  m.impl("expert_mixture_fwd", TORCH_BOX(&petx::fwd<petx::fwd_on_cuda>));
+  m.impl("expert_mixture_bwd", TORCH_BOX(&petx::bwd<petx::bwd_on_cuda>));
+}
+#endif

@@ -76,3 +76,9 @@ extern "C" int expert_mixture_bwd(const int64_t* integers, const double* reals, 
   return cuda::expert_mixture_bwd(params(integers, reals, tensors), grads(gradients), workspace, {multiply, nullptr},
                                   nullptr);
 }
+
+extern "C" int expert_mixture_hybrid(int64_t rows, int64_t stacked) {
+  ExpertMixtureParams p = {};
+  p.rows = rows, p.stacked = stacked;
+  return cuda::expert_mixture_hybrid(p);
+}

@@ -17,6 +17,13 @@ def described(tensors, options):
     return integers(tensors[0].dtype, *sizes, gate, activation), reals(*numbers)
 
 
+def path(emulator, rows, stacked):
+    """Which path a call of these shapes takes."""
+    return (
+        "hybrid" if emulator.library.expert_mixture_hybrid(ctypes.c_int64(rows), ctypes.c_int64(stacked)) else "fused"
+    )
+
+
 def forward(emulator, *args):
     """(out, u, gates)."""
     tensors, options = args[:9], args[9:]
