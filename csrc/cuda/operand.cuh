@@ -26,11 +26,6 @@ struct Operand {
   }
 };
 
-template <class T>
-using Rows = Operand<T, false>;
-template <class T>
-using Columns = Operand<T, true>;
-
 // Rows of two matrices of one width, one below the other: the first `head` vectors and those that follow.
 template <class T>
 struct JoinedRows {
@@ -48,5 +43,10 @@ struct JoinedRows {
     return both % 16 == 0 && stride % (16 / sizeof(T)) == 0;
   }
 };
+
+template <class T>
+using Rows = Operand<T, false>;
+template <class T>
+using Columns = Operand<T, true>;
 
 }  // namespace petx::cuda
