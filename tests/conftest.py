@@ -1,8 +1,17 @@
 """What several test files share."""
 
 import pytest
+import torch
 
 from petx import ops
+
+# A GPU counts where the library was built for one: the same tests then run there, too (PETX_CUDA_KERNELS=1).
+HAS_GPU = ops._C is not None and ops._C.build_info()["cuda_mode"] == "full" and torch.cuda.is_available()
+
+
+@pytest.fixture(params=["cpu", "cuda"] if HAS_GPU else ["cpu"])
+def device(request):
+    return request.param
 
 
 @pytest.fixture(scope="session")
