@@ -187,20 +187,20 @@ class Launches {
 
   int hybrid(T* out, const Products& products, void* stream) const {
     auto multiply = [&](const void* a, int64_t rows, int64_t depth, const void* b, int64_t columns, void* to) {
-      products.multiply(products.context, p.dtype, host::matrix(static_cast<const T*>(a), rows, depth),
-                        host::matrix(static_cast<const T*>(b), columns, depth).transposed(),
-                        host::matrix(static_cast<T*>(to), rows, columns));
+      return products.multiply(products.context, p.dtype, host::matrix(static_cast<const T*>(a), rows, depth),
+                               host::matrix(static_cast<const T*>(b), columns, depth).transposed(),
+                               host::matrix(static_cast<T*>(to), rows, columns));
     };
     auto rows = [&](auto* kernel, int bytes) {
       return launch(kernel, blocks_, 1, Tile::kThreads, bytes, stream, p, work_);
     };
-    multiply(p.x, p.rows, p.d, p.down_weight, p.stacked, p.u);
+    if (int error = multiply(p.x, p.rows, p.d, p.down_weight, p.stacked, p.u)) return error;
     if (p.gated())
       if (int error = rows(mixture_logits<T>, Tile::shared_bytes(1))) return error;
     if (p.gate == ExpertGate::sample)
       if (int error = gates(stream)) return error;
     if (int error = rows(mixture_between<T>, 0)) return error;
-    multiply(work_.hidden, p.rows, p.stacked, p.up_weight, p.d, out);
+    if (int error = multiply(work_.hidden, p.rows, p.stacked, p.up_weight, p.d, out)) return error;
     return launch(mixture_finish<T>, blocks_, 1, Tile::kThreads, 0, stream, p, work_, out);
   }
 

@@ -253,23 +253,26 @@ class Launches {
 
   int hybrid(const Products& products, void* stream) const {
     auto multiply = [&](const host::Matrix& a, const host::Matrix& b, T* to) {
-      products.multiply(products.context, p.dtype, a, b, host::matrix(to, a.rows, b.cols));
+      return products.multiply(products.context, p.dtype, a, b, host::matrix(to, a.rows, b.cols));
     };
     auto rows = [&](auto* kernel) { return launch(kernel, blocks_, 1, Tile::kThreads, 0, stream, p, g, work_); };
     const host::Matrix dout = matrix(g.dout, p.rows, p.d), x = matrix(p.x, p.rows, p.d);
-    if (work_.du) multiply(dout, matrix(p.up_weight, p.d, p.stacked), work_.du);
-    if (work_.raw_dgates) multiply(dout, matrix(p.up_bias, p.experts, p.d).transposed(), work_.raw_dgates);
+    if (work_.du)
+      if (int error = multiply(dout, matrix(p.up_weight, p.d, p.stacked), work_.du)) return error;
+    if (work_.raw_dgates)
+      if (int error = multiply(dout, matrix(p.up_bias, p.experts, p.d).transposed(), work_.raw_dgates)) return error;
     if (work_.du || work_.hidden || work_.scaled_gate)
       if (int error = rows(mixture_between_bwd<T>)) return error;
     if (work_.sample)
       if (int error = sample_grads(stream)) return error;
     const host::Matrix du = matrix(work_.du, p.rows, p.stacked);
-    if (g.dx) multiply(du, matrix(p.down_weight, p.stacked, p.d), static_cast<T*>(g.dx));
+    if (g.dx)
+      if (int error = multiply(du, matrix(p.down_weight, p.stacked, p.d), static_cast<T*>(g.dx))) return error;
     if (g.dx || work_.sample)
       if (int error = rows(mixture_finish_bwd<T>)) return error;
     auto weight_grad = [&](void* to, T* narrow, const host::Matrix& a, const host::Matrix& b) {
       if (!to) return 0;
-      multiply(a.transposed(), b, narrow ? narrow : static_cast<T*>(to));
+      if (int error = multiply(a.transposed(), b, narrow ? narrow : static_cast<T*>(to))) return error;
       int64_t count = a.cols * b.cols;
       return narrow ? launch(widen<T>, (count + 255) / 256, 1, 256, 0, stream, narrow, static_cast<C*>(to), count) : 0;
     };

@@ -84,9 +84,9 @@ void expert_mixture_bwd(const ExpertMixtureParams& p, const ExpertMixtureGrads& 
 
 namespace cuda {
 // Products of matrices in device memory, which the hybrid path leaves to the host library: out = a b, queued on the
-// launches' stream.
+// launches' stream; returns a cudaError_t.
 struct Products {
-  void (*multiply)(void* context, DType dtype, const host::Matrix& a, const host::Matrix& b, const host::Matrix& out);
+  int (*multiply)(void* context, DType dtype, const host::Matrix& a, const host::Matrix& b, const host::Matrix& out);
   void* context;
 };
 
