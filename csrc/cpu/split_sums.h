@@ -20,11 +20,14 @@ class SplitSums {
   struct Sum {
     void* to;
     int64_t offset, count;
-    C* in(C* split) const { return to ? split + offset : nullptr; }
+    bool overwritten;
+    // Its accumulators among a split's; the caller's own where there is one split alone, which null stands for.
+    C* in(C* split) const { return !to ? nullptr : split ? split + offset : static_cast<C*>(to); }
   };
 
-  Sum add(void* to, int64_t count) {
-    Sum s{to, count_, to ? count : 0};
+  // Accumulators start as zeros, or as they are where the first block's `product` will overwrite them.
+  Sum add(void* to, int64_t count, bool overwritten = false) {
+    Sum s{to, count_, to ? count : 0, overwritten};
     count_ += ceil_div(s.count, 16) * 16;  // 64-byte aligned: a product's rounding can depend on its result's address
     if (to) all_.push_back(s);
     return s;
@@ -43,12 +46,20 @@ class SplitSums {
   template <class MakeScratch, class Body>
   void run(int64_t rows, const MakeScratch& make_scratch, const Body& body) const {
     Division splits = row_splits(rows);
+    if (splits.parts() == 1) {
+      clear(nullptr);
+      host::parallel(1, [&](int64_t, int64_t) {
+        auto scratch = make_scratch(rows);
+        body(scratch, 0, rows, static_cast<C*>(nullptr));
+      });
+      return;
+    }
     Buffer<C> sums = buffer<C>(splits.parts() * count_);
     host::parallel(splits.parts(), [&](int64_t begin, int64_t end) {
       auto scratch = make_scratch(std::min(splits.size, rows));
       for (int64_t split = begin; split < end; ++split) {
         C* into = sums.get() + split * count_;
-        std::fill_n(into, count_, C(0));
+        clear(into);
         body(scratch, splits.begin(split), splits.begin(split + 1), into);
       }
     });
@@ -61,20 +72,27 @@ class SplitSums {
       });
   }
 
-  // Adds a block's product to a split's sum: inside the product where it runs in C, else by a separate float sum, so
-  // that no sum over blocks is kept in 16 bits. product(to, accumulate) multiplies into G.
+  // Adds a block's product to a split's sum, or overwrites that unless `more`: inside the product where it runs in C,
+  // else by a separate float sum, so that no sum over blocks is kept in 16 bits. product(to, accumulate) multiplies
+  // into G.
   template <class Product>
-  static void product(const Sum& s, const Buffer<G>& scratch, C* into, const Product& product) {
+  static void product(const Sum& s, const Buffer<G>& scratch, C* into, const Product& product, bool more = true) {
     if (!s.to) return;
     if constexpr (std::is_same_v<G, C>) {
-      product(s.in(into), true);
+      product(s.in(into), more);
     } else {
       product(scratch.get(), false);
+      if (!more) std::fill_n(s.in(into), s.count, C(0));
       vectors<T, G>().accumulate(scratch.get(), s.count, s.in(into));
     }
   }
 
  private:
+  void clear(C* split) const {
+    for (const Sum& s : all_)
+      if (!s.overwritten) std::fill_n(s.in(split), s.count, C(0));
+  }
+
   int64_t count_ = 0;
   std::vector<Sum> all_;
 };

@@ -94,12 +94,12 @@ class MmaTile {
   template <class Operand>
   PETX_DEVICE static void stage(Shared<Pack<T>> to, const Operand& from, int64_t k0, int64_t depth) {
     int64_t lines = Operand::kTurned ? depth - k0 : from.count, length = Operand::kTurned ? from.count : depth - k0;
-    const T* data = from.data + (Operand::kTurned ? k0 * from.stride : k0);
-    bool aligned = reinterpret_cast<uintptr_t>(data) % 16 == 0 && from.stride % kPack == 0;
+    int64_t first_line = Operand::kTurned ? k0 : 0, first_value = Operand::kTurned ? 0 : k0;
+    bool aligned = from.aligned();
 #pragma unroll 1
     for (int e = thread_index(); e < kM * kLinePacks; e += kThreads) {
       int line = e / kLinePacks, pack = e % kLinePacks;
-      const T* source = data + line * from.stride + pack * kPack;
+      const T* source = from.line(first_line + line) + first_value + pack * kPack;
       bool whole = aligned && line < lines && (pack + 1) * kPack <= length;
       if (whole) {
         copy_async(to, place(line, pack), source);

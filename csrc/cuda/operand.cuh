@@ -18,6 +18,30 @@ struct Operand {
     if (i >= count) return Compute<T>(0);
     return load(read(data + (turned ? i + k * stride : i * stride + k)));
   }
+  // What lies consecutively in memory: vector l or, where turned, all vectors at depth l.
+  PETX_DEVICE const T* line(int64_t l) const { return data + l * stride; }
+  // Whether every line begins where sixteen bytes may be moved at once.
+  PETX_DEVICE bool aligned() const {
+    return reinterpret_cast<uintptr_t>(data) % 16 == 0 && stride % (16 / sizeof(T)) == 0;
+  }
+};
+
+// Rows of two matrices of one width, one below the other: the first `head` vectors and those that follow.
+template <class T>
+struct JoinedRows {
+  static constexpr bool kTurned = false;
+  const T* first;
+  const T* second;
+  int64_t stride, head, count;
+
+  PETX_DEVICE const T* line(int64_t l) const { return l < head ? first + l * stride : second + (l - head) * stride; }
+  PETX_DEVICE Compute<T> operator()(int i, int64_t k) const {
+    return i < count ? load(read(line(i) + k)) : Compute<T>(0);
+  }
+  PETX_DEVICE bool aligned() const {
+    auto both = reinterpret_cast<uintptr_t>(first) | reinterpret_cast<uintptr_t>(second);
+    return both % 16 == 0 && stride % (16 / sizeof(T)) == 0;
+  }
 };
 
 template <class T>

@@ -1,12 +1,21 @@
 """PETAL's mixture of instruction experts: one differentiable function."""
 
-from petx import reference
+import math
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from petx import ops, reference
 from petx.functional._arguments import autocast_dtype, cast, checked_choice, checked_finite, checked_mask, checked_shape
 
 __all__ = ["expert_mixture"]
 
+# In the order of the enums in csrc/kernels/expert_mixture.h.
 GATES = ("uniform", "token", "sample")
 ACTIVATIONS = (None, "relu", "gelu", "gelu_tanh")
+
+# Position of each differentiable argument; bit i of `needs` asks the backward for argument i's gradient.
+ARGUMENTS = "x down_weight down_bias up_weight up_bias gate_weight gate_bias".split()
 
 
 def expert_mixture(
@@ -56,20 +65,37 @@ def expert_mixture(
     if pool_mask is not None and gate != "sample":
         raise ValueError(f"expert_mixture: pool_mask is not used with gate={gate!r}; got {list(pool_mask.shape)}")
     dtype, shape = autocast_dtype(x), x.shape
-    tensors = (x, down_weight, down_bias, up_weight, up_bias, gate_weight, gate_bias)
-    x, *parameters = (cast(t, dtype) for t in tensors)
-    masks = [None if m is None else m.ne(0).reshape(-1, shape[-2]) for m in (scope_mask, pool_mask)]
-    y = reference.expert_mixture(
-        x.reshape(-1, *shape[-2:]),
+    parameters = (down_weight, down_bias, up_weight, up_bias, gate_weight, gate_bias)
+    samples, tokens = math.prod(shape[:-2]), math.prod(shape[:-1])
+    masks = [None if m is None else m.ne(0) for m in (scope_mask, pool_mask)]
+    if not ops.has_kernel("expert_mixture", x.device.type):
+        y = reference.expert_mixture(
+            cast(x, dtype).reshape(samples, *shape[-2:]),
+            *(cast(p, dtype) for p in parameters),
+            *(None if m is None else m.reshape(samples, shape[-2]) for m in masks),
+            experts=experts,
+            gate=gate,
+            top_k=top_k,
+            activation=activation,
+            alpha=float(alpha),
+            beta=float(beta),
+        )
+        return y.reshape(shape)
+    call = _ExpertMixture.apply
+    if not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *parameters))):
+        call = _ExpertMixture.forward  # spares the autograd machinery
+    y = call(
+        cast(x, dtype).reshape(tokens, shape[-1]).contiguous(),
         *parameters,
-        *masks,
-        experts=experts,
-        gate=gate,
-        top_k=top_k,
-        activation=activation,
-        alpha=float(alpha),
-        beta=float(beta),
-    )
+        *(None if m is None else m.reshape(tokens) for m in masks),
+        shape[-2],
+        experts,
+        GATES.index(gate),
+        experts if top_k is None else top_k,
+        ACTIVATIONS.index(activation),
+        float(alpha),
+        float(beta),
+    )[0]
     return y.reshape(shape)
 
 
@@ -100,3 +126,61 @@ def check(x, down_weight, down_bias, up_weight, up_bias, experts, gate, gate_wei
     checked_shape("expert_mixture", "gate_bias", gate_bias, [experts], like=x, optional=True)
     if top_k is not None and not (isinstance(top_k, int) and 1 <= top_k <= experts):
         raise ValueError(f"expert_mixture: top_k must be from 1 to experts = {experts}, got {top_k!r}")
+
+
+def _contiguous(tensors, dtype):
+    return [t if t is None else cast(t, dtype).contiguous() for t in tensors]
+
+
+class _ExpertMixture(torch.autograd.Function):
+    """Keeps x, the parameters, the masks and two narrow tensors: u before the activation [N, K r], the gates."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x, *rest):
+        return torch.ops.petx.expert_mixture_fwd(x, *_contiguous(rest[:6], x.dtype), *rest[6:])
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.options = inputs[9:]
+        ctx.save_for_backward(*inputs[:9], *output[1:])
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dout, *_):
+        if dout is None:
+            return (None,) * (9 + len(ctx.options))
+        x, *rest = ctx.saved_tensors
+        parameters, masks, saved = rest[:6], rest[6:8], rest[8:]
+        needs = sum(1 << i for i in range(7) if ctx.needs_input_grad[i])
+        grads = torch.ops.petx.expert_mixture_bwd(
+            dout.contiguous(), x, *_contiguous(parameters, x.dtype), *masks, *saved, needs, *ctx.options
+        )
+        grads = [
+            grad.to(leaf.dtype) if ctx.needs_input_grad[i] else None
+            for i, (grad, leaf) in enumerate(zip(grads, (x, *parameters), strict=True))
+        ]
+        return (*grads, *(None,) * (2 + len(ctx.options)))
+
+
+def _fwd_fake(x, *rest):
+    stacked, (length, experts, gate) = rest[0].shape[0], rest[8:11]
+    rows = x.shape[0] if x.shape[1] else 0
+    gate_rows = {"uniform": 0, "token": rows, "sample": rows // length if length else 0}[GATES[gate]]
+    compute = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return torch.empty_like(x), x.new_empty(rows, stacked), x.new_empty(gate_rows, experts, dtype=compute)
+
+
+def _bwd_fake(dout, x, *rest):
+    parameters, needs = rest[:6], rest[10]
+    compute = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return tuple(
+        x.new_empty((0,) if t is None or not needs >> i & 1 else t.shape, dtype=x.dtype if i == 0 else compute)
+        for i, t in enumerate((x, *parameters))
+    )
+
+
+ops.register("expert_mixture", _fwd_fake, _bwd_fake)

@@ -1,0 +1,107 @@
+// PETAL's mixture of instruction experts: the border between host (ops/) and kernels (cpu/, cuda/).
+//
+//   y = alpha x + beta sum_k g_k (B_k act(A_k x + a_k) + b_k)
+//
+// The K experts are stacked to one rank K r. Shapes stand beside each pointer; N = rows, C = the compute type (double
+// for f64, else float).
+#pragma once
+
+#include "kernels/host.h"
+#include "kernels/math.h"
+#include "kernels/types.h"
+
+namespace petx {
+
+enum class ExpertGate : int32_t { uniform, token, sample };
+enum class ExpertActivation : int32_t { none, relu, gelu, gelu_tanh };
+
+struct ExpertMixtureParams {
+  DType dtype;
+  int64_t rows, length;    // N tokens, in samples of `length`
+  int64_t d, stacked;      // widths of x and of all experts' ranks together, K r
+  int64_t experts, top_k;  // K, and how many of them a gate lets through
+  ExpertGate gate;
+  ExpertActivation activation;
+  double alpha, beta;
+
+  const void* x;            // [N, d]
+  const void* down_weight;  // [K r, d]
+  const void* down_bias;    // [K r] or null
+  const void* up_weight;    // [d, K r]
+  const void* up_bias;      // [K, d] or null
+  const void* gate_weight;  // [K, d]  token, sample
+  const void* gate_bias;    // [K] or null
+  const bool* scope;        // [N] or null: tokens that are mixed; the others pass
+  const bool* pool;         // [N] or null: tokens in a sample gate's mean
+
+  // Saved by the forward for the backward.
+  void* u;      // [N, K r] before the activation
+  void* gates;  // C [N, K] token, [N / length, K] sample; null for uniform
+
+  PETX_HD bool gated() const { return gate != ExpertGate::uniform; }
+  PETX_HD int64_t rank() const { return stacked / experts; }
+  PETX_HD int64_t samples() const { return rows / length; }
+  // The row of `gates` that a token reads.
+  PETX_HD int64_t gate_row(int64_t token) const { return gate == ExpertGate::sample ? token / length : token; }
+  PETX_HD bool empty() const { return rows == 0 || d == 0; }
+};
+
+struct ExpertMixtureGrads {
+  const void* dout;  // [N, d]
+  void* dx;          // [N, d] or null where not wanted, as every pointer below
+  // Parameters' gradients, in C and in the parameters' shapes, summed in an order fixed by the shape.
+  void* down_weight;
+  void* down_bias;
+  void* up_weight;
+  void* up_bias;
+  void* gate_weight;
+  void* gate_bias;
+
+  // Whether anything is wanted that the experts' hidden gradient leads to.
+  bool hidden() const { return dx || down_weight || down_bias || gate_weight || gate_bias; }
+};
+
+template <ExpertActivation kind, class C>
+PETX_INLINE C expert_activation(C u) {
+  if constexpr (kind == ExpertActivation::relu) return u < C(0) ? C(0) : u;
+  if constexpr (kind == ExpertActivation::gelu) return gelu<Activation::gelu>(u);
+  if constexpr (kind == ExpertActivation::gelu_tanh) return gelu<Activation::gelu_tanh>(u);
+  return u;
+}
+
+template <ExpertActivation kind, class C>
+PETX_INLINE C expert_activation_slope(C u) {
+  if constexpr (kind == ExpertActivation::relu) return u <= C(0) ? C(0) : C(1);
+  if constexpr (kind == ExpertActivation::gelu) return gelu_derivative<Activation::gelu>(u);
+  if constexpr (kind == ExpertActivation::gelu_tanh) return gelu_derivative<Activation::gelu_tanh>(u);
+  return C(1);
+}
+
+namespace cpu {
+void expert_mixture_fwd(const ExpertMixtureParams& p, void* out);
+void expert_mixture_bwd(const ExpertMixtureParams& p, const ExpertMixtureGrads& g);
+}  // namespace cpu
+
+namespace cuda {
+// Products of matrices in device memory, which the hybrid path leaves to the host library: out = a b, queued on the
+// launches' stream; returns a cudaError_t.
+struct Products {
+  int (*multiply)(void* context, DType dtype, const host::Matrix& a, const host::Matrix& b, const host::Matrix& out);
+  void* context;
+};
+
+// Whether this call's products go through `Products`; from shapes alone, or as PETX_EXPERT_MIXTURE=fused or hybrid
+// says.
+bool expert_mixture_hybrid(const ExpertMixtureParams& p);
+
+// `stream` is a cudaStream_t; the launchers return a cudaError_t.
+// `workspace` has as many bytes as the function of that name asks for, which reads shapes and which pointers are null.
+int64_t expert_mixture_fwd_workspace(const ExpertMixtureParams& p);
+int expert_mixture_fwd(const ExpertMixtureParams& p, void* out, void* workspace, const Products& products,
+                       void* stream);
+int64_t expert_mixture_bwd_workspace(const ExpertMixtureParams& p, const ExpertMixtureGrads& g);
+int expert_mixture_bwd(const ExpertMixtureParams& p, const ExpertMixtureGrads& g, void* workspace,
+                       const Products& products, void* stream);
+}  // namespace cuda
+
+}  // namespace petx

@@ -1,0 +1,37 @@
+// Torch's matrix products on memory that kernels know by address, on any device: what a launcher that leaves its
+// products to the host library is given.
+#pragma once
+
+#include "kernels/host.h"
+#include "ops/torch.h"
+
+namespace petx {
+
+inline ScalarType scalar_type(DType dtype) {
+  switch (dtype) {
+    case DType::f64:
+      return ScalarType::Double;
+    case DType::bf16:
+      return ScalarType::BFloat16;
+    case DType::f16:
+      return ScalarType::Half;
+    default:
+      return ScalarType::Float;
+  }
+}
+
+// out = a b on the current stream; `device` is a torch::stable::Device. Returns 0: torch's errors are exceptions.
+inline int multiply_on_device(void* device, DType dtype, const host::Matrix& a, const host::Matrix& b,
+                              const host::Matrix& out) {
+  auto borrowed = [&](const host::Matrix& m) {
+    return torch::stable::from_blob(m.data, {m.rows, m.cols}, {m.row_stride, m.col_stride},
+                                    *static_cast<torch::stable::Device*>(device), scalar_type(dtype));
+  };
+  std::array<StableIValue, 3> stack{torch::stable::detail::from(borrowed(a)), torch::stable::detail::from(borrowed(b)),
+                                    torch::stable::detail::from(borrowed(out))};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
+  torch::stable::detail::to<Tensor>(stack[0]);  // the result's handle is ours to let go
+  return 0;
+}
+
+}  // namespace petx

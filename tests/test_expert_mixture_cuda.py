@@ -1,0 +1,151 @@
+"""The mixture's CUDA kernels: what they cost, counted by the emulator, and the path that borrows its products."""
+
+import pytest
+import torch
+
+from tests.cases.expert_mixture import CASES, FEW, WIDE, mixture
+from tests.checks import outputs_and_grads, wrong
+from tests.emulator import ORDERS
+
+DTYPES = [torch.float32, torch.bfloat16]
+PER_CHUNK = 4 * 8 * 4  # matrix products of a tile 64 deep: four steps of eight warps of 16 by 32, each 16 by 8
+
+N, D, K, R = 128, 128, 4, 16  # two blocks of rows, two tiles of columns, one of the rank
+S, BLOCKS, TILES = K * R, N // 64, D // 64
+
+
+def run(emulator, dtype, backward=False, **options):
+    """Counters of one call without biases, and the sizes of a stored and a computed value."""
+    case = mixture("cost", batch=(2, N // 2), d=D, experts=K, rank=R, bias=False, **options)
+    tensors = case.inputs(dtype, requires_grad=backward)
+    out = case.run(tensors)
+    if backward:
+        emulator.library.simt_reset_counters()
+        torch.autograd.grad(out, list(tensors.values()), torch.ones_like(out))
+    counters = emulator.counters()
+    assert counters.bank_conflicts == 0
+    return counters, tensors["x"].element_size(), 4
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_cost_with_equal_gates(dtype, emulator):
+    counters, size, _ = run(emulator, dtype)
+    down = N * D + BLOCKS * S * D  # x and the weight
+    hidden = N * S  # u as it was stored
+    up = TILES * N * S + BLOCKS * D * S + N * D  # hidden values for each tile of columns, the weight, x
+    assert counters.launches == 1
+    assert counters.global_read == (down + hidden + up) * size
+    assert counters.global_written == (2 * N * S + N * D) * size
+    chunks = BLOCKS * (D // 64 + TILES * S // 64)
+    assert counters.matrix_products == (chunks * PER_CHUNK if size == 2 else 0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_cost_with_token_gates(dtype, emulator):
+    """The gate's columns are the second tile of the down projection; gates are read once a hidden value."""
+    counters, size, wide = run(emulator, dtype, gate="token")
+    down = 2 * N * D + BLOCKS * (S + K) * D
+    softmax = N * (4 * (2 * K + 1) + K)  # by four threads a row
+    up = TILES * N * S + BLOCKS * D * S + N * D
+    assert counters.launches == 1
+    assert counters.global_read == (down + N * S + up) * size + (softmax + N * S) * wide
+    assert counters.global_written == (2 * N * S + N * D) * size + 2 * N * K * wide
+    chunks = BLOCKS * (2 * D // 64 + TILES * S // 64)
+    assert counters.matrix_products == (chunks * PER_CHUNK if size == 2 else 0)
+
+
+def test_gate_rides_in_the_last_tile(emulator):
+    """Where the last tile of the down projection has room, a gate costs no product at all."""
+    shape = dict(batch=(1, 64), d=64, experts=3, rank=16, bias=False)
+    products = []
+    for options in ({}, {"gate": "token"}):
+        emulator.library.simt_reset_counters()
+        case = mixture("ride", **shape, **options)
+        case.run(case.inputs(torch.bfloat16, requires_grad=False))
+        products.append(emulator.counters().matrix_products)
+    assert products[0] == products[1] == 2 * PER_CHUNK
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_cost_of_the_backward(dtype, emulator):
+    counters, size, wide = run(emulator, dtype, backward=True, gate="token")
+    q = N * D + BLOCKS * S * D
+    between = 2 * N * S  # u and q
+    between_gates = N * K * (4 + 1 + 1)  # each thread a gate, then its own gates and their gradients
+    dx = TILES * N * S + BLOCKS * S * D + N * D + 2 * N * D * K  # with the gate's part, K values of each of two
+    sums = 2 * TILES * 2 * N * 64 + TILES * (N * K + N * 64)  # two weights, and the gate's
+    grads = 2 * S * D + K * D
+    assert counters.launches == 3  # rows, products over tokens, splits added up
+    assert counters.global_read == (q + between + dx + sums) * size + (between_gates + grads) * wide
+    assert counters.global_written == (3 * N * S + N * K + N * D) * size + (N * K + 2 * grads) * wide
+    chunks = BLOCKS * (D // 64 + TILES * S // 64) + 3 * TILES * N // 64
+    assert counters.matrix_products == (chunks * PER_CHUNK if size == 2 else 0)
+
+
+@pytest.mark.parametrize(("path", "launches"), [("fused", (3, 6)), ("hybrid", (6, 11))])
+def test_launches_do_not_grow(path, launches, emulator, monkeypatch):
+    """A sample's gate: rows, samples, rows; in the backward besides the three of the sums over tokens. Hybrid: logits,
+    two products and two passes more; in the backward five products."""
+    monkeypatch.setenv("PETX_EXPERT_MIXTURE", path)
+    for batch in ((1, 5), (3, 70)):
+        case = mixture("count", batch=batch, gate="sample", pool=True)
+        counts = []
+        for backward in (False, True):
+            emulator.library.simt_reset_counters()
+            tensors = case.inputs(torch.float32, requires_grad=backward)
+            out = case.run(tensors)
+            if backward:
+                emulator.library.simt_reset_counters()
+                torch.autograd.grad(out.sum(), list(tensors.values()))
+            counts.append(emulator.counters().launches)
+        assert tuple(counts) == launches
+
+
+def test_cost_between_the_products(emulator, monkeypatch):
+    """Hybrid: u in, hidden values out; then y and x in, y out. The two products are counted with what they write."""
+    monkeypatch.setenv("PETX_EXPERT_MIXTURE", "hybrid")
+    counters, size, _ = run(emulator, torch.bfloat16)
+    assert counters.launches == 2 + 2 and counters.matrix_products == 0
+    assert counters.global_read == (N * S + 2 * N * D) * size
+    assert counters.global_written == (N * S + N * D + N * S + N * D) * size
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", [case for case in CASES if case.name in FEW] + WIDE, ids=str)
+def test_hybrid_matches_reference(case, dtype, emulator, monkeypatch):
+    monkeypatch.setenv("PETX_EXPERT_MIXTURE", "hybrid")
+    tensors, results = case.inputs(dtype), []
+    for order in ORDERS:
+        emulator.order = order
+        results.append(outputs_and_grads(case.run, tensors))
+    assert not wrong(results[0], case, tensors)
+    for name, value in results[0].items():
+        assert value is None or all(torch.equal(other[name], value) for other in results[1:]), name
+
+
+@pytest.mark.parametrize("gate", ["uniform", "token", "sample"])
+def test_hybrid_gradients_of_every_subset(gate, emulator, monkeypatch):
+    monkeypatch.setenv("PETX_EXPERT_MIXTURE", "hybrid")
+    case = mixture("subset", gate=gate, scope=True, activation="gelu")
+    full = outputs_and_grads(case.run, case.inputs(torch.bfloat16))
+    for name in case.shapes:
+        for wanted in ({name}, set(case.shapes) - {name}):
+            tensors = case.inputs(torch.bfloat16, requires_grad=False)
+            for each in wanted:
+                tensors[each].requires_grad_()
+            for other, value in outputs_and_grads(case.run, tensors).items():
+                assert torch.equal(value, full[other]), (name, other)
+
+
+@pytest.mark.parametrize(
+    ("rows", "stacked", "hybrid"),
+    [(4096, 384, True), (4095, 384, False), (10**6, 64, False), (8192, 192, True), (8191, 192, False)],
+)
+def test_path_is_chosen_by_shape(rows, stacked, hybrid, emulated_kernels, monkeypatch):
+    from tests.emulator.operations.expert_mixture import path
+
+    monkeypatch.delenv("PETX_EXPERT_MIXTURE", raising=False)
+    assert path(emulated_kernels, rows, stacked) == ("hybrid" if hybrid else "fused")
+    for wanted in ("hybrid", "fused"):
+        monkeypatch.setenv("PETX_EXPERT_MIXTURE", wanted)
+        assert path(emulated_kernels, rows, stacked) == wanted
