@@ -28,7 +28,7 @@ class KernelFault(Exception):
 def build(sources, library, csrc=CSRC):
     """Compile ``sources`` (.cu and .cpp) together with the emulator into ``library``, in parallel."""
     includes = [f"-I{HERE}", f"-I{csrc}"]  # the emulator's primitives.cuh is found before the GPU's
-    sources = [*sources, HERE / "simt.cpp", HERE / "c_api.cpp"]
+    sources = [*sources, *sorted(HERE.glob("*.cpp"))]
     compiler = os.environ.get("CXX", "g++").split()
 
     def compiled(source):
@@ -38,7 +38,7 @@ def build(sources, library, csrc=CSRC):
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = list(pool.map(compiled, sources))
-    run([*compiler, "-shared", *objects, "-o", library])
+    run([*compiler, "-shared", "-Wl,-Bsymbolic", *objects, "-o", library])
     return library
 
 
@@ -72,7 +72,10 @@ class Counters(ctypes.Structure):
 
     _fields_ = [
         (name, ctypes.c_int64)
-        for name in "launches barriers global_read global_written matrix_products bank_conflicts".split()
+        for name in (
+            "launches barriers global_read global_written matrix_products bank_conflicts "
+            "distinct_read distinct_written sectors_read sectors_written"
+        ).split()
     ]
 
 
@@ -85,23 +88,25 @@ class Emulator:
         self.order = "ascending"
         self._guarded = []
 
-    def buffer(self, name, tensor, writable=False):
-        """The address of a copy of ``tensor`` that lies alone; None stays None."""
+    def buffer(self, name, tensor, writable=False, unwritten=False):
+        """The address of a copy of ``tensor`` that lies alone; None stays None. What is ``unwritten`` may be read only
+        where a kernel has written."""
         if tensor is None:
             return None
+        contents = 2 if unwritten else int(writable)  # Contents in simt.h
         size = tensor.numel() * tensor.element_size()
         room = torch.full((size + 2 * GUARD,), 0xFF, dtype=torch.uint8)
         view = room[GUARD : GUARD + size]
         view.copy_(tensor.detach().contiguous().reshape(-1).view(torch.uint8))
         self._guarded.append((tensor, view, room, writable))
-        self.library.simt_add_buffer(name.encode(), ctypes.c_void_p(view.data_ptr()), ctypes.c_int64(size), writable)
+        self.library.simt_add_buffer(name.encode(), ctypes.c_void_p(view.data_ptr()), ctypes.c_int64(size), contents)
         return view.data_ptr()
 
     def result(self, name, shape, dtype):
         """A tensor for a kernel's result, filled with NaN, and its address."""
         tensor = torch.empty(shape, dtype=dtype)
         tensor.view(-1).view(torch.uint8).fill_(0xFF)
-        return tensor, self.buffer(name, tensor, writable=True)
+        return tensor, self.buffer(name, tensor, writable=True, unwritten=True)
 
     def call(self, function, *arguments):
         """Run the library's ``function``, raise :class:`KernelFault` or fetch the results back."""
