@@ -25,21 +25,30 @@ class KernelFault(Exception):
     """A kernel did what a GPU leaves undefined; the text is the emulator's report."""
 
 
-def build(sources, library, csrc=CSRC):
+def build(sources, library, csrc=CSRC, flags=FLAGS):
     """Compile ``sources`` (.cu and .cpp) together with the emulator into ``library``, in parallel."""
-    includes = [f"-I{HERE}", f"-I{csrc}"]  # the emulator's primitives.cuh is found before the GPU's
     sources = [*sources, *sorted(HERE.glob("*.cpp"))]
-    compiler = os.environ.get("CXX", "g++").split()
 
     def compiled(source):
-        target = library.with_name(f"{library.stem}-{source.parent.name}-{source.stem}.o")
-        run([*compiler, *FLAGS, *includes, "-x", "c++", "-c", source, "-o", target])
-        return target
+        return compile_unit(source, library.with_name(f"{library.stem}-{source.parent.name}-{source.stem}.o"), csrc, flags)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(compiled, sources))
-    run([*compiler, "-shared", "-Wl,-Bsymbolic", *objects, "-o", library])
+        return link(list(pool.map(compiled, sources)), library, flags)
+
+
+def compile_unit(source, target, csrc=CSRC, flags=FLAGS):
+    """One object file; the emulator's primitives.cuh is found before the GPU's."""
+    run([*compiler(), *flags, f"-I{HERE}", f"-I{csrc}", "-x", "c++", "-c", source, "-o", target])
+    return target
+
+
+def link(objects, library, flags=()):
+    run([*compiler(), *flags, "-shared", "-Wl,-Bsymbolic", *objects, "-o", library])
     return library
+
+
+def compiler():
+    return os.environ.get("CXX", "g++").split()
 
 
 def run(command):
@@ -84,7 +93,7 @@ class Emulator:
 
     def __init__(self, library):
         self.library = ctypes.CDLL(str(library))
-        self.library.simt_report.restype = ctypes.c_char_p
+        self.library.simt_report.restype = self.library.simt_conflicts.restype = ctypes.c_char_p
         self.order = "ascending"
         self._guarded = []
 
@@ -127,3 +136,7 @@ class Emulator:
         counters = Counters()
         self.library.simt_counters(ctypes.byref(counters))
         return counters
+
+    def conflicts(self):
+        """ "file:line: count" of each place with bank conflicts since the last reset."""
+        return self.library.simt_conflicts().decode()
