@@ -122,7 +122,9 @@ def test_dropout_mask(dropout, dtype, emulator):
     open_case = site("open", batch=(2, 35), d=67, r=8, x=False)
     dropped, whole = case.run(tensors), open_case.run(open_tensors)
     keep = (philox_uniform(DROPOUT_SEED, dropped.numel()) >= int(dropout * 2**24)).reshape(dropped.shape)
-    assert torch.equal(dropped != 0, keep & (whole != 0)) and keep.double().mean() == pytest.approx(1 - dropout, abs=0.05)
+    assert torch.equal(dropped != 0, keep & (whole != 0)) and keep.double().mean() == pytest.approx(
+        1 - dropout, abs=0.05
+    )
     torch.testing.assert_close(dropped[keep], whole[keep] / (1 - dropout), rtol=4 * torch.finfo(dtype).eps, atol=0)
     # The up bias' gradient is the column's sum of kept gradients; of ones, that of the mask.
     dropped.backward(torch.ones_like(dropped))

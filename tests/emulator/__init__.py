@@ -30,7 +30,9 @@ def build(sources, library, csrc=CSRC, flags=FLAGS):
     sources = [*sources, *sorted(HERE.glob("*.cpp"))]
 
     def compiled(source):
-        return compile_unit(source, library.with_name(f"{library.stem}-{source.parent.name}-{source.stem}.o"), csrc, flags)
+        return compile_unit(
+            source, library.with_name(f"{library.stem}-{source.parent.name}-{source.stem}.o"), csrc, flags
+        )
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return link(list(pool.map(compiled, sources)), library, flags)
@@ -56,9 +58,9 @@ def run(command):
     assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}"
 
 
-def build_kernels(library, csrc=CSRC):
+def build_kernels(library, csrc=CSRC, flags=FLAGS):
     """All of ``csrc/cuda`` with what calls it."""
-    return build([*sorted(csrc.glob("cuda/*.cu")), *sorted(HERE.glob("operations/*.cpp"))], library, csrc)
+    return build([*sorted(csrc.glob("cuda/*.cu")), *sorted(HERE.glob("operations/*.cpp"))], library, csrc, flags)
 
 
 def kernels():

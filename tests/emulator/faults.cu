@@ -2,6 +2,8 @@
 //
 // `fault` picks the mistake; 0 is the kernel as it should be. Each reverses or sums 64 numbers by way of shared memory.
 
+#include <memory>
+
 #include "cuda/primitives.cuh"
 
 namespace petx::cuda {
@@ -164,6 +166,15 @@ PETX_KERNEL void warps(const float* in, float* out, int fault) {
   write(out + t, value);
 }
 
+// Mistakes beside the memory that the emulator watches, for the sanitizers.
+enum PlainFault { plain_right, register_array, table, overflow };
+
+PETX_KERNEL void plain(const int* table, int fault) {
+  int four[4] = {1, 2, 3, 4}, index = thread_index() % 4 + (fault == PlainFault::register_array);
+  int large = 0x7fffffff - four[index] + (fault == PlainFault::overflow ? 5 : 0);
+  if (table[fault == PlainFault::table ? 4 : 0] == large) sync_warp(1u << thread_index());
+}
+
 }  // namespace
 }  // namespace petx::cuda
 
@@ -174,6 +185,10 @@ extern "C" int run_reverse(const float* in, float* out, int fault) {
 }
 extern "C" int run_warps(const float* in, float* out, int fault) {
   return launch(warps, 1, 1, 128, 128 * sizeof(float), nullptr, in, out, fault);
+}
+extern "C" int run_plain(int fault) {
+  std::unique_ptr<int[]> table(new int[4]{});
+  return launch(plain, 1, 1, 32, 0, nullptr, table.get(), fault);
 }
 extern "C" int run_copy(const float* in, float* out, int fault) {
   return launch(copy, 1, 1, 32, 64 * 16, nullptr, in, out, fault);
