@@ -13,7 +13,7 @@ REVERSE = {
     "missing_barrier": "race: reads 4 bytes of shared memory|which nobody has written",
     "missing_reuse_barrier": "race: (reads|writes) 4 bytes of shared memory",
     "divergent_barrier": "reaches a block barrier while .* threads wait at another one, faults.cu",
-    "missed_barrier": "deadlock in block(.|\n)*63 threads .* wait at the block barrier(.|\n)*1 threads .40; warp 1. have left",
+    "missed_barrier": "deadlock in(.|\n)*63 threads .* wait at the block barrier(.|\n)*threads .40; warp 1. have left",
     "shared_out_of_bounds": "is out of bounds: 4 bytes of shared memory at 256 of 256",
     "shared_misaligned": "is misaligned: 4 bytes of shared memory",
     "shared_never_written": "which nobody has written",

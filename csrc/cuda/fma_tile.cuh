@@ -15,7 +15,7 @@ class FmaTile {
  public:
   using T = S;
   using C = Compute<T>;
-  static constexpr int kThreads = 256, kM = 64, kN = 64;
+  static constexpr int kThreads = kTileLaunch.threads, kM = 64, kN = 64;
 
  private:
   // What a warp stages at a time lies in different banks: 16 deep two rows of floats, or in each turn one of doubles.
@@ -43,7 +43,7 @@ class FmaTile {
       stage(left, a, k0, depth);
       stage(right, b, k0, depth);
       sync_block();
-#pragma unroll 4
+#pragma unroll 2  // more takes registers that two blocks do not leave
       for (int k = 0; k < kDepth; ++k) {
         C l[4], r[4];
 #pragma unroll

@@ -15,7 +15,7 @@ class MmaTile {
  public:
   using T = S;
   using C = Compute<T>;
-  static constexpr int kThreads = 256, kM = 64, kN = 64;
+  static constexpr int kThreads = kTileLaunch.threads, kM = 64, kN = 64;
 
  private:
   static constexpr int kDepth = 64, kPack = 8, kLinePacks = kDepth / kPack;

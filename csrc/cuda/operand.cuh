@@ -1,6 +1,7 @@
 // What goes into a tile of a matrix product, and where its result lies.
 #pragma once
 
+#include "cuda/launch.cuh"
 #include "cuda/primitives.cuh"
 
 namespace petx::cuda {

@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.emulator import FLAGS, HERE, build_kernels, compiler
+from tests.emulator import FLAGS, build_kernels, compiler
 
 # Stacks of fibers are no stacks that the sanitizer knows, so it leaves the stack's variables alone.
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "--param", "asan-stack=0"]

@@ -34,7 +34,7 @@ MUTATIONS = [
     # copies and stages
     Mutation("waits for one group too few", MMA, r"wait_copies<1>\(\)", "wait_copies<2>()"),
     Mutation("does not wait for the last group", MMA, r"wait_copies<0>\(\)", "wait_copies<1>()"),
-    Mutation("waits for every group at once", MMA, r"wait_copies<0>\(\);", ";"),
+    Mutation("last wait missing", MMA, r"wait_copies<0>\(\);", ";"),
     Mutation("lost commit", MMA, r"commit_copies\(\);", ";"),
     Mutation("next chunk into the stage in use", MMA, r"stage\(\(chunk \+ 1\) % 2", "stage(chunk % 2"),
     Mutation("stale stage multiplied", MMA, r"left\(chunk % 2 \*", "left((chunk + 1) % 2 *"),
@@ -113,5 +113,5 @@ MUTATIONS = [
     Mutation("a warp's tokens twice", SUMS, r"t \+= kWarps", "t += kWarps - 1"),
     Mutation("a warp's sum left out", SUMS, r"k = 1; k < kWarps", "k = 2; k < kWarps"),
     Mutation("lost weight of a token", SUMS, r"\(job.weight \? read\(job.weight \+ t\) : C\(1\)\)", "C(1)"),
-    Mutation("more splits than the formula", SUMS, r"\(n \+ 511\) / 512", "(n + 255) / 256"),
+    Mutation("more splits than the formula", "launch.cuh", r"\(tokens \+ 511\) / 512", "(tokens + 255) / 256"),
 ]
