@@ -1,44 +1,118 @@
 """The CUDA kernels, judged by the real compiler where there is one, and a library that holds them."""
 
+import importlib.util
+import os
 import re
+import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from buildtools.compile import NVCC_FLAGS
-from buildtools.cuda import CudaPlan, _find_nvcc
+from buildtools.cuda import _find_nvcc
 from petx import ops
 from tests.cases import CASES, TABLES
 from tests.checks import outputs
 from tests.emulator import CSRC
 
-ARCHITECTURES = ["8.0", "9.0", "10.0", "12.0"]
+ARCHITECTURES = ["sm_80", "sm_90", "sm_100", "sm_120"]
+READ = ["sm_80", "sm_90"]  # whose machine code is read
 SOURCES = sorted(CSRC.glob("cuda/*.cu"))
 # -v tells of each kernel: its registers, and what did not fit into them.
 STRICT = ["-Werror", "all-warnings", "-Xcompiler=-Wall,-Wextra,-Werror", "-Xptxas=-v"]
+# PTX -> what it becomes.
+INSTRUCTIONS = {"mma.sync": "HMMA", "ldmatrix": "LDSM", "cp.async": "LDGSTS"}
 
 nvcc = _find_nvcc()
 BUILD = ops._C.build_info() if ops._C else {"cuda_mode": f"no library: {ops._load_error}"}
 
 
+def tool_folders():
+    """Where cuobjdump and nvdisasm may lie: of the packages nvidia-cuda-cuobjdump and nvidia-cuda-nvdisasm, on PATH."""
+    found = importlib.util.find_spec("nvidia")
+    packaged = [
+        str(path) for root in (found.submodule_search_locations if found else ()) for path in Path(root).glob("*/bin")
+    ]
+    return os.pathsep.join([*packaged, os.environ["PATH"]])
+
+
+cuobjdump = shutil.which("cuobjdump", path=tool_folders())
+if not shutil.which("nvdisasm", path=tool_folders()):
+    cuobjdump = None
+
+
+def run(*command):
+    done = subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, env=os.environ | {"PATH": tool_folders()}
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
 @pytest.mark.skipif(nvcc is None, reason="no nvcc in CUDA_HOME, on PATH or in /usr/local/cuda")
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
 def test_compiles_without_spills(source, tmp_path):
-    flags = [*NVCC_FLAGS, *STRICT, f"-I{CSRC}", *CudaPlan("check", architectures=ARCHITECTURES).compile_flags()]
-    command = [nvcc, *flags, "--threads", "2", "-c", source, "-o", tmp_path / "kernel.o"]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    kernels = re.findall(
+    """Everything fits into registers and shared memory as the launch table (launch.cuh) claims, and the machine code
+    has the instructions that the kernel asks for.
+
+    One PTX for the oldest architecture is assembled for all: the sources ask for no architecture.
+    """
+    assert not re.search("__CUDA_ARCH__ *[<>=]", source.read_text())
+    gencode = f"-gencode=arch=compute_80,code=[{','.join(ARCHITECTURES)}]"
+    target = tmp_path / "kernel.o"
+    keep = ["--keep", "--keep-dir", tmp_path]
+    report = run(nvcc, *NVCC_FLAGS, *STRICT, f"-I{CSRC}", gencode, "--threads", 0, *keep, "-c", source, "-o", target)
+    entries = ptx_entries(tmp_path / f"{source.stem}.ptx")
+    assert bool(entries) == ("PETX_KERNEL" in source.read_text())
+    used = re.findall(
         r"Compiling entry function '(\w+)' for '(sm_\d+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
         r"(\d+) bytes spill loads.*?Used (\d+) registers",
-        done.stdout + done.stderr,
+        report,
         re.DOTALL,
     )
-    assert "PETX_KERNEL" not in source.read_text() or {k[1] for k in kernels} == {"sm_80", "sm_90", "sm_100", "sm_120"}
-    for name, architecture, stack, stores, loads, registers in kernels:
-        assert (int(stack), int(stores), int(loads)) == (0, 0, 0), f"{name} on {architecture}: {registers} registers"
+    assert {(name, arch) for name, arch, *_ in used} == {(name, arch) for name in entries for arch in ARCHITECTURES}
+    for name, arch, stack, stores, loads, registers in used:
+        assert (int(stack), int(stores), int(loads)) == (0, 0, 0), f"{name} on {arch}: {registers} registers"
+        threads, blocks, _ = entries[name]
+        room = 65536 // (threads * blocks)
+        assert int(registers) <= room, f"{name} on {arch}: {registers} registers, {blocks} blocks leave {room}"
+    if cuobjdump and entries:
+        for arch in READ:
+            check_machine_code(run(cuobjdump, "-arch", arch, "--dump-sass", target), entries)
+
+
+def ptx_entries(path):
+    """Kernel -> threads of a block and blocks of a multiprocessor by its launch bounds, its PTX."""
+    entries = {}
+    for text in re.split(r"\.entry ", path.read_text())[1:] if path.is_file() else ():
+        name, bounds = re.match(r"\w+", text)[0], text.partition("{")[0]
+        threads, blocks = (re.search(rf"\.{word} (\d+)", bounds) for word in ("maxntid", "minnctapersm"))
+        assert threads and blocks, f"{name} has no launch bounds; take them from launch.cuh"
+        entries[name] = int(threads[1]), int(blocks[1]), text
+    return entries
+
+
+def check_machine_code(text, entries):
+    functions = dict(re.findall(r"Function : (\w+)(.*?)(?=Function :|\Z)", text, re.DOTALL))
+    assert functions.keys() == entries.keys()
+    for name, code in functions.items():
+        assert not re.search(r"\b(LDL|STL)\b", code), f"{name} has local memory"
+        for asked, instruction in INSTRUCTIONS.items():
+            assert (asked in entries[name][2]) == (instruction in code), f"{name}: {asked} without {instruction}"
+    # A source that multiplies does so on the matrix units in both 16-bit types.
+    if any("mma.sync" in ptx for *_, ptx in entries.values()):
+        for dtype in ("BFloat16", "Half"):
+            assert any(dtype in name and "HMMA" in code for name, code in functions.items())
+
+
+@pytest.mark.skipif(
+    cuobjdump is None, reason="no machine code is read: pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm"
+)
+def test_machine_code_can_be_read():
+    assert "nvdisasm" in run(shutil.which("nvdisasm", path=tool_folders()), "--help")
 
 
 holds_cuda = pytest.mark.skipif(

@@ -1,25 +1,132 @@
-"""What the site's CUDA kernels cost, counted by the emulator."""
+"""What the site's CUDA kernels cost, counted by the emulator, and that forward and backward drop the same values."""
 
 import pytest
 import torch
 
-from tests.cases.gated_adapter import site
+from petx.reference import philox_uniform
+from tests.cases.gated_adapter import DROPOUT_SEED, site
+from tests.checks import outputs_and_grads
+from tests.emulator.contracts import Cost, counted, hold, hold_conflicts
+
+# Whole tiles and ragged ones; several blocks, several tiles of every width, two splits of tokens.
+SITES = [
+    site("whole", batch=(1, 128), d=128, r=64, bias=False, x=False),
+    site("ragged", batch=(1, 70), d=136, r=72, x=False),
+    site("splits", batch=(2, 300), d=64, r=16, bias=False, x=False),
+    site("pair", batch=(1, 64), d=128, r=32, heads=2, x=False),
+    site("large", batch=(1, 128), d=128, r=64, r_g=64, granularity="large"),
+    site("large-ragged", batch=(1, 70), d=136, r=72, r_g=80, granularity="large"),
+    site("middleY", batch=(1, 128), d=72, r=16, granularity="middleY", x=False),
+    site("middleY-residual", batch=(1, 70), d=128, r=16, granularity="middleY", residual=True),
+]
+
+
+def sizes(case):
+    n = case.shapes["h"][0] * case.shapes["h"][1]
+    d, r = case.shapes["h"][2], case.shapes["down_weight"][0]
+    r_g = case.shapes["gate_down_weight"][0] if "gate_down_weight" in case.shapes else 0
+    return n, d, r, r_g, case.options.get("heads", 1), "up_bias" in case.shapes
+
+
+def cost_of_a_look(cost, case):
+    """S and G of every value: the up products, h, the biases, a gate vector, a residual."""
+    n, d, r, r_g, heads, bias = sizes(case)
+    for _ in range(heads):
+        cost.product(n, d // heads, r // heads)
+    cost.reads(n * d, n * d * bias)
+    if r_g:
+        cost.product(n, d, r_g)
+        cost.reads(n * d * bias)
+    cost.reads(n * d * (case.options.get("granularity") == "middleY"))
+
+
+def cost_forward(case, size):
+    n, d, r, r_g, heads, bias = sizes(case)
+    cost = Cost(size)
+    for rank in (r, *([r_g] if r_g else [])):
+        cost.product(n, rank, d)  # down: z is written, read again for its gelu, which is written
+        cost.reads(n * rank, n * rank * bias)
+        cost.writes(2 * n * rank)
+    cost_of_a_look(cost, case)
+    cost.reads(n * d * case.options.get("residual", False))
+    cost.writes(n * d)
+    return cost, 1
+
+
+def cost_backward(case, size):
+    n, d, r, r_g, heads, bias = sizes(case)
+    x, middle_y = "x" in case.shapes, case.options.get("granularity") == "middleY"
+    cost = Cost(size)
+    for rank in (r, r_g):
+        cost.reads(n * rank)  # gelu of z and, later, its slope
+        cost.writes(n * rank)
+    cost_of_a_look(cost, case)
+    cost.reads(n * d)  # dout
+    cost.writes(n * d, n * d * bool(r_g), n * d * x)  # dS, the gate's, dx
+    if middle_y:
+        cost.writes(-(-n // 64) * d, size=4)  # a block's sum
+    for _ in range(heads):
+        cost.product(n, r // heads, d // heads)
+    cost.reads(n * r)
+    cost.writes(n * r)
+    cost.product(n, d, r)
+    cost.reads(n * d)
+    cost.writes(n * d)  # dh
+    if r_g:
+        cost.product(n, r_g, d)
+        cost.reads(n * r_g)
+        cost.writes(n * r_g)
+        cost.product(n, d, r_g)
+        cost.reads(n * d)
+        cost.writes(n * d)  # dx again
+    products = [(d // heads, r // heads, heads), (r, d, 1), *([(d, r_g, 1), (r_g, d, 1)] if r_g else [])]
+    widths = [d, r, *([r_g, d] if r_g else [])] if bias else []
+    finished = [(-(-n // 64), d)] if middle_y else []
+    cost.token_sums(n, products, [(width, 1, 0) for width in widths], finished)
+    return cost, 3 + bool(widths)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_bytes_and_products(dtype, emulator):
-    """The forward's cost by formula: each value asked for and written as often as the tiling says, and no more."""
-    n, d, r = 128, 128, 64  # two blocks of rows, two tiles of columns, one of the rank
-    case = site("cost", batch=(1, n), d=d, r=r, bias=False, x=False)
-    tensors = case.inputs(dtype, requires_grad=False)
-    case.run(tensors)
-    counters, size, blocks = emulator.counters(), tensors["h"].element_size(), n // 64
-    # Down: h and the weight, then z for its gelu; up, for each tile of columns: gelu(z) and the weight's rows, then h.
-    read = n * d + blocks * r * d + n * r + 2 * n * r + blocks * d * r + n * d
-    assert counters.launches == 1
-    assert counters.global_read == read * size
-    assert counters.global_written == (2 * n * r + n * d) * size
-    per_tile = 8 * 4  # warps of 16 rows by 32 columns, in products of 16 by 8
-    chunks = blocks * (d // 64 + d // 64 * r // 64)
-    assert counters.matrix_products == (0 if dtype == torch.float32 else chunks * 4 * per_tile)
-    assert counters.bank_conflicts == 0
+@pytest.mark.parametrize("case", SITES, ids=str)
+def test_cost(case, dtype, emulator):
+    """Each value asked for and written as often as the tiling says, and no more; no bank conflicts."""
+    tensors = case.inputs(dtype)
+    with counted(emulator) as found:
+        out = case.run(tensors)
+    hold(found[0], *cost_forward(case, dtype.itemsize))
+    hold_conflicts(emulator)
+    with counted(emulator) as found:
+        out.backward(torch.ones_like(out))
+    hold(found[0], *cost_backward(case, dtype.itemsize))
+    hold_conflicts(emulator)
+
+
+@pytest.mark.parametrize("granularity", ["none", "large", "middleX", "middleY", "small"])
+def test_launches_do_not_depend_on_the_shape(granularity, emulator):
+    counts = set()
+    for batch, d, r in (((1, 1), 8, 2), ((3, 50), 72, 16), ((2, 40), 37, 5)):
+        case = site("launches", batch=batch, d=d, r=r, granularity=granularity)
+        emulator.library.simt_reset_counters()
+        outputs_and_grads(case.run, case.inputs(torch.float32))
+        counts.add(emulator.counters().launches)
+    assert len(counts) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dropout", [0.0, 0.1, 0.9])
+def test_dropout_mask(dropout, dtype, emulator):
+    """The mask is the reference's, and the gradient passes where the value did, by the same factor."""
+    case = site("mask", batch=(2, 35), d=67, r=8, x=False, dropout=dropout)
+    tensors = case.inputs(dtype)
+    open_tensors = {name: t.detach().clone().requires_grad_() for name, t in tensors.items()}
+    open_case = site("open", batch=(2, 35), d=67, r=8, x=False)
+    dropped, whole = case.run(tensors), open_case.run(open_tensors)
+    keep = (philox_uniform(DROPOUT_SEED, dropped.numel()) >= int(dropout * 2**24)).reshape(dropped.shape)
+    assert torch.equal(dropped != 0, keep & (whole != 0)) and keep.double().mean() == pytest.approx(
+        1 - dropout, abs=0.05
+    )
+    torch.testing.assert_close(dropped[keep], whole[keep] / (1 - dropout), rtol=4 * torch.finfo(dtype).eps, atol=0)
+    # The up bias' gradient is the column's sum of kept gradients; of ones, that of the mask.
+    dropped.backward(torch.ones_like(dropped))
+    expected = (keep / (1 - dropout)).sum((0, 1))
+    torch.testing.assert_close(tensors["up_bias"].grad.double(), expected.double(), rtol=0.02, atol=0)

@@ -43,6 +43,7 @@ class Workspace {
 // 16-bit types have matrix units, the others are multiplied plainly.
 template <class T>
 using TileOf = std::conditional_t<sizeof(T) == 2, MmaTile<T>, FmaTile<T>>;
+static_assert(fits(kTileLaunch, TileOf<double>::shared_bytes(2)) && fits(kTileLaunch, TileOf<Half>::shared_bytes(2)));
 
 // Calls f.operator()<T>() with a dtype's storage type.
 template <class F>

@@ -2,7 +2,7 @@
 //
 // A block of 256 threads computes 64 x 64 results, 4 x 4 a thread: 8 values read from shared memory serve 16
 // multiply-adds, which is what the units can be fed. Operands pass through shared memory 16 deep and already in the
-// compute type, transposed so that a warp reads consecutive words (a row's stride of 65 keeps the stores apart).
+// compute type, transposed so that a warp reads consecutive words.
 // The result lands in shared memory, where each thread finds whole pieces of one row for the work that follows.
 #pragma once
 
@@ -15,21 +15,22 @@ class FmaTile {
  public:
   using T = S;
   using C = Compute<T>;
-  static constexpr int kThreads = 256, kM = 64, kN = 64;
+  static constexpr int kThreads = kTileLaunch.threads, kM = 64, kN = 64;
 
  private:
-  static constexpr int kDepth = 16, kStride = kM + 1, kResultStride = kN + 1;
+  // What a warp stages at a time lies in different banks: 16 deep two rows of floats, or in each turn one of doubles.
+  static constexpr int kDepth = 16, kStride = sizeof(C) == 4 ? kM + 2 : kM + 1;
   static constexpr int kOperandBytes = kDepth * kStride * sizeof(C);
 
  public:
-  static constexpr int kResultBytes = kM * kResultStride * sizeof(C);
+  static constexpr int kResultBytes = kM * kN * sizeof(C);
   static constexpr int shared_bytes(int results) { return 2 * kOperandBytes + results * kResultBytes; }
 
   // Result number `slot` of the block: element (row, column).
-  PETX_DEVICE static C result(int slot, int row, int column) { return results(slot).get(row * kResultStride + column); }
+  PETX_DEVICE static C result(int slot, int row, int column) { return results(slot).get(result_place(row, column)); }
 
   PETX_DEVICE static void set_result(int slot, int row, int column, C value) {
-    results(slot).set(row * kResultStride + column, value);
+    results(slot).set(result_place(row, column), value);
   }
 
   // result(slot) = A B^T over `depth`, ready for every thread.
@@ -42,7 +43,7 @@ class FmaTile {
       stage(left, a, k0, depth);
       stage(right, b, k0, depth);
       sync_block();
-#pragma unroll 4
+#pragma unroll 2  // more takes registers that two blocks do not leave
       for (int k = 0; k < kDepth; ++k) {
         C l[4], r[4];
 #pragma unroll
@@ -59,7 +60,7 @@ class FmaTile {
 #pragma unroll
     for (int i = 0; i < 4; ++i)
 #pragma unroll
-      for (int j = 0; j < 4; ++j) results(slot).set((row + i) * kResultStride + column + 16 * j, sum[i][j]);
+      for (int j = 0; j < 4; ++j) set_result(slot, row + i, column + 16 * j, sum[i][j]);
     sync_block();
   }
 

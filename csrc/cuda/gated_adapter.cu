@@ -117,7 +117,7 @@ class Forward : Site<T> {
 };
 
 template <class T>
-PETX_KERNEL void __launch_bounds__(TileOf<T>::kThreads, 2)
+PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
     site_forward(GatedAdapterParams p, Hidden<T> hidden, T* out, Stage stage) {
   Forward<T>(p, hidden, block_x(), out).run(stage);
 }

@@ -223,7 +223,7 @@ class Backward : Site<T> {
 };
 
 template <class T>
-PETX_KERNEL void __launch_bounds__(TileOf<T>::kThreads, 2)
+PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
     site_backward(GatedAdapterParams p, GatedAdapterGrads g, Intermediate<T> to, Stage stage) {
   Backward<T>(p, g, to, block_x()).run(stage);
 }

@@ -15,22 +15,22 @@ class MmaTile {
  public:
   using T = S;
   using C = Compute<T>;
-  static constexpr int kThreads = 256, kM = 64, kN = 64;
+  static constexpr int kThreads = kTileLaunch.threads, kM = 64, kN = 64;
 
  private:
-  static constexpr int kDepth = 64, kPack = 8, kLinePacks = kDepth / kPack, kResultStride = kN + 1;
+  static constexpr int kDepth = 64, kPack = 8, kLinePacks = kDepth / kPack;
   static constexpr int kStageBytes = kM * kDepth * sizeof(T), kOperandBytes = 2 * kStageBytes;
   static constexpr int kWarpRows = 16, kWarpColumns = 32;
   static_assert(kM == kN && kM == kDepth, "one routine stages either operand in either direction");
 
  public:
-  static constexpr int kResultBytes = kM * kResultStride * sizeof(C);
+  static constexpr int kResultBytes = kM * kN * sizeof(C);
   static constexpr int shared_bytes(int results) { return 2 * kOperandBytes + results * kResultBytes; }
 
   // Result number `slot` of the block: element (row, column).
-  PETX_DEVICE static C result(int slot, int row, int column) { return results(slot).get(row * kResultStride + column); }
+  PETX_DEVICE static C result(int slot, int row, int column) { return results(slot).get(result_place(row, column)); }
   PETX_DEVICE static void set_result(int slot, int row, int column, C value) {
-    results(slot).set(row * kResultStride + column, value);
+    results(slot).set(result_place(row, column), value);
   }
 
   // result(slot) = A B^T over `depth`, ready for every thread.

@@ -18,12 +18,39 @@ PETX_DEVICE int64_t block_x() { return blockIdx.x; }
 PETX_DEVICE int64_t block_y() { return blockIdx.y; }
 
 PETX_DEVICE void sync_block() { __syncthreads(); }
-
-// The value of the lane whose number differs in the bits of `mask`; the whole warp must ask.
-template <class T>
-PETX_DEVICE T shuffle_xor(T value, int mask) {
-  return __shfl_xor_sync(0xffffffffu, value, mask);
+// Barrier 1 to 15 for `threads` threads of the block, which are whole warps.
+PETX_DEVICE void sync_group(int barrier, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
+
+// Below, `lanes` names those of the warp that take part: each of them must call, with the same `lanes`.
+constexpr uint32_t kWholeWarp = 0xffffffffu;
+
+PETX_DEVICE void sync_warp(uint32_t lanes = kWholeWarp) { __syncwarp(lanes); }
+
+// The value of the lane whose number differs in the bits of `mask`, is lower or higher by `by`, or is `from`; at the
+// warp's ends a lane's own.
+template <class T>
+PETX_DEVICE T shuffle_xor(T value, int mask, uint32_t lanes = kWholeWarp) {
+  return __shfl_xor_sync(lanes, value, mask);
+}
+template <class T>
+PETX_DEVICE T shuffle_up(T value, int by, uint32_t lanes = kWholeWarp) {
+  return __shfl_up_sync(lanes, value, by);
+}
+template <class T>
+PETX_DEVICE T shuffle_down(T value, int by, uint32_t lanes = kWholeWarp) {
+  return __shfl_down_sync(lanes, value, by);
+}
+template <class T>
+PETX_DEVICE T shuffle(T value, int from, uint32_t lanes = kWholeWarp) {
+  return __shfl_sync(lanes, value, from);
+}
+
+// One bit a lane: who votes yes.
+PETX_DEVICE uint32_t ballot(bool vote, uint32_t lanes = kWholeWarp) { return __ballot_sync(lanes, vote); }
+PETX_DEVICE bool any_of_warp(bool vote, uint32_t lanes = kWholeWarp) { return __any_sync(lanes, vote); }
+PETX_DEVICE bool all_of_warp(bool vote, uint32_t lanes = kWholeWarp) { return __all_sync(lanes, vote); }
 
 // Global memory.
 template <class T>

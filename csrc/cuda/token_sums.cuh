@@ -10,13 +10,11 @@
 
 namespace petx::cuda {
 
-// Splits of at least 512 tokens, at most 16: enough blocks for every multiprocessor beside some 50 tiles a weight,
-// and partial sums that stay in the second-level cache.
+// Tokens cut into splits of one size, but for the last.
 struct Splits {
   int64_t rows, size, count;
   explicit Splits(int64_t n) : rows(n), size(0), count(0) {
-    int64_t wanted = (n + 511) / 512;
-    wanted = wanted > 16 ? 16 : wanted;
+    int64_t wanted = token_splits(n);
     size = (n + wanted - 1) / wanted;
     count = (n + size - 1) / size;
   }
@@ -44,7 +42,7 @@ struct WeightGrads {
 };
 
 template <class T, int kMost>
-PETX_KERNEL void __launch_bounds__(TileOf<T>::kThreads, 2) weight_grads(WeightGrads<T, kMost> all) {
+PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks) weight_grads(WeightGrads<T, kMost> all) {
   using Tile = TileOf<T>;
   int64_t tile = block_x();
   int number = 0;
@@ -89,9 +87,9 @@ struct ColumnSums {
 
 // A warp's lanes read neighbouring columns, its eight warps take every eighth token.
 template <class T, int kMost>
-PETX_KERNEL void __launch_bounds__(256) column_sums(ColumnSums<T, kMost> all) {
+PETX_KERNEL void __launch_bounds__(kSumLaunch.threads, kSumLaunch.blocks) column_sums(ColumnSums<T, kMost> all) {
   using C = Compute<T>;
-  constexpr int kColumns = ColumnSum<T>::kColumns, kWarps = 256 / kColumns;
+  constexpr int kColumns = ColumnSum<T>::kColumns, kWarps = kSumLaunch.threads / kColumns;
   int64_t block = block_x();
   int number = 0;
   while (block >= all.each[number].blocks()) block -= all.each[number++].blocks();
@@ -132,7 +130,7 @@ struct Reductions {
 };
 
 template <class T, int kMost>
-PETX_KERNEL void __launch_bounds__(256) reduce(Reductions<T, kMost> all) {
+PETX_KERNEL void __launch_bounds__(kSumLaunch.threads, kSumLaunch.blocks) reduce(Reductions<T, kMost> all) {
   using C = Compute<T>;
   int64_t block = block_x();
   int number = 0;

@@ -25,21 +25,32 @@ class KernelFault(Exception):
     """A kernel did what a GPU leaves undefined; the text is the emulator's report."""
 
 
-def build(sources, library, csrc=CSRC):
+def build(sources, library, csrc=CSRC, flags=FLAGS):
     """Compile ``sources`` (.cu and .cpp) together with the emulator into ``library``, in parallel."""
-    includes = [f"-I{HERE}", f"-I{csrc}"]  # the emulator's primitives.cuh is found before the GPU's
-    sources = [*sources, HERE / "simt.cpp", HERE / "c_api.cpp"]
-    compiler = os.environ.get("CXX", "g++").split()
+    sources = [*sources, *sorted(HERE.glob("*.cpp"))]
 
     def compiled(source):
-        target = library.with_name(f"{library.stem}-{source.parent.name}-{source.stem}.o")
-        run([*compiler, *FLAGS, *includes, "-x", "c++", "-c", source, "-o", target])
-        return target
+        return compile_unit(
+            source, library.with_name(f"{library.stem}-{source.parent.name}-{source.stem}.o"), csrc, flags
+        )
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(compiled, sources))
-    run([*compiler, "-shared", *objects, "-o", library])
+        return link(list(pool.map(compiled, sources)), library, flags)
+
+
+def compile_unit(source, target, csrc=CSRC, flags=FLAGS):
+    """One object file; the emulator's primitives.cuh is found before the GPU's."""
+    run([*compiler(), *flags, f"-I{HERE}", f"-I{csrc}", "-x", "c++", "-c", source, "-o", target])
+    return target
+
+
+def link(objects, library, flags=()):
+    run([*compiler(), *flags, "-shared", "-Wl,-Bsymbolic", *objects, "-o", library])
     return library
+
+
+def compiler():
+    return os.environ.get("CXX", "g++").split()
 
 
 def run(command):
@@ -47,9 +58,9 @@ def run(command):
     assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}"
 
 
-def build_kernels(library, csrc=CSRC):
+def build_kernels(library, csrc=CSRC, flags=FLAGS):
     """All of ``csrc/cuda`` with what calls it."""
-    return build([*sorted(csrc.glob("cuda/*.cu")), *sorted(HERE.glob("operations/*.cpp"))], library, csrc)
+    return build([*sorted(csrc.glob("cuda/*.cu")), *sorted(HERE.glob("operations/*.cpp"))], library, csrc, flags)
 
 
 def kernels():
@@ -72,7 +83,10 @@ class Counters(ctypes.Structure):
 
     _fields_ = [
         (name, ctypes.c_int64)
-        for name in "launches barriers global_read global_written matrix_products bank_conflicts".split()
+        for name in (
+            "launches barriers global_read global_written matrix_products bank_conflicts "
+            "distinct_read distinct_written sectors_read sectors_written"
+        ).split()
     ]
 
 
@@ -81,27 +95,29 @@ class Emulator:
 
     def __init__(self, library):
         self.library = ctypes.CDLL(str(library))
-        self.library.simt_report.restype = ctypes.c_char_p
+        self.library.simt_report.restype = self.library.simt_conflicts.restype = ctypes.c_char_p
         self.order = "ascending"
         self._guarded = []
 
-    def buffer(self, name, tensor, writable=False):
-        """The address of a copy of ``tensor`` that lies alone; None stays None."""
+    def buffer(self, name, tensor, writable=False, unwritten=False):
+        """The address of a copy of ``tensor`` that lies alone; None stays None. What is ``unwritten`` may be read only
+        where a kernel has written."""
         if tensor is None:
             return None
+        contents = 2 if unwritten else int(writable)  # Contents in simt.h
         size = tensor.numel() * tensor.element_size()
         room = torch.full((size + 2 * GUARD,), 0xFF, dtype=torch.uint8)
         view = room[GUARD : GUARD + size]
         view.copy_(tensor.detach().contiguous().reshape(-1).view(torch.uint8))
         self._guarded.append((tensor, view, room, writable))
-        self.library.simt_add_buffer(name.encode(), ctypes.c_void_p(view.data_ptr()), ctypes.c_int64(size), writable)
+        self.library.simt_add_buffer(name.encode(), ctypes.c_void_p(view.data_ptr()), ctypes.c_int64(size), contents)
         return view.data_ptr()
 
     def result(self, name, shape, dtype):
         """A tensor for a kernel's result, filled with NaN, and its address."""
         tensor = torch.empty(shape, dtype=dtype)
         tensor.view(-1).view(torch.uint8).fill_(0xFF)
-        return tensor, self.buffer(name, tensor, writable=True)
+        return tensor, self.buffer(name, tensor, writable=True, unwritten=True)
 
     def call(self, function, *arguments):
         """Run the library's ``function``, raise :class:`KernelFault` or fetch the results back."""
@@ -122,3 +138,7 @@ class Emulator:
         counters = Counters()
         self.library.simt_counters(ctypes.byref(counters))
         return counters
+
+    def conflicts(self):
+        """ "file:line: count" of each place with bank conflicts since the last reset."""
+        return self.library.simt_conflicts().decode()

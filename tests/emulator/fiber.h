@@ -14,26 +14,6 @@ namespace simt {
 #if defined(__x86_64__)
 
 extern "C" void simt_switch(void** save, void* load);
-asm(R"(
-.text
-.globl simt_switch
-simt_switch:
-  pushq %rbp
-  pushq %rbx
-  pushq %r12
-  pushq %r13
-  pushq %r14
-  pushq %r15
-  movq %rsp, (%rdi)
-  movq %rsi, %rsp
-  popq %r15
-  popq %r14
-  popq %r13
-  popq %r12
-  popq %rbx
-  popq %rbp
-  ret
-)");
 
 struct Context {
   void* stack_pointer = nullptr;

@@ -1,111 +1,163 @@
-"""Removes or spoils one line of the CUDA kernels at a time and asks whether the tests notice.
+"""Puts one mistake at a time into the CUDA kernels and asks whether a test notices.
 
-    python -m tests.emulator.mutants
+    python -m tests.emulator.mutants [--only MODULE] [--report docs/mutants.md]
 
-A mutant that survives is a hole in the tests (exit code 1). Takes about fifteen seconds a mutant on two cores.
+The mistakes are those of tests/emulator/mutations. One that nothing notices is a hole in the tests (exit code 1).
 """
 
+import argparse
+import os
 import re
 import shutil
 import sys
 import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import torch
-
-from tests.cases.gated_adapter import BART_TAIL, site
-from tests.cases.gated_adapter import CASES as TABLE
-from tests.checks import outputs_and_grads, wrong
-from tests.emulator import CSRC, Emulator, KernelFault, build_kernels
+from tests.emulator import CSRC, HERE, Emulator, KernelFault, compile_unit, link
+from tests.emulator.mutations import modules, mutations
 from tests.emulator.operations import in_place_of_cpu_kernels
 
-BY_NAME = {case.name: case for case in TABLE}
-
-CASES = [
-    site("wide-odd", batch=(1, 67), d=131, r=67, r_g=65, granularity="large", **BART_TAIL),
-    site("wide", batch=(1, 70), d=136, r=72, r_g=72, granularity="large", **BART_TAIL),
-    BY_NAME["pair"],
-    BY_NAME["small-masked"],
-    BY_NAME["middleX-bart"],
-    BY_NAME["middleY-sigmoid"],
-    BY_NAME["parallel-large-wide-x"],
-    BY_NAME["splits"],
-]
-
-# File, pattern, replacement: besides these, every barrier is taken out in turn.
-SPOILED = [
-    ("mma_tile.cuh", r"wait_copies<1>\(\)", "wait_copies<2>()"),
-    ("mma_tile.cuh", r"wait_copies<0>\(\)", "wait_copies<1>()"),
-    ("mma_tile.cuh", r"commit_copies\(\);", ";"),
-    ("mma_tile.cuh", r"stage\(\(chunk \+ 1\) % 2", "stage(chunk % 2"),
-    ("mma_tile.cuh", r"pack \^ line % 8", "pack"),
-    ("mma_tile.cuh", r"columns\[0\], columns\[1\]", "columns[1], columns[0]"),
-    ("mma_tile.cuh", r"aligned && line < lines", "aligned"),
-    ("mma_tile.cuh", r"\(pack \+ 1\) \* kPack <= length", "pack * kPack < length"),
-    ("mma_tile.cuh", r"line < lines && pack \* kPack \+ u < length", "line < lines"),
-    ("mma_tile.cuh", r"lane / 4 \+ e / 2 \* 8", "lane / 4 + e % 2 * 8"),
-    ("fma_tile.cuh", r"k0 \+ k < depth \? from\(i, k0 \+ k\) : C\(0\)", "k0 + k <= depth ? from(i, k0 + k) : C(0)"),
-    ("operand.cuh", r"if \(i >= count\) return Compute<T>\(0\);", ""),
-    ("gated_adapter_site.cuh", r"if \(!valid\(\)\) return;", ""),
-    ("gated_adapter_site.cuh", r"begin \+ c < end", "begin + c <= end"),
-    ("gated_adapter_site.cuh", r"value \+= shuffle_xor\(value, 1\);", ""),
-    ("gated_adapter_site.cuh", r"!only_counting \|\| counts", "only_counting || counts"),
-    ("gated_adapter_site.cuh", r"head \* rank\)", "0)"),
-    ("token_sums.cuh", r"group \* grad.n \+ column, b_width", "column, b_width"),
-    ("token_sums.cuh", r"part < job.parts", "part + 1 < job.parts"),
-]
+SECONDS = 120  # that the checks of one mutant may take, most of them under two
+FLAGS = ["-std=c++20", "-O1", "-fPIC", "-w"]
+INCLUDE = re.compile(r'#include "(cuda|kernels)/([\w.]+)"')
 
 
-def mutants():
-    """(file, text of the change, new contents)."""
-    for path in sorted(CSRC.glob("cuda/*.cu*")):
-        if path.name == "primitives.cuh":
-            continue
-        text = path.read_text()
-        for found in re.finditer(r"\bsync_block\(\);", text):
-            line = text.count("\n", 0, found.start()) + 1
-            yield path, f"line {line}: no sync_block()", text[: found.start()] + ";" + text[found.end() :]
-    for name, pattern, replacement in SPOILED:
-        path = CSRC / "cuda" / name
-        text, count = re.subn(pattern, replacement, path.read_text(), count=1)
-        assert count, f"{name} has no {pattern} to spoil"
-        yield path, f"{pattern} -> {replacement}", text
+class Bench:
+    """The kernels of one module, compiled once, and again what a change touches. float64 and float16 are left out:
+    they are the same source as float32 and bfloat16."""
+
+    def __init__(self, module, folder):
+        self.module, self.folder, self.csrc = module, folder, folder / "csrc"
+        shutil.copytree(CSRC, self.csrc)
+        common = self.csrc / "cuda" / "common.cuh"
+        text, count = re.subn(r" *case DType::f(64|16):\n.*\n", "", common.read_text())
+        assert count == 2, "common.cuh no longer lists the dtypes as expected"
+        common.write_text(text)
+        self.sources = [self.csrc / "cuda" / f"{name}.cu" for name in module.SOURCES]
+        glue = [HERE / "operations" / f"{name}.cpp" for name in module.GLUE]
+        fixed = [*sorted(HERE.glob("*.cpp")), *glue]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            whole = list(pool.map(lambda source: self.compile(source, folder, self.csrc), [*self.sources, *fixed]))
+        self.objects = dict(zip([*self.sources, *fixed], whole, strict=True))
+
+    @staticmethod
+    def compile(source, folder, csrc):
+        return compile_unit(source, folder / f"{source.parent.name}-{source.stem}.o", csrc, FLAGS)
+
+    def reads(self, source, file, seen=None):
+        """Whether ``source`` is ``file`` or includes it, directly or not."""
+        if source.name == file:
+            return True
+        seen = set() if seen is None else seen
+        seen.add(source)
+        included = [self.csrc / folder / name for folder, name in INCLUDE.findall(source.read_text())]
+        return any(self.reads(path, file, seen) for path in included if path not in seen)
+
+    def library(self, name, mutation=None):
+        """The kernels with this change, or as they are."""
+        folder = self.folder / name
+        shutil.copytree(self.csrc, folder / "csrc")
+        objects = dict(self.objects)
+        if mutation:
+            changed = folder / "csrc" / "cuda" / mutation.file
+            changed.write_text(mutation.apply(changed.read_text()))
+            touched = [source for source in self.sources if self.reads(source, mutation.file)]
+            assert touched, f"{mutation.name}: no source of the module reads {mutation.file}"
+            for source in touched:
+                objects[source] = self.compile(folder / "csrc" / "cuda" / source.name, folder, folder / "csrc")
+        return link(objects.values(), folder / "kernels.so")
 
 
-def verdict(emulator):
-    """How the tests notice this build, or None where they do not."""
-    for dtype in (torch.bfloat16, torch.float32):
-        for case in CASES:
-            emulator.library.simt_reset_counters()
-            tensors = case.inputs(dtype)
+def noticed(module, library, checks=None):
+    """(check, what it says) of the first check that notices, or None. In a process of its own, because a mistake may
+    end it, or go on for ever."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reader)
+        os.write(writer, "\n".join(verdict(library, checks or module.CHECKS)).encode()[:4000])
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as stream:
+        end = time.monotonic() + SECONDS
+        while True:
+            pid, status = os.waitpid(child, os.WNOHANG)
+            if pid:
+                break
+            if time.monotonic() > end:
+                os.kill(child, 9)
+                os.waitpid(child, 0)
+                return "", f"not done after {SECONDS} s"
+            time.sleep(0.01)
+        if status:
+            return "", f"the process ends with status {status}"
+        check, _, said = stream.read().partition("\n")
+    return (check, said) if said else None
+
+
+def verdict(library, checks):
+    emulator = Emulator(library)
+    with in_place_of_cpu_kernels(emulator):
+        for check in checks:
             try:
-                said = wrong(outputs_and_grads(case.run, tensors), case, tensors)
+                said = check.run(emulator)
             except KernelFault as fault:
-                return str(fault).partition("\n")[0]
+                said = " ".join(str(fault).split())
             if said:
-                return f"{case}: {said}"
-            if emulator.counters().bank_conflicts:
-                return f"{emulator.counters().bank_conflicts} bank conflicts"
-    return None
+                return str(check), said
+    return "", ""
+
+
+def run_module(name, module, chosen, report):
+    """Runs the mutations, yields the names of survivors."""
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(max(1, os.cpu_count() - 1)) as pool:
+        bench = Bench(module, Path(folder))
+        said = noticed(module, bench.library("whole"))
+        assert said is None, f"{name}: the kernels as they are do not pass: {said}"
+        libraries = [pool.submit(bench.library, str(n), mutation) for n, mutation in enumerate(chosen)]
+        for number, mutation in enumerate(chosen):
+            found = noticed(module, libraries[number].result())
+            shutil.rmtree(bench.folder / str(number))
+            report(mutation, found)
+            if found is None:
+                yield mutation.name
+
+
+def table_row(mutation, found):
+    check, said = found or ("NOT NOTICED", "")
+    said = said if len(said) < 150 else said[:147] + "..."
+    return f"| {mutation.name} | `{mutation.file}` | {check or 'any'} | {said.replace('|', '/')} |"
 
 
 def main():
-    survivors = 0
-    with tempfile.TemporaryDirectory() as folder:
-        for number, (path, change, text) in enumerate([(CSRC / "none", "nothing", ""), *mutants()]):
-            csrc = Path(folder, f"csrc{number}")
-            shutil.copytree(CSRC, csrc)
-            if number:
-                (csrc / "cuda" / path.name).write_text(text)
-            emulator = Emulator(build_kernels(Path(folder, f"{number}.so"), csrc))
-            emulator.order = "random-1"
-            with in_place_of_cpu_kernels(emulator):
-                said = verdict(emulator)
-            survivors += (said is None) == (number > 0)
-            print(f"{path.name}: {change}: {said or 'NOT NOTICED' if number else said or 'passes'}", flush=True)
-            shutil.rmtree(csrc)
-    print(f"{survivors} survivors" if survivors else "every mutant is noticed")
-    return survivors > 0
+    parser = argparse.ArgumentParser(prog="python -m tests.emulator.mutants", description=__doc__.partition("\n")[0])
+    parser.add_argument("--only", help="the mutations of one module", choices=sorted(modules()))
+    parser.add_argument("--named", help="mutations whose name has this text", default="")
+    parser.add_argument("--report", type=Path, help="write the table into this Markdown file")
+    arguments = parser.parse_args()
+    rows, survivors = [], []
+
+    def report(mutation, found):
+        rows.append(table_row(mutation, found))
+        print(rows[-1], flush=True)
+
+    for name, module in modules().items():
+        if arguments.only in (None, name):
+            chosen = [mutation for mutation in mutations(module) if arguments.named in mutation.name]
+            survivors += run_module(name, module, chosen, report)
+    print(f"{len(rows)} mutants, {len(survivors)} not noticed: {', '.join(survivors) or 'none'}")
+    if arguments.report:
+        arguments.report.write_text(
+            "# Mistakes put into the CUDA kernels\n\n"
+            "Written by `python -m tests.emulator.mutants --report docs/mutants.md`, which takes about "
+            "ten seconds a mutant; [kernels.md](kernels.md) says how.\n"
+            "Of each mistake the first check that noticed it, and what it said.\n\n"
+            f"{len(rows)} mistakes, {len(rows) - len(survivors)} noticed.\n\n"
+            "| mistake | file | noticed by | which says |\n| --- | --- | --- | --- |\n" + "\n".join(rows) + "\n"
+        )
+    return len(survivors) > 0
 
 
 if __name__ == "__main__":

@@ -1,93 +1,35 @@
-#include "simt.h"
+// Threads, barriers and blocks: who runs when, and the reports where nobody can.
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
-#include <deque>
-#include <memory>
 #include <numeric>
-#include <random>
 #include <sstream>
-#include <vector>
 
-#include "fiber.h"
-#include "shadow.h"
+#include "machine.h"
 
 namespace simt {
-namespace {
 
-struct Copy {
-  int64_t to, bytes;
-  const void* from;
-};
-
-struct Thread {
-  enum State { ready, at_barrier, at_rendezvous, finished };
-  Context context;
-  State state = ready;
-  Line line;
-  std::vector<Copy> issued;              // copies of no group yet
-  std::deque<std::vector<Copy>> groups;  // oldest first
-};
-
-struct Warp {
-  uint32_t arrived = 0;
-  int barriers = 0;
-  Line line;
-  void* brought[32];
-};
-
-struct Buffer {
-  std::string name;
-  char* data;
-  int64_t bytes;
-  bool writable;
-  Shadow shadow;
-};
-
-// Everything of the launch in progress: there is one at a time.
-struct Machine {
-  Order order = Order::ascending;
-  std::mt19937_64 random;
-  std::vector<Buffer> buffers;
-  Counters counters = {};
-  std::string report;
-
-  const std::function<void()>* kernel = nullptr;
-  Context scheduler;
-  std::unique_ptr<Stacks> stacks;
-  std::vector<Thread> threads;
-  std::vector<Warp> warps;
-  std::vector<char> shared;
-  Shadow shared_shadow;
-  int64_t x = 0, y = 0, block = 0;
-  int running = 0, waiting = 0, done = 0, barriers = 0;
-  Line barrier_line;
-} m;
-
-constexpr int64_t kNear = 4096;  // bytes beside a buffer at which a report names it
+Machine m;
 
 std::string text(Line line) {
   std::string file = line.file_name();
   return file.substr(file.rfind('/') + 1) + ":" + std::to_string(line.line());
 }
 
-bool same(Line a, Line b) { return a.line() == b.line() && a.file_name() == b.file_name(); }
-
 std::string thread_text(int thread) {
   return "thread " + std::to_string(thread) + " (warp " + std::to_string(thread / 32) + ", lane " +
          std::to_string(thread % 32) + ")";
 }
 
-void yield() { m.threads[m.running].context.switch_to(m.scheduler); }
+namespace {
 
-Moment now(Line line) {
-  return {m.block, m.running, m.barriers, m.warps[m.running / 32].barriers, line.line()};
-}
+bool same(Line a, Line b) { return a.line() == b.line() && !strcmp(a.file_name(), b.file_name()); }
 
 void thread_main() {
   (*m.kernel)();
   Thread& self = m.threads[m.running];
-  if (!self.issued.empty() || !self.groups.empty()) fault("a thread ends before its asynchronous copies have arrived", {});
+  if (self.copies_done < self.copies.size()) fault("ends before its asynchronous copies have arrived", {});
   self.state = Thread::finished;
   ++m.done;
   for (;;) yield();
@@ -108,32 +50,57 @@ std::string waiting_text() {
       told[k] = true;
       if (++count <= 4) group += (count > 1 ? ", " : "") + std::to_string(k);
     }
-    out << "\n  " << count << " threads (" << group << (count > 4 ? ", ..." : "") << ") ";
+    out << "\n  " << count << " threads (" << group << (count > 4 ? ", ..." : "") << "; warp " << i / 32 << ") ";
     if (first.state == Thread::finished) out << "have left the kernel";
     if (first.state == Thread::at_barrier) out << "wait at the block barrier " << text(first.line);
+    if (first.state == Thread::at_group)
+      out << "wait at barrier " << first.barrier << " for " << m.groups[first.barrier].threads << " threads, "
+          << text(first.line);
     if (first.state == Thread::at_rendezvous) out << "wait for the rest of their warp at " << text(first.line);
   }
   return out.str();
+}
+
+uint64_t draw() {  // splitmix64
+  uint64_t z = m.random += 0x9e3779b97f4a7c15u;
+  z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+  z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+  return z ^ z >> 31;
 }
 
 template <class T>
 void arrange(std::vector<T>& order) {
   std::iota(order.begin(), order.end(), T(0));
   if (m.order == Order::descending) std::reverse(order.begin(), order.end());
-  if (m.order == Order::random) std::shuffle(order.begin(), order.end(), m.random);
+  if (m.order == Order::random)
+    for (size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[draw() % i]);
+}
+
+void start_block(int64_t shared_bytes) {
+  // NaN in every floating type, so that a value nobody wrote does not pass for one.
+  m.shared.assign(shared_bytes, char(0xff));
+  m.shared_shadow.grow(shared_bytes);
+  m.waiting = m.done = 0;
+  m.block_clock = ++m.clock;
+  m.started.push_back({m.clock, m.block});
+  for (Group& group : m.groups) group.threads = 0, group.waiting.clear();
+  for (Warp& warp : m.warps) {
+    warp.arrived = 0, warp.clock = m.clock;
+    std::fill_n(warp.seen, kMostWarps, m.clock - 1);
+  }
+  for (size_t i = 0; i < m.threads.size(); ++i) {
+    Thread& thread = m.threads[i];
+    thread.state = Thread::ready;
+    thread.copies.clear(), thread.groups.clear();
+    thread.groups_done = thread.copies_done = 0;
+    thread.context.start((*m.stacks)[static_cast<int>(i)], Stacks::kBytes, thread_main);
+  }
+  if (m.watching) m.watch.start(static_cast<int>(m.threads.size()));
 }
 
 void run_block(int64_t shared_bytes) {
+  start_block(shared_bytes);
   int count = static_cast<int>(m.threads.size());
-  // NaN in every floating type, so that a value nobody wrote does not pass for one.
-  m.shared.assign(shared_bytes, char(0xff));
-  m.shared_shadow.reset(shared_bytes);
-  m.waiting = m.done = m.barriers = 0;
-  std::fill(m.warps.begin(), m.warps.end(), Warp{});
-  for (int i = 0; i < count; ++i) {
-    m.threads[i] = Thread{};
-    m.threads[i].context.start((*m.stacks)[i], Stacks::kBytes, thread_main);
-  }
   std::vector<int> warps(m.warps.size()), lanes(32);
   while (m.done < count) {
     bool progress = false;
@@ -143,7 +110,7 @@ void run_block(int64_t shared_bytes) {
         again = false;
         arrange(lanes);
         for (int lane : lanes) {
-          if (warp * 32 + lane >= count || m.threads[warp * 32 + lane].state != Thread::ready) continue;
+          if (m.threads[warp * 32 + lane].state != Thread::ready) continue;
           m.running = warp * 32 + lane;
           m.scheduler.switch_to(m.threads[m.running].context);
           if (!m.report.empty()) return;
@@ -157,22 +124,21 @@ void run_block(int64_t shared_bytes) {
     m.report = out.str();
     return;
   }
+  if (m.watching) finish_watching();
 }
 
-template <class Where>
-void check_cells(Shadow& shadow, Access access, int64_t at, int64_t bytes, const Where& where, Line line) {
-  Moment moment = now(line);
-  for (int64_t byte = at - at % Shadow::kGrain; byte < at + bytes; byte += Shadow::kGrain) {
-    Shadow::Cell& cell = shadow.cell(byte);
-    if (cell.state == Shadow::State::copying)
-      fault("touches " + where() + ", to which an asynchronous copy is still under way", line);
-    auto conflict = access == Access::read ? Shadow::read(cell, moment) : Shadow::write(cell, moment);
-    if (!conflict) continue;
-    std::string other = conflict->block == moment.block ? thread_text(conflict->thread)
-                                                        : "block " + std::to_string(conflict->block);
-    fault("race: " + std::string(access == Access::read ? "reads " : "writes ") + where() + ", which " + other +
-              " touched at line " + std::to_string(conflict->line) + " with no barrier in between",
-          line);
+// After a barrier of these warps each knows all that they did before it.
+template <class Warps>
+void join(const Warps& warps) {
+  uint32_t seen[kMostWarps] = {};
+  for (int warp : warps) {
+    for (int i = 0; i < kMostWarps; ++i) seen[i] = std::max(seen[i], m.warps[warp].seen[i]);
+  }
+  for (int warp : warps) seen[warp] = m.warps[warp].clock;
+  ++m.clock;
+  for (int warp : warps) {
+    std::copy_n(seen, kMostWarps, m.warps[warp].seen);
+    m.warps[warp].clock = m.clock;
   }
 }
 
@@ -180,46 +146,34 @@ void check_cells(Shadow& shadow, Access access, int64_t at, int64_t bytes, const
 
 void set_order(Order order, uint64_t seed) {
   m.order = order;
-  m.random.seed(seed);
+  m.random = seed;
 }
-void add_buffer(const char* name, void* data, int64_t bytes, bool writable) {
-  if (data && bytes) m.buffers.push_back({name, static_cast<char*>(data), bytes, writable, {}});
+void set_watching(bool on) { m.watching = on; }
+void add_buffer(const char* name, void* data, int64_t bytes, Contents contents) {
+  if (!data || !bytes) return;
+  m.buffers.push_back({name, static_cast<char*>(data), bytes, contents, {}, {}, {}});
+  if (contents != Contents::input) m.buffers.back().shadow.grow(bytes);
 }
 void clear_buffers() { m.buffers.clear(); }
 Counters counters() { return m.counters; }
-void reset_counters() { m.counters = {}; }
+void reset_counters() {
+  m.counters = {};
+  m.conflicts.clear();
+}
+const std::string& conflicts() {
+  m.conflicts_text.clear();
+  for (const auto& [place, count] : m.conflicts) m.conflicts_text += place + ": " + std::to_string(count) + "\n";
+  return m.conflicts_text;
+}
 const std::string& report() { return m.report; }
 int thread_index() { return m.running; }
 int64_t block_x() { return m.x; }
 int64_t block_y() { return m.y; }
 void count_matrix_product() { ++m.counters.matrix_products; }
-void count_bank_conflicts(int64_t count) { m.counters.bank_conflicts += count; }
-
-bool launch(int64_t grid_x, int64_t grid_y, int threads, int64_t shared_bytes, const std::function<void()>& kernel) {
-  m.report.clear();
-  if (grid_x < 1 || grid_y < 1 || threads < 1 || threads > 1024 || threads % 32 || grid_x > 0x7fffffff ||
-      grid_y > 65535 || shared_bytes > 227 * 1024) {
-    std::ostringstream out;
-    out << "no GPU takes this launch: grid " << grid_x << " x " << grid_y << ", " << threads << " threads, "
-        << shared_bytes << " bytes of shared memory";
-    m.report = out.str();
-    return false;
-  }
-  ++m.counters.launches;
-  m.kernel = &kernel;
-  m.threads = std::vector<Thread>(threads);
-  m.warps.assign(threads / 32, Warp{});
-  if (!m.stacks) m.stacks = std::make_unique<Stacks>(1024);
-  for (Buffer& buffer : m.buffers)
-    if (buffer.writable) buffer.shadow.reset(buffer.bytes);
-  std::vector<int64_t> blocks(grid_x * grid_y);
-  arrange(blocks);
-  for (int64_t block : blocks) {
-    m.block = block, m.x = block % grid_x, m.y = block / grid_x;
-    run_block(shared_bytes);
-    if (!m.report.empty()) return false;
-  }
-  return true;
+void count_bank_conflicts(int64_t count, Line line) {
+  if (!count) return;
+  m.counters.bank_conflicts += count;
+  m.conflicts[text(line)] += count;
 }
 
 void fault(const std::string& what, Line line) {
@@ -228,6 +182,34 @@ void fault(const std::string& what, Line line) {
   out << thread_text(m.running) << " of block (" << m.x << ", " << m.y << ") " << what;
   m.report = out.str();
   for (;;) yield();
+}
+
+bool launch(int64_t grid_x, int64_t grid_y, int threads, int64_t shared_bytes, const std::function<void()>& kernel) {
+  m.report.clear();
+  if (grid_x < 1 || grid_y < 1 || threads < 1 || threads > 1024 || threads % 32 || grid_x > 0x7fffffff ||
+      grid_y > 65535 || shared_bytes < 0 || shared_bytes > 227 * 1024) {
+    std::ostringstream out;
+    out << "no GPU takes this launch: grid " << grid_x << " x " << grid_y << ", " << threads << " threads, "
+        << shared_bytes << " bytes of shared memory";
+    m.report = out.str();
+    return false;
+  }
+  ++m.counters.launches;
+  m.kernel = &kernel;
+  m.threads.resize(threads);
+  m.warps.resize(threads / 32);
+  if (!m.stacks) m.stacks = std::make_unique<Stacks>(1024);
+  m.launch_clock = ++m.clock;
+  m.started.clear();
+  for (Buffer& buffer : m.buffers) buffer.read.clear(), buffer.written.clear();
+  std::vector<int64_t> blocks(grid_x * grid_y);
+  arrange(blocks);
+  for (int64_t block : blocks) {
+    m.block = block, m.x = block % grid_x, m.y = block / grid_x;
+    run_block(shared_bytes);
+    if (!m.report.empty()) return false;
+  }
+  return true;
 }
 
 void block_barrier(Line line) {
@@ -243,94 +225,92 @@ void block_barrier(Line line) {
     return;
   }
   m.waiting = 0;
-  ++m.barriers;
   ++m.counters.barriers;
+  ++m.clock;
+  for (Warp& warp : m.warps) {
+    warp.clock = m.clock;
+    std::fill_n(warp.seen, kMostWarps, m.clock - 1);
+  }
   for (Thread& thread : m.threads) thread.state = Thread::ready;
+  if (m.watching) finish_watching();
 }
 
-void warp_rendezvous(const char* what, void* brought, const std::function<void(void* const*)>& run, bool orders,
-                     Line line) {
+void group_barrier(int name, int threads, Line line) {
+  Thread& self = m.threads[m.running];
+  if (name < 1 || name >= kGroups) fault("names barrier " + std::to_string(name) + "; there are 1 to 15", line);
+  if (threads < 32 || threads % 32 || threads > static_cast<int>(m.threads.size()))
+    fault("wants a barrier of " + std::to_string(threads) + " threads in a block of " +
+              std::to_string(m.threads.size()) + ": whole warps of the block are possible",
+          line);
+  Group& group = m.groups[name];
+  if (group.threads && group.threads != threads)
+    fault("comes to barrier " + std::to_string(name) + " for " + std::to_string(threads) +
+              " threads while others wait " + "there for " + std::to_string(group.threads) + ", " + text(group.line),
+          line);
+  group.threads = threads;
+  group.line = self.line = line;
+  group.waiting.push_back(m.running);
+  if (static_cast<int>(group.waiting.size()) < threads) {
+    self.state = Thread::at_group, self.barrier = name;
+    yield();
+    return;
+  }
+  std::vector<int> lanes(m.warps.size()), warps;
+  for (int thread : group.waiting) ++lanes[thread / 32];
+  for (size_t warp = 0; warp < lanes.size(); ++warp) {
+    if (lanes[warp] == 32)
+      warps.push_back(static_cast<int>(warp));
+    else if (lanes[warp])
+      fault("completes barrier " + std::to_string(name) + " with " + std::to_string(lanes[warp]) + " lanes of warp " +
+                std::to_string(warp) + " only",
+            line);
+  }
+  ++m.counters.barriers;
+  join(warps);
+  for (int thread : group.waiting) m.threads[thread].state = Thread::ready;
+  group.threads = 0;
+  group.waiting.clear();
+}
+
+void rendezvous(const char* what, void* brought, Run run, const void* f, uint32_t mask, bool orders, Line line) {
+  int lane = m.running % 32, first = m.running - lane;
   Thread& self = m.threads[m.running];
   Warp& warp = m.warps[m.running / 32];
-  if (warp.arrived && !same(warp.line, line))
-    fault(std::string("comes to ") + what + " while lanes of its warp wait at " + text(warp.line), line);
-  warp.line = self.line = line;
-  warp.brought[m.running % 32] = brought;
-  warp.arrived |= 1u << (m.running % 32);
-  if (warp.arrived != 0xffffffffu) {
+  if (!(mask >> lane & 1)) fault(std::string("comes to ") + what + " whose mask does not name it", line);
+  for (uint32_t rest = warp.arrived; rest; rest &= rest - 1) {
+    int other = std::countr_zero(rest);
+    // Lanes that wait for each other; else one of the two goes first.
+    if (!(mask >> other & 1 && warp.mask[other] >> lane & 1)) continue;
+    Line there = m.threads[first + other].line;
+    if (!same(there, line))
+      fault(std::string("comes to ") + what + " while lanes of its warp wait at " + text(there), line);
+    if (mask != warp.mask[other]) fault(std::string("comes to ") + what + " with another mask than its warp", line);
+    break;
+  }
+  self.line = line;
+  warp.mask[lane] = mask;
+  warp.brought[lane] = brought;
+  warp.arrived |= 1u << lane;
+  if ((warp.arrived & mask) != mask) {
     self.state = Thread::at_rendezvous;
     yield();
     return;
   }
-  run(warp.brought);
-  warp.arrived = 0;
-  warp.barriers += orders;
-  for (int lane = 0; lane < 32; ++lane) m.threads[m.running / 32 * 32 + lane].state = Thread::ready;
-}
-
-void* shared(Access access, int64_t at, int64_t bytes, Line line) {
-  auto name = [&] { return std::to_string(bytes) + " bytes of shared memory at " + std::to_string(at); };
-  if (at % bytes) fault("is misaligned: " + name(), line);
-  if (at < 0 || at + bytes > static_cast<int64_t>(m.shared.size()))
-    fault("is out of bounds: " + name() + " of " + std::to_string(m.shared.size()), line);
-  if (access == Access::read)
-    for (int64_t byte = at; byte < at + bytes; byte += Shadow::kGrain)
-      if (m.shared_shadow.cell(byte).state == Shadow::State::untouched)
-        fault("reads " + name() + ", which nobody has written", line);
-  check_cells(m.shared_shadow, access, at, bytes, name, line);
-  return m.shared.data() + at;
-}
-
-void* global(Access access, const void* address, int64_t bytes, Line line) {
-  char* at = static_cast<char*>(const_cast<void*>(address));
-  for (Buffer& buffer : m.buffers) {
-    if (at < buffer.data || at >= buffer.data + buffer.bytes) continue;
-    int64_t offset = at - buffer.data;
-    auto where = [&] { return buffer.name + " at byte " + std::to_string(offset); };
-    if (offset + bytes > buffer.bytes) fault("runs past the end of " + where(), line);
-    if (reinterpret_cast<uintptr_t>(at) % bytes) fault("is misaligned: " + where(), line);
-    if (access == Access::write && !buffer.writable) fault("writes an input: " + where(), line);
-    if (buffer.writable) check_cells(buffer.shadow, access, offset, bytes, where, line);
-    (access == Access::read ? m.counters.global_read : m.counters.global_written) += bytes;
-    return at;
+  if (mask == kWholeWarp) {
+    run(f, warp.brought);
+  } else {
+    void* lanes[32] = {};
+    for (int i = 0; i < 32; ++i)
+      if (mask >> i & 1) lanes[i] = warp.brought[i];
+    run(f, lanes);
   }
-  std::ostringstream out;
-  out << (access == Access::read ? "reads " : "writes ") << "global memory outside every buffer";
-  for (Buffer& buffer : m.buffers) {
-    int64_t past = at - (buffer.data + buffer.bytes), before = buffer.data - at;
-    if (past >= 0 && past < kNear) out << ", " << past << " bytes past the end of " << buffer.name;
-    if (before > 0 && before <= kNear) out << ", " << before << " bytes before " << buffer.name;
+  warp.arrived &= ~mask;
+  if (orders && mask == kWholeWarp) {
+    warp.seen[m.running / 32] = m.clock++;
+    warp.clock = m.clock;
   }
-  fault(out.str(), line);
-}
-
-void copy_async(int64_t to, const void* from, int64_t bytes, Line line) {
-  char* destination = static_cast<char*>(shared(Access::write, to, bytes, line));
-  global(Access::read, from, bytes, line);
-  memset(destination, 0xff, bytes);
-  for (int64_t byte = to; byte < to + bytes; byte += Shadow::kGrain)
-    m.shared_shadow.cell(byte).state = Shadow::State::copying;
-  m.threads[m.running].issued.push_back({to, bytes, from});
-}
-
-void commit_copies() {
-  Thread& self = m.threads[m.running];
-  self.groups.push_back(std::move(self.issued));
-  self.issued.clear();
-}
-
-void wait_copies(int newest_left) {
-  Thread& self = m.threads[m.running];
-  for (; static_cast<int>(self.groups.size()) > newest_left; self.groups.pop_front()) {
-    for (const Copy& copy : self.groups.front()) {
-      for (int64_t byte = copy.to; byte < copy.to + copy.bytes; byte += Shadow::kGrain) {
-        Shadow::Cell& cell = m.shared_shadow.cell(byte);
-        cell.state = Shadow::State::written;
-        cell.writer = now({});  // the bytes arrive now, and others see them after the next barrier
-      }
-      memcpy(m.shared.data() + copy.to, copy.from, copy.bytes);
-    }
-  }
+  for (int i = 0; i < 32; ++i)
+    if (mask >> i & 1) m.threads[first + i].state = Thread::ready;
 }
 
 }  // namespace simt

@@ -20,18 +20,86 @@ PETX_DEVICE int thread_index() { return simt::thread_index(); }
 PETX_DEVICE int64_t block_x() { return simt::block_x(); }
 PETX_DEVICE int64_t block_y() { return simt::block_y(); }
 
+constexpr uint32_t kWholeWarp = simt::kWholeWarp;
+
 PETX_DEVICE void sync_block(simt::Line line = simt::Line::current()) { simt::block_barrier(line); }
 
-template <class T>
-PETX_DEVICE T shuffle_xor(T value, int mask, simt::Line line = simt::Line::current()) {
+PETX_DEVICE void sync_group(int barrier, int threads, simt::Line line = simt::Line::current()) {
+  simt::group_barrier(barrier, threads, line);
+}
+PETX_DEVICE void sync_warp(uint32_t lanes = kWholeWarp, simt::Line line = simt::Line::current()) {
+  simt::warp_rendezvous("a warp barrier", nullptr, [](void* const*) {}, lanes, true, line);
+}
+
+// What `source(lane, ...)` makes of each lane's value; the lane it names must take part.
+template <class T, class Source>
+PETX_DEVICE T shuffle_from(T value, const Source& source, uint32_t lanes, simt::Line line) {
   struct Lane {
     T given, got;
   } mine{value, value};
-  auto exchange = [mask](void* const* lanes) {
-    for (int i = 0; i < 32; ++i) static_cast<Lane*>(lanes[i])->got = static_cast<Lane*>(lanes[i ^ mask])->given;
+  auto exchange = [&](void* const* all) {
+    for (int i = 0; i < 32; ++i) {
+      if (!all[i]) continue;
+      int from = source(i);
+      if (!all[from]) simt::fault("shuffles from lane " + std::to_string(from) + ", which does not take part", line);
+      static_cast<Lane*>(all[i])->got = static_cast<Lane*>(all[from])->given;
+    }
   };
-  simt::warp_rendezvous("a shuffle", &mine, exchange, false, line);
+  simt::warp_rendezvous("a shuffle", &mine, exchange, lanes, false, line);
   return mine.got;
+}
+template <class T>
+PETX_DEVICE T shuffle_xor(T value, int mask, uint32_t lanes = kWholeWarp, simt::Line line = simt::Line::current()) {
+  return shuffle_from(value, [mask](int lane) { return (lane ^ mask) & 31; }, lanes, line);
+}
+template <class T>
+PETX_DEVICE T shuffle_up(T value, int by, uint32_t lanes = kWholeWarp, simt::Line line = simt::Line::current()) {
+  return shuffle_from(value, [by](int lane) { return lane < by ? lane : lane - by; }, lanes, line);
+}
+template <class T>
+PETX_DEVICE T shuffle_down(T value, int by, uint32_t lanes = kWholeWarp, simt::Line line = simt::Line::current()) {
+  return shuffle_from(value, [by](int lane) { return lane + by > 31 ? lane : lane + by; }, lanes, line);
+}
+// `from` may differ from lane to lane, so the source is brought along.
+template <class T>
+PETX_DEVICE T shuffle(T value, int from, uint32_t lanes = kWholeWarp, simt::Line line = simt::Line::current()) {
+  struct Lane {
+    T given, got;
+    int from;
+  } mine{value, value, from & 31};
+  auto exchange = [&](void* const* all) {
+    for (int i = 0; i < 32; ++i) {
+      if (!all[i]) continue;
+      Lane& to = *static_cast<Lane*>(all[i]);
+      if (!all[to.from])
+        simt::fault("shuffles from lane " + std::to_string(to.from) + ", which does not take part", line);
+      to.got = static_cast<Lane*>(all[to.from])->given;
+    }
+  };
+  simt::warp_rendezvous("a shuffle", &mine, exchange, lanes, false, line);
+  return mine.got;
+}
+
+PETX_DEVICE uint32_t ballot(bool vote, uint32_t lanes = kWholeWarp, simt::Line line = simt::Line::current()) {
+  struct Lane {
+    bool vote;
+    uint32_t all;
+  } mine{vote, 0};
+  auto count = [](void* const* all) {
+    uint32_t votes = 0;
+    for (int i = 0; i < 32; ++i)
+      if (all[i]) votes |= static_cast<uint32_t>(static_cast<Lane*>(all[i])->vote) << i;
+    for (int i = 0; i < 32; ++i)
+      if (all[i]) static_cast<Lane*>(all[i])->all = votes;
+  };
+  simt::warp_rendezvous("a vote", &mine, count, lanes, false, line);
+  return mine.all;
+}
+PETX_DEVICE bool any_of_warp(bool vote, uint32_t lanes = kWholeWarp, simt::Line line = simt::Line::current()) {
+  return ballot(vote, lanes, line) != 0;
+}
+PETX_DEVICE bool all_of_warp(bool vote, uint32_t lanes = kWholeWarp, simt::Line line = simt::Line::current()) {
+  return ballot(vote, lanes, line) == lanes;
 }
 
 template <class T>
@@ -86,10 +154,10 @@ PETX_DEVICE void load_matrices(uint32_t (&to)[4], Shared<Pack<T>> from, int i,
       int in_bank[8] = {};  // rows that start in each group of four banks: one pass of the memory takes one of each
       for (int row = 0; row < 8; ++row) {
         int64_t at = static_cast<Lane*>(lanes[8 * matrix + row])->address;
-        std::memcpy(value[row], simt::shared(simt::Access::read, at, 16, line), 16);
+        std::memcpy(value[row], simt::shared(simt::Access::read, at, 16, line, false), 16);
         ++in_bank[at / 16 % 8];
       }
-      simt::count_bank_conflicts(*std::max_element(in_bank, in_bank + 8) - 1);
+      simt::count_bank_conflicts(*std::max_element(in_bank, in_bank + 8) - 1, line);
       for (int lane = 0; lane < 32; ++lane) {
         int row = lane / 4, column = lane % 4 * 2;
         uint32_t low = transposed ? value[column][row] : value[row][column];
@@ -98,7 +166,7 @@ PETX_DEVICE void load_matrices(uint32_t (&to)[4], Shared<Pack<T>> from, int i,
       }
     }
   };
-  simt::warp_rendezvous("a load of matrices", &mine, load, false, line);
+  simt::warp_rendezvous("a load of matrices", &mine, load, kWholeWarp, false, line);
 }
 
 template <class T>
@@ -120,14 +188,20 @@ PETX_DEVICE void multiply_matrices(float (&sum)[4], const uint32_t (&a)[4], uint
       for (int part = 0; part < 2; ++part)
         for (int k = 0; k < 2; ++k) right[column + part * 8 + k][row] = half(from.b[part], k);
     }
-    for (int lane = 0; lane < 32; ++lane)
-      for (int part = 0; part < 4; ++part) {
-        float& to = static_cast<Lane*>(lanes[lane])->sum[part];
-        for (int k = 0; k < 16; ++k) to += left[lane / 4 + part / 2 * 8][k] * right[k][lane % 4 * 2 + part % 2];
+    for (int row = 0; row < 16; ++row) {
+      float total[8];
+      float* to[8];
+      for (int n = 0; n < 8; ++n) {
+        to[n] = static_cast<Lane*>(lanes[row % 8 * 4 + n / 2])->sum + row / 8 * 2 + n % 2;
+        total[n] = *to[n];
       }
+      for (int k = 0; k < 16; ++k)
+        for (int n = 0; n < 8; ++n) total[n] += left[row][k] * right[k][n];
+      for (int n = 0; n < 8; ++n) *to[n] = total[n];
+    }
     simt::count_matrix_product();
   };
-  simt::warp_rendezvous("a matrix product", &mine, multiply, false, line);
+  simt::warp_rendezvous("a matrix product", &mine, multiply, kWholeWarp, false, line);
 }
 
 inline const char* runtime_error_text(int) { return simt::report().c_str(); }

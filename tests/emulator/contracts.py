@@ -1,0 +1,96 @@
+"""What a kernel may cost, as tests: bytes, matrix products and launches against a formula, and no bank conflicts.
+
+Bytes are those that the threads ask for, whatever the caches answer: a value that two blocks read counts twice. They
+say whether the tiling is what the formula says. ``distinct`` bytes are those of the 32-byte sectors that a launch
+touches at all, which memory itself has to give even where everything else is cached: DRAM's traffic lies between the
+two. What sectors the lanes of a warp ask for together is ``sectors``.
+"""
+
+import contextlib
+from dataclasses import dataclass
+
+TILE = 64  # of FmaTile and MmaTile, in every direction
+SLACK = 1.05
+
+
+def tiles(size):
+    return -(-size // TILE)
+
+
+@dataclass
+class Cost:
+    """Sums of a formula. ``size`` is of the storage type in bytes, ``compute`` of what is summed in."""
+
+    size: int
+    compute: int = 4
+    read: int = 0
+    written: int = 0
+    products: int = 0
+
+    def reads(self, *counts, size=None):
+        self.read += sum(counts) * (size or self.size)
+
+    def writes(self, *counts, size=None):
+        self.written += sum(counts) * (size or self.size)
+
+    def product(self, rows, columns, *depths):
+        """[rows, columns] by tiles, each of which reads its vectors once; ``depths`` where the depth is cut."""
+        for depth in depths:
+            self.reads(rows * depth * tiles(columns), columns * depth * tiles(rows))
+            # A chunk of the depth: four steps of 16, in each eight warps with four products of 16 x 8.
+            self.products += 4 * 8 * 4 * tiles(rows) * tiles(columns) * tiles(depth) * (self.size == 2)
+
+    def token_sums(self, rows, products, columns, finished):
+        """Sums over tokens by csrc/cuda/token_sums.cuh: ``products`` (m, n, groups), ``columns`` (width, read a token
+        in storage type, in compute type), ``finished`` (parts, count) beside these."""
+        splits = min(-(-rows // 512), 16)
+        length = -(-rows // splits)
+        lengths = [min(length, rows - first) for first in range(0, rows, length)]
+        finished = list(finished)
+        for m, n, groups in products:
+            for _ in range(groups):
+                self.product(m, n, *lengths)
+            finished.append((len(lengths), groups * m * n))
+            self.writes(len(lengths) * groups * m * n, size=self.compute)
+        for width, narrow, wide in columns:
+            self.reads(rows * width * narrow)
+            self.reads(rows * width * wide, size=self.compute)
+            self.writes(len(lengths) * width, size=self.compute)
+            finished.append((len(lengths), width))
+        for parts, count in finished:
+            self.reads(parts * count, size=self.compute)
+            self.writes(count, size=self.compute)
+
+
+@contextlib.contextmanager
+def counted(emulator):
+    """Counts what the calls inside do, bank conflicts of plain accesses included; yields a list that then holds the
+    counters."""
+    emulator.library.simt_set_watching(1)
+    emulator.library.simt_reset_counters()
+    found = []
+    try:
+        yield found
+    finally:
+        emulator.library.simt_set_watching(0)
+        found.append(emulator.counters())
+
+
+def hold(counters, cost, launches):
+    """Fails where a call cost more than its formula."""
+    assert counters.launches == launches, f"{counters.launches} launches, not {launches}"
+    for name, asked, formula in (
+        ("read", counters.global_read, cost.read),
+        ("written", counters.global_written, cost.written),
+    ):
+        assert formula <= asked <= SLACK * formula, f"{asked} bytes {name}, {asked / formula:.3f} of the formula's"
+    said = f"{counters.matrix_products} matrix products, not {cost.products}"
+    assert counters.matrix_products == cost.products, said
+    # No more than what is asked for can be touched.
+    assert counters.distinct_read <= counters.sectors_read and counters.distinct_written <= counters.sectors_written
+
+
+def hold_conflicts(emulator, *allowed):
+    """Fails where shared memory has bank conflicts, but for those at the places ``allowed`` ("file:line")."""
+    places = [line for line in emulator.conflicts().splitlines() if not line.startswith(allowed)]
+    assert not places, f"bank conflicts: {'; '.join(places)}"

@@ -1,0 +1,117 @@
+"""What every operation's products and sums are made of, proven by the operation that uses all of it."""
+
+import torch
+
+from tests.cases.gated_adapter import BART_TAIL, site
+from tests.emulator.mutations import Mutation, of_assertions, of_case
+from tests.test_gated_adapter_cuda import SITES, test_cost
+
+SOURCES = ("gated_adapter", "gated_adapter_bwd")
+GLUE = ("gated_adapter",)
+FILES = ("mma_tile.cuh", "fma_tile.cuh", "token_sums.cuh")
+
+ONE_BLOCK = dict(batch=(1, 20), d=24, r=16, r_g=16, granularity="large")
+SEVERAL = dict(batch=(1, 70), d=136, r=72, r_g=72, granularity="large", **BART_TAIL)
+ODD = dict(batch=(1, 67), d=131, r=67, r_g=65, granularity="large", **BART_TAIL)
+DEEP = dict(batch=(3, 350), d=40, r=16, granularity="small")
+BY_NAME = {case.name: case for case in SITES}
+
+CHECKS = [
+    *(of_case(site("one-block", **ONE_BLOCK), dtype) for dtype in (torch.bfloat16, torch.float32)),
+    *(
+        of_assertions(f"cost of {name}, {str(dtype)[6:]}", test_cost, BY_NAME[name], dtype)
+        for name in ("whole", "large-ragged", "splits")
+        for dtype in (torch.bfloat16, torch.float32)
+    ),
+    *(of_case(site("several", **SEVERAL), dtype) for dtype in (torch.bfloat16, torch.float32)),
+    *(of_case(site("odd", **ODD), dtype) for dtype in (torch.bfloat16, torch.float32)),
+    *(of_case(site("deep", **DEEP), dtype) for dtype in (torch.bfloat16, torch.float32)),
+]
+
+MMA, FMA, SUMS, OPERAND = "mma_tile.cuh", "fma_tile.cuh", "token_sums.cuh", "operand.cuh"
+
+MUTATIONS = [
+    # copies and stages
+    Mutation("waits for one group too few", MMA, r"wait_copies<1>\(\)", "wait_copies<2>()"),
+    Mutation("does not wait for the last group", MMA, r"wait_copies<0>\(\)", "wait_copies<1>()"),
+    Mutation("last wait missing", MMA, r"wait_copies<0>\(\);", ";"),
+    Mutation("lost commit", MMA, r"commit_copies\(\);", ";"),
+    Mutation("next chunk into the stage in use", MMA, r"stage\(\(chunk \+ 1\) % 2", "stage(chunk % 2"),
+    Mutation("stale stage multiplied", MMA, r"left\(chunk % 2 \*", "left((chunk + 1) % 2 *"),
+    Mutation("next chunk from the same depth", MMA, r"int64_t\(chunk \+ 1\) \* kDepth", "int64_t(chunk) * kDepth"),
+    Mutation("last chunk not multiplied", MMA, r"chunk < chunks; \+\+chunk", "chunk < chunks - (chunks > 1); ++chunk"),
+    Mutation("ragged chunk not counted", MMA, r"\(depth \+ kDepth - 1\) / kDepth", "(depth + kDepth / 2) / kDepth"),
+    Mutation("operands share a stage", MMA, r"right\(kOperandBytes \+ chunk", "right(chunk"),
+    # places
+    Mutation("no swizzle", MMA, r"pack \^ line % 8", "pack"),
+    Mutation("swizzle of half the lines", MMA, r"pack \^ line % 8", "pack ^ line % 4"),
+    Mutation("results not exchanged", OPERAND, r"column \^ \(row % 8 \+ row / 2 % 4 \* 8\)", "column"),
+    Mutation("results exchanged by halves", OPERAND, r"row % 8 \+ row / 2 % 4 \* 8", "row % 8"),
+    Mutation("staged rows meet in a bank", FMA, r"\? kM \+ 2 :", "? kM + 1 :"),
+    # fragments
+    Mutation("swapped fragment registers", MMA, r"columns\[0\], columns\[1\]", "columns[1], columns[0]"),
+    Mutation("fragment of the other pair", MMA, r"columns\[2\], columns\[3\]", "columns[0], columns[1]"),
+    Mutation(
+        "rows' matrices in the other order",
+        MMA,
+        r"lane % 16 / 8 \* 8, k \+ lane / 16 \* 8\)",
+        "lane / 16 * 8, k + lane % 16 / 8 * 8)",
+    ),
+    Mutation("sums of one pair twice", MMA, r"sum\[2 \* pair \+ 1\]", "sum[2 * pair]"),
+    Mutation("turned operand not turned", MMA, r"fragment<B::kTurned>", "fragment<false>"),
+    Mutation("swapped result rows and columns", MMA, r"lane / 4 \+ e / 2 \* 8", "lane / 4 + e % 2 * 8"),
+    Mutation("warp's rows by its columns", MMA, r"warp / 2 \* kWarpRows", "warp % 4 * kWarpRows"),
+    # tails
+    Mutation("missing tail mask of lines", MMA, r"aligned && line < lines", "aligned"),
+    Mutation("missing tail mask of packs", MMA, r"\(pack \+ 1\) \* kPack <= length", "pack * kPack < length"),
+    Mutation("missing tail mask of values", MMA, r"line < lines && pack \* kPack \+ u < length", "line < lines"),
+    Mutation("missing alignment test of rows", MMA, r" && from.stride % kPack == 0", ""),
+    Mutation("missing alignment test of the base", MMA, r"reinterpret_cast<uintptr_t>\(data\) % 16 == 0 && ", ""),
+    Mutation("whole packs value by value", MMA, r"if \(whole\) \{", "if (whole && line % 2) {"),
+    Mutation("depth one too far", FMA, r"k0 \+ k < depth \?", "k0 + k <= depth ?"),
+    Mutation(
+        "missing tail mask of the depth", FMA, r"k0 \+ k < depth \? from\(i, k0 \+ k\) : C\(0\)", "from(i, k0 + k)"
+    ),
+    Mutation("depth one short", FMA, r"k < kDepth; \+\+k\)", "k < kDepth - 1; ++k)"),
+    Mutation("missing tail mask of vectors", OPERAND, r"if \(i >= count\) return Compute<T>\(0\);", ""),
+    Mutation("turned stride", OPERAND, r"i \+ k \* stride : i \* stride \+ k", "i * stride + k : i * stride + k"),
+    # sums over tokens
+    Mutation(
+        "last split one token short",
+        SUMS,
+        r"all.rows - begin < all.split_rows \? all.rows - begin",
+        "all.rows - begin < all.split_rows ? all.rows - begin - 1",
+    ),
+    Mutation(
+        "splits overlap",
+        SUMS,
+        r"int64_t begin = block_y\(\) \* all.split_rows;",
+        "int64_t begin = block_y() * (all.split_rows - 1);",
+    ),
+    Mutation(
+        "columns' splits overlap",
+        SUMS,
+        r"begin = block_y\(\) \* all.split_rows;\n  int64_t end",
+        "begin = block_y() * (all.split_rows - 1);\n  int64_t end",
+    ),
+    Mutation(
+        "splits' sums in one place",
+        SUMS,
+        r"all.sums \+ block_y\(\) \* all.split_sums \+ grad.offset",
+        "all.sums + grad.offset",
+    ),
+    Mutation("off by one in the reduction", SUMS, r"part < job.parts", "part + 1 < job.parts"),
+    Mutation("reduction skips the first part", SUMS, r"int64_t part = 0;", "int64_t part = job.parts > 1;"),
+    Mutation("second group reads the first's columns", SUMS, r"group \* grad.n \+ column, b_width", "column, b_width"),
+    Mutation(
+        "tile's rows by its columns",
+        SUMS,
+        r"tile / grad.column_tiles\(\) % grad.row_tiles\(\)",
+        "tile % grad.row_tiles()",
+    ),
+    Mutation("missing mask of the weight's tail", SUMS, r"i < grad.m - row && ", ""),
+    Mutation("a warp's tokens twice", SUMS, r"t \+= kWarps", "t += kWarps - 1"),
+    Mutation("a warp's sum left out", SUMS, r"k = 1; k < kWarps", "k = 2; k < kWarps"),
+    Mutation("lost weight of a token", SUMS, r"\(job.weight \? read\(job.weight \+ t\) : C\(1\)\)", "C(1)"),
+    Mutation("more splits than the formula", "launch.cuh", r"\(tokens \+ 511\) / 512", "(tokens + 255) / 256"),
+]
