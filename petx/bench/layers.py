@@ -318,11 +318,10 @@ def _bart(layers, **sizes):
 
 def _t5(layers, **sizes):
     t = _transformers()
-    return t.T5ForConditionalGeneration(
-        t.T5Config(d_model=768, d_kv=64, d_ff=3072, num_heads=12, num_layers=layers, decoder_start_token_id=0, **sizes)
-    )
+    return t.T5ForConditionalGeneration(t.T5Config(**_T5 | dict(num_layers=layers) | sizes))
 
 
+_T5 = dict(d_model=768, d_kv=64, d_ff=3072, num_heads=12, decoder_start_token_id=0)
 _BART = dict(d_model=768, encoder_ffn_dim=3072, decoder_ffn_dim=3072)
 _BART |= dict(encoder_attention_heads=12, decoder_attention_heads=12)
 
@@ -334,7 +333,7 @@ def _instructblip(layers, **sizes):
     qformer |= dict(num_hidden_layers=layers, cross_attention_frequency=2) | sizes
     vision = dict(hidden_size=qformer["encoder_hidden_size"], intermediate_size=8, num_hidden_layers=0)
     text = t.T5Config(vocab_size=100, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, decoder_start_token_id=0)
-    return t.InstructBlipForConditionalGeneration(
+    model = t.InstructBlipForConditionalGeneration(
         t.InstructBlipConfig(
             vision_config=t.InstructBlipVisionConfig(**vision, image_size=28, patch_size=14),
             qformer_config=t.InstructBlipQFormerConfig(**qformer),
@@ -342,3 +341,5 @@ def _instructblip(layers, **sizes):
             num_query_tokens=32,
         )
     )
+    nn.init.normal_(model.query_tokens, std=0.02)  # transformers leaves them at zero
+    return model

@@ -23,7 +23,8 @@ def problem(case, device, parameters, activations, frozen=None, gradients=(), se
     def fresh():
         return {n: draw(s, 1.0).requires_grad_(n in gradients) for n, s in activations.items()}
 
-    values = {n: draw(s, 0.1).requires_grad_() for n, s in parameters.items()}
+    values = {n: draw(s, 0.1) for n, s in parameters.items()}
+    values = {n: (t.abs() if n == "threshold" else t).requires_grad_() for n, t in values.items()}
     return Problem(values, {n: draw(s, 0.1) for n, s in (frozen or {}).items()}, fresh)
 
 

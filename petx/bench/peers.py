@@ -58,7 +58,7 @@ def site_petx(t, *, heads, dropout, tail):
 
 def cores_literal(t):
     """One contraction a mode vector, as the released code makes them anew for every projection."""
-    return tuple((t["core"] @ mode) for mode in t["modes"])
+    return (torch.stack([t["core"] @ mode for mode in t["modes"]]),)
 
 
 def cores_eager(t):

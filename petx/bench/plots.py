@@ -79,7 +79,7 @@ def _roofline(path, cases, constants, device):
             )
     if constants is None or not points:
         return []
-    dtypes = list(dict.fromkeys(point[0] for point in points))
+    dtypes = [d for d in dict.fromkeys(point[0] for point in points) if d in constants["gemm_flops_per_second"]]
     operations = list(dict.fromkeys(point[1] for point in points))
     figure, panels = plt.subplots(
         1, len(dtypes), figsize=(4.2 * len(dtypes) + 1, 4.6), layout="constrained", sharey=True, squeeze=False

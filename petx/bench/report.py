@@ -107,8 +107,8 @@ def rates(case, direction, constants):
     if constants is None:
         return [f"{moved / 1e9:.1f}", f"{flops / 1e9:.0f}", "", ""]
     copy = max(constants["copy_bytes_per_second"].values())
-    gemm = constants["gemm_flops_per_second"][case["dtype"]]
-    return [f"{moved / 1e9:.1f}", f"{flops / 1e9:.0f}", f"{moved / copy:.0%}", f"{flops / gemm:.0%}"]
+    gemm = constants["gemm_flops_per_second"].get(case["dtype"])
+    return [f"{moved / 1e9:.1f}", f"{flops / 1e9:.0f}", f"{moved / copy:.0%}", f"{flops / gemm:.0%}" if gemm else ""]
 
 
 def _memory(cases):
