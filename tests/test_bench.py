@@ -1,6 +1,7 @@
 """The benchmarks at tiny shapes: peers compute the same, times, memory and refusals are what they say."""
 
 import json
+import time
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 from petx import cli
 from petx.bench import case as bench_case
 from petx.bench import compare, layers, machine, operations, peers, plots, process, report, run, table, timing
-from petx.bench.case import PETX, plain, select
+from petx.bench.case import PETX, Unavailable, plain, select
 from petx.errors import UserError
 from tests.cases import TABLES
 
@@ -57,6 +58,24 @@ def test_peers_compute_the_same(case):
         got = outputs_and_grads(by_name[name], case, problem, activations)
         for a, b in zip(got, wanted, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+def test_the_stacked_form_is_the_same():
+    for case in TINY["cp_reconstruct"]:
+        problem = case.make(case, "cpu")
+        activations = problem.fresh()
+        forms = [plain("one", peers.reconstruct_eager), plain("all", peers.reconstruct_stacked)]
+        one, all_ = (outputs_and_grads(arm, case, problem, activations) for arm in forms)
+        for a, b in zip(one, all_, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+def test_patience():
+    with pytest.raises(Unavailable, match="not done within 0 s"), timing.patience(0.05):
+        time.sleep(5)
+    with timing.patience(0.05):
+        pass
+    time.sleep(0.1)  # nothing comes later
 
 
 def test_lora_is_lora():

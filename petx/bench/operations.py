@@ -9,6 +9,7 @@ from petx.bench.case import PETX, Arm, BenchCase, Problem, Unavailable, compiled
 # Tokens on a CPU are those of the published batch divided by this.
 CPU_SCALE = {"bart": 10, "t5": 10, "qformer-text": 1, "qformer-image": 4, "wide": 4}
 NO_LORA = "LoRA adds to one projection and computes no such function; the layer benchmarks have it beside"
+NO_CORE = "LoRA has no core"
 DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -28,10 +29,12 @@ def problem(case, device, parameters, activations, frozen=None, gradients=(), se
     return Problem(values, {n: draw(s, 0.1) for n, s in (frozen or {}).items()}, fresh)
 
 
-def arms(literal, best, own, *, others=(), compile_best=True, why_not=""):
+def arms(literal, best, own, *, to_compile=None, others=(), compile_best=True, why_not=""):
+    """petx and its peers; ``to_compile`` is the form to give to torch.compile, where the best eager one is not it."""
     listed = [plain(PETX, own), plain(peers.LITERAL, literal), plain(peers.BEST, best)]
     if compile_best:
-        listed += [compiled(peers.COMPILED, best), compiled(peers.GRAPHS, best, "reduce-overhead")]
+        source = to_compile or best
+        listed += [compiled(peers.COMPILED, source), compiled(peers.GRAPHS, source, "reduce-overhead")]
     else:
         listed += [unavailable(name, why_not) for name in (peers.COMPILED, peers.GRAPHS)]
     return (*listed, *others)
@@ -78,7 +81,13 @@ def cores(modes, dtype, name, *, rank=64, quick=False, **more):
         dtype,
         dict(modes=modes, R=rank),
         lambda case, device: problem(case, device, {"core": (rank,) * 3, "modes": (modes, rank)}, {}),
-        arms(peers.cores_literal, peers.cores_eager, peers.cores_petx, **more),
+        arms(
+            peers.cores_literal,
+            peers.cores_eager,
+            peers.cores_petx,
+            others=[unavailable(peers.LORA, NO_CORE), unavailable(peers.LYCORIS, NO_CORE)],
+            **more,
+        ),
         work={
             "fwd": (2 * core * modes, size * (core + modes * rank**2)),
             "bwd": (4 * core * modes, size * (2 * core + modes * rank**2)),
@@ -156,7 +165,8 @@ def lycoris(case, problem):
         raise Unavailable("lycoris-lora is not installed") from error
     rank, layers = case.sizes["R"], []
     for k, base in enumerate(linears):
-        layer = LoConModule(f"projection_{k}", base, 1.0, rank, rank).to(base.weight.device, case.dtype)
+        layer = LoConModule(f"projection_{k}", base, 1.0, rank, rank, bypass_mode=True)
+        layer = layer.to(base.weight.device, case.dtype)
         layers.append(layer.train())
     return lambda t: tuple(layer(t["x"]) for layer in layers), [
         p for layer in layers for p in layer.parameters() if p.requires_grad
@@ -185,7 +195,14 @@ def reconstruct(count, dtype, name, *, d_in=768, d_out=768, rank=64, gate="soft"
         dtype,
         dict(modules=count, d_in=d_in, d_out=d_out, R=rank, gate=gate, core="full" if full else "diagonal"),
         lambda case, device: problem(case, device, parameters, {"weights": (count, d_out, d_in)}),
-        arms(peers.reconstruct_literal, peers.reconstruct_eager, peers.reconstruct_petx, **more),
+        arms(
+            peers.reconstruct_literal,
+            peers.reconstruct_eager,
+            peers.reconstruct_petx,
+            to_compile=peers.reconstruct_stacked,
+            others=[unavailable(peers.LORA, NO_LORA), unavailable(peers.LYCORIS, NO_LORA)],
+            **more,
+        ),
         dict(gate=gate),
         {
             "fwd": (2 * entries * rank, 2 * size * entries),

@@ -130,6 +130,15 @@ def reconstruct_eager(t, *, gate):
     return tuple(outputs)
 
 
+def reconstruct_stacked(t, *, gate):
+    """All modules as one tensor: what a compiler can make one kernel of."""
+    cores = t["cores"]
+    delta = (t["v"] * cores[:, None] if cores.dim() == 2 else t["v"] @ cores.mT) @ t["u"]
+    if gate == "soft":
+        delta = torch.sign(delta) * F.relu(delta.abs() - t["threshold"])
+    return (t["weights"] + delta).unbind()
+
+
 def reconstruct_petx(t, *, gate):
     threshold = t["threshold"] if gate == "soft" else None
     return functional.cp_reconstruct(t["weights"].unbind(), t["u"], t["v"], t["cores"], threshold, gate=gate)

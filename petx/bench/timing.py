@@ -1,9 +1,12 @@
 """Time and memory of arms that take turns, on inputs that no cache still holds."""
 
+import contextlib
 import gc
 import math
 import os
+import signal
 import statistics
+import threading
 import time
 
 import torch
@@ -42,10 +45,11 @@ def measure(case, device, *, seconds, least_rounds=3, most_rounds=40, say=lambda
     sets = None
     for arm in case.arms:
         try:
-            forward, leaves = arm.build(case, problem)
-            sets = sets or _sets(case, problem, forward, device)
-            _step(case, forward, leaves, *sets[1], Clock(device))  # threads, compilation
-            memory = _memory(case, forward, leaves, *sets[0], device)
+            with patience(max(20 * seconds, 10)):  # a compiler may take minutes
+                forward, leaves = arm.build(case, problem)
+                sets = sets or _sets(case, problem, forward, device)
+                _step(case, forward, leaves, *sets[1], Clock(device))  # threads, compilation
+                memory = _memory(case, forward, leaves, *sets[0], device)
             arms[arm.name] = (forward, leaves)
             results[arm.name] = memory
         except KeyboardInterrupt:
@@ -61,6 +65,25 @@ def measure(case, device, *, seconds, least_rounds=3, most_rounds=40, say=lambda
     for name, by_direction in times.items():
         results[name] = {d: summary(values) for d, values in by_direction.items()} | results[name]
     return {arm.name: results[arm.name] for arm in case.arms}
+
+
+@contextlib.contextmanager
+def patience(seconds):
+    """Raise Unavailable in the main thread where the block is not done in ``seconds``; elsewhere wait for it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def give_up(*_):
+        raise Unavailable(f"its first step was not done within {seconds:.0f} s")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def summary(values):

@@ -9,6 +9,7 @@ Writes results.json (after every case, so that an interrupted run keeps what it 
 """
 
 import shlex
+import signal
 from pathlib import Path
 
 from petx.errors import UserError
@@ -62,6 +63,7 @@ def _measure(args, device, torch, chosen):
     require_writable(folder, "--output-dir")
     if args.threads:
         torch.set_num_threads(args.threads)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a time limit from outside ends it as Ctrl-C does
     print(f"{len(chosen)} cases on {device}, {torch.get_num_threads()} threads, into {folder}/")
     results = run_set(
         device,
