@@ -259,8 +259,8 @@ def test_describe_names_what_differs():
 @pytest.mark.parametrize(
     ("kind", "towers", "factors", "number"),
     [
-        ("llava", ["vision_tower"], {"model_vision_tower"}, 6),
-        ("llava", ["vision_tower", "language_model"], {"model_vision_tower", "model_language_model"}, 12),
+        ("llava", ["vision_tower"], {"model_vision_tower"}, 3),  # the projector does not see the last layer
+        ("llava", ["vision_tower", "language_model"], {"model_vision_tower", "model_language_model"}, 9),
         ("instructblip-llama", ["qformer", "language_model"], {"text", "image", "language_model"}, 21),
         ("instructblip-t5", ["language_model"], {"language_model", "language_model_cross"}, 9),
     ],
@@ -271,6 +271,8 @@ def test_towers_are_chosen_by_name(kind, towers, factors, number):
     wanted = vlm_logits(model, kind)
     assert set(model.base_model.petal_shared["default"].factors) == factors and len(petal_layers(model)) == number
     assert {place.path.split(".")[0] for place in adapted(model) if place.rank} <= {"model", *towers}
+    model(**vlm_batch(kind)).loss.backward()
+    assert all(p.grad is not None and p.grad.any() for p in model.parameters() if p.requires_grad)
     with model.disable_adapter():
         plain = vlm_logits(model, kind)
     assert torch.equal(plain, vlm_logits(make_vlm(kind), kind)) and not torch.allclose(plain, wanted, atol=1e-4)
