@@ -56,6 +56,15 @@ def test_saved_adapter_loads_under_any_name_bit_for_bit(kind, low_cpu_mem_usage,
     assert torch.equal(vlm_logits(checked, kind), vlm_logits(model, kind)) and not checked.training
 
 
+def test_training_goes_on_from_a_saved_adapter(tmp_path):
+    """As transformers' Trainer resumes: the tensors go into the adapter that is there, which stays trainable."""
+    model, other = petal(KIND), petal(KIND, seed=9)
+    model.save_pretrained(tmp_path)
+    other.load_adapter(tmp_path, "default", is_trainable=True)
+    assert torch.equal(vlm_logits(other.eval(), KIND), vlm_logits(model, KIND))
+    assert [p.requires_grad for p in other.parameters()] == [p.requires_grad for p in model.parameters()]
+
+
 def test_full_state_dict_round_trip():
     model, other = petal(KIND), petal(KIND, seed=9)
     other.load_state_dict(model.state_dict())
