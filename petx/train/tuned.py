@@ -7,11 +7,11 @@ from pathlib import Path
 
 from peft import PeftModel
 from safetensors import safe_open
-from transformers import AutoTokenizer
 
 from petx.data.cache import written_whole
 from petx.errors import UserError
-from petx.train import arguments, checkpoints, host
+from petx.train import checkpoints, recipe
+from petx.train.settings import Common, checked
 from petx.version import __version__
 
 MANIFEST = "petx.json"
@@ -21,7 +21,7 @@ MANIFEST = "petx.json"
 class Tuned:
     model: object
     tokenizer: object
-    settings: arguments.Settings
+    settings: Common
     manifest: dict
 
 
@@ -31,7 +31,14 @@ def save(model, folder, host_folder, *, arm, seed, settings, scores):
     The host stays in ``host_folder``, which the manifest names relative to ``folder``: move the two together.
     """
     near_by = Path(os.path.relpath(host_folder, folder)).as_posix()
-    manifest = {"petx": __version__, "arm": arm, "seed": seed, "host": near_by, "scores": scores}
+    manifest = {
+        "petx": __version__,
+        "recipe": settings.recipe,
+        "arm": arm,
+        "seed": seed,
+        "host": near_by,
+        "scores": scores,
+    }
     manifest["settings"] = dataclasses.asdict(settings)
     with written_whole(folder) as target:
         if isinstance(model, PeftModel):
@@ -51,7 +58,9 @@ def load(folder):
     host_folder = (folder / manifest["host"]).resolve()
     if not (host_folder / "config.json").is_file():
         raise UserError(f"{folder}: its host is not in {host_folder}; keep the folders of a run together")
-    model = host.load(host_folder).requires_grad_(False)
+    own = recipe.find(manifest.get("recipe", "vlpet"))
+    settings = checked(own.settings, manifest["settings"])
+    model = own.load_host(host_folder, settings).requires_grad_(False)
     if (folder / "adapter_config.json").is_file():
         model = PeftModel.from_pretrained(model, folder)
     else:
@@ -60,5 +69,4 @@ def load(folder):
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in saved)
         checkpoints.load_trainable(model, folder)
-    settings = arguments.checked(manifest["settings"])
-    return Tuned(model.eval(), AutoTokenizer.from_pretrained(host_folder), settings, manifest)
+    return Tuned(model.eval(), own.load_tokenizer(host_folder), settings, manifest)
