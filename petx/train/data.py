@@ -18,6 +18,7 @@ class RunData:
     dev: list
     test: list
     pretraining: list = dataclasses.field(default_factory=list)  # tasks the small host is pretrained on
+    feature_stats: tuple | None = None  # mean and standard deviation of the training images' features, by channel
     baselines: dict = dataclasses.field(default_factory=dict)  # {name: {"dev": scores, "test": scores}}
 
 

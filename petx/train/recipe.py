@@ -51,8 +51,11 @@ class Recipe:
 
         return AutoTokenizer.from_pretrained(folder)
 
-    def prepare_pretraining(self, model):
-        """Mark what pretraining leaves as it is; by default nothing."""
+    def host_in_place(self, settings):
+        """Folder or hub name of a host that is used where it lies and not copied into the run; by default none."""
+
+    def prepare_pretraining(self, model, settings):
+        """Freeze what pretraining leaves as it is; by default nothing."""
 
     def build(self, arm, model, settings):
         """``model``, a host loaded anew, made into ``arm``: its trainable parameters have ``requires_grad``."""
@@ -65,11 +68,15 @@ class Recipe:
     def learning_rate(self, arm, settings):
         raise NotImplementedError
 
-    def trainer(self, *args, **kwargs):
-        """The :class:`petx.train.trainer.PetTrainer` of this recipe."""
+    def trainer(self, settings):
+        """What makes the :class:`petx.train.trainer.PetTrainer` of this recipe, given its arguments."""
         from petx.train.trainer import PetTrainer
 
-        return PetTrainer(*args, **kwargs)
+        return PetTrainer
+
+    def training_options(self, settings):
+        """Further fields of ``Seq2SeqTrainingArguments``."""
+        return {}
 
     def arm_title(self, arm, record, settings):
         return self.titles[arm].format(**vars(settings) | record)

@@ -14,7 +14,8 @@ def answers(model, task, tokenizer, *, batch_size, num_beams=None):
     state = PartialState()
     own = range(state.process_index, len(task), state.num_processes)
     collator = collator_for(model, tokenizer)
-    options = dict(num_beams=num_beams or task.num_beams, max_new_tokens=task.max_target) | task.generation
+    options = dict(num_beams=task.num_beams, max_new_tokens=task.max_target) | task.generation
+    options |= {"num_beams": num_beams} if num_beams else {}
     training = model.training
     model.eval()
     texts = []

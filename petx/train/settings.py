@@ -97,10 +97,11 @@ class Common:
 
 
 def parse(kind, argv=None, description=None):
-    """Settings of the dataclass ``kind`` from a command line; :class:`UserError` names whatever is unknown or of the wrong kind."""
+    """Settings of the dataclass ``kind`` from a command line; :class:`UserError` names what is unknown or does not fit."""
     parser = argparse.ArgumentParser(
         prog=f"petx train {kind.recipe}",
-        usage=f"petx train {kind.recipe} [--preset NAME] [--config FILE] [--set KEY=VALUE] [--SETTING VALUE ...] [--resume]",
+        usage=f"petx train {kind.recipe} [--preset NAME] [--config FILE] [--set KEY=VALUE] [--SETTING VALUE ...] "
+        "[--resume]",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,

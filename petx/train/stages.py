@@ -6,6 +6,7 @@ Each stage leaves its result whole on disk and is skipped where that is already 
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 from accelerate import PartialState
 from transformers import set_seed
@@ -55,12 +56,15 @@ def check_output(out, settings):
 def prepare_host(out, run_data, settings):
     """The folder of the host; it is pretrained, or taken from ``settings.host``, unless it is already there."""
     folder, own = out / "host", recipe.find(settings.recipe)
+    in_place = own.host_in_place(settings)
+    if in_place is not None:
+        return Path(in_place).resolve() if Path(in_place).is_dir() else in_place
     if folder.is_dir():
         return folder
     set_seed(settings.seed)
     if settings.host is None:
         model = own.small_host(settings, run_data)
-        own.prepare_pretraining(model)
+        own.prepare_pretraining(model, settings)
         say(f"\nPretraining the host, {own.counts(model)['total']:,} parameters, on {own.pretraining}")
         args = training_arguments(
             out / "host-training",
@@ -71,7 +75,7 @@ def prepare_host(out, run_data, settings):
             evaluates=False,
         )
         sizes = [settings.host_batch_size] * len(run_data.pretraining)
-        train(own.trainer(model, args, run_data.tokenizer, run_data.pretraining, sizes, decay=settings.decay))
+        train(own.trainer(settings)(model, args, run_data.tokenizer, run_data.pretraining, sizes, decay=settings.decay))
     else:
         model = own.pretrained_host(settings, run_data)
     save_host(model, run_data.tokenizer, folder)
@@ -116,7 +120,7 @@ def run_arm(arm, seed, out, host_folder, run_data, settings, place):
         args = training_arguments(
             folder / "training", steps=steps, lr=own.learning_rate(arm, settings), seed=seed, settings=settings
         )
-        trainer = own.trainer(
+        trainer = own.trainer(settings)(
             model, args, run_data.tokenizer, run_data.train, sizes, dev_tasks=run_data.dev, decay=settings.decay
         )
         train(trainer)

@@ -16,7 +16,7 @@ from petx.data.cache import written_whole
 from petx.data.collators import collator_for
 from petx.data.tasks import IGNORED, RoundRobinBatches, TaskMixture
 from petx.errors import UserError
-from petx.train import checkpoints, scoring
+from petx.train import checkpoints, recipe, scoring
 
 
 class PetTrainer(Seq2SeqTrainer):
@@ -156,7 +156,7 @@ def training_arguments(output_dir, *, steps, lr, seed, settings, evaluates=True)
         max_steps=steps,
         learning_rate=lr,
         lr_scheduler_type="linear",
-        warmup_steps=round(settings.warmup * steps),
+        warmup_steps=round(settings.warmup if settings.warmup >= 1 else settings.warmup * steps),
         weight_decay=settings.weight_decay,
         adam_epsilon=settings.adam_epsilon,
         max_grad_norm=settings.clip,
@@ -173,6 +173,7 @@ def training_arguments(output_dir, *, steps, lr, seed, settings, evaluates=True)
         ddp_find_unused_parameters=False,
         disable_tqdm=True,  # for Progress
         use_cpu=not torch.cuda.is_available(),  # said so, accelerate takes gloo under torchrun
+        **recipe.find(settings.recipe).training_options(settings),
     )
     args._n_gpu = min(args.n_gpu, 1)  # a process uses one device; several are torchrun's business, not DataParallel's
     return args
