@@ -38,8 +38,8 @@ class Task(Dataset):
     """Examples of one task, asked for by index, or by (index, draw) where ``draw`` decides which answer is sampled.
 
     Args:
-        metric: ``exact`` (share of exact matches), ``vqa`` (soft accuracy over ``references``) or ``caption``
-            (CIDEr-D, BLEU-4, ROUGE-L against ``references``).
+        metric: ``exact`` (share of exact matches), ``vqa`` (soft accuracy over ``references``), ``matches`` (A-OKVQA's
+            count of them) or ``caption`` (CIDEr-D, BLEU-4, ROUGE-L against ``references``).
         loss: ``sample`` averages the token loss of each example, weights it by the answer's score and averages those;
             ``token`` averages over all tokens of the batch.
         choices: answers whose first tokens' logits are compared, instead of generating; None to generate.
@@ -98,6 +98,8 @@ class Task(Dataset):
             }
         if self.metric == "vqa":
             return {"accuracy": 100 * metrics.vqa_accuracy(predictions, references)}
+        if self.metric == "matches":
+            return {"accuracy": 100 * metrics.match_accuracy(predictions, references)}
         answers = [example.answers[0][0] for example in self.examples]
         scores = {"accuracy": 100 * metrics.exact_match(predictions, answers)}
         for kind in sorted({example.kind for example in self.examples} - {""}):

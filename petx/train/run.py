@@ -40,6 +40,8 @@ def run(settings):
     own.check_available(settings)
     stages.check_output(out, settings)
     stages.say(f"Writing to {out}")
+    if getattr(settings, "notice", None):
+        stages.say(f"This takes longer: {settings.notice}.")
     with state.main_process_first():  # the first writes the features to the cache, the others read them there
         run_data = own.load_data(settings)
     if state.is_main_process:

@@ -97,7 +97,7 @@ class Common:
 
 
 def parse(kind, argv=None, description=None):
-    """Settings of the dataclass ``kind`` from a command line; :class:`UserError` names what is unknown or does not fit."""
+    """Settings of the dataclass ``kind`` from a command line; :class:`UserError` names what does not fit."""
     parser = argparse.ArgumentParser(
         prog=f"petx train {kind.recipe}",
         usage=f"petx train {kind.recipe} [--preset NAME] [--config FILE] [--set KEY=VALUE] [--SETTING VALUE ...] "
@@ -209,6 +209,9 @@ def _coerced(kind, field, value):
         return None
     wanted = kinds[0]
     name = field.metadata.get("flag", field.name)
+    choices = field.metadata.get("choices")
+    if value is False and choices and "off" in choices:  # YAML reads a bare off so
+        value = "off"
     try:
         fits = isinstance(value, wanted) if wanted in (list, dict, bool, str) else not isinstance(value, bool)
         if not fits or (wanted is int and float(value) != int(float(value))):
@@ -216,7 +219,6 @@ def _coerced(kind, field, value):
         value = wanted(float(value)) if wanted is int else wanted(value)
     except (TypeError, ValueError):
         raise UserError(f"{name} must be {'text' if wanted is str else wanted.__name__}, got {value!r}") from None
-    choices = field.metadata.get("choices")
     if choices and value not in choices:
         raise UserError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
     return value

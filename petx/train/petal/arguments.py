@@ -107,6 +107,7 @@ class Settings(Common):
     )
     warmup: float = option(0.1, "share of the steps with rising learning rate, or their number from 1 on")
     decay: str = option("clean", "what weight decay spares", choices=("clean", "paper"))
+    notice: str | None = option(None, "said before the run begins")
     amp: str | None = option(None, "mixed precision on a GPU", choices=(None, "fp16", "bf16"))
 
     @classmethod

@@ -2,6 +2,8 @@
 
 import functools
 
+import torch
+
 from petx.train.petal import arguments, arms, data, host
 from petx.train.recipe import Recipe
 
@@ -110,7 +112,7 @@ class Petal(Recipe):
         return functools.partial(PetalTrainer, settings=settings)
 
     def training_options(self, settings):
-        return {} if settings.amp is None else {settings.amp: True}
+        return {settings.amp: True} if settings.amp and torch.cuda.is_available() else {}
 
     columns = ()
 
