@@ -10,6 +10,7 @@ from transformers import AutoConfig, InstructBlipConfig, InstructBlipForConditio
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from petx.errors import UserError
+from petx.losses import aggregate_instructions
 
 __all__ = ["FeatureInstructBlip", "FeatureInstructBlipConfig", "FeatureVision", "InstructBlip", "feature_config"]
 
@@ -28,8 +29,6 @@ class InstructBlip(InstructBlipForConditionalGeneration):
         """As the base's; of several instructions, ``qformer_outputs`` are the first one's."""
         if qformer_input_ids.dim() == 2:
             return super().get_image_features(pixel_values, qformer_input_ids, qformer_attention_mask, **kwargs)
-        from petx.losses import aggregate_instructions
-
         masks = torch.ones_like(qformer_input_ids) if qformer_attention_mask is None else qformer_attention_mask
         kwargs["return_dict"] = True
         passes = [

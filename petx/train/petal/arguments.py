@@ -5,6 +5,7 @@ import functools
 from pathlib import Path
 from typing import ClassVar
 
+from petx.data.instructions import instruction
 from petx.errors import UserError
 from petx.train import settings
 from petx.train.settings import Common, option
@@ -90,7 +91,8 @@ class Settings(Common):
     ib: str = option("off", "information bottleneck", choices=("off", "authors", "corrected", "variational"))
     ib_weight: float = option(0.1, "weight of the information bottleneck's loss, κ")
     ib_eta: float = option(0.1, "its trade-off between target and input, η")
-    ib_learnable: bool = option(False, "κ is learnt, as released; it then starts at 0")
+    ib_learnable: bool = option(False, "authors: κ is learnt, as released; it then starts at 0")
+    ib_sign: int = option(1, "authors: 1 as released, which lowers I(Z;Y) where κ > 0; or -1", choices=(1, -1))
 
     # tuning
     arms: list = option(["frozen", "petal", "lora", "adapter", "head", "full"], f"what to compare: {', '.join(ARMS)}")
@@ -132,10 +134,14 @@ class Settings(Common):
             raise UserError(f"expert_top_k must be between 1 and experts={self.experts}, got {self.expert_top_k}")
         if self.experts < 0:
             raise UserError(f"experts must not be negative, got {self.experts}")
+        if self.ib != "authors" and (self.ib_learnable or self.ib_sign != 1):
+            raise UserError(f"ib_learnable and ib_sign are for ib=authors, got ib={self.ib}")
         if not 0 <= self.adapter_dropout < 1:
             raise UserError(f"adapter_dropout must be in [0, 1), got {self.adapter_dropout}")
         if not self.instructions:
             raise UserError("instructions must name at least one template")
+        for template in [*self.instructions, *self.eval_instructions, *sum(self.task_instructions.values(), [])]:
+            instruction(template, "")
         for name in self.generation:
             if name not in GENERATION:
                 raise UserError(f"generation: unknown {name!r}; there are: {', '.join(GENERATION)}")

@@ -4,7 +4,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
+from petx.losses import InformationBottleneck
 from petx.train.petal.arguments import ABLATIONS
+from petx.tuners import PetalConfig
 
 ESTIMATORS = "information_bottleneck"  # attribute of the tuned model; trained with it, not saved with the adapter
 
@@ -38,8 +40,6 @@ def dataclass_with(settings, changes):
 
 
 def petal_config(settings):
-    from petx.tuners import PetalConfig
-
     return PetalConfig(
         rank=settings.rank,
         core=settings.core,
@@ -61,24 +61,30 @@ def petal_config(settings):
 
 def petal(model, settings):
     """``model`` with PETAL, and with the information bottleneck's estimators where ``settings`` want them."""
-    config = model.config
     tuned = get_peft_model(model, petal_config(settings))
     if settings.ib != "off":
-        from petx.losses import InformationBottleneck
-
-        tuned.add_module(
-            ESTIMATORS,
-            InformationBottleneck(
-                estimator=settings.ib,
-                x_dim=config.vision_config.hidden_size,
-                z_dim=config.qformer_config.hidden_size,
-                vocab_size=config.text_config.vocab_size,
-                eta=settings.ib_eta,
-                kappa=settings.ib_weight,
-                learnable=settings.ib_learnable,
-            ),
-        )
+        tuned.add_module(ESTIMATORS, information_bottleneck(model.config, settings).to(model.device))
+        if settings.ib == "variational":  # whose bound is that of what the language model reads
+            model.language_projection.register_forward_pre_hook(
+                lambda _, inputs: tuned.get_submodule(ESTIMATORS).sample(*inputs)
+            )
     return tuned
+
+
+def information_bottleneck(config, settings):
+    """:class:`petx.losses.InformationBottleneck` for a host of configuration ``config``."""
+    released = settings.ib == "authors" and not config.use_decoder_only_language_model
+    return InformationBottleneck(
+        config.qformer_config.hidden_size,
+        config.vision_config.hidden_size,
+        config.text_config.vocab_size,
+        estimator=settings.ib,
+        eta=settings.ib_eta,
+        kappa=None if settings.ib_learnable else settings.ib_weight,
+        learnable_kappa=settings.ib_learnable,
+        sign=settings.ib_sign,
+        ignored="as_zero" if released else "skip",  # where a prompt stands before the answer it is never counted
+    )
 
 
 def lora_config(rank, settings):

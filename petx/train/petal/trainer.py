@@ -44,9 +44,8 @@ class PetalTrainer(PetTrainer):
         bottleneck = getattr(self.accelerator.unwrap_model(model), ESTIMATORS, None)
         if bottleneck is not None:
             count = self.model.config.num_query_tokens
-            image = outputs.vision_outputs.last_hidden_state.float().mean(1)
-            queries = outputs.qformer_outputs.last_hidden_state[:, :count].float().mean(1)
-            loss = loss + bottleneck(image, queries, labels)
+            queries = outputs.qformer_outputs.last_hidden_state[:, :count].float()
+            loss = loss + bottleneck(queries, outputs.vision_outputs.last_hidden_state.float(), labels)
         return (loss, outputs) if return_outputs else loss
 
 
