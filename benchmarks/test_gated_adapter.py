@@ -13,7 +13,7 @@ import torch
 from benchmarks.conftest import RATIOS
 from benchmarks.peers import site_eager, site_literal
 from petx import functional
-from tests.cases import site
+from tests.cases.gated_adapter import site
 
 HEADS, DROPOUT = 4, 0.1
 TAILS = {"none": {}, "bart": dict(dropout=DROPOUT, residual=True, norm="layer")}

@@ -9,8 +9,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from buildtools.compile import NVCC_FLAGS
 from buildtools.cuda import CudaPlan, _find_nvcc
-from petx import functional, ops
-from tests.cases import CASES
+from petx import ops
+from tests.cases import CASES, TABLES
+from tests.checks import outputs
 from tests.emulator import CSRC
 
 ARCHITECTURES = ["8.0", "9.0", "10.0", "12.0"]
@@ -47,19 +48,22 @@ holds_cuda = pytest.mark.skipif(
 
 
 @holds_cuda
-@pytest.mark.parametrize("name", ["gated_adapter_fwd", "gated_adapter_bwd"])
-def test_is_registered(name):
-    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"petx::{name}", "CUDA")
+def test_every_operation_is_registered():
+    registered = torch._C._dispatch_has_kernel_for_dispatch_key
+    for stem in BUILD["cuda_operations"]:
+        assert registered(f"petx::{stem}_fwd", "CUDA") and registered(f"petx::{stem}_bwd", "CUDA")
+    assert set(TABLES) <= set(BUILD["cuda_operations"])
 
 
 @holds_cuda
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", CASES, ids=str)
 def test_shapes_on_a_fake_gpu(case, monkeypatch):
     """What torch.compile asks before there is a tensor: shapes, dtypes and device of the result."""
-    monkeypatch.setattr(ops, "_fused", {("gated_adapter", "cuda")})  # as with PETX_CUDA_KERNELS=1
+    monkeypatch.setattr(ops, "_fused", {(case.operation, "cuda")})  # as with PETX_CUDA_KERNELS=1
+    expected = outputs(case.expected(case.inputs(torch.float32)))
     with FakeTensorMode(allow_non_fake_inputs=True):
         tensors = {name: torch.empty(shape, device="cuda") for name, shape in case.shapes.items()}
         extras = {name: torch.empty(t.shape, dtype=t.dtype, device="cuda") for name, t in case.extras().items()}
-        full = {"x": None, "down_bias": None, "up_bias": None} | tensors
-        out = functional.gated_adapter(**full, **extras, **case.options)
-    assert out.shape == case.shapes["h"] and out.dtype == torch.float32 and out.device.type == "cuda"
+        results = outputs(case.call(tensors, extras))
+    for result, wanted in zip(results, expected, strict=True):
+        assert result.shape == wanted.shape and result.dtype == torch.float32 and result.device.type == "cuda"

@@ -1,143 +1,12 @@
-"""The compiled `gated_adapter` against its reference, over the case table."""
+"""What is particular to the compiled `gated_adapter`; tests/test_operations.py holds it to its reference."""
 
 import pytest
 import torch
 
-from petx import functional, ops
-from tests.cases import BART_TAIL, CASES, T5_TAIL, site
+from petx import functional
+from tests.cases.gated_adapter import CASES, site
 
-DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 BY_NAME = {case.name: case for case in CASES}
-by_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-
-
-def test_kernel_is_built():
-    assert ops.why_absent("gated_adapter", "cpu") is None
-
-
-def outputs_and_grads(call, tensors, weights):
-    """Name -> result of one forward and backward of `(call(tensors) * weights).sum()`."""
-    out = call(tensors)
-    grads = torch.autograd.grad(out, list(tensors.values()), weights.to(out.dtype), allow_unused=True)
-    return {"out": out.detach()} | dict(zip(tensors, grads, strict=True))
-
-
-def relative(value, exact):
-    return ((value.double() - exact).norm() / exact.norm().clamp(min=1e-30)).item()
-
-
-@by_case
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_kernel_matches_reference(case, dtype):
-    """Error against float64 at most twice torch's own in the same dtype, or the dtype's own resolution."""
-    tensors = case.inputs(dtype)
-    weights = torch.randn(case.shapes["h"], generator=torch.Generator().manual_seed(2), dtype=torch.float64).to(dtype)
-    exact_inputs = {name: t.detach().double().requires_grad_() for name, t in tensors.items()}
-    exact = outputs_and_grads(case.expected, exact_inputs, weights)
-    own = outputs_and_grads(case.expected, tensors, weights)
-    got = outputs_and_grads(case.run, tensors, weights)
-    # Below a few units in the last place, which of two results is closer is chance.
-    floor = 1e-13 if dtype == torch.float64 else (8 if dtype == torch.float32 else 4) * torch.finfo(dtype).eps
-    for name, value in got.items():
-        if exact[name] is None:  # an argument that this case does not read
-            assert value is None or not value.any(), name
-            continue
-        assert value.dtype == dtype and value.shape == exact[name].shape, name
-        assert torch.isfinite(value).all(), name
-        error, torch_error = relative(value, exact[name]), relative(own[name], exact[name])
-        assert error <= max(2 * torch_error, floor), f"{name}: error {error:.2e}, torch's own {torch_error:.2e}"
-
-
-TINY = dict(batch=(2, 2), d=4, r=2, r_g=2)
-
-
-@pytest.mark.parametrize(
-    "case",
-    [
-        site("none", **TINY, x=False),
-        site("large", **TINY, granularity="large", **BART_TAIL),
-        site("middleX", **TINY, granularity="middleX", **BART_TAIL),
-        site("middleX-original", **TINY, granularity="middleX", gate_input="original"),
-        site("middleY", **TINY, granularity="middleY", **T5_TAIL),
-        site("middleY-sigmoid", **TINY, granularity="middleY", middle_y="sigmoid"),
-        site("small", **TINY, granularity="small", mask=True, **BART_TAIL),
-        site("small-original", **TINY, granularity="small", gate_input="original", residual=True, norm="rms"),
-        site("exact-pair", **TINY, granularity="large", heads=2, activation="gelu"),
-        site("parallel", **TINY, granularity="large", placement="parallel", residual=True),
-        site("value", **TINY, d_x=3, placement="parallel"),
-    ],
-    ids=lambda case: case.name,
-)
-def test_gradcheck(case):
-    tensors = case.inputs(torch.float64)
-    names = list(tensors)
-    assert torch.autograd.gradcheck(
-        lambda *values: case.run(dict(zip(names, values, strict=True))), list(tensors.values())
-    )
-
-
-@pytest.mark.parametrize("name", ["splits", "splits-small", "splits-middleX", "odd-pair", "one-token"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_same_bits_for_any_number_of_threads(name, dtype):
-    case, before = BY_NAME[name], torch.get_num_threads()
-    tensors = case.inputs(dtype)
-    weights = torch.randn(case.shapes["h"], generator=torch.Generator().manual_seed(2))
-    try:
-        results = []
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            results.append(outputs_and_grads(case.run, tensors, weights))
-    finally:
-        torch.set_num_threads(before)
-    for other in results[1:]:
-        for key, value in results[0].items():
-            assert torch.equal(value, other[key]), key
-
-
-@pytest.mark.parametrize("name", ["large-bart", "middleX", "middleY", "small-masked", "parallel-large", "pair"])
-def test_gradients_of_every_subset(name):
-    """Asking for one argument's gradient, or for all but one, changes none of the others."""
-    case = BY_NAME[name]
-    full = outputs_and_grads(case.run, case.inputs(torch.float32), torch.ones(case.shapes["h"]))
-    for chosen in case.shapes:
-        for wanted in ({chosen}, set(case.shapes) - {chosen}):
-            tensors = case.inputs(torch.float32, requires_grad=False)
-            leaves = [tensors[n].requires_grad_() for n in tensors if n in wanted]
-            grads = torch.autograd.grad(case.run(tensors).sum(), leaves)
-            for leaf_name, grad in zip([n for n in tensors if n in wanted], grads, strict=True):
-                assert torch.equal(grad, full[leaf_name]), (chosen, leaf_name)
-
-
-@pytest.mark.parametrize("name", ["large-bart", "small-masked", "middleX", "value"])
-@pytest.mark.parametrize("rows", [(0, 5), (3, 0)], ids=["no-samples", "no-tokens"])
-def test_empty_batch(name, rows):
-    case = BY_NAME[name]
-    shapes = {n: (*rows, s[-1]) if n in ("h", "x") else s for n, s in case.shapes.items()}
-    empty = type(case)(case.name, shapes, case.options, case.mask)
-    tensors = empty.inputs(torch.float32)
-    result = outputs_and_grads(empty.run, tensors, torch.ones(shapes["h"]))
-    for key, value in result.items():
-        assert value.shape == (shapes["h"] if key == "out" else shapes[key])
-        assert not value.any()
-
-
-@pytest.mark.parametrize("name", ["large-bart", "small", "value"])
-def test_strided_inputs(name):
-    case = BY_NAME[name]
-    tensors = case.inputs(torch.float32)
-    weights = torch.randn(case.shapes["h"], generator=torch.Generator().manual_seed(2))
-    plain = outputs_and_grads(case.run, tensors, weights)
-
-    def strided(t):  # every second column of a wider tensor, dimensions stored in reverse
-        wide = torch.zeros(*(2 * s for s in reversed(t.shape)))
-        view = wide[tuple(slice(None, None, 2) for _ in t.shape)].permute(*reversed(range(t.dim())))
-        return view.copy_(t.detach()).requires_grad_() if t.dim() > 1 else t
-
-    views = {n: strided(t) for n, t in tensors.items()}
-    assert not views["h"].is_contiguous()
-    other = outputs_and_grads(case.run, views, weights)
-    for key, value in plain.items():
-        assert torch.equal(value, other[key]), key
 
 
 def test_inputs_may_alias():
@@ -149,17 +18,6 @@ def test_inputs_may_alias():
     torch.testing.assert_close(out, expected)
     grads = [torch.autograd.grad(o.sum(), tensors["h"])[0] for o in (out, expected)]
     torch.testing.assert_close(*grads)
-
-
-def test_inputs_are_left_alone():
-    case = BY_NAME["splits"]
-    tensors = case.inputs(torch.float32)
-    before = {n: t.detach().clone() for n, t in tensors.items()}
-    weights = torch.randn(case.shapes["h"])
-    kept = weights.clone()
-    outputs_and_grads(case.run, tensors, weights)
-    assert torch.equal(weights, kept)
-    assert all(torch.equal(tensors[n], before[n]) for n in before)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)

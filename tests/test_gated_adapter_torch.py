@@ -5,7 +5,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from petx import functional, nn
-from tests.cases import CASES
+from tests.cases.gated_adapter import CASES
 
 BY_NAME = {case.name: case for case in CASES}
 
@@ -18,25 +18,6 @@ def layer(**options):
 def inputs(dtype=torch.float32, requires_grad=True):
     torch.manual_seed(1)
     return [torch.randn(3, 5, 16, dtype=dtype, requires_grad=requires_grad) for _ in range(2)]
-
-
-@pytest.mark.parametrize("granularity", ["large", "middleX", "middleY", "small", "none"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_opcheck(granularity, dtype):
-    adapter = layer(granularity=granularity, dropout=0.1).to(dtype)
-    h, x = (t.detach().reshape(-1, 16) for t in inputs(dtype))
-    gate = adapter.gate_scale if granularity == "middleY" else getattr(adapter.gate, "weight", None)
-    tensors = [h, x, adapter.down.weight, adapter.down.bias, adapter.up.weight, adapter.up.bias]
-    tensors += [getattr(adapter.gate_down, "weight", None), getattr(adapter.gate_down, "bias", None), gate]
-    tensors += [getattr(adapter.gate, "bias", None), adapter.norm_weight, adapter.norm_bias, None, torch.tensor([5])]
-    tensors = [None if t is None else t.detach() for t in tensors]
-    code = ("none", "large", "middleX", "middleY", "small").index(granularity)
-    options = (5, code, 1, 0, 0, 0, 0, 1, True, 1.0, 0.1, 1e-5)
-    torch.library.opcheck(torch.ops.petx.gated_adapter_fwd, (*tensors, *options))
-    saved = torch.ops.petx.gated_adapter_fwd(*tensors, *options)[1:]
-    every = sum(1 << i for i, t in enumerate(tensors[:12]) if t is not None)
-    for needs in (every, 0b1, 0b100):
-        torch.library.opcheck(torch.ops.petx.gated_adapter_bwd, (h, *tensors, *saved, needs, *options))
 
 
 @pytest.mark.parametrize("granularity", ["large", "middleX", "middleY", "small"])
@@ -113,21 +94,6 @@ def test_function_transforms():
         torch.testing.assert_close(grads[name], want)
     batched = torch.func.vmap(lambda a, b: adapter(a[None], b[None])[0])(h, x)
     torch.testing.assert_close(batched, torch.stack([adapter(a[None], b[None])[0] for a, b in zip(h, x, strict=True)]))
-
-
-def test_second_derivative_is_refused():
-    h, x = inputs()
-    (grad,) = torch.autograd.grad(layer()(h, x).sum(), h, create_graph=True)
-    with pytest.raises(RuntimeError):
-        grad.sum().backward()
-
-
-def test_reference_path_gives_the_same(monkeypatch):
-    case = BY_NAME["small-masked"]
-    tensors = case.inputs(torch.float64)
-    out = case.run(tensors)
-    monkeypatch.setattr("petx.ops._fused", set())
-    torch.testing.assert_close(case.run(tensors), out)
 
 
 def bad_call(**changes):

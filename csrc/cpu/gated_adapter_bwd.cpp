@@ -1,12 +1,10 @@
 // Backward of the VL-PET site on the CPU.
 //
-// Row-local work (dh, dx) needs no order. What is summed over rows (gradients of parameters) is summed within a
-// token split by one thread, block after block, and over the splits in their order: the result depends on the
-// shape alone. A block's S, gate and gelu(z) are rebuilt from the saved z.
-
-#include <vector>
+// Row-local work (dh, dx) needs no order; gradients of parameters are sums over tokens (split_sums.h). A block's S,
+// gate and gelu(z) are rebuilt from the saved z.
 
 #include "cpu/gated_adapter_site.h"
+#include "cpu/split_sums.h"
 
 namespace petx::cpu {
 namespace {
@@ -20,67 +18,40 @@ class Backward {
     int64_t gate_count = p.granularity == Granularity::large   ? p.d * p.r_g
                          : p.granularity == Granularity::small ? 2 * p.d
                                                                : p.d;
-    down_weight_ = sum(g.down_weight, p.r * p.down_width());
-    down_bias_ = sum(g.down_bias, p.r);
-    up_weight_ = sum(g.up_weight, p.d * (p.r / p.heads));
-    up_bias_ = sum(g.up_bias, p.d);
-    gate_down_weight_ = sum(g.gate_down_weight, p.r_g * p.d_x);
-    gate_down_bias_ = sum(g.gate_down_bias, p.r_g);
-    gate_weight_ = sum(g.gate_weight, gate_count);
-    gate_bias_ = sum(g.gate_bias, site_.large() ? p.d : 1);
-    norm_weight_ = sum(g.norm_weight, p.d);
-    norm_bias_ = sum(g.norm_bias, p.d);
+    down_weight_ = sums_.add(g.down_weight, p.r * p.down_width());
+    down_bias_ = sums_.add(g.down_bias, p.r);
+    up_weight_ = sums_.add(g.up_weight, p.d * (p.r / p.heads));
+    up_bias_ = sums_.add(g.up_bias, p.d);
+    gate_down_weight_ = sums_.add(g.gate_down_weight, p.r_g * p.d_x);
+    gate_down_bias_ = sums_.add(g.gate_down_bias, p.r_g);
+    gate_weight_ = sums_.add(g.gate_weight, gate_count);
+    gate_bias_ = sums_.add(g.gate_bias, site_.large() ? p.d : 1);
+    norm_weight_ = sums_.add(g.norm_weight, p.d);
+    norm_bias_ = sums_.add(g.norm_bias, p.d);
   }
 
   void run() {
     if (p_.granularity == Granularity::middle_x) token_ = static_cast<const C*>(p_.token_gate);
     if (p_.granularity == Granularity::small) logit_grads();
-    Division splits = row_splits(p_.rows);
-    sums_ = buffer<C>(splits.parts() * count_);
-    host::parallel(splits.parts(), [&](int64_t begin, int64_t end) {
-      Scratch t = scratch(splits.size);
-      for (int64_t split = begin; split < end; ++split) {
-        C* into = sums_.get() + split * count_;
-        std::fill_n(into, count_, C(0));
-        int64_t first = splits.begin(split);
-        each_block(first, splits.begin(split + 1), [&](int64_t row, int64_t rows) { block(t, row, rows, into); });
-      }
-    });
-    reduce(splits.parts());
+    sums_.run(
+        p_.rows, [&](int64_t rows) { return scratch(rows); },
+        [&](Scratch& t, int64_t begin, int64_t end, C* into) {
+          each_block<G>(begin, end, [&](int64_t row, int64_t rows) { block(t, row, rows, into); });
+        });
+    finish();
   }
 
  private:
-  // One sum over rows: `count` values at `offset` of every split's accumulators, for the caller's `to`.
-  struct Sum {
-    void* to;
-    int64_t offset, count;
-    C* in(C* split) const { return to ? split + offset : nullptr; }
-  };
+  using Sum = typename SplitSums<T, G>::Sum;
   struct Scratch {
     Buffer<G> in, x, a, da, gate_a, up, gate, ds, dgate, weight;
     Buffer<C> work, dlogit;
   };
 
-  Sum sum(void* to, int64_t count) {
-    Sum s{to, count_, to ? count : 0};
-    count_ += ceil_div(s.count, 16) * 16;  // 64-byte aligned: a product's rounding can depend on its result's address
-    if (to) all_.push_back(s);
-    return s;
-  }
-
-  template <class Body>
-  void each_block(int64_t begin, int64_t end, const Body& body) const {
-    Division blocks = divide(end - begin, ceil_div(end - begin, kMostRows<G>), kMostRows<G>);
-    for (int64_t k = 0; k < blocks.parts(); ++k) body(begin + blocks.begin(k), blocks.begin(k + 1) - blocks.begin(k));
-  }
-
   Scratch scratch(int64_t rows) const {
     int64_t n = std::min({rows, p_.rows, kMostRows<G>}), wide = n * std::max(p_.d, p_.d_x),
             large = site_.large() ? n : 0;
-    int64_t weight = 0;
-    if (!std::is_same_v<G, C>)
-      for (const Sum& s : {down_weight_, up_weight_, gate_down_weight_, gate_weight_})
-        weight = std::max(weight, s.count);
+    int64_t weight = sums_.scratch({down_weight_, up_weight_, gate_down_weight_, gate_weight_});
     return {site_.operand_buffer(wide), site_.operand_buffer(large * p_.d_x),
             buffer<G>(n * p_.r),        buffer<G>(n * std::max(p_.r, p_.r_g)),
             buffer<G>(large * p_.r_g),  buffer<G>(wide),
@@ -146,12 +117,12 @@ class Backward {
   void adapter(Scratch& t, const SiteBlock<T, G>& b, int64_t n, T* dx, C* into) const {
     bool parallel = p_.reads_x_in_down();
     T* dh = g_.dh ? static_cast<T*>(g_.dh) + b.first * p_.d : nullptr;
-    weight_grad(t, up_weight_, into,
-                [&](G* to, bool more) { site_.up_weight_grad(t.ds.get(), t.a.get(), n, to, more); });
+    sums_.product(up_weight_, t.weight, into,
+                  [&](G* to, bool more) { site_.up_weight_grad(t.ds.get(), t.a.get(), n, to, more); });
     site_.up_product_bwd(t.ds.get(), n, t.da.get());
     G* dz = t.da.get();
     site_.rows.activate_bwd(site_.z(b.first), p_.activation, n, p_.r, dz, down_bias_.in(into));
-    weight_grad(t, down_weight_, into, [&](G* to, bool more) {
+    sums_.product(down_weight_, t.weight, into, [&](G* to, bool more) {
       const G* in = parallel ? site_.operand(b.x, n * p_.d_x, t.in) : site_.operand(b.h, n * p_.d, t.in);
       gemm<G>(host::matrix(dz, n, p_.r).transposed(), host::matrix(in, n, p_.down_width()),
               host::matrix(to, p_.r, p_.down_width()), more);
@@ -162,11 +133,11 @@ class Backward {
       gemm<G>(host::matrix(dz, n, p_.r), site_.down, host::matrix(product, n, p_.down_width()));
     }
     if (dh) site_.rows.finish_dh(b, parallel ? nullptr : product, dh);
-    if (parallel && dx) site_.rows.add(product, n * p_.d_x, dx);
+    if (parallel && dx) vectors<T, G>().add(product, n * p_.d_x, dx);
   }
 
   void gate(Scratch& t, const SiteBlock<T, G>& b, int64_t n, T* dx, C* into) const {
-    weight_grad(t, gate_weight_, into, [&](G* to, bool more) {
+    sums_.product(gate_weight_, t.weight, into, [&](G* to, bool more) {
       gemm<G>(host::matrix(t.dgate.get(), n, p_.d).transposed(), host::matrix(t.gate_a.get(), n, p_.r_g),
               host::matrix(to, p_.d, p_.r_g), more);
     });
@@ -174,35 +145,16 @@ class Backward {
     G* dz = t.da.get();
     gemm<G>(host::matrix(t.dgate.get(), n, p_.d), site_.gate_up, host::matrix(dz, n, p_.r_g));
     site_.rows.activate_bwd(site_.gate_z(b.first), p_.activation, n, p_.r_g, dz, gate_down_bias_.in(into));
-    weight_grad(t, gate_down_weight_, into, [&](G* to, bool more) {
+    sums_.product(gate_down_weight_, t.weight, into, [&](G* to, bool more) {
       gemm<G>(host::matrix(dz, n, p_.r_g).transposed(), host::matrix(site_.operand(b.x, n * p_.d_x, t.x), n, p_.d_x),
               host::matrix(to, p_.r_g, p_.d_x), more);
     });
     if (!dx) return;
     gemm<G>(host::matrix(dz, n, p_.r_g), site_.gate_down, host::matrix(t.up.get(), n, p_.d_x));
-    site_.rows.add(t.up.get(), n * p_.d_x, dx);
+    vectors<T, G>().add(t.up.get(), n * p_.d_x, dx);
   }
 
-  // Adds a block's weight gradient to the split's sum: inside the product where it runs in C, else by a separate
-  // float sum, so that no sum over blocks is kept in 16 bits.
-  template <class Product>
-  void weight_grad(Scratch& t, const Sum& s, C* into, const Product& product) const {
-    if (!s.to) return;
-    if constexpr (std::is_same_v<G, C>) {
-      product(s.in(into), true);
-    } else {
-      product(t.weight.get(), false);
-      site_.rows.accumulate(t.weight.get(), s.count, s.in(into));
-    }
-  }
-
-  void reduce(int64_t parts) const {
-    constexpr int64_t kChunk = 16384;
-    for (const Sum& s : all_)
-      host::parallel(ceil_div(s.count, kChunk), [&](int64_t begin, int64_t end) {
-        int64_t from = begin * kChunk, count = std::min(end * kChunk, s.count) - from;
-        site_.rows.reduce(sums_.get() + s.offset + from, parts, count_, count, static_cast<C*>(s.to) + from);
-      });
+  void finish() const {
     if (p_.granularity == Granularity::middle_y && p_.middle_y == MiddleY::sigmoid && gate_weight_.to) {
       C* to = static_cast<C*>(gate_weight_.to);
       for (int64_t j = 0; j < p_.d; ++j) {
@@ -216,9 +168,8 @@ class Backward {
   const GatedAdapterGrads& g_;
   Site<T, G> site_;
   const C* token_ = nullptr;
-  Buffer<C> sample_gate_, dlogit_, sums_;
-  int64_t count_ = 0;
-  std::vector<Sum> all_;
+  Buffer<C> sample_gate_, dlogit_;
+  SplitSums<T, G> sums_;
   Sum down_weight_, down_bias_, up_weight_, up_bias_, gate_down_weight_, gate_down_bias_, gate_weight_, gate_bias_;
   Sum norm_weight_, norm_bias_;
 };

@@ -69,12 +69,6 @@ struct SiteRows {
   void (*backward)(const SiteBlock<T, G>& b);
   // dh = ds + dlogit * gate_s (where `original`) + product; product, dlogit may be null.
   void (*finish_dh)(const SiteBlock<T, G>& b, const G* product, T* dh);
-  void (*add)(const G* product, int64_t count, T* to);
-  void (*accumulate)(const G* part, int64_t count, C* to);
-  void (*widen)(const T* from, int64_t count, C* to);
-  void (*convert)(const T* from, int64_t count, G* to);
-  // to = sum of `parts` vectors that lie `stride` apart, in order.
-  void (*reduce)(const C* from, int64_t parts, int64_t stride, int64_t count, C* to);
 };
 
 }  // namespace petx::cpu

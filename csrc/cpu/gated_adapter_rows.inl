@@ -207,38 +207,8 @@ static void forward(const SiteBlock<T, G>& b) {
 #include "cpu/gated_adapter_rows_bwd.inl"
 
 template <class T, class G>
-static void add(const G* product, int64_t count, T* to) {
-#pragma omp simd
-  for (int64_t j = 0; j < count; ++j) store(to[j], load(to[j]) + load(product[j]));
-}
-
-template <class G, class C>
-static void accumulate(const G* part, int64_t count, C* to) {
-#pragma omp simd
-  for (int64_t j = 0; j < count; ++j) to[j] += load(part[j]);
-}
-
-template <class T, class G>
-static void convert(const T* from, int64_t count, G* to) {
-#pragma omp simd
-  for (int64_t j = 0; j < count; ++j) store(to[j], load(from[j]));
-}
-
-template <class C>
-static void reduce(const C* from, int64_t parts, int64_t stride, int64_t count, C* to) {
-#pragma omp simd
-  for (int64_t j = 0; j < count; ++j) {
-    C sum = from[j];
-    for (int64_t k = 1; k < parts; ++k) sum += from[k * stride + j];
-    to[j] = sum;
-  }
-}
-
-template <class T, class G>
 static SiteRows<T, G> site_rows() {
   using C = Compute<T>;
   return {activate<T, G, C>, reactivate<T, G>,    activate_bwd<T, G, C>, token_gate<T, G, C>,
-          forward<T, G>,     backward_dots<T, G>, backward<T, G>,        finish_dh<T, G>,
-          add<T, G>,         accumulate<G, C>,    convert<T, C>,         convert<T, G>,
-          reduce<C>};
+          forward<T, G>,     backward_dots<T, G>, backward<T, G>,        finish_dh<T, G>};
 }

@@ -3,39 +3,13 @@
 #pragma once
 
 #include "cpu/gated_adapter_rows.h"
-#include "cpu/scratch.h"
-#include "kernels/host.h"
+#include "cpu/products.h"
 
 namespace petx::cpu {
 
 // The row loops of (T, G) for this machine; defined in gated_adapter_loops.cpp.
 template <class T, class G>
 const SiteRows<T, G>& site_rows();
-
-// Measured on 2 cores with 1 MB of second-level cache each: bf16 products want longer blocks than float ones.
-template <class G>
-inline constexpr int64_t kMostRows = sizeof(G) == 2 ? 512 : 256;
-
-template <class G>
-void gemm(const host::Matrix& a, const host::Matrix& b, const host::Matrix& out, bool accumulate = false) {
-  host::gemm(DTypeOf<G>::value, a, b, out, accumulate);
-}
-
-// Calls f.operator()<T, G>() for a storage dtype and the type its products run in.
-template <class F>
-void with_types(DType dtype, const F& f) {
-  switch (dtype) {
-    case DType::f64:
-      return f.template operator()<double, double>();
-    case DType::f32:
-      return f.template operator()<float, float>();
-    case DType::f16:
-      return f.template operator()<Half, float>();
-    case DType::bf16:
-      return host::has_fast_bf16_gemm() ? f.template operator()<BFloat16, BFloat16>()
-                                        : f.template operator()<BFloat16, float>();
-  }
-}
 
 template <class T, class G>
 class Site {
@@ -74,16 +48,10 @@ class Site {
     return b;
   }
 
-  // Rows of a tensor as operand of a product: in place where T is G, else converted into `into`.
   const G* operand(const T* from, int64_t count, const Buffer<G>& into) const {
-    if constexpr (std::is_same_v<T, G>) {
-      return from;
-    } else {
-      rows.convert(from, count, into.get());
-      return into.get();
-    }
+    return cpu::operand<T, G>(from, count, into);
   }
-  Buffer<G> operand_buffer(int64_t count) const { return buffer<G>(std::is_same_v<T, G> ? 0 : count); }
+  Buffer<G> operand_buffer(int64_t count) const { return cpu::operand_buffer<T, G>(count); }
 
   // out [n, d] = a [n, r] times the up projection, head by head.
   void up_product(const G* a, int64_t n, G* out) const {
@@ -131,7 +99,7 @@ class Site {
   const C* vector(const void* from, int64_t count, Buffer<C>& own) {
     if (!from) return nullptr;
     own = buffer<C>(count);
-    rows.widen(static_cast<const T*>(from), count, own.get());
+    cpu::vectors<T, G>().widen(static_cast<const T*>(from), count, own.get());
     return own.get();
   }
 

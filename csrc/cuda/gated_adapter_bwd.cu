@@ -7,6 +7,7 @@
 // Bytes: h, x, dout, dh and dx once from memory, dS (and the gate's gradient) written once and read twice more, all
 // but the first time from the cache. S and G are made anew from z, as in the forward, whose tiling this is.
 
+#include "cuda/gated_adapter_site.cuh"
 #include "cuda/token_sums.cuh"
 
 namespace petx::cuda {
@@ -235,7 +236,7 @@ class Launches {
 
  public:
   Launches(const GatedAdapterParams& params, const GatedAdapterGrads& grads, void* workspace)
-      : p(params), g(grads), blocks_((p.rows + Tile::kM - 1) / Tile::kM), splits_(p.rows), workspace_(workspace) {
+      : p(params), g(grads), blocks_((p.rows + Tile::kM - 1) / Tile::kM), workspace_(workspace), sums_(p.rows) {
     bool large = p.granularity == Granularity::large, middle_y = p.granularity == Granularity::middle_y;
     bool small = p.granularity == Granularity::small, token_gate = small || p.granularity == Granularity::middle_x;
     to_.hidden = {workspace_.template take<T>(p.rows * p.r), workspace_.template take<T>(p.rows * p.r_g)};
@@ -251,31 +252,22 @@ class Launches {
 
     int64_t rank = p.r / p.heads;
     const void* in = p.reads_x_in_down() ? p.x : p.h;
-    product(g.up_weight, to_.ds, to_.hidden.a, p.d / p.heads, rank, p.heads);
-    product(g.down_weight, to_.dz, in, p.r, p.down_width(), 1);
-    if (large) product(g.gate_weight, to_.dgate, to_.hidden.gate_a, p.d, p.r_g, 1);
-    product(g.gate_down_weight, to_.dgate_z, p.x, p.r_g, p.d_x, 1);
-    column(g.up_bias, to_.ds, nullptr, p.d);
-    column(g.down_bias, to_.dz, nullptr, p.r);
-    column(g.gate_down_bias, to_.dgate_z, nullptr, p.r_g);
-    column(g.norm_bias, g.dout, nullptr, p.d);
-    if (large) column(g.gate_bias, to_.dgate, nullptr, p.d);
-    if (token_gate) column(g.gate_bias, nullptr, to_.dlogit, 1);
-    if (small) column(g.gate_weight, p.x, to_.dlogit, p.d);
-    finish(g.norm_weight, to_.norm_weight, blocks_, p.d, p.d);
+    sums_.product(g.up_weight, to_.ds, to_.hidden.a, p.d / p.heads, rank, p.heads);
+    sums_.product(g.down_weight, to_.dz, in, p.r, p.down_width(), 1);
+    if (large) sums_.product(g.gate_weight, to_.dgate, to_.hidden.gate_a, p.d, p.r_g, 1);
+    sums_.product(g.gate_down_weight, to_.dgate_z, p.x, p.r_g, p.d_x, 1);
+    sums_.column(g.up_bias, to_.ds, nullptr, p.d);
+    sums_.column(g.down_bias, to_.dz, nullptr, p.r);
+    sums_.column(g.gate_down_bias, to_.dgate_z, nullptr, p.r_g);
+    sums_.column(g.norm_bias, g.dout, nullptr, p.d);
+    if (large) sums_.column(g.gate_bias, to_.dgate, nullptr, p.d);
+    if (token_gate) sums_.column(g.gate_bias, nullptr, to_.dlogit, 1);
+    if (small) sums_.column(g.gate_weight, p.x, to_.dlogit, p.d);
+    sums_.finish(g.norm_weight, to_.norm_weight, blocks_, p.d, p.d);
     bool sigmoid = middle_y && p.middle_y == MiddleY::sigmoid;
     C* gate_weight = g.gate_weight ? static_cast<C*>(g.gate_weight) + (small ? p.d : 0) : nullptr;
-    if (gate_vector) finish(gate_weight, to_.gate_weight, blocks_, p.d, p.d, sigmoid ? p.gate_weight : nullptr);
-
-    C* sums = workspace_.template take<C>(splits_.count * split_sums_);
-    products_.rows = columns_.rows = splits_.rows;
-    products_.split_rows = columns_.split_rows = splits_.size;
-    products_.split_sums = columns_.split_sums = split_sums_;
-    products_.sums = columns_.sums = sums;
-    for (int i = 0; i < reductions_.count; ++i) {
-      Reduction<T>& job = reductions_.each[i];
-      if (!job.parts) job.from = sums + job.stride, job.parts = splits_.count, job.stride = split_sums_;
-    }
+    if (gate_vector) sums_.finish(gate_weight, to_.gate_weight, blocks_, p.d, p.d, sigmoid ? p.gate_weight : nullptr);
+    sums_.place(workspace_);
   }
 
   int64_t workspace_bytes() const { return workspace_.used(); }
@@ -287,49 +279,16 @@ class Launches {
     if (p.granularity == Granularity::small)
       if (int error = rows(Stage::dots)) return error;
     if (int error = rows(p.granularity == Granularity::small ? Stage::rest : Stage::whole)) return error;
-    int64_t tiles = 0, column_blocks = 0, reduce_blocks = 0;
-    for (int i = 0; i < products_.count; ++i) tiles += products_.each[i].tiles();
-    for (int i = 0; i < columns_.count; ++i) column_blocks += columns_.each[i].blocks();
-    for (int i = 0; i < reductions_.count; ++i) reduce_blocks += reductions_.each[i].blocks();
-    if (int error = launch_table(weight_grads<T, 4>, products_, tiles, splits_.count, Tile::shared_bytes(1), stream))
-      return error;
-    if (int error = launch_table(column_sums<T, 6>, columns_, column_blocks, splits_.count, 256 * sizeof(C), stream))
-      return error;
-    return launch_table(reduce<T, 12>, reductions_, reduce_blocks, 1, 0, stream);
+    return sums_.run(stream);
   }
 
  private:
-  void product(void* to, const void* a, const void* b, int64_t m, int64_t n, int64_t groups) {
-    if (!to) return;
-    products_.each[products_.count++] = {static_cast<const T*>(a), static_cast<const T*>(b), m, n, groups, split_sums_};
-    finish_split(to, groups * m * n);
-  }
-  void column(void* to, const void* value, const C* weight, int64_t width) {
-    if (!to) return;
-    columns_.each[columns_.count++] = {static_cast<const T*>(value), weight, width, split_sums_};
-    finish_split(to, width);
-  }
-  // Sums by split have no address yet: `stride` keeps the offset, `parts` 0 says so.
-  void finish_split(void* to, int64_t count) {
-    finish(to, nullptr, 0, split_sums_, count);
-    split_sums_ += count;
-  }
-  void finish(void* to, const C* from, int64_t parts, int64_t stride, int64_t count, const void* sigmoid_of = nullptr) {
-    if (!to) return;
-    reductions_.each[reductions_.count++] = {
-        from, static_cast<C*>(to), parts, stride, count, static_cast<const T*>(sigmoid_of)};
-  }
-
   const GatedAdapterParams& p;
   const GatedAdapterGrads& g;
   int64_t blocks_;
-  Splits splits_;
   Workspace workspace_;
   Intermediate<T> to_ = {};
-  WeightGrads<T, 4> products_ = {};
-  ColumnSums<T, 6> columns_ = {};
-  Reductions<T, 12> reductions_ = {};
-  int64_t split_sums_ = 0;
+  TokenSums<T, 4, 6, 12> sums_;
 };
 
 }  // namespace

@@ -5,7 +5,7 @@
 // number of splits follows from the number of tokens and not from the card.
 #pragma once
 
-#include "cuda/gated_adapter_site.cuh"
+#include "cuda/common.cuh"
 
 namespace petx::cuda {
 
@@ -153,5 +153,74 @@ int launch_table(void (*kernel)(Table), const Table& table, int64_t blocks, int6
                  void* stream) {
   return blocks ? launch(kernel, blocks, rows_of_blocks, 256, shared_bytes, stream, table) : 0;
 }
+
+// The sums over tokens of one call: jobs are named one by one, their places in the workspace follow, then the launches,
+// which are three at most: products, column sums, and the splits added up.
+template <class T, int kProducts, int kColumns, int kReductions>
+class TokenSums {
+  using C = Compute<T>;
+
+ public:
+  explicit TokenSums(int64_t rows) : splits_(rows) {}
+
+  // to [groups * m, n] = a^T b, group by group; see WeightGrad. Nothing where `to` is null, as below.
+  void product(void* to, const void* a, const void* b, int64_t m, int64_t n, int64_t groups = 1) {
+    if (!to) return;
+    products_.each[products_.count++] = {static_cast<const T*>(a), static_cast<const T*>(b), m, n, groups, split_sums_};
+    finish_split(to, groups * m * n);
+  }
+  // to [width] = sum over tokens of weight * value; see ColumnSum.
+  void column(void* to, const void* value, const C* weight, int64_t width) {
+    if (!to) return;
+    columns_.each[columns_.count++] = {static_cast<const T*>(value), weight, width, split_sums_};
+    finish_split(to, width);
+  }
+  // to [count] = the sum of `parts` vectors that lie `stride` apart; see Reduction.
+  void finish(void* to, const C* from, int64_t parts, int64_t stride, int64_t count, const void* sigmoid_of = nullptr) {
+    if (!to) return;
+    reductions_.each[reductions_.count++] = {
+        from, static_cast<C*>(to), parts, stride, count, static_cast<const T*>(sigmoid_of)};
+  }
+
+  // After the last job.
+  void place(Workspace& workspace) {
+    C* sums = workspace.take<C>(splits_.count * split_sums_);
+    products_.rows = columns_.rows = splits_.rows;
+    products_.split_rows = columns_.split_rows = splits_.size;
+    products_.split_sums = columns_.split_sums = split_sums_;
+    products_.sums = columns_.sums = sums;
+    for (int i = 0; i < reductions_.count; ++i) {
+      Reduction<T>& job = reductions_.each[i];
+      if (!job.parts) job.from = sums + job.stride, job.parts = splits_.count, job.stride = split_sums_;
+    }
+  }
+
+  int run(void* stream) const {
+    int64_t tiles = 0, column_blocks = 0, reduce_blocks = 0;
+    for (int i = 0; i < products_.count; ++i) tiles += products_.each[i].tiles();
+    for (int i = 0; i < columns_.count; ++i) column_blocks += columns_.each[i].blocks();
+    for (int i = 0; i < reductions_.count; ++i) reduce_blocks += reductions_.each[i].blocks();
+    int bytes = TileOf<T>::shared_bytes(1);
+    if (int error = launch_table(weight_grads<T, kProducts>, products_, tiles, splits_.count, bytes, stream))
+      return error;
+    bytes = 256 * sizeof(C);
+    if (int error = launch_table(column_sums<T, kColumns>, columns_, column_blocks, splits_.count, bytes, stream))
+      return error;
+    return launch_table(reduce<T, kReductions>, reductions_, reduce_blocks, 1, 0, stream);
+  }
+
+ private:
+  // Sums by split have no address yet: `stride` keeps the offset, `parts` 0 says so.
+  void finish_split(void* to, int64_t count) {
+    finish(to, nullptr, 0, split_sums_, count);
+    split_sums_ += count;
+  }
+
+  Splits splits_;
+  WeightGrads<T, kProducts> products_ = {};
+  ColumnSums<T, kColumns> columns_ = {};
+  Reductions<T, kReductions> reductions_ = {};
+  int64_t split_sums_ = 0;
+};
 
 }  // namespace petx::cuda

@@ -4,8 +4,10 @@
 """
 
 import ctypes
+import hashlib
 import os
 import subprocess
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -47,7 +49,22 @@ def run(command):
 
 def build_kernels(library, csrc=CSRC):
     """All of ``csrc/cuda`` with what calls it."""
-    return build([*sorted(csrc.glob("cuda/*.cu")), HERE / "gated_adapter.cpp"], library, csrc)
+    return build([*sorted(csrc.glob("cuda/*.cu")), *sorted(HERE.glob("operations/*.cpp"))], library, csrc)
+
+
+def kernels():
+    """The library of :func:`build_kernels` for the sources as they are now, kept in the build folder."""
+    folders = (CSRC / "cuda", CSRC / "kernels", HERE)
+    files = [path for folder in folders for path in sorted(folder.rglob("*")) if path.suffix[:2] in (".c", ".h")]
+    content = hashlib.sha256(" ".join([*FLAGS, os.environ.get("CXX", "")]).encode())
+    for path in files:
+        content.update(str(path).encode() + path.read_bytes())
+    library = HERE.parents[1] / "build" / "emulator" / content.hexdigest()[:16] / "kernels.so"
+    if not library.is_file():
+        library.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
+            os.replace(build_kernels(Path(scratch, "kernels.so")), library)
+    return library
 
 
 class Counters(ctypes.Structure):

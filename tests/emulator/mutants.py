@@ -13,10 +13,13 @@ from pathlib import Path
 
 import torch
 
-from tests.cases import BART_TAIL, site
+from tests.cases.gated_adapter import BART_TAIL, site
+from tests.cases.gated_adapter import CASES as TABLE
+from tests.checks import outputs_and_grads, wrong
 from tests.emulator import CSRC, Emulator, KernelFault, build_kernels
-from tests.emulator import gated_adapter as emulated
-from tests.test_gated_adapter import BY_NAME, outputs_and_grads, relative
+from tests.emulator.operations import in_place_of_cpu_kernels
+
+BY_NAME = {case.name: case for case in TABLE}
 
 CASES = [
     site("wide-odd", batch=(1, 67), d=131, r=67, r_g=65, granularity="large", **BART_TAIL),
@@ -69,38 +72,25 @@ def mutants():
         yield path, f"{pattern} -> {replacement}", text
 
 
-def prepared():
-    """Every case in both dtypes with its exact and torch's own results."""
+def verdict(emulator):
+    """How the tests notice this build, or None where they do not."""
     for dtype in (torch.bfloat16, torch.float32):
         for case in CASES:
+            emulator.library.simt_reset_counters()
             tensors = case.inputs(dtype)
-            weights = torch.randn(case.shapes["h"], generator=torch.Generator().manual_seed(2)).to(dtype)
-            wide = {name: t.detach().double().requires_grad_() for name, t in tensors.items()}
-            exact = outputs_and_grads(case.expected, wide, weights)
-            yield case, tensors, weights, exact, outputs_and_grads(case.expected, tensors, weights)
-
-
-def verdict(emulator, cases):
-    """How the tests notice this build, or None where they do not."""
-    for case, tensors, weights, exact, own in cases:
-        emulator.library.simt_reset_counters()
-        try:
-            got = outputs_and_grads(case.run, tensors, weights)
-        except KernelFault as fault:
-            return str(fault).partition("\n")[0]
-        for name, value in got.items():
-            if exact[name] is None:
-                continue
-            floor = 4 * torch.finfo(value.dtype).eps
-            if not relative(value, exact[name]) <= max(2 * relative(own[name], exact[name]), floor):
-                return f"{name} of {case.name} is wrong"
-        if emulator.counters().bank_conflicts:
-            return f"{emulator.counters().bank_conflicts} bank conflicts"
+            try:
+                said = wrong(outputs_and_grads(case.run, tensors), case, tensors)
+            except KernelFault as fault:
+                return str(fault).partition("\n")[0]
+            if said:
+                return f"{case}: {said}"
+            if emulator.counters().bank_conflicts:
+                return f"{emulator.counters().bank_conflicts} bank conflicts"
     return None
 
 
 def main():
-    survivors, cases = 0, list(prepared())
+    survivors = 0
     with tempfile.TemporaryDirectory() as folder:
         for number, (path, change, text) in enumerate([(CSRC / "none", "nothing", ""), *mutants()]):
             csrc = Path(folder, f"csrc{number}")
@@ -109,8 +99,8 @@ def main():
                 (csrc / "cuda" / path.name).write_text(text)
             emulator = Emulator(build_kernels(Path(folder, f"{number}.so"), csrc))
             emulator.order = "random-1"
-            with emulated.in_place_of_cpu_kernels(emulator):
-                said = verdict(emulator, cases)
+            with in_place_of_cpu_kernels(emulator):
+                said = verdict(emulator)
             survivors += (said is None) == (number > 0)
             print(f"{path.name}: {change}: {said or 'NOT NOTICED' if number else said or 'passes'}", flush=True)
             shutil.rmtree(csrc)

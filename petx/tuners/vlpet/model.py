@@ -19,6 +19,7 @@ class VLPetModel(BaseTuner):
 
     prefix = "vlpet_"
     tuner_layer_cls = VLPetLayer
+    report = report
 
     # ---- injection ----
 

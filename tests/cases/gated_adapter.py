@@ -1,48 +1,34 @@
-"""The table that drives every test and benchmark: an operation, its inputs, its reference, the gradients wanted.
+"""Cases of `gated_adapter`, VL-PET's adapter site."""
 
-A case says shapes and options; `inputs` makes the tensors from a seed, `run` calls the public function, `expected` the
-readable reference. Sizes are small: they straddle the kernels' row blocks and token splits, nothing more.
-"""
-
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
-from petx import functional
 from petx.functional.gated_adapter import ARGUMENTS, _by_reference
+from tests.cases.case import Case
 
 DROPOUT_SEED = 20_230_809
 
 
 @dataclass(frozen=True)
-class Case:
-    name: str
-    shapes: dict  # argument -> shape; absent arguments are None
-    options: dict = field(default_factory=dict)
+class SiteCase(Case):
     mask: bool = False
-    operation: str = "gated_adapter"
 
-    def inputs(self, dtype, *, requires_grad=True, seed=0, device="cpu"):
-        """Argument -> leaf tensor. Drawn in float64 and rounded once, so every dtype sees the same numbers."""
-        generator = torch.Generator().manual_seed(seed)
-        tensors = {}
-        for name, shape in self.shapes.items():
-            wide = name in ("h", "x")
-            value = torch.randn(shape, generator=generator, dtype=torch.float64) * (1.0 if wide else 0.3)
-            tensors[name] = (value + (name == "norm_weight")).to(device, dtype).requires_grad_(requires_grad)
-        return tensors
+    operation = "gated_adapter"
+    ACTIVATIONS = ("h", "x")
+
+    def mean_of(self, name):
+        return 1.0 if name == "norm_weight" else 0.0
 
     def extras(self, device="cpu"):
-        """The arguments that carry no gradient."""
         extras = {"seed": torch.tensor([DROPOUT_SEED], device=device)}
         if self.mask:
             keep = torch.rand(self.shapes["h"][:-1], generator=torch.Generator().manual_seed(1)) < 0.6
             extras["padding_mask"] = keep.to(device)
         return extras
 
-    def run(self, tensors):
-        full = {"x": None, "down_bias": None, "up_bias": None} | tensors
-        return functional.gated_adapter(**full, **self.extras(tensors["h"].device), **self.options)
+    def call(self, tensors, extras):
+        return super().call({"x": None, "down_bias": None, "up_bias": None} | tensors, extras)
 
     def expected(self, tensors):
         defaults = dict(granularity="none", heads=1, activation="gelu_tanh", gate_input="modified", middle_y="linear")
@@ -50,6 +36,9 @@ class Case:
         extras = self.extras(tensors["h"].device)
         ordered = tuple(tensors.get(name) for name in ARGUMENTS)
         return _by_reference(ordered, extras.get("padding_mask"), extras["seed"], **defaults | self.options)
+
+    def empty(self, batch):
+        return SiteCase(self.name, super().empty(batch).shapes, self.options, self.mask)
 
 
 def site(name, batch=(3, 5), d=24, r=8, r_g=6, d_x=None, *, bias=True, x=True, mask=False, **options):
@@ -76,7 +65,7 @@ def site(name, batch=(3, 5), d=24, r=8, r_g=6, d_x=None, *, bias=True, x=True, m
         shapes["norm_weight"] = (d,)
     if options.get("norm") == "layer":
         shapes["norm_bias"] = (d,)
-    return Case(name, shapes, options, mask)
+    return SiteCase(name, shapes, options, mask)
 
 
 BART_TAIL = dict(dropout=0.1, residual=True, norm="layer")
@@ -132,3 +121,30 @@ CASES = [
     site("splits-small", batch=(13, 97), d=40, r=16, granularity="small", **T5_TAIL),
     site("splits-middleX", batch=(13, 97), d=40, r=16, granularity="middleX", **BART_TAIL),
 ]
+
+TINY = dict(batch=(2, 2), d=4, r=2, r_g=2)
+GRADCHECKED = [
+    site("none", **TINY, x=False),
+    site("large", **TINY, granularity="large", **BART_TAIL),
+    site("middleX", **TINY, granularity="middleX", **BART_TAIL),
+    site("middleX-original", **TINY, granularity="middleX", gate_input="original"),
+    site("middleY", **TINY, granularity="middleY", **T5_TAIL),
+    site("middleY-sigmoid", **TINY, granularity="middleY", middle_y="sigmoid"),
+    site("small", **TINY, granularity="small", mask=True, **BART_TAIL),
+    site("small-original", **TINY, granularity="small", gate_input="original", residual=True, norm="rms"),
+    site("exact-pair", **TINY, granularity="large", heads=2, activation="gelu"),
+    site("parallel", **TINY, granularity="large", placement="parallel", residual=True),
+    site("value", **TINY, d_x=3, placement="parallel"),
+]
+
+WIDE = [
+    site("wide", batch=(2, 35), d=200, r=72, r_g=136, granularity="large", **BART_TAIL),
+    site("wide-odd", batch=(1, 67), d=131, r=67, r_g=65, granularity="large", **BART_TAIL),
+    site("wide-pair", batch=(2, 35), d=160, r=144, heads=2, granularity="middleX", **BART_TAIL),
+    site("wide-small", batch=(2, 65), d=136, r=72, granularity="small", mask=True, **T5_TAIL),
+    site("wide-value", batch=(2, 65), d=72, d_x=200, r=80, placement="parallel"),
+    site("wide-unread-x", batch=(2, 40), d=72, d_x=136, r=16, r_g=8, granularity="large"),
+]
+
+FEW = """none large-bart middleX-bart middleY-sigmoid small-masked large-rms large-exact pair parallel-large-wide-x odd
+splits splits-small one-token""".split()

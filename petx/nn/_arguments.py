@@ -1,0 +1,19 @@
+"""What the checks of the layers share."""
+
+
+def checked_size(layer, **sizes):
+    """Raise ValueError unless every size is a positive integer."""
+    for name, value in sizes.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{layer}: {name} must be a positive integer, got {value!r}")
+
+
+def checked_option(layer, name, value, known):
+    if value not in known:
+        raise ValueError(f"{layer}: {name} must be one of {', '.join(map(repr, known))}, got {value!r}")
+
+
+def checked_probability(layer, **values):
+    for name, value in values.items():
+        if not 0 <= value < 1:
+            raise ValueError(f"{layer}: {name} must be in [0, 1), got {value}")

@@ -1,0 +1,160 @@
+"""What PETAL adapted: as a list, and in words."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+from peft import PeftModel
+from peft.utils import AuxiliaryTrainingWrapper
+
+from petx.errors import UserError
+from petx.tuners.petal.layer import PetalLayer
+
+__all__ = ["Adapted", "adapted", "describe", "parameter_counts", "unmergeable"]
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """One adapted place: a projection, what the experts read, a layer with a query transformation, a trained module."""
+
+    path: str
+    kind: str
+    parameters: int  # of its own; shared factors and experts are counted once, by parameter_counts
+    factors: str | None = None  # name of the shared factors a projection uses
+    rank: int | None = None
+
+
+def adapter_named(model, adapter_name):
+    """``adapter_name``, or the active adapter's for None; raises UserError where ``model`` has no such adapter."""
+    if adapter_name is None and model.active_adapters:
+        return model.active_adapters[0]
+    if adapter_name not in model.peft_config:
+        known = ", ".join(model.peft_config) or "none"
+        raise UserError(f"there is no adapter {adapter_name!r} in this model; there are: {known}")
+    return adapter_name
+
+
+def _tuner(model):
+    return model.base_model if isinstance(model, PeftModel) else model
+
+
+def _count(module):
+    return 0 if module is None else sum(parameter.numel() for parameter in module.parameters())
+
+
+def adapted(model, adapter_name=None):
+    """What one adapter of ``model`` (a PEFT model or its tuner) consists of, with paths in the frozen model.
+
+    Returns a list of :class:`Adapted`: projections in the model's order, query transformations, what the experts read,
+    modules trained whole. ``adapter_name`` defaults to the active adapter.
+    """
+    name, tuner = adapter_named(model, adapter_name), _tuner(model)
+    parts = tuner.petal_shared[name]
+    projections, trained = [], []
+    for path, module in tuner.model.named_modules():
+        if isinstance(module, PetalLayer) and name in module.petal_mode:
+            mode = module.petal_mode[name]
+            projections.append(Adapted(path, module.kind, mode.numel(), module.group.spec.factors, mode.numel()))
+        elif isinstance(module, AuxiliaryTrainingWrapper) and name in module.modules_to_save:
+            trained.append(Adapted(path, "module trained whole", _count(module.modules_to_save[name])))
+    layers = []
+    for tower in tuner._towers.values():
+        for tail in tower.tails:
+            for cross, kind in ((False, "query transformation"), (True, "cross query transformation")):
+                part = parts.transformation(tower.spec, tail.index, cross)
+                if part is not None:
+                    layers.append(Adapted(tail.spec.path, kind, _count(part)))
+    mixed = [Adapted(path, "expert mixture", 0) for path in parts.mixed if parts.experts is not None]
+    return projections + layers + mixed + trained
+
+
+def parameter_counts(model, adapter_name=None):
+    """Parameters by part: name -> number, ending with trainable, total and percent.
+
+    ``text`` are the factors and core of a Q-Former's hidden states, ``image`` those of image features, ``other`` those
+    of other towers. ``total`` is the frozen model plus the new parts; the copies that PEFT keeps of modules trained
+    whole are the model's own, so they count once. ``qformer_percent`` is the share in the model's submodule
+    ``qformer``, where it has one.
+    """
+    name, tuner = adapter_named(model, adapter_name), _tuner(model)
+    parts, places = tuner.petal_shared[name], adapted(model, name)
+    counts = {key: _count(parts.factors[key]) if key in parts.factors else 0 for key in ("text", "image")}
+    counts["other"] = _count(parts.factors) - sum(counts.values())
+    counts["modes"] = sum(place.parameters for place in places if place.rank is not None)
+    counts["query_transform"] = _count(parts.query_transform) + _count(parts.cross_query_transform)
+    counts["experts"] = _count(parts.experts)
+    new = sum(counts.values())
+    counts["whole"] = sum(place.parameters for place in places if place.kind == "module trained whole")
+    counts["trainable"] = new + counts["whole"]
+    frozen, qformer = _frozen(tuner)
+    counts["total"] = frozen + new
+    counts["percent"] = 100 * counts["trainable"] / counts["total"]
+    counts["qformer_percent"] = 100 * counts["trainable"] / qformer if qformer else None
+    return counts
+
+
+def _frozen(tuner):
+    """Numbers of the frozen model's own parameters, and of those in its Q-Former."""
+    wrappers = {PetalLayer: "petal_mode", AuxiliaryTrainingWrapper: "modules_to_save"}
+    added = {
+        id(parameter)
+        for module in tuner.model.modules()
+        for wrapper, inside in wrappers.items()
+        if isinstance(module, wrapper)
+        for parameter in getattr(module, inside).parameters()
+    }
+
+    def own(module):
+        return 0 if module is None else sum(p.numel() for p in module.parameters() if id(p) not in added)
+
+    return own(tuner.model), own(getattr(tuner.model, "qformer", None))
+
+
+def unmergeable(parts):
+    """What of an adapter cannot be folded into the frozen weights, in words."""
+    found = ["its experts"] if parts.experts is not None else []
+    if len(parts.query_transform) or len(parts.cross_query_transform):
+        found.append("its query transformations")
+    if parts.context.context != "off":
+        found.append("its context enhancement")
+    return found
+
+
+def describe(model, adapter_name=None):
+    """What PETAL adapted in ``model`` (a PEFT model or its tuner), in words; :func:`adapted` gives it as a list."""
+    name, tuner = adapter_named(model, adapter_name), _tuner(model)
+    parts, places, counts = tuner.petal_shared[name], adapted(model, name), parameter_counts(model, name)
+    config = tuner.peft_config[name]
+    lines = [f"PETAL adapter {name!r} in {', '.join(config.towers)}:"]
+    for key, factors in parts.factors.items():
+        widths = " and ".join(factors.v)
+        core = f"the core of {parts.core_of[key]!r}"
+        if factors.cores is not None:
+            shape = f"core {' x '.join([str(parts.rank)] * factors.cores.core.dim())}"
+            core = shape + (f", {factors.cores.gate} threshold" if factors.cores.gate != "none" else "")
+        lines.append(
+            f"  factors {key!r}, shared by all: rank {parts.rank}, {factors.u.shape[1]} -> {widths}, {core}: "
+            f"{_count(factors):,} parameters"
+        )
+    for (kind, of), number in Counter((p.kind, p.factors) for p in places if p.rank is not None).items():
+        lines.append(f"  {number} x {kind}, by factors {of!r}: {number * parts.rank:,} parameters")
+    for kind in ("query transformation", "cross query transformation", "module trained whole"):
+        some = [place.parameters for place in places if place.kind == kind]
+        if some:
+            lines.append(f"  {len(some)} x {kind}: {sum(some):,} parameters")
+    if parts.experts is not None:
+        experts = parts.experts
+        words = f"{experts.experts} experts of rank {experts.rank}, {experts.gate} gate"
+        words += f", the best {experts.top_k}" if experts.top_k else ""
+        read = {"all": "all tokens", "text": "text tokens", "image": "image tokens"}[parts.expert_scope]
+        lines.append(
+            f"  {words}, read {read} of {' and '.join(parts.mixed)}: {experts.alpha:g} x + {experts.beta:g} mixture: "
+            f"{_count(experts):,} parameters"
+        )
+    if parts.context.context != "off":
+        what = {"batch_mean": "the batch's mean (couples its samples)", "per_sample": "the sample's mean"}
+        lines.append(f"  context for the first query token: {parts.context.weight:g} x {what[parts.context.context]}")
+    lines.append(
+        f"  trainable {counts['trainable']:,} of {counts['total']:,} parameters ({counts['percent']:.4f} %); "
+        "everything else is frozen"
+    )
+    return "\n".join(lines)

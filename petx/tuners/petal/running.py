@@ -1,0 +1,222 @@
+"""Towers at work: what happens once in a forward pass, and the parts that are hooks and not layers."""
+
+import torch
+
+from petx.tuners.petal.layer import ProjectionGroup, _state_of, project
+
+__all__ = ["ExpertPlace", "RunningTower"]
+
+
+class RunningTower:
+    """One tower of the model: its projections, and its current forward pass.
+
+    Within a pass all cores are made by one product, and an input that several attentions project is projected once.
+    Where autograd's state differs from the pass's, as inside a checkpointed layer and when one is recomputed, a group
+    does that for itself, so that the recomputation repeats exactly what was done.
+    """
+
+    def __init__(self, spec, parts):
+        self.spec, self.parts = spec, parts  # parts: ModuleDict, adapter name -> PetalParts
+        self.groups = [ProjectionGroup(group, self) for group in spec.groups]
+        self.tails = [LayerTail(self, i, layer) for i, layer in enumerate(spec.layers)]
+        self._pass = None
+        self._hooks = []
+
+    def adapter(self):
+        """Name of the adapter that works in this tower now, or None."""
+        return self.groups[0].layers[0].current()
+
+    # ---- the current pass ----
+
+    def _begin(self, module, args, kwargs):
+        self._pass = _Pass(args, kwargs)
+
+    def _end(self, *_):
+        self._pass = None
+
+    def _current(self):
+        found = self._pass
+        return found if found is not None and found.state == _autograd_state() else None
+
+    def cores(self, adapter, group, layers):
+        """Cores ``[K, R, R]`` or ``[K, R]`` of the mode vectors of ``layers``, which belong to ``group``."""
+        parts, current = self.parts[adapter], self._current()
+        if current is None:
+            return parts.cores(group.spec.factors, torch.stack([layer.petal_mode[adapter] for layer in layers]))
+        owner = parts.core_of[group.spec.factors]
+        made = current.cores.get((adapter, owner))
+        if made is None:
+            sharing = [other for other in self.groups if parts.core_of[other.spec.factors] == owner]
+            modes = [layer.petal_mode[adapter] for other in sharing for layer in other.layers]
+            split = parts.cores(owner, torch.stack(modes)).split([len(other.layers) for other in sharing])
+            made = current.cores[adapter, owner] = dict(zip([other.spec for other in sharing], split, strict=True))
+        own = made[group.spec]
+        if len(layers) == len(group.layers):
+            return own
+        first = group.layers.index(layers[0])
+        return own[first : first + 1]
+
+    def projected(self, adapter, factors, x, u, compiling):
+        """``x Uᵀ`` and None where that is computed once for several groups, else ``x`` and ``u`` themselves."""
+        if compiling:
+            return project(x, u), None  # equal products, which the compiler makes one
+        current = self._current()
+        if current is None:
+            return x, u
+        key, state = (adapter, factors), _state_of(x)
+        held = current.projected.get(key)
+        if held is None or held[0] is not x or held[1] != state:
+            held = current.projected[key] = (x, state, project(x, u))
+        return held[2], None
+
+    def tokens(self, length):
+        """Number of query tokens of the current pass, and its padding mask ``[B, length]`` or None."""
+        found = self._pass
+        if found is None:
+            return 0, None
+        mask = found.mask
+        return found.queries, mask if mask is not None and mask.dim() == 2 and mask.shape[1] == length else None
+
+    # ---- hooks ----
+
+    def connect(self, model):
+        # Hooks are bound methods, so that deepcopy of the whole model copies the connection too. All of them run inside
+        # the layers, which is what gradient checkpointing recomputes.
+        root = model.get_submodule(self.spec.root)
+        self._hooks = [
+            root.register_forward_pre_hook(self._begin, with_kwargs=True),
+            root.register_forward_hook(self._end, always_call=True),
+        ]
+        for group in self.groups:
+            if len(group.layers) > 1:
+                attention = model.get_submodule(group.spec.attention)
+                self._hooks.append(attention.register_forward_hook(group.forget, always_call=True))
+        for tail in self.tails:
+            self._hooks += tail.connect(model)
+
+    def disconnect(self):
+        while self._hooks:
+            self._hooks.pop().remove()
+
+    def __getstate__(self):
+        return self.__dict__ | {"_pass": None}
+
+
+class _Pass:
+    """What belongs to one forward pass of a tower."""
+
+    def __init__(self, args, kwargs):
+        self.state = _autograd_state()
+        self.cores = {}  # (adapter, factors) -> {group: cores}
+        self.projected = {}  # (adapter, factors) -> (x, its state, x Uᵀ)
+        queries = kwargs.get("query_length")
+        if queries is None:
+            embedded = kwargs.get("query_embeds")
+            queries = 0 if embedded is None else embedded.shape[1]
+        self.queries = queries
+        self.mask = kwargs.get("attention_mask")
+
+
+_saved_tensor_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+
+
+def _autograd_state():
+    """Equal where what is computed in one place can be used in another; never where that cannot be told."""
+    if torch.compiler.is_compiling():
+        return torch.is_grad_enabled()
+    if _saved_tensor_hooks is None:
+        return object()
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), _saved_tensor_hooks(True)
+
+
+class LayerTail:
+    """The residuals of one layer's query transformation, and the context of its cross-attention.
+
+    What the self-attention block returned, A, is added to the output of the layer's feed-forward modules. These get its
+    rows one after the other: first the query tokens', then the text tokens', each in chunks if the host is set so.
+    """
+
+    def __init__(self, tower, index, spec):
+        self.tower, self.index, self.spec = tower, index, spec
+        self._rows = None  # A ``[B, L, d]`` of the running layer
+        self._next = 0  # first row that was not yet added
+
+    def connect(self, model):
+        hooks = [model.get_submodule(self.spec.attention).register_forward_hook(self._keep)]
+        for path in self.spec.tails:
+            receive = self._add_to_queries if path == self.spec.query_tail else self._add
+            hooks.append(model.get_submodule(path).register_forward_hook(receive, prepend=True))
+        if self.spec.cross is not None:
+            cross = model.get_submodule(self.spec.cross)
+            hooks.append(cross.register_forward_hook(self._enhance, with_kwargs=True, prepend=True))
+        return hooks
+
+    def _part(self, cross=False):
+        adapter = self.tower.adapter()
+        return None if adapter is None else self.tower.parts[adapter].transformation(self.tower.spec, self.index, cross)
+
+    def _keep(self, module, args, output):
+        self._rows, self._next = (None if self._part() is None else _first(output)), 0
+
+    def _add(self, module, args, output):
+        rows, part = self._rows, self._part()
+        if rows is None or part is None:
+            return None
+        until = self._next + output.shape[1]
+        own = rows[:, self._next : until] if output.shape[1] < rows.shape[1] else rows
+        self._next = until
+        if until >= rows.shape[1]:
+            self._rows = None
+        return part(own, output)
+
+    def _add_to_queries(self, module, args, output):
+        part, added = self._part(cross=True), self._add(module, args, output)
+        if part is None:
+            return added
+        return part(args[1], output if added is None else added)
+
+    def _enhance(self, module, args, kwargs, output):
+        adapter = self.tower.adapter()
+        if adapter is None or self.tower.parts[adapter].context.context == "off":
+            return None
+        queries = args[0] if args else kwargs["hidden_states"]
+        return self.tower.parts[adapter].context(output, queries)
+
+    def __getstate__(self):
+        return self.__dict__ | {"_rows": None, "_next": 0}
+
+
+def _first(output):
+    return output[0] if isinstance(output, tuple) else output
+
+
+class ExpertPlace:
+    """A module whose output the experts read and change: a Q-Former's embeddings, a projector, word embeddings."""
+
+    def __init__(self, path, kind, tower):
+        self.path, self.kind, self.tower = path, kind, tower
+        self._hooks = []
+
+    def connect(self, model):
+        self._hooks = [model.get_submodule(self.path).register_forward_hook(self._mix, prepend=True)]
+
+    def disconnect(self):
+        while self._hooks:
+            self._hooks.pop().remove()
+
+    def _mix(self, module, args, output):
+        adapter = self.tower.adapter()
+        parts = None if adapter is None else self.tower.parts[adapter]
+        if parts is None or parts.experts is None or self.path not in parts.mixed:
+            return None
+        if self.kind != "qformer":
+            return parts.experts(output)
+        batch, length = output.shape[:2]
+        scope = pool = None
+        if parts.expert_scope == "text" or parts.experts.gate == "sample":
+            queries, padding = self.tower.tokens(length)
+            text = (torch.arange(length, device=output.device) >= queries).expand(batch, length)
+            scope = text if parts.expert_scope == "text" else None
+            if queries < length:  # the gate reads the instruction where there is one, else the queries
+                pool = text if padding is None else text & padding.ne(0)
+        return parts.experts(output, scope, pool)

@@ -1,0 +1,60 @@
+"""What a case is, whatever its operation."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+
+from petx import functional
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of an operation: shapes and options; ``inputs`` makes the tensors from a seed, ``run`` calls the public
+    function, ``expected`` the readable reference.
+
+    Sizes are small: they straddle the kernels' row blocks and token splits, nothing more.
+    """
+
+    name: str
+    shapes: dict  # argument -> shape; absent arguments are None
+    options: dict = field(default_factory=dict)
+
+    operation: ClassVar[str]
+    ACTIVATIONS: ClassVar[tuple] = ()  # arguments that have the batch's dimensions and values of about 1
+
+    def __str__(self):
+        return f"{self.operation}-{self.name}"
+
+    def inputs(self, dtype, *, requires_grad=True, seed=0, device="cpu"):
+        """Argument -> leaf tensor. Drawn in float64 and rounded once, so every dtype sees the same numbers."""
+        generator = torch.Generator().manual_seed(seed)
+        tensors = {}
+        for name, shape in self.shapes.items():
+            value = torch.randn(shape, generator=generator, dtype=torch.float64)
+            value = value * (1.0 if name in self.ACTIVATIONS else 0.3) + self.mean_of(name)
+            tensors[name] = value.to(device, dtype).requires_grad_(requires_grad)
+        return tensors
+
+    def mean_of(self, name):
+        return 0.0
+
+    def extras(self, device="cpu"):
+        """The arguments that carry no gradient and are tensors."""
+        return {}
+
+    def call(self, tensors, extras):
+        """The public function's result."""
+        return getattr(functional, self.operation)(**tensors, **extras, **self.options)
+
+    def run(self, tensors):
+        return self.call(tensors, self.extras(next(iter(tensors.values())).device))
+
+    def expected(self, tensors):
+        """The reference's result, in the tensors' dtype."""
+        raise NotImplementedError
+
+    def empty(self, batch):
+        """The same case with no rows: ``batch`` in place of the batch's dimensions."""
+        shapes = {n: (*batch, s[-1]) if n in self.ACTIVATIONS else s for n, s in self.shapes.items()}
+        return type(self)(self.name, shapes, self.options)

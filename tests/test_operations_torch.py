@@ -1,0 +1,83 @@
+"""Every operation inside torch: operator checks, compile, mixed dtypes, second derivatives, the reference path."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tests.cases import few
+from tests.checks import outputs, outputs_and_grads, weights_of
+
+by_few = pytest.mark.parametrize("case", few(), ids=str)
+
+
+class Recorder(TorchDispatchMode):
+    """Keeps the arguments of every call of a petx operator."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "petx":
+            self.calls.append((func, args))
+        return func(*args, **(kwargs or {}))
+
+
+@by_few
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_opcheck(case, dtype):
+    tensors = case.inputs(dtype)
+    with Recorder() as recorder:
+        results = outputs(case.run(tensors))
+        for wanted in ([next(iter(tensors.values()))], list(tensors.values())):
+            torch.autograd.grad(results, wanted, weights_of(results), retain_graph=True, allow_unused=True)
+    assert len(recorder.calls) >= 3
+    for operator, args in recorder.calls:
+        torch.library.opcheck(operator, _detached(args))
+
+
+def _detached(value):
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone()
+    return type(value)(map(_detached, value)) if isinstance(value, list | tuple) else value
+
+
+@by_few
+def test_compiles_to_one_graph(case):
+    torch._dynamo.reset()
+    extras = case.extras()
+    compiled = torch.compile(lambda tensors: case.call(tensors, extras), fullgraph=True, backend="aot_eager")
+    results = [outputs_and_grads(call, case.inputs(torch.float32)) for call in (case.run, compiled)]
+    for name, eager in results[0].items():
+        torch.testing.assert_close(results[1][name], eager)
+
+
+@by_few
+def test_float32_parameters_beside_bf16_activations(case):
+    tensors = {n: t.detach() for n, t in case.inputs(torch.float32).items()}
+    mixed = {n: (t.bfloat16() if n in case.ACTIVATIONS else t).requires_grad_() for n, t in tensors.items()}
+    for name, value in outputs_and_grads(case.run, mixed).items():
+        if value is not None and case.ACTIVATIONS:
+            wanted = torch.bfloat16 if name.startswith("out") or name in case.ACTIVATIONS else torch.float32
+            assert value.dtype == wanted and value.isfinite().all(), name
+
+
+@by_few
+def test_second_derivative_is_refused(case):
+    tensors = case.inputs(torch.float32)
+    results = outputs(case.run(tensors))
+    grads = torch.autograd.grad(results, list(tensors.values()), weights_of(results), True, True, allow_unused=True)
+    with pytest.raises(RuntimeError):
+        sum(grad.sum() for grad in grads if grad is not None).backward()
+
+
+@by_few
+def test_reference_path_gives_the_same(case, monkeypatch):
+    tensors = case.inputs(torch.float64)
+    fused = outputs_and_grads(case.run, tensors)
+    monkeypatch.setattr("petx.ops._fused", set())
+    for name, value in outputs_and_grads(case.run, tensors).items():
+        if value is None:
+            assert fused[name] is None or not fused[name].any()
+        else:
+            torch.testing.assert_close(fused[name], value)

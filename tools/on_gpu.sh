@@ -1,0 +1,74 @@
+#!/usr/bin/env bash
+# Everything to be learnt from one NVIDIA GPU in one sitting: build, all tests, compute-sanitizer, benchmarks.
+#
+#   tools/on_gpu.sh OUT [build] [test] [sanitize] [bench] [profile]      default: all of them, in this order
+#
+# Writes logs and reports into OUT and a summary, OUT/summary.md, after every step, so that an interrupted run keeps
+# what it learnt. Needs torch with CUDA, nvcc of the same major version and pytest; nothing is downloaded.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+out=$(mkdir -p "$1" && cd "$1" && pwd)
+shift
+steps=${*:-build test sanitize bench profile}
+export PETX_CUDA_KERNELS=1 PETX_CUDA=1
+export PETX_CUDA_ARCHS=${PETX_CUDA_ARCHS:-$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -1)}
+
+{
+  echo "# petx on a GPU"
+  echo
+  echo "- date: $(date -u +%F)"
+  echo "- commit: $(git rev-parse --short HEAD 2>/dev/null || echo unknown)"
+  echo "- card and driver: $(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader | head -1)"
+  echo "- nvcc: $(nvcc --version | tail -1)"
+  echo "- $(python3 -c 'import sys, torch; print(f"Python {sys.version.split()[0]}, torch {torch.__version__}")')"
+  echo
+  echo "| step | result | seconds | log |"
+  echo "| --- | --- | ---: | --- |"
+} >"$out/summary.md"
+
+# step NAME SECONDS COMMAND...: runs it with a time limit, its output to a log, a line to the summary.
+step() {
+  local name=$1 limit=$2 start=$SECONDS code=0
+  shift 2
+  printf '\n=== %s\n' "$name"
+  timeout "$limit" "$@" >"$out/$name.log" 2>&1 || code=$?
+  tail -n 15 "$out/$name.log"
+  local result=passed
+  [ "$code" -eq 0 ] || result="exit code $code"
+  [ "$code" -ne 124 ] || result="stopped after $limit s"
+  echo "| $name | $result | $((SECONDS - start)) | $name.log |" >>"$out/summary.md"
+  return "$code"
+}
+
+for wanted in $steps; do
+  case $wanted in
+    build)
+      step build 600 python3 -m pip install --no-build-isolation --no-deps -e . || break
+      step links 60 bash -c 'ldd petx/_C*.so | grep torch_cuda && python3 -m petx info' || break
+      ;;
+    test)
+      step test 900 python3 -m pytest -q -p no:cacheprovider tests/test_operations.py tests/test_operations_torch.py \
+        tests/test_gpu.py tests/test_library.py tests/test_nn.py --durations=20
+      ;;
+    sanitize)
+      for tool in memcheck racecheck initcheck synccheck; do
+        step "sanitize-$tool" 400 compute-sanitizer --tool "$tool" --error-exitcode 9 --kernel-regex kns=petx \
+          python3 tools/one_of_each.py cuda
+      done
+      ;;
+    bench)
+      step bench 560 python3 -m petx bench --output-dir "$out/bench"
+      ;;
+    profile)
+      # Bytes from device memory and time of each kernel; the clocks stay as they are.
+      step profile 500 ncu --clock-control none --kernel-name-base function --kernel-name 'regex:site_|mode_|recon|expert|weight_grads|column_sums' \
+        --metrics dram__bytes_read.sum,dram__bytes_write.sum,gpu__time_duration.sum,sm__throughput.avg.pct_of_peak_sustained_elapsed \
+        --csv --log-file "$out/ncu.csv" python3 -m petx bench --quick --output-dir "$out/profiled"
+      ;;
+    *)
+      echo "unknown step $wanted; there are: build test sanitize bench profile" >&2
+      exit 2
+      ;;
+  esac
+done
+cat "$out/summary.md"
