@@ -46,11 +46,11 @@ def make_trainer(mine, folder, *, steps=8, arm="petal", callbacks=(), **more):
 def test_a_pretrained_host_learns_colours(tmp_path, language_model):
     fixture.write_host(tmp_path / "host", language_model)
     fixture.write_data(tmp_path / "data")
-    more = dict(arms=["petal"], epochs=25, lr=1e-2, schedule="linear", adapter_dropout=0.0, eval_every=1000)
+    more = dict(arms=["petal"], epochs=12, lr=1e-2, schedule="linear", adapter_dropout=0.0, eval_every=1000)
     settings = fixture.settings(tmp_path, tmp_path / "out", **more)
     assert petal.run(settings) == 0
     curve = json.loads((tmp_path / "out" / "petal" / "seed-42" / "result.json").read_text())["curve"]["loss"]
-    assert curve[-1][1] < 0.7 * curve[0][1], curve
+    assert curve[-1][1] < curve[0][1] - 0.2, curve
     assert not (tmp_path / "out" / "host").exists()  # it is used where it lies
 
 

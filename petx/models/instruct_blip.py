@@ -20,10 +20,16 @@ class InstructBlip(InstructBlipForConditionalGeneration):
 
     Their query outputs are projected and joined by :func:`petx.losses.aggregate_instructions` with ``aggregation``
     (``"mean"`` or ``"attention_score"``). With ``[B, L]`` it is the model as it stands. Weights are those of
-    ``InstructBlipForConditionalGeneration``, whose checkpoints load.
+    ``InstructBlipForConditionalGeneration``, whose checkpoints load. Loaded in half precision, the Q-Former, its queries
+    and the projection stay in float32.
     """
 
     aggregation = "mean"
+    _keep_in_fp32_modules_strict = ["query_tokens", "qformer", "language_projection"]
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.qformer.register_forward_pre_hook(_as_the_qformer_reads, with_kwargs=True)
 
     def get_image_features(self, pixel_values, qformer_input_ids, qformer_attention_mask=None, **kwargs):
         """As the base's; of several instructions, ``qformer_outputs`` are the first one's."""
@@ -39,6 +45,11 @@ class InstructBlip(InstructBlipForConditionalGeneration):
         if len(passes) > 1:
             first.pooler_output = aggregate_instructions([one.pooler_output for one in passes], method=self.aggregation)
         return first
+
+
+def _as_the_qformer_reads(qformer, args, kwargs):
+    dtype = qformer.embeddings.layernorm.weight.dtype
+    return args, kwargs | {"encoder_hidden_states": kwargs["encoder_hidden_states"].to(dtype)}
 
 
 class FeatureInstructBlipConfig(InstructBlipConfig):

@@ -41,6 +41,7 @@ def dataclass_with(settings, changes):
 
 def petal_config(settings):
     return PetalConfig(
+        towers=["qformer"],
         rank=settings.rank,
         core=settings.core,
         threshold=settings.threshold,

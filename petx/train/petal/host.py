@@ -88,9 +88,7 @@ def load(folder, settings):
     host_class = (
         FeatureInstructBlip if config.model_type == FeatureInstructBlip.config_class.model_type else InstructBlip
     )
-    # The Q-Former and its factors stay in float32, as released; the towers before and behind it do not have to.
-    towers = dict.fromkeys(("vision_config", "text_config"), getattr(torch, settings.dtype))
-    model = host_class.from_pretrained(folder, dtype={"": torch.float32} | towers)
+    model = host_class.from_pretrained(folder, dtype=getattr(torch, settings.dtype))
     model.aggregation = settings.aggregation
     if not model.query_tokens.any():
         raise UserError(f"{folder}: query_tokens are all zero, so the queries of its Q-Former cannot differ")
