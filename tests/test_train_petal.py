@@ -172,8 +172,8 @@ def test_lora_and_adapter_are_as_large_as_petal_on_the_main_job():
     for arm in ("petal", "lora", "adapter", "full"):
         model = arms.build(arm, host.small(settings, run_data), settings)
         counts[arm] = RECIPE.counts(model)["trainable"]
-    assert counts["lora"] == pytest.approx(counts["petal"], rel=0.05)
-    assert counts["adapter"] == pytest.approx(counts["petal"], rel=0.05)
+    assert counts["lora"] == pytest.approx(counts["petal"], rel=0.1)
+    assert counts["adapter"] == pytest.approx(counts["petal"], rel=0.1)
     assert counts["petal"] < 0.15 * counts["full"]
 
 
