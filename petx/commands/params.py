@@ -1,80 +1,56 @@
 """Count the parameters that a tuning method trains on a full-size model, without its weights.
 
-The model is built on torch's meta device, so this takes seconds and little memory. The total is the frozen model, its
-visual embedding and the new modules; the percentage is trainable over total, as in the papers' tables.
+The model is built on torch's meta device, so this takes seconds and little memory.
 
-  petx params vlpet --backbone bart-base --granularity large
   petx params vlpet --all
+  petx params petal --all
 """
 
+import argparse
+import importlib
 import json
-from itertools import product
+import pkgutil
 
-from petx.errors import UserError
+from petx import counts
 
-GRANULARITIES = ("small", "middleX", "middleY", "large")
-PAPER_SETTINGS = [("bart-base", "image"), ("t5-base", "image"), ("bart-base", "video")]
-DEFAULTS = {"backbone": "bart-base", "features": "image", "granularity": "large"}
-COLUMNS = {
-    "encoder_delta": "enc ΔH",
-    "encoder_gate": "enc gate",
-    "decoder_value": "dec value",
-    "norms": "enc norms",
-    "visual": "visual",
-    "trainable": "trainable",
-    "total": "total",
-    "percent": "percent",
-}
+__all__ = ["add_arguments", "run"]
 
 
 def add_arguments(parser):
-    parser.add_argument("method", choices=["vlpet"], help="tuning method")
-    parser.add_argument("--all", action="store_true", help="every granularity on every backbone of the paper")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--backbone", help="bart-base (default) or t5-base")
-    parser.add_argument("--features", help="visual features: image (default) or video")
-    parser.add_argument("--granularity", help="large (default), middleX, middleY, small or none")
-    parser.add_argument("--design", default="down", help="down (default), up, down-up or down-up-pair")
-    parser.add_argument("--modification", default="linear", help="linear (default) or phm (Compacter's weights)")
-    for name, what in (("rank", "r"), ("heads", "N_h"), ("gate-rank", "r_g"), ("decoder-rank", "the decoder's r")):
-        parser.add_argument(f"--{name}", type=int, help=f"{what}; default: the paper's for the backbone")
+    methods = parser.add_subparsers(dest="method", required=True, metavar="method", title="methods")
+    for name in sorted(info.name for info in pkgutil.iter_modules(counts.__path__)):
+        module = importlib.import_module(f"{counts.__name__}.{name}")
+        method = methods.add_parser(
+            name,
+            help=module.__doc__.partition("\n")[0],
+            description=module.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        method.add_argument("--json", action="store_true", help="print JSON")
+        module.add_arguments(method)
+        method.set_defaults(module=module)
 
 
 def run(args):
-    given = [name for name in DEFAULTS if getattr(args, name) is not None]
-    if args.all and given:
-        raise UserError(f"--all counts every {', '.join(DEFAULTS)}; leave --{given[0]} out")
-    if args.all:
-        settings = [(*setting, granularity) for setting, granularity in product(PAPER_SETTINGS, GRANULARITIES)]
-    else:
-        settings = [[getattr(args, name) or default for name, default in DEFAULTS.items()]]
-    names = ("design", "modification", "rank", "heads", "gate_rank", "decoder_rank")
-    rows = [count(*setting, **{name: getattr(args, name) for name in names}) for setting in settings]
-    print(json.dumps(rows, indent=2) if args.json else as_table(rows))
+    rows = args.module.rows(args)
+    print(json.dumps(rows, indent=2) if args.json else as_table(rows, args.module.COLUMNS))
     return 0
 
 
-def count(backbone, features, granularity, **options):
-    """The setting and its :func:`petx.tuners.parameter_counts`; ``options`` as in :class:`petx.tuners.VLPetConfig`."""
-    from peft import get_peft_model  # here, so that `petx --help` and a mistyped option stay quick
-
-    from petx.models import build_skeleton
-    from petx.tuners import VLPetConfig, parameter_counts
-
-    config = VLPetConfig(granularity=granularity, **options)
-    model = get_peft_model(build_skeleton(backbone, features), config)
-    return {"backbone": backbone, "features": features, "granularity": granularity, **parameter_counts(model)}
-
-
-def as_table(rows):
+def as_table(rows, columns):
     """Rows as aligned text, names to the left and numbers to the right."""
-    lines = [[*DEFAULTS, *COLUMNS.values()]]
+    lines = [list(columns.values())]
+    aligned = ["<" if isinstance(rows[0][key], str) else ">" for key in columns]
     for row in rows:
-        numbers = [f"{row[key]:.4f}" if key == "percent" else f"{row[key]:,}" for key in COLUMNS]
-        lines.append([*(row[name] for name in DEFAULTS), *numbers])
+        lines.append([_shown(row[key]) for key in columns])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    aligned = ["<"] * len(DEFAULTS) + [">"] * len(COLUMNS)
     return "\n".join(
         "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(line, aligned, widths, strict=True))
         for line in lines
     )
+
+
+def _shown(value):
+    if isinstance(value, str):
+        return value
+    return f"{value:.4f}" if isinstance(value, float) else f"{value:,}"

@@ -79,7 +79,7 @@ class PetalModel(BaseTuner):
         if not isinstance(target, PetalLayer):
             groups = [group for tower in self._towers.values() for group in tower.groups]
             group = next(group for group in groups if current_key in group.spec.paths)
-            layer = PetalLayer(target, group)
+            layer = PetalLayer(target, group).train(target.training)
             layer._active_adapter = self.active_adapters
             self._replace_module(parent, target_name, layer, target)
             siblings = [getattr(parent, name) for name in group.spec.names]

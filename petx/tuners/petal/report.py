@@ -3,8 +3,10 @@
 from collections import Counter
 from dataclasses import dataclass
 
+import torch
 from peft import PeftModel
 from peft.utils import AuxiliaryTrainingWrapper
+from torch import nn
 
 from petx.errors import UserError
 from petx.tuners.petal.layer import PetalLayer
@@ -72,8 +74,9 @@ def parameter_counts(model, adapter_name=None):
 
     ``text`` are the factors and core of a Q-Former's hidden states, ``image`` those of image features, ``other`` those
     of other towers. ``total`` is the frozen model plus the new parts; the copies that PEFT keeps of modules trained
-    whole are the model's own, so they count once. ``qformer_percent`` is the share in the model's submodule
-    ``qformer``, where it has one.
+    whole are the model's own, so they count once. ``qformer_percent`` is the share in the model's Q-Former, and
+    ``trained_percent`` that in what InstructBLIP and BLIP-2 train themselves: Q-Former, queries, language projection
+    and the image encoder's last norm; both are None for other models.
     """
     name, tuner = adapter_named(model, adapter_name), _tuner(model)
     parts, places = tuner.petal_shared[name], adapted(model, name)
@@ -85,15 +88,21 @@ def parameter_counts(model, adapter_name=None):
     new = sum(counts.values())
     counts["whole"] = sum(place.parameters for place in places if place.kind == "module trained whole")
     counts["trainable"] = new + counts["whole"]
-    frozen, qformer = _frozen(tuner)
-    counts["total"] = frozen + new
+    own = _own(tuner)
+    counts["total"] = own(tuner.model) + new
     counts["percent"] = 100 * counts["trainable"] / counts["total"]
-    counts["qformer_percent"] = 100 * counts["trainable"] / qformer if qformer else None
+    counts["trained_percent"] = counts["qformer_percent"] = None
+    if isinstance(qformer := getattr(tuner.model, "qformer", None), nn.Module):
+        last_norm = getattr(getattr(tuner.model, "vision_model", None), "post_layernorm", None)
+        trained = own(qformer) + own(getattr(tuner.model, "language_projection", None)) + own(last_norm)
+        trained += getattr(tuner.model, "query_tokens", torch.empty(0)).numel()
+        counts["trained_percent"] = 100 * counts["trainable"] / trained
+        counts["qformer_percent"] = 100 * counts["trainable"] / own(qformer)
     return counts
 
 
-def _frozen(tuner):
-    """Numbers of the frozen model's own parameters, and of those in its Q-Former."""
+def _own(tuner):
+    """Function that counts the frozen model's own parameters in a module of it."""
     wrappers = {PetalLayer: "petal_mode", AuxiliaryTrainingWrapper: "modules_to_save"}
     added = {
         id(parameter)
@@ -102,11 +111,7 @@ def _frozen(tuner):
         if isinstance(module, wrapper)
         for parameter in getattr(module, inside).parameters()
     }
-
-    def own(module):
-        return 0 if module is None else sum(p.numel() for p in module.parameters() if id(p) not in added)
-
-    return own(tuner.model), own(getattr(tuner.model, "qformer", None))
+    return lambda module: 0 if module is None else sum(p.numel() for p in module.parameters() if id(p) not in added)
 
 
 def unmergeable(parts):

@@ -1,4 +1,4 @@
-"""``petx params``: the counts of the VL-PET paper's tables, from the full-size models."""
+"""``petx params vlpet``: the counts of the VL-PET paper's tables, from the full-size models."""
 
 import json
 
