@@ -31,7 +31,7 @@ def test_kernels_match_reference(case, dtype, emulator):
         assert value is None or all(torch.equal(other[name], value) for other in results[1:]), name
 
 
-@pytest.mark.parametrize("case", filter(is_small, few()), ids=str)
+@pytest.mark.parametrize("case", list(filter(is_small, few())), ids=str)
 def test_gradients_of_every_subset(case, emulator):
     """Asking for one argument's gradient, or for all but one, changes none of the others."""
     full = outputs_and_grads(case.run, case.inputs(torch.float32))

@@ -85,3 +85,35 @@ def test_value_adapter_is_a_parallel_site():
     out = functional.value_adapter(e, v, **t)
     hidden = torch.nn.functional.gelu(e @ t["down_weight"].T + t["down_bias"], approximate="tanh")
     torch.testing.assert_close(out, v + hidden @ t["up_weight"].T + t["up_bias"])
+
+
+def test_value_adapters_are_one_value_adapter_a_layer():
+    torch.manual_seed(0)
+    layers, d_e, d, r = 3, 12, 8, 5
+    e, v = torch.randn(2, 7, d_e, dtype=torch.float64), torch.randn(2, 7, layers, d, dtype=torch.float64)
+    shapes = [(layers, r, d_e), (layers, r), (layers, d, r), (layers, d)]
+    weights = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in shapes]
+    together = functional.value_adapters(e, v, *weights, scale=0.5)
+    each = [functional.value_adapter(e, v[:, :, i], *(w[i] for w in weights), scale=0.5) for i in range(layers)]
+    torch.testing.assert_close(together, torch.stack(each, dim=2))
+    grads = [torch.autograd.grad(y.square().sum(), weights) for y in (together, torch.stack(each))]
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other)
+    plain = functional.value_adapters(e, v, weights[0], None, weights[2], None)
+    assert plain.shape == v.shape
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(v=torch.ones(2, 7, 2, 8)), r"v must be floating \[2, 7, 3, any\], got .* \[2, 7, 2, 8\]"),
+        (dict(down_weight=torch.ones(15, 12)), r"down_weight must be \[L, r, d_e\], got \[15, 12\]"),
+        (dict(up_weight=torch.ones(3, 5, 8)), r"up_weight must be floating \[3, 8, 5\]"),
+        (dict(down_bias=torch.ones(5)), r"down_bias must be floating \[3, 5\]"),
+    ],
+)
+def test_value_adapters_name_what_does_not_fit(change, message):
+    given = dict(e=torch.ones(2, 7, 12), v=torch.ones(2, 7, 3, 8), down_weight=torch.ones(3, 5, 12), down_bias=None)
+    given |= dict(up_weight=torch.ones(3, 8, 5), up_bias=None) | change
+    with pytest.raises(ValueError, match=f"value_adapters: {message}"):
+        functional.value_adapters(**given)

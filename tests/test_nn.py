@@ -105,6 +105,17 @@ def test_value_adapter():
     assert gated(v, v).shape == v.shape
 
 
+def test_value_adapters():
+    layer = nn.ValueAdapters(24, 16, 4, layers=3)
+    e, v = torch.randn(2, 5, 24), torch.randn(2, 5, 3, 16)
+    for i in range(3):
+        z = torch.nn.functional.gelu(e @ layer.down_weight[i].T + layer.down_bias[i], approximate="tanh")
+        torch.testing.assert_close(layer(e, v)[:, :, i], v[:, :, i] + z @ layer.up_weight[i].T + layer.up_bias[i])
+    assert torch.equal(nn.ValueAdapters(24, 16, 4, layers=3, zero_init_up=True)(e, v), v)
+    with pytest.raises(ValueError, match="layers must be a positive integer, got 0"):
+        nn.ValueAdapters(24, 16, 4, layers=0)
+
+
 def test_phm_weight_is_a_sum_of_kronecker_products():
     torch.manual_seed(0)
     layer = nn.PHMLinear(8, 6, order=2)

@@ -6,8 +6,9 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from petx import ops, reference
+from petx.functional._arguments import checked_shape
 
-__all__ = ["gated_adapter", "value_adapter"]
+__all__ = ["gated_adapter", "value_adapter", "value_adapters"]
 
 # Option -> its values, in the order of the enums in csrc/kernels/gated_adapter.h.
 OPTIONS = {
@@ -242,6 +243,30 @@ def value_adapter(e, v, down_weight, down_bias, up_weight, up_bias, *, activatio
     return gated_adapter(
         v, e, down_weight, down_bias, up_weight, up_bias, activation=activation, placement="parallel", scale=scale
     )
+
+
+def value_adapters(e, v, down_weight, down_bias, up_weight, up_bias, *, activation="gelu_tanh", scale=1.0):
+    """:func:`value_adapter` of L decoder layers at once, which all read one encoder output: ``e`` is read once.
+
+    ``e [..., L_e, d_e]``; ``v [..., L_e, L, d]``, the L frozen value projections of it, as one product with their
+    weights stacked gives them; ``down_weight [L, r, d_e]``, ``down_bias [L, r]`` or None, ``up_weight [L, d, r]``,
+    ``up_bias [L, d]`` or None. Returns ``[..., L_e, L, d]``.
+
+    It is :func:`gated_adapter` with the layers as heads: their bottlenecks stacked, a block-diagonal up projection.
+    """
+    layers, rank = down_weight.shape[:2] if down_weight.dim() == 3 else (0, 0)
+    wanted = {"v": [*e.shape[:-1], layers, -1], "down_weight": [layers, rank, e.shape[-1]], "down_bias": [layers, rank]}
+    wanted |= {"up_weight": [layers, v.shape[-1], rank], "up_bias": [layers, v.shape[-1]]}
+    given = dict(v=v, down_weight=down_weight, down_bias=down_bias, up_weight=up_weight, up_bias=up_bias)
+    if layers < 1:
+        raise ValueError(f"value_adapters: down_weight must be [L, r, d_e], got {list(down_weight.shape)}")
+    for name, shape in wanted.items():
+        checked_shape("value_adapters", name, given[name], shape, like=e, optional="bias" in name)
+    flat = {n: None if t is None else t.flatten(0, 1) for n, t in given.items() if n != "v"}
+    out = gated_adapter(
+        v.flatten(-2), e, **flat, heads=layers, activation=activation, placement="parallel", scale=scale
+    )
+    return out.unflatten(-1, v.shape[-2:])
 
 
 def _by_reference(tensors, padding_mask, seed, **options):

@@ -7,7 +7,7 @@ from petx import functional
 from petx.functional.gated_adapter import check_options
 from petx.nn.phm import PHMLinear
 
-__all__ = ["GatedAdapter", "ValueAdapter"]
+__all__ = ["GatedAdapter", "ValueAdapter", "ValueAdapters"]
 
 DESIGNS = ("down", "up", "down-up", "down-up-pair")
 
@@ -207,6 +207,71 @@ class ValueAdapter(GatedAdapter):
 
     def forward(self, e, v, padding_mask=None):
         return super().forward(v, e, padding_mask)
+
+
+class ValueAdapters(nn.Module):
+    r"""The :class:`ValueAdapter` of every decoder layer in one operation, since all read one encoder output
+    (arXiv 2308.09804, section 3.4).
+
+    ``e [..., L_e, in_features]`` is the encoder output, ``v [..., L_e, layers, out_features]`` the frozen value
+    projections of it, as one product with the layers' weights stacked gives them. Each layer has its own parameters,
+    stacked: ``down_weight [layers, rank, in_features]``, ``up_weight [layers, out_features, rank]`` and their biases.
+    Weights start at N(0, ``init_std``²), biases at zero; ``zero_init_up`` starts the up projections at zero.
+    """
+
+    def __init__(
+        self,
+        in_features,
+        out_features,
+        rank,
+        layers,
+        *,
+        bias=True,
+        activation="gelu_tanh",
+        scale=1.0,
+        init_std=0.02,
+        zero_init_up=False,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__()
+        for name, value in dict(in_features=in_features, out_features=out_features, rank=rank, layers=layers).items():
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"ValueAdapters: {name} must be a positive integer, got {value!r}")
+        check_options(activation=activation)
+        place = dict(device=device, dtype=dtype)
+        self.in_features, self.out_features, self.rank, self.layers = in_features, out_features, rank, layers
+        self.activation, self.scale, self.init_std, self.zero_init_up = activation, float(scale), init_std, zero_init_up
+        self.down_weight = nn.Parameter(torch.empty(layers, rank, in_features, **place))
+        self.up_weight = nn.Parameter(torch.empty(layers, out_features, rank, **place))
+        self.down_bias = nn.Parameter(torch.empty(layers, rank, **place)) if bias else None
+        self.up_bias = nn.Parameter(torch.empty(layers, out_features, **place)) if bias else None
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self):
+        self.down_weight.normal_(0, self.init_std)
+        self.up_weight.normal_(0, self.init_std)
+        if self.zero_init_up:
+            self.up_weight.zero_()
+        for bias in (self.down_bias, self.up_bias):
+            if bias is not None:
+                bias.zero_()
+
+    def forward(self, e, v):
+        return functional.value_adapters(
+            e,
+            v,
+            self.down_weight,
+            self.down_bias,
+            self.up_weight,
+            self.up_bias,
+            activation=self.activation,
+            scale=self.scale,
+        )
+
+    def extra_repr(self):
+        return f"{self.in_features}, {self.out_features}, rank={self.rank}, layers={self.layers}"
 
 
 def _check_sizes(features, rank, heads, design):

@@ -100,6 +100,8 @@ CASES = [
     site("parallel-large", granularity="large", placement="parallel", **BART_TAIL),
     site("parallel-small", granularity="small", placement="parallel"),
     site("value", d=16, d_x=24, placement="parallel"),
+    # every decoder layer's value adapter on one encoder output: the layers are heads
+    site("value-layers", d=3 * 16, d_x=24, r=3 * 5, heads=3, placement="parallel"),
     site("parallel-large-wide-x", d=16, d_x=24, granularity="large", placement="parallel"),
     site("unused-x", granularity="middleY", x=True),
     # no biases
@@ -143,8 +145,9 @@ WIDE = [
     site("wide-pair", batch=(2, 35), d=160, r=144, heads=2, granularity="middleX", **BART_TAIL),
     site("wide-small", batch=(2, 65), d=136, r=72, granularity="small", mask=True, **T5_TAIL),
     site("wide-value", batch=(2, 65), d=72, d_x=200, r=80, placement="parallel"),
+    site("wide-value-layers", batch=(2, 65), d=3 * 72, d_x=200, r=3 * 24, heads=3, placement="parallel"),
     site("wide-unread-x", batch=(2, 40), d=72, d_x=136, r=16, r_g=8, granularity="large"),
 ]
 
-FEW = """none large-bart middleX-bart middleY-sigmoid small-masked large-rms large-exact pair parallel-large-wide-x odd
-splits splits-small one-token""".split()
+FEW = """none large-bart middleX-bart middleY-sigmoid small-masked large-rms large-exact pair parallel-large-wide-x
+value-layers odd splits splits-small one-token""".split()
