@@ -20,8 +20,8 @@ class InstructBlip(InstructBlipForConditionalGeneration):
 
     Their query outputs are projected and joined by :func:`petx.losses.aggregate_instructions` with ``aggregation``
     (``"mean"`` or ``"attention_score"``). With ``[B, L]`` it is the model as it stands. Weights are those of
-    ``InstructBlipForConditionalGeneration``, whose checkpoints load. Loaded in half precision, the Q-Former, its queries
-    and the projection stay in float32.
+    ``InstructBlipForConditionalGeneration``, whose checkpoints load. Where they are loaded in half precision, Q-Former,
+    queries and projection stay in float32.
     """
 
     aggregation = "mean"

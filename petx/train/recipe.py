@@ -16,9 +16,6 @@ class Recipe:
     titles = colours = {}
     pretraining = "captions and 'what' questions"
 
-    def parse(self, argv, description):
-        raise NotImplementedError
-
     def check_available(self, settings):
         """Raise :class:`UserError` if something the run will read is missing, before any work."""
         raise NotImplementedError

@@ -125,7 +125,8 @@ def parse(kind, argv=None, description=None):
         values = _laid_over(values, _read_yaml(Path(config)))
     for assignment in assignments:
         values = _laid_over(values, _assigned(values, assignment))
-    flags = {name: value if name in PLAIN else _from_text(kind, name, value) for name, value in given.items()}
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    flags = {name: value if name in PLAIN else _from_text(kind, fields[name], value) for name, value in given.items()}
     return checked(kind, {"output_dir": kind.default_folder(preset)} | _laid_over(values, flags))
 
 
@@ -188,10 +189,11 @@ def _hint(kind, name):
     return typing.get_type_hints(kind)[name]
 
 
-def _from_text(kind, name, text):
-    if _hint(kind, name) is list:
+def _from_text(kind, field, text):
+    hint = _hint(kind, field.name)
+    if hint is list and not field.metadata.get("sentences"):
         return text.strip("[] ").replace(",", " ").split()
-    return text if _hint(kind, name) is str else _yaml(text, f"--{name}")
+    return text if hint is str else _yaml(text, f"--{field.name}")
 
 
 def _yaml(text, where):

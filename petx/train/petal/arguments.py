@@ -39,9 +39,11 @@ class Settings(Common):
     augment: str = option("none", "own data: what is done to training images", choices=("none", "crop", "crop-flip"))
     metrics: dict = option({}, "own data: {task: exact, vqa, matches or caption}, over the task's own")
     targets: str = option("sampled", "own data: which answer is trained on", choices=("sampled", "first"))
-    instructions: list = option(["{q}"], "instruction templates; several: one Q-Former pass each")
+    instructions: list = option(
+        ["{q}"], "instruction templates, a YAML list; several: one Q-Former pass each", sentences=True
+    )
     task_instructions: dict = option({}, "own data: {task: [templates]}, over instructions")
-    eval_instructions: list = option([], "templates of evaluation, where other than in training")
+    eval_instructions: list = option([], "templates of evaluation, where other than in training", sentences=True)
     clean_instructions: bool = option(False, "lower case without punctuation, as released")
     aggregation: str = option(
         "attention_score", "how several instructions' features are joined", choices=("mean", "attention_score")
