@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken
 
-from petx.data import image_text, packages, smollm2
+from petx.data import easy_vqa, image_text, packages, smollm2
 from petx.data.instructions import ImageFiles, InstructTask, Tokenizers
 from petx.data.tasks import Example
 from petx.data.tokenizer import unknown_words, word_tokenizer, words
@@ -51,8 +51,9 @@ def easy_vqa_data(settings):
     if tokenizers.image_processor is not None:
         features = ImageFiles(packages.require("easy-vqa")["easy_vqa"] / "data", tokenizers.image_processor)
 
-    def task(name, examples, templates, max_target=MAX_ANSWER):
-        return _task(settings, name, examples, features, tokenizers, templates, max_target=max_target, metric="exact")
+    def task(name, examples, templates, max_target=MAX_ANSWER, **more):
+        options = dict(max_target=max_target, metric="exact") | more
+        return _task(settings, name, examples, features, tokenizers, templates, **options)
 
     evaluated = settings.eval_instructions or settings.instructions
     templates = {"train": settings.instructions, "dev": evaluated, "test": evaluated}
@@ -67,11 +68,10 @@ def easy_vqa_data(settings):
         data.pretraining = [
             task("caption", source.captions(DESCRIBE), ["{q}"], max_target=6),
             task("what", what, settings.instructions[:1]),
+            task("words", _words(source), ["{q}"], max_target=6, prompt=SAY),
         ]
-        if settings.language_model != "smollm2":  # which knows how to say a word
-            data.pretraining.append(task("words", _words(source), ["{q}"], max_target=6))
-        trained = {image for image, _ in _image_examples(source)}
-        rows = source.features.features[[source.features.rows[image] for image in sorted(trained)]].flatten(0, 1)
+        images = [source.features.rows[image] for image in easy_vqa.images_of(source.train)]
+        rows = source.features.features[images].flatten(0, 1)
         data.feature_stats = rows.mean(0), rows.std(0)
     return data
 
@@ -79,16 +79,14 @@ def easy_vqa_data(settings):
 def _words(source):
     """Examples that repeat one to three words of the training text, an image beside them that does not matter.
 
-    They give the language model an output for every word, those of yes/no questions too, as any pretrained one has.
+    The Q-Former alone reads the words. So its soft tokens can tell the language model every word, those of yes/no
+    questions too, as the soft tokens of an InstructBLIP can.
     """
     draw = random.Random(0)
     vocabulary = sorted({word for text in source.texts() for word in words(text)})
-    said = [(image, " ".join(draw.choices(vocabulary, k=draw.randint(1, 3)))) for image, _ in _image_examples(source)]
+    images = easy_vqa.images_of(source.train)
+    said = [(image, " ".join(draw.choices(vocabulary, k=draw.randint(1, 3)))) for image in images]
     return [Example(f"{SAY} {text}", (image,), ((text, 1.0),)) for image, text in said]
-
-
-def _image_examples(source):
-    return sorted({(question.image, "") for question in source.train})
 
 
 def _own_tokenizers(source, settings):
@@ -120,7 +118,7 @@ def own_data(settings):
             options["max_target"] = settings.max_target.get(name, options["max_target"])
             options["metric"] = settings.metrics.get(name, options["metric"])
             examples = image_text.read_examples(name, settings.data_dir, settings.splits[name][split], training)
-            if training and settings.targets == "first" or options["metric"] == "exact":
+            if settings.targets == "first" if training else options["metric"] == "exact":
                 examples = [_first_answer(example) for example in examples]
             images.check(dict.fromkeys(image for example in examples for image in example.images))
             templates = settings.task_instructions.get(name, settings.instructions)
