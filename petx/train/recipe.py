@@ -8,12 +8,14 @@ class Recipe:
 
     Class attributes: ``settings`` (dataclass, :class:`petx.train.settings.Common`), ``main_arm`` (its adapter is loaded
     again at the end), ``on_random_host`` (arms that get a small host of their own, of random weights), ``titles`` and
-    ``colours`` of the arms, ``notes`` (what belongs beside easy-VQA's table), ``pretraining`` (words for the screen).
+    ``colours`` of the arms, ``columns`` (heading and key of the record, between "share" and the scores),
+    ``pretraining`` (words for the screen).
     """
 
-    settings = main_arm = notes = None
+    settings = main_arm = None
     on_random_host = ("scratch", "random-host")
     titles = colours = {}
+    columns = ()
     pretraining = "captions and 'what' questions"
 
     def check_available(self, settings):
@@ -78,7 +80,9 @@ class Recipe:
     def arm_title(self, arm, record, settings):
         return self.titles[arm].format(**vars(settings) | record)
 
-    columns = ()  # (heading, key of the record) of columns between "share" and the scores
+    def notes(self, settings):
+        """What belongs beside easy-VQA's table, with fields ``{blind}`` (a score) and ``{seeds}`` (a sentence)."""
+        raise NotImplementedError
 
 
 def find(name):

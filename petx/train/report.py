@@ -66,9 +66,8 @@ def notes(results, settings):
     count = max(map(len, results["arms"].values()))
     one = "One seed: differences under a point mean little (--seeds 3)."
     seeds = one if count == 1 else f"Mean and standard deviation of {count} seeds on one pretrained host."
-    return recipe.find(settings.recipe).notes.format(
-        blind=f"{results['baselines']['blind']['test']['accuracy']:.1f} %", seeds=seeds
-    )
+    blind = f"{results['baselines']['blind']['test']['accuracy']:.1f} %"
+    return recipe.find(settings.recipe).notes(settings).format(blind=blind, seeds=seeds)
 
 
 def write(folder, results, settings):

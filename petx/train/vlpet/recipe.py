@@ -24,7 +24,7 @@ What these numbers show, and what they do not:
 
 
 class VLPet(Recipe):
-    settings, main_arm, notes = arguments.Settings, "vlpet", _NOTES
+    settings, main_arm = arguments.Settings, "vlpet"
     titles = {
         "frozen": "frozen host",
         "projector": "visual projector alone",
@@ -71,6 +71,9 @@ class VLPet(Recipe):
         if config is not None and config.peft_type == "LORA":
             counted["lora_rank"] = config.r
         return counted
+
+    def notes(self, settings):
+        return _NOTES
 
     def learning_rate(self, arm, settings):
         return arms.learning_rate(arm, settings)
