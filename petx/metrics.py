@@ -4,7 +4,16 @@ import math
 import re
 from collections import Counter, defaultdict
 
-__all__ = ["bleu", "cider_d", "exact_match", "normalize_answer", "rouge_l", "vqa_accuracy", "vqa_scores"]
+__all__ = [
+    "bleu",
+    "cider_d",
+    "exact_match",
+    "match_accuracy",
+    "normalize_answer",
+    "rouge_l",
+    "vqa_accuracy",
+    "vqa_scores",
+]
 
 _NUMBERS = {word: str(i) for i, word in enumerate("zero one two three four five six seven eight nine ten".split())}
 _NUMBERS["none"] = "0"
@@ -54,6 +63,15 @@ def vqa_accuracy(predictions, annotations):
     """Mean VQA soft accuracy; ``annotations`` holds one list of the annotators' answers (normally ten) a question."""
     pairs = zip(predictions, annotations, strict=True)
     return _mean([vqa_scores(answers).get(normalize_answer(prediction), 0.0) for prediction, answers in pairs])
+
+
+def match_accuracy(predictions, annotations):
+    """Mean of min(matches / 3, 1) over all annotators' answers, as A-OKVQA's direct answers are scored."""
+    scores = []
+    for prediction, answers in zip(predictions, annotations, strict=True):
+        given = [normalize_answer(answer) for answer in answers]
+        scores.append(min(given.count(normalize_answer(prediction)) / 3, 1.0))
+    return _mean(scores)
 
 
 def exact_match(predictions, answers):

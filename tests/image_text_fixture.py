@@ -98,7 +98,7 @@ def write_host(folder):
 
 def settings(own, output_dir, **more):
     """The paper's preset cut down to the data and the host below ``own``."""
-    from petx.train import arguments
+    from petx.train.vlpet import arguments
 
     small = dict(data_dir=str(own / "data"), host=str(own / "bart"), output_dir=str(output_dir))
     small |= dict(feature_width=WIDTH, visual_tokens=4)

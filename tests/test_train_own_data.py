@@ -12,7 +12,8 @@ import yaml
 from safetensors.torch import load_file
 
 from petx.errors import UserError
-from petx.train import arguments, arms, vlpet
+from petx.train import vlpet
+from petx.train.vlpet import arguments, arms
 from tests import image_text_fixture as fixture
 
 

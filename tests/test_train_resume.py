@@ -9,15 +9,16 @@ import torch
 from safetensors.torch import load_file
 
 from petx.errors import UserError
-from petx.train import arguments, arms, checkpoints, host, stages, vlpet
+from petx.train import checkpoints, stages, vlpet
 from petx.train.trainer import PetTrainer, Progress, training_arguments
+from petx.train.vlpet import arguments, arms, host
 from tests import image_text_fixture as fixture
 
 
 def make_trainer(own, folder, *, steps=8, arm="vlpet", decay="clean", workers=0, callbacks=()):
     from transformers import set_seed
 
-    from petx.train import data
+    from petx.train.vlpet import data
 
     settings = fixture.settings(own, folder, save_every=3, log_every=3, dropout=0.2, workers=workers)
     run_data = data.load(settings)

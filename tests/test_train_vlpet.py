@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 
 from petx.cli import main as petx
 from petx.errors import UserError
-from petx.train import arguments, host, tuned
+from petx.train import tuned
+from petx.train.vlpet import arguments, host
 
 # ---- the main job, shortened ----
 

@@ -11,13 +11,14 @@ def add_arguments(parser):
 
 def run(args):
     from petx.errors import UserError
-    from petx.train import data, scoring, tuned
+    from petx.train import recipe, scoring, tuned
 
     if args.num_beams is not None and args.num_beams < 1:
         raise UserError(f"--num_beams must be at least 1, got {args.num_beams}")
     loaded = tuned.load(Path(args.adapter))
-    data.check_available(loaded.settings)
-    tasks = getattr(data.load(loaded.settings), args.split)
+    own = recipe.find(loaded.settings.recipe)
+    own.check_available(loaded.settings)
+    tasks = getattr(own.load_data(loaded.settings), args.split)
     beams = args.num_beams or loaded.settings.num_beams
     scored = scoring.scores(
         loaded.model, tasks, loaded.tokenizer, batch_size=loaded.settings.eval_batch_size, num_beams=beams

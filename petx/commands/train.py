@@ -1,11 +1,11 @@
-"""Train by a recipe: ``petx train vlpet``; each recipe has its own --help."""
+"""Train by a recipe: ``petx train vlpet`` or ``petx train petal``; each recipe has its own --help."""
 
 import argparse
 import importlib
 
 from petx.errors import UserError
 
-RECIPES = {"vlpet": "petx.train.vlpet"}
+RECIPES = ("vlpet", "petal")
 
 
 def add_arguments(parser):
@@ -16,4 +16,4 @@ def add_arguments(parser):
 def run(args):
     if args.recipe not in RECIPES:
         raise UserError(f"unknown recipe {args.recipe!r}; there are: {', '.join(RECIPES)}")
-    return importlib.import_module(RECIPES[args.recipe]).main(args.arguments)
+    return importlib.import_module(f"petx.train.{args.recipe}").main(args.arguments)

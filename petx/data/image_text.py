@@ -4,6 +4,7 @@ Layout below the data folder: ``vqa/<split>.json``, ``GQA/<split>.json``, ``nlvr
 ``COCO/dataset_coco.json`` and ``features/<image>.h5`` holding the data set ``<image>/features``, ``[V, F]``.
 """
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -71,11 +72,18 @@ class Features:
 
 def load_task(name, data_dir, splits, features, tokenizer, training):
     """The :class:`Task` ``name`` over ``splits``, its annotations checked; feature files are checked to be there."""
+    examples = read_examples(name, data_dir, splits, training)
+    examples = [dataclasses.replace(example, text=PROMPTS[name] + example.text) for example in examples]
+    features.check(dict.fromkeys(image for example in examples for image in example.images))
+    return Task(name, examples, features, tokenizer, **OPTIONS[name])
+
+
+def read_examples(name, data_dir, splits, training):
+    """The examples of task ``name`` in ``splits``, without a prompt; :class:`UserError` where there are none."""
     examples = [example for split in splits for example in READERS[name](Path(data_dir), split, training)]
     if not examples:
         raise UserError(f"{name}: no examples in {', '.join(splits)} under {data_dir}")
-    features.check(dict.fromkeys(image for example in examples for image in example.images))
-    return Task(name, examples, features, tokenizer, **OPTIONS[name])
+    return examples
 
 
 # Text and answer lengths in tokens (prompt included), loss and inference of each task, as VL-PET has them.
@@ -92,20 +100,20 @@ def _vqa(data_dir, split, training):
     for row in _rows(path, "img_id", "sent", *(["label"] if training else ["answers"])):
         annotators = tuple(given["answer"] for given in row.get("answers", ()))
         labels = tuple(row.get("label", {}).items()) or (("", 0.0),)
-        yield Example(PROMPTS["vqa"] + row["sent"], (row["img_id"],), labels, references=annotators)
+        yield Example(row["sent"], (row["img_id"],), labels, references=annotators)
 
 
 def _gqa(data_dir, split, training):
     for row in _rows(data_dir / "GQA" / f"{split}.json", "img_id", "sent", "label"):
         label = row["label"]
         answer = max(label, key=label.get) if isinstance(label, dict) else label
-        yield Example(PROMPTS["gqa"] + row["sent"], (row["img_id"],), ((answer, 1.0),))
+        yield Example(row["sent"], (row["img_id"],), ((answer, 1.0),))
 
 
 def _nlvr(data_dir, split, training):
     for row in _rows(data_dir / "nlvr" / f"{split}.json", "img0", "img1", "sent", "label"):
         answer = "true" if row["label"] == 1 else "false"
-        yield Example(PROMPTS["nlvr"] + row["sent"], (row["img0"], row["img1"]), ((answer, 1.0),))
+        yield Example(row["sent"], (row["img0"], row["img1"]), ((answer, 1.0),))
 
 
 def _caption(data_dir, split, training):
@@ -114,7 +122,7 @@ def _caption(data_dir, split, training):
             images = (Path(row["filename"]).stem,)
             texts = tuple(sentence["raw"].strip() for sentence in row["sentences"])
             for text in texts if training else texts[:1]:  # trained on every sentence, scored once an image
-                yield Example(PROMPTS["caption"], images, ((text, 1.0),), references=texts)
+                yield Example("", images, ((text, 1.0),), references=texts)
 
 
 READERS = {"vqa": _vqa, "gqa": _gqa, "nlvr": _nlvr, "caption": _caption}

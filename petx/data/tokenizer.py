@@ -13,6 +13,11 @@ def words(text):
     return re.findall(_PIECE, text.lower())
 
 
+def unknown_words(question, tokenizer):
+    """Words of ``question`` that are not in a word-level ``tokenizer``'s vocabulary."""
+    return [word for word in words(question) if tokenizer.convert_tokens_to_ids(word) == tokenizer.unk_token_id]
+
+
 def word_tokenizer(texts, visual_tokens):
     """A ``PreTrainedTokenizerFast`` over the words of ``texts``, ``</s>`` after every text.
 

@@ -7,9 +7,8 @@ import torch
 from PIL import Image
 
 from petx.data.cache import written_whole
-from petx.data.tokenizer import words
-from petx.errors import UserError
-from petx.train import data
+from petx.data.collators import collator_for
+from petx.train import recipe
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (after the choice of backend)
@@ -25,17 +24,16 @@ class Answer:
 @torch.inference_mode()
 def answer(loaded, image, question, num_beams=1):
     """:class:`Answer` of ``loaded`` (:class:`petx.train.tuned.Tuned`) to ``question`` on the file ``image``."""
-    if loaded.settings.data != "easy-vqa":
-        raise UserError("petx predict encodes images by EfficientNet-Lite0, which this model was not trained with")
     model, tokenizer = loaded.model, loaded.tokenizer
-    features, boxes = data.encode_image(image, loaded.settings)
-    inputs = dict(tokenizer(data.PROMPTS["vqa"] + question, return_tensors="pt"), visual_features=features, boxes=boxes)
-    inputs.pop("token_type_ids", None)
-    tokens = model.generate(**inputs, num_beams=num_beams, max_new_tokens=data.MAX_ANSWER)
-    logits = model(**inputs, decoder_input_ids=tokens[:, :-1]).logits[0].float()
-    probability = logits.log_softmax(-1).gather(1, tokens[0, 1:, None]).sum().exp().item()
-    unknown = [word for word in words(question) if tokenizer.convert_tokens_to_ids(word) == tokenizer.unk_token_id]
-    return Answer(tokenizer.decode(tokens[0], skip_special_tokens=True).strip(), probability, unknown)
+    item = recipe.find(loaded.settings.recipe).question_item(loaded, image, question)
+    collator = collator_for(model, tokenizer)
+    prompt = collator.prompts([item])
+    tokens = collator.generate(model, prompt, num_beams=num_beams, max_new_tokens=item["max_target"])
+    batch = collator([item | {"labels": tokens[0]}])
+    labels = batch.pop("labels")
+    logits = model(**{name: value for name, value in batch.items() if torch.is_tensor(value) and name != "loss_weight"})
+    probability = (-collator.token_losses(logits.logits, labels).sum()).exp().item()
+    return Answer(tokenizer.decode(tokens[0], skip_special_tokens=True).strip(), probability, item["unknown"])
 
 
 def draw(image, question, answer, path):

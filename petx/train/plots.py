@@ -4,20 +4,11 @@ import matplotlib
 import numpy as np
 
 from petx.data.cache import written_whole
-from petx.train.report import arm_title
+from petx.train import recipe
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (after the choice of backend)
 from matplotlib import ticker  # noqa: E402  (after the choice of backend)
-
-_COLOURS = {  # Okabe and Ito's palette, told apart by colour-blind readers
-    "projector": "#999999",
-    "vlpet": "#D55E00",
-    "lora": "#0072B2",
-    "full": "#009E73",
-    "scratch": "#CC79A7",
-    "random-host": "#E69F00",
-}
 
 
 def write_curves(folder, results, settings):
@@ -26,13 +17,14 @@ def write_curves(folder, results, settings):
     curves = {arm: runs for arm, runs in curves.items() if runs}
     if not curves:
         return []
+    colours = recipe.find(settings.recipe).colours
     titles = {arm: _label(arm, results["arms"][arm][0], settings) for arm in curves}
 
     figure, axes = _figure("training loss, running mean", "tuning step")
     for arm, runs in curves.items():
         steps = [step for step, _ in runs[0]["loss"]]
         losses = np.array([[loss for _, loss in run["loss"]] for run in runs])
-        _line(axes, steps, _smooth(losses), arm, titles[arm])
+        _line(axes, steps, _smooth(losses), colours[arm], titles[arm])
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
@@ -44,7 +36,8 @@ def write_curves(folder, results, settings):
     figure, axes = _figure(f"development {metric}{' (%)' if 'accuracy' in metric else ''}", "tuning step")
     for arm, runs in curves.items():
         steps = [step for step, _ in runs[0]["dev"]]
-        _line(axes, steps, np.array([[score for _, score in run["dev"]] for run in runs]), arm, titles[arm], marker="o")
+        scores = np.array([[score for _, score in run["dev"]] for run in runs])
+        _line(axes, steps, scores, colours[arm], titles[arm], marker="o")
     if "blind" in results["baselines"]:
         blind = results["baselines"]["blind"]["dev"]["accuracy"]
         label = f"best answer without the image ({blind:.1f})"
@@ -54,7 +47,8 @@ def write_curves(folder, results, settings):
 
 
 def _label(arm, record, settings):
-    return f"{arm_title(arm, record, settings)} ({100 * record['trainable'] / record['total']:.1f} % trained)"
+    title = recipe.find(settings.recipe).arm_title(arm, record, settings)
+    return f"{title} ({100 * record['trainable'] / record['total']:.1f} % trained)"
 
 
 def _figure(vertical, horizontal):
@@ -72,11 +66,11 @@ def _smooth(losses, window=5):
     return np.nanmean(np.lib.stride_tricks.sliding_window_view(padded, window, axis=1), axis=-1)
 
 
-def _line(axes, steps, values, arm, label, marker=None):
+def _line(axes, steps, values, colour, label, marker=None):
     mean = values.mean(axis=0)
-    axes.plot(steps, mean, color=_COLOURS[arm], label=label, marker=marker, markersize=4, linewidth=1.8)
+    axes.plot(steps, mean, color=colour, label=label, marker=marker, markersize=4, linewidth=1.8)
     if len(values) > 1:
-        axes.fill_between(steps, values.min(axis=0), values.max(axis=0), color=_COLOURS[arm], alpha=0.2, linewidth=0)
+        axes.fill_between(steps, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.2, linewidth=0)
 
 
 def _save(figure, axes, path):

@@ -3,62 +3,31 @@
 import statistics
 
 from petx.data.cache import write_json, written_whole
+from petx.train import recipe
 
-TITLES = {
-    "majority": "majority answer",
-    "blind": "best answer per question, no image",
-    "frozen": "frozen host",
-    "projector": "visual projector alone",
-    "vlpet": "VL-PET-{level}",
-    "lora": "LoRA (rank {lora_rank})",
-    "full": "full tuning",
-    "scratch": "full training from scratch",
-    "random-host": "VL-PET-{level}, random frozen host",
-}
-
-EASY_VQA_NOTES = """\
-Scores are per cent of the test questions answered exactly; "dev" is that on the development split.
-
-What these numbers show, and what they do not:
-- Read every score beside the best answer without the image, {blind} here: the wording gives most yes/no answers
-  away, so only what lies above that was read off the picture.
-- Only the images are new. Training and test ask the same 107 questions, and an image holds one coloured shape.
-- The set is easy. A model trained from scratch does as well as full tuning, and VL-PET on a frozen host of random
-  weights as well as on the pretrained one (--with scratch,random-host). So this run shows how near VL-PET comes to
-  full tuning while the host stays as it is, and not that the pretraining is needed or that tuning less is better.
-- The host is a small BART, pretrained minutes ago on captions and "what" questions of the training images, not
-  BART-base. It had seen no yes/no question, nor the words only those use: their vectors are random, and stay so where
-  the host is frozen.
-- The visual projector is a large part of so small a model and is trained in every tuned row, so compare the adapters
-  by what they train beside it. On BART-base it is 1.1 % of all parameters.
-- Steps and learning rates were chosen on a development split cut out of the training images; the test images were
-  scored once a row. {seeds}
-"""
-
-
-def arm_title(arm, record, settings):
-    return TITLES[arm].format(level=settings.level, lora_rank=record.get("lora_rank"))
+BASELINES = {"majority": "majority answer", "blind": "best answer per question, no image"}
 
 
 def rows(results, settings):
     """Header and lines of the table, all text. A cell is the mean over seeds, ± the standard deviation of several."""
+    own = recipe.find(settings.recipe)
     metrics = []  # in order of first appearance, from whatever was scored
     for scored in [*results["baselines"].values(), *(record for runs in results["arms"].values() for record in runs)]:
         metrics += [name for name in scored["test"] if name not in metrics]
-    header = ["", "trainable", "share", "of that projector", *metrics, "dev", "steps", "seconds"]
+    header = ["", "trainable", "share", *(heading for heading, _ in own.columns), *metrics, "dev", "steps", "seconds"]
     lines = []
     for name, scored in results["baselines"].items():
         first_dev = next(iter(scored["dev"].values()))
         tested = [_score([scored["test"].get(metric)]) for metric in metrics]
-        lines.append([TITLES[name], "-", "-", "-", *tested, _score([first_dev]), "-", "-"])
+        lines.append([BASELINES[name], "-", "-", *("-" for _ in own.columns), *tested, _score([first_dev]), "-", "-"])
     for arm, records in results["arms"].items():
         one = records[0]
         lines.append(
             [
-                arm_title(arm, one, settings),
+                own.arm_title(arm, one, settings),
                 f"{one['trainable']:,}",
                 f"{100 * one['trainable'] / one['total']:.2f} %",
-                f"{one['projector']:,}",
+                *(f"{one[key]:,}" for _, key in own.columns),
                 *(_score([record["test"].get(m) for record in records]) for m in metrics),
                 _score([next(iter(record["dev"].values())) for record in records]),
                 f"{one['steps']:,}",
@@ -97,7 +66,8 @@ def notes(results, settings):
     count = max(map(len, results["arms"].values()))
     one = "One seed: differences under a point mean little (--seeds 3)."
     seeds = one if count == 1 else f"Mean and standard deviation of {count} seeds on one pretrained host."
-    return EASY_VQA_NOTES.format(blind=f"{results['baselines']['blind']['test']['accuracy']:.1f} %", seeds=seeds)
+    blind = f"{results['baselines']['blind']['test']['accuracy']:.1f} %"
+    return recipe.find(settings.recipe).notes(settings).format(blind=blind, seeds=seeds)
 
 
 def write(folder, results, settings):
@@ -105,7 +75,7 @@ def write(folder, results, settings):
     header, lines = rows(results, settings)
     caveats = notes(results, settings)
     with written_whole(folder / "results.md") as target:
-        title = f"# petx train vlpet on {settings.data}"
+        title = f"# petx train {settings.recipe} on {settings.data}"
         target.write_text(f"{title}\n\n{markdown(header, lines)}\n\n{caveats}", encoding="utf-8")
     write_json(folder / "results.json", results)
     return f"{aligned(header, lines)}\n\n{caveats}"

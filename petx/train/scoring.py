@@ -5,9 +5,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, Subset
 
-from petx.data.tasks import Collator
-
-INPUTS = ("input_ids", "attention_mask", "visual_features", "boxes", "image_ids")
+from petx.data.collators import collator_for
 
 
 @torch.inference_mode()
@@ -15,16 +13,18 @@ def answers(model, task, tokenizer, *, batch_size, num_beams=None):
     """One text per example of ``task``, in order: generated (one beam: greedily), or the best of ``task.choices``."""
     state = PartialState()
     own = range(state.process_index, len(task), state.num_processes)
-    collator = Collator(tokenizer.pad_token_id, model.config.decoder_start_token_id)
+    collator = collator_for(model, tokenizer)
+    options = dict(num_beams=task.num_beams, max_new_tokens=task.max_target) | task.generation
+    options |= {"num_beams": num_beams} if num_beams else {}
     training = model.training
     model.eval()
     texts = []
-    for batch in DataLoader(Subset(task, own), batch_size=batch_size, collate_fn=collator):
-        inputs = {name: batch[name].to(model.device) for name in INPUTS}
+    for batch in DataLoader(Subset(task, own), batch_size=batch_size, collate_fn=collator.prompts):
+        inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
         if task.choices:
             texts += _choose(model, inputs, task.choices, tokenizer, collator.start)
         else:
-            tokens = model.generate(**inputs, num_beams=num_beams or task.num_beams, max_new_tokens=task.max_target)
+            tokens = collator.generate(model, inputs, **options)
             texts += [text.strip() for text in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
     model.train(training)
     if state.num_processes == 1:

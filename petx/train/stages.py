@@ -6,6 +6,7 @@ Each stage leaves its result whole on disk and is skipped where that is already 
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 from accelerate import PartialState
 from transformers import set_seed
@@ -13,9 +14,8 @@ from transformers import set_seed
 from petx.data.cache import require_writable, write_json, written_whole
 from petx.data.tasks import RoundRobinBatches
 from petx.errors import UserError
-from petx.train import arms, checkpoints, host, report, scoring, tuned
-from petx.train.arguments import ARMS
-from petx.train.trainer import PetTrainer, training_arguments
+from petx.train import checkpoints, recipe, scoring, tuned
+from petx.train.trainer import training_arguments
 
 SETTINGS = "settings.json"
 MAY_CHANGE = ("output_dir", "resume", "arms", "with_arms", "seeds")  # in these a resumed run may differ
@@ -32,7 +32,7 @@ def arm_folder(out, arm, seed):
 
 def jobs(out, settings):
     """(arm, seed) pairs of the run: what ``settings`` want and what was begun in ``out``, in a fixed order."""
-    for arm in ARMS:
+    for arm in settings.known_arms:
         begun = {int(folder.name.removeprefix("seed-")) for folder in (out / arm).glob("seed-*")}
         count = 1 if arm == "frozen" else settings.seeds  # nothing is random in the frozen host
         wanted = range(settings.seed, settings.seed + count) if arm in settings.all_arms else ()
@@ -55,13 +55,17 @@ def check_output(out, settings):
 
 def prepare_host(out, run_data, settings):
     """The folder of the host; it is pretrained, or taken from ``settings.host``, unless it is already there."""
-    folder = out / "host"
+    folder, own = out / "host", recipe.find(settings.recipe)
+    in_place = own.host_in_place(settings)
+    if in_place is not None:
+        return Path(in_place).resolve() if Path(in_place).is_dir() else in_place
     if folder.is_dir():
         return folder
     set_seed(settings.seed)
     if settings.host is None:
-        model = host.small_bart(settings, run_data.tokenizer)
-        say(f"\nPretraining the host, {arms.counts(model)['total']:,} parameters, on captions and 'what' questions")
+        model = own.small_host(settings, run_data)
+        own.prepare_pretraining(model, settings)
+        say(f"\nPretraining the host, {own.counts(model)['total']:,} parameters, on {own.pretraining}")
         args = training_arguments(
             out / "host-training",
             steps=settings.host_steps,
@@ -71,9 +75,9 @@ def prepare_host(out, run_data, settings):
             evaluates=False,
         )
         sizes = [settings.host_batch_size] * len(run_data.pretraining)
-        train(PetTrainer(model, args, run_data.tokenizer, run_data.pretraining, sizes, decay=settings.decay))
+        train(own.trainer(settings)(model, args, run_data.tokenizer, run_data.pretraining, sizes, decay=settings.decay))
     else:
-        model = host.pretrained(settings, run_data.tokenizer)
+        model = own.pretrained_host(settings, run_data)
     save_host(model, run_data.tokenizer, folder)
     discard(out / "host-training")
     return folder
@@ -98,16 +102,15 @@ def run_arm(arm, seed, out, host_folder, run_data, settings, place):
     result = folder / "result.json"
     if result.is_file():
         return json.loads(result.read_text(encoding="utf-8"))
+    own = recipe.find(settings.recipe)
     set_seed(seed)
-    if arm in arms.ON_RANDOM_HOST:
+    if arm in own.on_random_host:
         host_folder = folder / "host"
         if not host_folder.is_dir():
-            save_host(host.small_bart(settings, run_data.tokenizer), run_data.tokenizer, host_folder)
-    model = arms.build(arm, host.load(host_folder), settings)
-    record = {"arm": arm, "seed": seed, **arms.counts(model), "steps": 0, "seconds": 0.0, "curve": None}
-    if arm == "lora":
-        record["lora_rank"] = model.peft_config["default"].r
-    title = report.arm_title(arm, record, settings)
+            save_host(own.small_host(settings, run_data), run_data.tokenizer, host_folder)
+    model = own.build(arm, own.load_host(host_folder, settings), settings)
+    record = {"arm": arm, "seed": seed, **own.counts(model), "steps": 0, "seconds": 0.0, "curve": None}
+    title = own.arm_title(arm, record, settings)
     trained, total = record["trainable"], record["total"]
     say(f"\n{place} {title}, seed {seed}: {trained:,} of {total:,} parameters trained ({100 * trained / total:.2f} %)")
 
@@ -115,9 +118,9 @@ def run_arm(arm, seed, out, host_folder, run_data, settings, place):
         sizes = [settings.batch_sizes.get(task.name, settings.batch_size) for task in run_data.train]
         steps = settings.steps or settings.epochs * RoundRobinBatches.epoch_steps(list(map(len, run_data.train)), sizes)
         args = training_arguments(
-            folder / "training", steps=steps, lr=arms.learning_rate(arm, settings), seed=seed, settings=settings
+            folder / "training", steps=steps, lr=own.learning_rate(arm, settings), seed=seed, settings=settings
         )
-        trainer = PetTrainer(
+        trainer = own.trainer(settings)(
             model, args, run_data.tokenizer, run_data.train, sizes, dev_tasks=run_data.dev, decay=settings.decay
         )
         train(trainer)

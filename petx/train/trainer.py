@@ -5,7 +5,6 @@ import time
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader
@@ -14,9 +13,10 @@ from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
 from transformers.trainer_callback import PrinterCallback, TrainerCallback
 
 from petx.data.cache import written_whole
-from petx.data.tasks import IGNORED, Collator, RoundRobinBatches, TaskMixture
+from petx.data.collators import collator_for
+from petx.data.tasks import IGNORED, RoundRobinBatches, TaskMixture
 from petx.errors import UserError
-from petx.train import checkpoints, scoring
+from petx.train import checkpoints, recipe, scoring
 
 
 class PetTrainer(Seq2SeqTrainer):
@@ -36,7 +36,7 @@ class PetTrainer(Seq2SeqTrainer):
         self.tokenizer, self.decay = tokenizer, decay
         self._scratch = None  # where a checkpoint is being written
         self.before = 0.0  # seconds that earlier attempts at this training took
-        collator = Collator(tokenizer.pad_token_id, model.config.decoder_start_token_id)
+        collator = collator_for(model, tokenizer)
         super().__init__(model, args, train_dataset=TaskMixture(tasks), eval_dataset=[], data_collator=collator)
         self.model_accepts_loss_kwargs = False
         self.remove_callback(PrinterCallback)  # it prints every log
@@ -76,9 +76,7 @@ class PetTrainer(Seq2SeqTrainer):
         inputs = dict(inputs)
         labels, weight, over = inputs.pop("labels"), inputs.pop("loss_weight"), inputs.pop("loss_over")
         outputs = model(**inputs)
-        losses = F.cross_entropy(
-            outputs.logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="none"
-        ).view_as(labels)
+        losses = self.data_collator.token_losses(outputs.logits, labels)
         tokens = (labels != IGNORED).sum(1)
         if over == "token":  # the mean over all processes' tokens, once DDP has averaged the gradients
             loss = losses.sum() / self.accelerator.reduce(tokens.sum().float(), "mean")
@@ -158,7 +156,7 @@ def training_arguments(output_dir, *, steps, lr, seed, settings, evaluates=True)
         max_steps=steps,
         learning_rate=lr,
         lr_scheduler_type="linear",
-        warmup_steps=round(settings.warmup * steps),
+        warmup_steps=round(settings.warmup if settings.warmup >= 1 else settings.warmup * steps),
         weight_decay=settings.weight_decay,
         adam_epsilon=settings.adam_epsilon,
         max_grad_norm=settings.clip,
@@ -175,6 +173,7 @@ def training_arguments(output_dir, *, steps, lr, seed, settings, evaluates=True)
         ddp_find_unused_parameters=False,
         disable_tqdm=True,  # for Progress
         use_cpu=not torch.cuda.is_available(),  # said so, accelerate takes gloo under torchrun
+        **recipe.find(settings.recipe).training_options(settings),
     )
     args._n_gpu = min(args.n_gpu, 1)  # a process uses one device; several are torchrun's business, not DataParallel's
     return args

@@ -6,12 +6,11 @@ import os
 from pathlib import Path
 
 from peft import PeftModel
-from safetensors import safe_open
-from transformers import AutoTokenizer
 
 from petx.data.cache import written_whole
 from petx.errors import UserError
-from petx.train import arguments, checkpoints, host
+from petx.train import checkpoints, recipe
+from petx.train.settings import Common, checked
 from petx.version import __version__
 
 MANIFEST = "petx.json"
@@ -21,7 +20,7 @@ MANIFEST = "petx.json"
 class Tuned:
     model: object
     tokenizer: object
-    settings: arguments.Settings
+    settings: Common
     manifest: dict
 
 
@@ -30,8 +29,16 @@ def save(model, folder, host_folder, *, arm, seed, settings, scores):
 
     The host stays in ``host_folder``, which the manifest names relative to ``folder``: move the two together.
     """
-    near_by = Path(os.path.relpath(host_folder, folder)).as_posix()
-    manifest = {"petx": __version__, "arm": arm, "seed": seed, "host": near_by, "scores": scores}
+    near_by = host_folder if isinstance(host_folder, str) else Path(os.path.relpath(host_folder, folder)).as_posix()
+    manifest = {
+        "petx": __version__,
+        "recipe": settings.recipe,
+        "arm": arm,
+        "seed": seed,
+        "host": near_by,
+        "scores": scores,
+    }
+    manifest |= {"on_hub": True} if isinstance(host_folder, str) else {}
     manifest["settings"] = dataclasses.asdict(settings)
     with written_whole(folder) as target:
         if isinstance(model, PeftModel):
@@ -48,17 +55,15 @@ def load(folder):
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{folder} is no folder written by petx train: cannot read {MANIFEST} ({error})") from error
-    host_folder = (folder / manifest["host"]).resolve()
-    if not (host_folder / "config.json").is_file():
+    host_folder = manifest["host"] if manifest.get("on_hub") else (folder / manifest["host"]).resolve()
+    if not manifest.get("on_hub") and not (host_folder / "config.json").is_file():
         raise UserError(f"{folder}: its host is not in {host_folder}; keep the folders of a run together")
-    model = host.load(host_folder).requires_grad_(False)
+    own = recipe.find(manifest.get("recipe", "vlpet"))
+    settings = checked(own.settings, manifest["settings"])
+    model = own.load_host(host_folder, settings).requires_grad_(False)
     if (folder / "adapter_config.json").is_file():
         model = PeftModel.from_pretrained(model, folder)
     else:
-        with safe_open(folder / checkpoints.TENSORS, "pt") as file:
-            saved = set(file.keys())
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name in saved)
+        model = own.build(manifest["arm"], model, settings)
         checkpoints.load_trainable(model, folder)
-    settings = arguments.checked(manifest["settings"])
-    return Tuned(model.eval(), AutoTokenizer.from_pretrained(host_folder), settings, manifest)
+    return Tuned(model.eval(), own.load_tokenizer(host_folder), settings, manifest)

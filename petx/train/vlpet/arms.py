@@ -2,11 +2,10 @@
 
 from peft import LoraConfig, get_peft_model
 
-from petx.train import host
+from petx.train.vlpet import host
 from petx.tuners.vlpet import VLPetConfig
 
 PROJECTOR = "visual_embedding"
-ON_RANDOM_HOST = ("scratch", "random-host")
 
 
 def build(arm, model, settings):

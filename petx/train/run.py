@@ -1,16 +1,6 @@
-"""VL-PET on a frozen host, side by side with other ways to tune it (arXiv 2308.09804).
-
-    petx train vlpet                                   the main job: easy-VQA, a few minutes on two CPU cores
-    petx train vlpet --level small --seeds 3           another gate; three seeds, mean and spread
-    petx train vlpet --with scratch,random-host        two control arms more
-    petx train vlpet --resume                          go on after an interruption, or add arms and seeds to a run
-    torchrun --nproc_per_node 2 -m petx.train.vlpet    each batch shared by two processes
-
-docs/training.md says what is written where, and how to train on data of one's own.
-"""
+"""A run of a recipe from its command line to the table at the end."""
 
 import dataclasses
-import sys
 import warnings
 from pathlib import Path
 
@@ -21,12 +11,11 @@ from safetensors import SafetensorError
 
 from petx.data.cache import write_json
 from petx.errors import UserError
-from petx.train import arguments, data, plots, report, stages
+from petx.train import plots, recipe, report, stages
 
 
-def main(argv=None):
-    """Run the recipe for a command line; returns the exit code."""
-    settings = arguments.parse(argv, __doc__)
+def main(settings):
+    """Run the recipe of ``settings``; returns the exit code."""
     resume = (
         f"What was finished, and the last whole checkpoint, is in {settings.output_dir}; --resume goes on from there."
     )
@@ -42,16 +31,19 @@ def main(argv=None):
 
 
 def run(settings):
-    """Run the recipe; 0, or 1 if the saved adapter did not reproduce its score."""
+    """Run the recipe of ``settings``; 0, or 1 if the saved adapter did not reproduce its score."""
     transformers.utils.logging.disable_progress_bar()  # of loading and saving, not of training
     # PEFT 0.21 asks transformers 5 by the old name; nothing here depends on it.
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+    own = recipe.find(settings.recipe)
     state, out = PartialState(cpu=not torch.cuda.is_available()), Path(settings.output_dir)
-    data.check_available(settings)
+    own.check_available(settings)
     stages.check_output(out, settings)
     stages.say(f"Writing to {out}")
+    if getattr(settings, "notice", None):
+        stages.say(f"This takes longer: {settings.notice}.")
     with state.main_process_first():  # the first writes the features to the cache, the others read them there
-        run_data = data.load(settings)
+        run_data = own.load_data(settings)
     if state.is_main_process:
         write_json(out / stages.SETTINGS, dataclasses.asdict(settings))
     host_folder = stages.prepare_host(out, run_data, settings)
@@ -66,16 +58,10 @@ def run(settings):
     if state.is_main_process:
         print(f"\n{report.write(out, results, settings)}", flush=True)
         files = [out / "results.md", out / "results.json", *plots.write_curves(out, results, settings)]
-    shown = [arm for arm in ("vlpet", *results["arms"]) if arm in results["arms"] and arm != "frozen"][:1]
+    shown = [arm for arm in (own.main_arm, *results["arms"]) if arm in results["arms"] and arm != "frozen"][:1]
     reproduced = all([stages.reproduces(arm, out, run_data, settings) for arm in shown])
     for arm in shown:
         stages.say(f"adapter  {stages.arm_folder(out, arm, settings.seed) / 'tuned'}")
     for file in files:
         stages.say(f"{'curves ' if file.suffix == '.png' else 'table  '}  {file}")
     return 0 if reproduced else 1
-
-
-if __name__ == "__main__":
-    from petx.cli import main as petx
-
-    sys.exit(petx(["train", "vlpet", *sys.argv[1:]]))

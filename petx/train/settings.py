@@ -1,4 +1,4 @@
-"""Settings of ``petx train vlpet``: defaults, then a preset, a file, ``--set`` and flags, each over the last."""
+"""Settings of a recipe: defaults, then a preset, a file, ``--set`` and flags, each over the last."""
 
 import argparse
 import dataclasses
@@ -11,9 +11,7 @@ import yaml
 
 from petx.errors import UserError
 
-PRESETS = Path(__file__).parent / "presets"
-LEVELS = ("large", "middleX", "middleY", "small")
-ARMS = ("frozen", "projector", "vlpet", "lora", "full", "scratch", "random-host")
+PLAIN = ("output_dir", "resume")  # flags whose value is not read as YAML
 
 
 def option(default, text, **metadata):
@@ -24,15 +22,24 @@ def option(default, text, **metadata):
 
 
 @dataclasses.dataclass
-class Settings:
-    """Everything one run depends on. Lists and mappings are written as YAML, on the command line too."""
+class Common:
+    """What every recipe's settings have. Lists and mappings are written as YAML, on the command line too.
+
+    A recipe's own dataclass inherits this, adds its fields, and sets the class attributes below.
+    """
+
+    recipe: typing.ClassVar[str]  # its name: petx train NAME
+    presets: typing.ClassVar[Path]  # folder of its presets
+    default_preset: typing.ClassVar[str] = "easy-vqa"
+    known_arms: typing.ClassVar[tuple]
+    positive: typing.ClassVar[tuple] = (  # must be at least 1 where they are not None
+        *("seeds", "steps", "epochs", "batch_size", "host_steps", "host_batch_size"),
+        *("eval_every", "save_every", "log_every", "eval_batch_size"),
+    )
 
     # data
-    data: str = option("easy-vqa", "data set", choices=("easy-vqa", "image-text", "video-text"))
     data_dir: str | None = option(None, "folder of one's own data (docs/training.md has the layout)")
-    features_dir: str | None = option(None, "folder of the feature files (default: in DATA_DIR)")
     feature_width: int = option(1280, "width of a visual feature vector")
-    visual_tokens: int = option(4, "visual tokens an image or video; longer features are max-pooled to this many")
     image_size: int = option(64, "easy-vqa: side in pixels the images are read at, a multiple of 32")
     train_images: int | None = option(None, "easy-vqa: use only this many training images (default: all)")
     dev_images: int = option(400, "easy-vqa: training images held out for development")
@@ -40,40 +47,20 @@ class Settings:
     tasks: list = option([], "own data: tasks to train on, by name")
     splits: dict = option({}, "own data: {task: {train: [...], dev: [...], test: [...]}}")
 
-    # host
-    host: str | None = option(None, "pretrained BART or T5, folder or hub name (default: a small BART pretrained here)")
-    width: int = option(128, "small host: width of the model")
-    layers: int = option(2, "small host: encoder layers, and decoder layers")
-    attention_heads: int = option(4, "small host: attention heads")
-    ffn: int = option(512, "small host: width of the feed-forward layers")
-    init_std: float = option(0.09, "small host: standard deviation of the initial weights")
+    # pretraining of a small host
     host_steps: int = option(1200, "small host: pretraining steps")
     host_batch_size: int = option(64, "small host: examples a pretraining step")
     host_lr: float = option(1e-3, "small host: peak learning rate of the pretraining")
     dropout: float = option(0.0, "dropout of the host's layers")
 
     # tuning
-    level: str = option("large", "granularity of VL-PET's gate", choices=LEVELS)
-    rank: int = option(24, "bottleneck of VL-PET's encoder adapters")
-    gate_rank: int = option(24, "bottleneck of the gate at level large")
-    decoder_rank: int = option(24, "bottleneck of VL-PET's decoder value adapters")
-    heads: int = option(4, "heads of VL-PET's multi-head modification")
-    scale: float = option(1.0, "VL-PET's scaling factor s")
-    zero_init: bool = option(False, "start VL-PET's up projections and gates at zero, as on T5")
-    arms: list = option(["frozen", "projector", "vlpet", "lora", "full"], f"what to compare: {', '.join(ARMS)}")
-    with_arms: list = option([], "further arms on request: scratch, random-host", flag="with")
+    with_arms: list = option([], "further arms on request", flag="with")
     steps: int | None = option(None, "tuning steps")
     epochs: int | None = option(None, "tuning epochs, instead of steps")
     batch_size: int = option(64, "examples a tuning step")
     batch_sizes: dict = option({}, "examples a step for each task, over batch_size")
-    lr: float = option(3e-3, "peak learning rate of VL-PET")
-    lr_projector: float = option(3e-3, "peak learning rate of the projector alone")
-    lr_lora: float = option(3e-3, "peak learning rate of LoRA")
-    lr_full: float = option(1e-3, "peak learning rate of full tuning, and from scratch")
-    warmup: float = option(0.1, "share of the steps with rising learning rate; linear decay to 0 after")
-    clip: float = option(5.0, "largest norm of the gradient")
+    clip: float = option(5.0, "largest norm of the gradient; 0: any")
     weight_decay: float = option(0.01, "AdamW's weight decay")
-    decay: str = option("clean", "what it spares: norms and biases, or as released", choices=("clean", "paper"))
     adam_epsilon: float = option(1e-6, "AdamW's epsilon")
 
     # evaluation and run
@@ -88,34 +75,43 @@ class Settings:
     output_dir: str | None = option(None, "where everything is written (default: petx-runs/PRESET)")
     resume: bool = option(False, "go on with an interrupted run in OUTPUT_DIR")
 
+    @classmethod
+    def default_folder(cls, preset):
+        """The default of ``output_dir``."""
+        return f"petx-runs/{preset}"
+
     @property
     def all_arms(self):
         return list(dict.fromkeys([*self.arms, *self.with_arms]))
 
+    def check(self):
+        """Raise :class:`UserError` where values do not fit together; a recipe adds its own checks to these."""
+        for arm in self.all_arms:
+            if arm not in self.known_arms:
+                raise UserError(f"unknown arm {arm!r}; there are: {', '.join(self.known_arms)}")
+        if (self.steps is None) == (self.epochs is None):
+            raise UserError(f"one of steps and epochs must be given, got steps={self.steps}, epochs={self.epochs}")
+        for name in self.positive:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
 
-FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
-PLAIN = ("output_dir", "resume")  # flags whose value is not read as YAML
-_POSITIVE = ("rank", "heads", "seeds", "steps", "epochs", "batch_size", "host_steps", "host_batch_size")
-_POSITIVE += ("eval_every", "save_every", "log_every", "eval_batch_size")
-_HINTS = typing.get_type_hints(Settings)
 
-
-def parse(argv=None, description=None):
-    """Settings from a command line; :class:`UserError` names whatever is unknown or of the wrong kind."""
+def parse(kind, argv=None, description=None):
+    """Settings of the dataclass ``kind`` from a command line; :class:`UserError` names what does not fit."""
     parser = argparse.ArgumentParser(
-        prog="petx train vlpet",
-        usage="petx train vlpet [--preset NAME] [--config FILE] [--set KEY=VALUE] [--SETTING VALUE ...] [--resume]",
+        prog=f"petx train {kind.recipe}",
+        usage=f"petx train {kind.recipe} [--preset NAME] [--config FILE] [--set KEY=VALUE] [--SETTING VALUE ...] "
+        "[--resume]",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "--preset", default="easy-vqa", metavar="NAME", help=f"one of {', '.join(presets())} (default: easy-vqa)"
-    )
+    names = f"one of {', '.join(presets(kind))} (default: {kind.default_preset})"
+    parser.add_argument("--preset", default=kind.default_preset, metavar="NAME", help=names)
     parser.add_argument("--config", metavar="FILE", help="YAML file of settings, over the preset")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="one setting; KEY.SUBKEY too")
-    for field in FIELDS.values():
+    for field in dataclasses.fields(kind):
         flag = field.metadata.get("flag", field.name)
         names = dict.fromkeys((f"--{flag}", f"--{flag.replace('_', '-')}"))
         default = "" if field.default in (None, dataclasses.MISSING, False) else f" (default: {field.default})"
@@ -124,42 +120,35 @@ def parse(argv=None, description=None):
     given = vars(parser.parse_args(argv))
 
     preset, config, assignments = given.pop("preset"), given.pop("config", None), given.pop("set")
-    values = read_preset(preset)
+    values = read_preset(kind, preset)
     if config is not None:
         values = _laid_over(values, _read_yaml(Path(config)))
     for assignment in assignments:
         values = _laid_over(values, _assigned(values, assignment))
-    flags = {name: value if name in PLAIN else _from_text(FIELDS[name], value) for name, value in given.items()}
-    return checked({"output_dir": f"petx-runs/{preset}"} | _laid_over(values, flags))
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    flags = {name: value if name in PLAIN else _from_text(kind, fields[name], value) for name, value in given.items()}
+    return checked(kind, {"output_dir": kind.default_folder(preset)} | _laid_over(values, flags))
 
 
-def presets():
-    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+def presets(kind):
+    return sorted(path.stem for path in kind.presets.glob("*.yaml"))
 
 
-def read_preset(name):
-    if name not in presets():
-        raise UserError(f"unknown preset {name!r}; there are: {', '.join(presets())}")
-    return _read_yaml(PRESETS / f"{name}.yaml")
+def read_preset(kind, name):
+    if name not in presets(kind):
+        raise UserError(f"unknown preset {name!r}; there are: {', '.join(presets(kind))}")
+    return _read_yaml(kind.presets / f"{name}.yaml")
 
 
-def checked(values):
-    """:class:`Settings` from a mapping, every name, kind and choice checked."""
+def checked(kind, values):
+    """Settings of the dataclass ``kind`` from a mapping, every name, kind and choice checked."""
+    fields = {field.name: field for field in dataclasses.fields(kind)}
     for name in values:
-        if name not in FIELDS:
-            close = difflib.get_close_matches(name, FIELDS, n=1)
+        if name not in fields:
+            close = difflib.get_close_matches(name, fields, n=1)
             raise UserError(f"unknown setting {name!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
-    settings = Settings(**{name: _coerced(FIELDS[name], value) for name, value in values.items()})
-    for arm in settings.all_arms:
-        if arm not in ARMS:
-            raise UserError(f"unknown arm {arm!r}; there are: {', '.join(ARMS)}")
-    if (settings.steps is None) == (settings.epochs is None):
-        raise UserError(f"one of steps and epochs must be given, got steps={settings.steps}, epochs={settings.epochs}")
-    if settings.rank % settings.heads:
-        raise UserError(f"heads must divide rank, got heads={settings.heads}, rank={settings.rank}")
-    for name in _POSITIVE:
-        if getattr(settings, name) is not None and getattr(settings, name) < 1:
-            raise UserError(f"{name} must be at least 1, got {getattr(settings, name)}")
+    settings = kind(**{name: _coerced(kind, fields[name], value) for name, value in values.items()})
+    settings.check()
     return settings
 
 
@@ -196,10 +185,15 @@ def _assigned(values, assignment):
     return {name: value}
 
 
-def _from_text(field, text):
-    if _HINTS[field.name] is list:
+def _hint(kind, name):
+    return typing.get_type_hints(kind)[name]
+
+
+def _from_text(kind, field, text):
+    hint = _hint(kind, field.name)
+    if hint is list and not field.metadata.get("sentences"):
         return text.strip("[] ").replace(",", " ").split()
-    return text if _HINTS[field.name] is str else _yaml(text, f"--{field.name}")
+    return text if hint is str else _yaml(text, f"--{field.name}")
 
 
 def _yaml(text, where):
@@ -209,22 +203,24 @@ def _yaml(text, where):
         raise UserError(f"{where}: cannot read {text!r}: {error}") from error
 
 
-def _coerced(field, value):
+def _coerced(kind, field, value):
     """``value`` in the field's type; YAML reads ``1e-3`` as text, so numbers are taken from text too."""
-    hint = _HINTS[field.name]
+    hint = _hint(kind, field.name)
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if value is None and type(None) in kinds:
         return None
-    kind = kinds[0]
+    wanted = kinds[0]
     name = field.metadata.get("flag", field.name)
-    try:
-        fits = isinstance(value, kind) if kind in (list, dict, bool, str) else not isinstance(value, bool)
-        if not fits or (kind is int and float(value) != int(float(value))):
-            raise ValueError
-        value = kind(float(value)) if kind is int else kind(value)
-    except (TypeError, ValueError):
-        raise UserError(f"{name} must be {'text' if kind is str else kind.__name__}, got {value!r}") from None
     choices = field.metadata.get("choices")
+    if value is False and choices and "off" in choices:  # YAML reads a bare off so
+        value = "off"
+    try:
+        fits = isinstance(value, wanted) if wanted in (list, dict, bool, str) else not isinstance(value, bool)
+        if not fits or (wanted is int and float(value) != int(float(value))):
+            raise ValueError
+        value = wanted(float(value)) if wanted is int else wanted(value)
+    except (TypeError, ValueError):
+        raise UserError(f"{name} must be {'text' if wanted is str else wanted.__name__}, got {value!r}") from None
     if choices and value not in choices:
         raise UserError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
     return value

@@ -1,0 +1,119 @@
+"""InstructBLIP that reads several instructions an image, and one that reads image features in place of pixels.
+
+InstructBLIP (arXiv 2305.06500): a frozen vision tower, a Q-Former whose queries read the image and the instruction,
+and a language model that reads the queries' outputs as soft tokens.
+"""
+
+import torch
+from torch import nn
+from transformers import AutoConfig, InstructBlipConfig, InstructBlipForConditionalGeneration
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from petx.errors import UserError
+from petx.losses import aggregate_instructions
+
+__all__ = ["FeatureInstructBlip", "FeatureInstructBlipConfig", "FeatureVision", "InstructBlip", "feature_config"]
+
+
+class InstructBlip(InstructBlipForConditionalGeneration):
+    """transformers' InstructBLIP; ``qformer_input_ids [B, I, L]`` are I instructions an image, one Q-Former pass each.
+
+    Their query outputs are projected and joined by :func:`petx.losses.aggregate_instructions` with ``aggregation``
+    (``"mean"`` or ``"attention_score"``). With ``[B, L]`` it is the model as it stands. Weights are those of
+    ``InstructBlipForConditionalGeneration``, whose checkpoints load. Where they are loaded in half precision, Q-Former,
+    queries and projection stay in float32.
+    """
+
+    aggregation = "mean"
+    _keep_in_fp32_modules_strict = ["query_tokens", "qformer", "language_projection"]
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.qformer.register_forward_pre_hook(_as_the_qformer_reads, with_kwargs=True)
+
+    def get_image_features(self, pixel_values, qformer_input_ids, qformer_attention_mask=None, **kwargs):
+        """As the base's; of several instructions, ``qformer_outputs`` are the first one's."""
+        if qformer_input_ids.dim() == 2:
+            return super().get_image_features(pixel_values, qformer_input_ids, qformer_attention_mask, **kwargs)
+        masks = torch.ones_like(qformer_input_ids) if qformer_attention_mask is None else qformer_attention_mask
+        kwargs["return_dict"] = True
+        passes = [
+            super(InstructBlip, self).get_image_features(pixel_values, ids, mask, **kwargs)
+            for ids, mask in zip(qformer_input_ids.unbind(1), masks.unbind(1), strict=True)
+        ]
+        first = passes[0]
+        if len(passes) > 1:
+            first.pooler_output = aggregate_instructions([one.pooler_output for one in passes], method=self.aggregation)
+        return first
+
+
+def _as_the_qformer_reads(qformer, args, kwargs):
+    dtype = qformer.embeddings.layernorm.weight.dtype
+    return args, kwargs | {"encoder_hidden_states": kwargs["encoder_hidden_states"].to(dtype)}
+
+
+class FeatureInstructBlipConfig(InstructBlipConfig):
+    """InstructBLIP's configuration; ``vision_config.hidden_size`` is the width of the features."""
+
+    model_type = "feature_instructblip"
+
+
+class FeatureVision(nn.Module):
+    """Stands where the vision tower stood: ``pixel_values`` are features ``[B, V, width]``, standardised by channel.
+
+    ``mean`` and ``std`` (``[width]``, 0 and 1 at first) are saved with the model and not trained.
+    """
+
+    def __init__(self, width):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("std", torch.ones(width))
+
+    def forward(self, pixel_values, **kwargs):
+        if pixel_values.dim() != 3 or pixel_values.shape[-1] != len(self.mean):
+            raise UserError(
+                f"pixel_values must be features [batch, tokens, {len(self.mean)}], got {list(pixel_values.shape)}"
+            )
+        features = (pixel_values.to(self.mean.dtype) - self.mean) / self.std
+        return BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=features.mean(1))
+
+
+class FeatureInstructBlip(InstructBlip):
+    """InstructBLIP without a vision tower: ``pixel_values`` are image features ``[B, V, vision_config.hidden_size]``.
+
+    The query tokens begin at N(0, ``initializer_range``²); transformers leaves them at zero, where all queries of an
+    untrained Q-Former stay equal.
+    """
+
+    config_class = FeatureInstructBlipConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.vision_model = FeatureVision(config.vision_config.hidden_size)
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, FeatureVision):
+            nn.init.zeros_(module.mean)
+            nn.init.ones_(module.std)
+        if isinstance(module, FeatureInstructBlip):
+            nn.init.normal_(module.query_tokens, std=self.config.qformer_config.initializer_range)
+
+
+def feature_config(width, text_config, *, queries, image_token, **qformer):
+    """:class:`FeatureInstructBlipConfig` for features of ``width``; ``qformer`` are fields of its Q-Former.
+
+    ``image_token`` is the id that the language model's input holds ``queries`` times where the soft tokens go.
+    """
+    return FeatureInstructBlipConfig(
+        # Layers of a vision tower are never built; this is only the width of what the Q-Former reads.
+        vision_config=dict(hidden_size=width, num_hidden_layers=0, num_attention_heads=1, image_size=1, patch_size=1),
+        qformer_config=qformer,
+        text_config=text_config.to_dict(),
+        num_query_tokens=queries,
+        image_token_index=image_token,
+    )
+
+
+AutoConfig.register(FeatureInstructBlipConfig.model_type, FeatureInstructBlipConfig, exist_ok=True)

@@ -1,0 +1,24 @@
+"""PETAL on the Q-Former of a frozen InstructBLIP, side by side with other ways to tune it (arXiv 2312.12458).
+
+    petx train petal                                   the main job: easy-VQA, some minutes on two CPU cores
+    petx train petal --seeds 3 --with ablations        three seeds, mean and spread; PETAL without each of its parts
+    petx train petal --core diagonal --ib variational  another PETAL
+    petx train petal --host path/to/instructblip       a pretrained InstructBLIP, on the same questions
+    petx train petal --resume                          go on after an interruption, or add arms and seeds to a run
+    torchrun --nproc_per_node 2 -m petx.train.petal    each batch shared by two processes
+
+docs/training.md says what is written where, and how to train on data of one's own.
+"""
+
+from petx.train import run as _run
+from petx.train.petal import arguments
+from petx.train.petal.recipe import RECIPE
+
+__all__ = ["RECIPE", "main", "run"]
+
+run = _run.run
+
+
+def main(argv=None):
+    """Run the recipe for a command line; returns the exit code."""
+    return _run.main(arguments.parse(argv, __doc__))

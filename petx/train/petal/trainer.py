@@ -1,0 +1,67 @@
+"""The trainer with PETAL's schedules, weight decay and information bottleneck."""
+
+import math
+
+from torch.optim.lr_scheduler import LambdaLR
+
+from petx.data.tasks import RoundRobinBatches
+from petx.train.petal.arms import ESTIMATORS
+from petx.train.trainer import PetTrainer
+
+_SPARED = ("bias", "ln", "bn")  # parts of names, in the released code
+
+
+class PetalTrainer(PetTrainer):
+    """Adds to its base: the learning rate of ``settings``, the released weight decay, the information bottleneck."""
+
+    def __init__(self, *args, settings, **kwargs):
+        self.settings = settings
+        super().__init__(*args, **kwargs)
+
+    def create_scheduler(self, num_training_steps, optimizer=None):
+        if self.lr_scheduler is None:
+            settings, top = self.settings, self.args.learning_rate
+            an_epoch = RoundRobinBatches.epoch_steps(list(map(len, self.tasks)), self.batch_sizes)
+            warm = round(settings.warmup if settings.warmup >= 1 else settings.warmup * num_training_steps)
+
+            def factor(step):
+                options = dict(warm=warm, low=settings.lr_warmup, end=settings.lr_min, an_epoch=an_epoch)
+                return learning_rate(step, top, num_training_steps, settings.schedule, **options) / top
+
+            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, factor)
+        return self.lr_scheduler
+
+    def get_decay_parameter_names(self, model):
+        """``paper``: all tensors of two and more dimensions without "bias", "ln" or "bn" in their names."""
+        if self.decay != "paper":
+            return super().get_decay_parameter_names(model)
+        named = model.named_parameters()
+        return [name for name, p in named if p.dim() > 1 and not any(part in name for part in _SPARED)]
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        labels = inputs["labels"]
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        bottleneck = getattr(self.accelerator.unwrap_model(model), ESTIMATORS, None)
+        if bottleneck is not None:
+            count = self.model.config.num_query_tokens
+            queries = outputs.qformer_outputs.last_hidden_state[:, :count].float()
+            loss = loss + bottleneck(queries, outputs.vision_outputs.last_hidden_state.float(), labels)
+        return (loss, outputs) if return_outputs else loss
+
+
+def learning_rate(step, top, steps, schedule, *, warm, low, end, an_epoch):
+    """Learning rate of ``step``: from ``low`` to ``top`` over ``warm`` steps, then to ``end``.
+
+    ``linear`` and ``cosine`` go down by step. ``cosine-by-epoch`` is PETAL's: all of the first epoch is warm-up, at
+    ``top`` once that is over, and every later epoch has one rate, the cosine's.
+    """
+    if schedule == "cosine-by-epoch":
+        epoch, epochs = step // an_epoch, max(1, math.ceil(steps / an_epoch))
+        if epoch:
+            return end + (top - end) * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
+        return min(top, low + (top - low) * step / warm) if warm else top
+    if step < warm:
+        return low + (top - low) * (step + 1) / warm
+    done = (step - warm) / max(1, steps - warm)
+    left = 1 - done if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+    return end + (top - end) * max(0.0, left)

@@ -1,0 +1,7 @@
+"""``python -m petx.train.vlpet``, for torchrun; ``petx train vlpet`` is the same."""
+
+import sys
+
+from petx.cli import main
+
+sys.exit(main(["train", "vlpet", *sys.argv[1:]]))
