@@ -58,10 +58,10 @@ def test_bytes_and_products(dtype, gate, emulator):
 
 
 @pytest.mark.parametrize("core", ["full", "diagonal"])
-@pytest.mark.parametrize(("gate", "launches"), [("none", 4), ("soft", 4)])
-def test_launches_do_not_depend_on_the_number_of_modules(core, gate, launches, emulator):
+@pytest.mark.parametrize("gate", ["none", "soft"])
+def test_launches_do_not_depend_on_the_number_of_modules(core, gate, emulator):
     """One forward and four backward; beyond a table's length, one more of those that read weights."""
-    for modules in (1, 2, 48, TABLE, TABLE + 1):
+    for modules in (1, 48, TABLE + 1):
         more = modules > TABLE
         case = reconstruct("launches", modules, d_out=3, d_in=5, rank=2, core=core, gate=gate)
         tensors = case.inputs(torch.float32)
@@ -70,7 +70,7 @@ def test_launches_do_not_depend_on_the_number_of_modules(core, gate, launches, e
         dout = [torch.ones_like(out) for out in outs]
         call = lambda outs=outs, leaves=leaves, dout=dout: torch.autograd.grad(outs, leaves, dout)  # noqa: E731
         _, backward = counted(emulator, call)
-        assert (forward.launches, backward.launches) == (1 + more, launches + 2 * more)
+        assert (forward.launches, backward.launches) == (1 + more, 4 + 2 * more)
 
 
 def test_more_modules_than_a_table_holds(emulator):

@@ -91,32 +91,6 @@ PETX_KERNEL void __launch_bounds__(TileOf<T>::kThreads, kBlocksAtOnce<T>)
   tile.mix(mixed.from((module * p.d_out + tile.first) * p.rank));
 }
 
-// Adds result 0 to a thread's 16 sums of a 64 x 64 tile.
-template <class T>
-struct TileSum {
-  using Tile = TileOf<T>;
-  static constexpr int kValues = Tile::kM * Tile::kN / Tile::kThreads;
-  Compute<T> value[kValues] = {};
-
-  PETX_DEVICE void add() {
-#pragma unroll
-    for (int n = 0; n < kValues; ++n) value[n] += Tile::result(0, row(n), column());
-  }
-  // A B^T over any depth, 512 at a time, so that no long sum is kept in one float.
-  template <class A, class B>
-  PETX_DEVICE void add_product(A a, B b, int64_t depth) {
-    constexpr int64_t kDepth = 512;
-    for (; depth > 0; depth -= kDepth) {
-      Tile::multiply(0, a, b, depth < kDepth ? depth : kDepth);
-      add();
-      a.data += kDepth * (A::kTurned ? a.stride : 1);
-      b.data += kDepth * (B::kTurned ? b.stride : 1);
-    }
-  }
-  PETX_DEVICE static int row(int n) { return (n * Tile::kThreads + static_cast<int>(thread_index())) / Tile::kN; }
-  PETX_DEVICE static int column() { return thread_index() % Tile::kN; }
-};
-
 // Block (row tile and chunk of 64 of the rank, module).
 template <class T>
 PETX_KERNEL void __launch_bounds__(TileOf<T>::kThreads, kBlocksAtOnce<T>)

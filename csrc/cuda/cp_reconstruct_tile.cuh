@@ -1,5 +1,5 @@
-// What forward and backward of cp_reconstruct compute alike: A_k = V M_k^T of 64 rows, the update A_k U of a tile, and
-// the walk over a tile of a weight in packs of 16 bytes.
+// What forward and backward of cp_reconstruct compute alike: A_k = V M_k^T of 64 rows, the update A_k U of a tile, the
+// walk over a tile of a weight in packs of 16 bytes, and sums of tiles in registers.
 //
 // As operand of a 16-bit product A is two values, itself rounded and what the rounding left: an update that had lost
 // A's last bits would fall on the other side of a gate's threshold now and then, and be rounded twice in the sum.
@@ -140,6 +140,32 @@ class ReconstructTile {
 
  public:
   const int64_t first, rows;
+};
+
+// Adds result 0 to a thread's 16 sums of a 64 x 64 tile.
+template <class T>
+struct TileSum {
+  using Tile = TileOf<T>;
+  static constexpr int kValues = Tile::kM * Tile::kN / Tile::kThreads;
+  Compute<T> value[kValues] = {};
+
+  PETX_DEVICE void add() {
+#pragma unroll
+    for (int n = 0; n < kValues; ++n) value[n] += Tile::result(0, row(n), column());
+  }
+  // A B^T over any depth, 512 at a time, so that no long sum is kept in one float.
+  template <class A, class B>
+  PETX_DEVICE void add_product(A a, B b, int64_t depth) {
+    constexpr int64_t kDepth = 512;
+    for (; depth > 0; depth -= kDepth) {
+      Tile::multiply(0, a, b, depth < kDepth ? depth : kDepth);
+      add();
+      a.data += kDepth * (A::kTurned ? a.stride : 1);
+      b.data += kDepth * (B::kTurned ? b.stride : 1);
+    }
+  }
+  PETX_DEVICE static int row(int n) { return (n * Tile::kThreads + static_cast<int>(thread_index())) / Tile::kN; }
+  PETX_DEVICE static int column() { return thread_index() % Tile::kN; }
 };
 
 }  // namespace petx::cuda
