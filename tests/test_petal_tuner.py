@@ -337,3 +337,15 @@ def test_second_adapter_may_adapt_other_towers():
     alone = get_peft_model(make_vlm("instructblip-llama"), PetalConfig(rank=3, experts=0, towers=["language_model"]))
     set_peft_model_state_dict(alone, get_peft_model_state_dict(model, adapter_name="second"))
     torch.testing.assert_close(vlm_logits(alone.eval(), "instructblip-llama"), second)
+
+
+def test_experts_follow_the_adapter_whatever_its_towers():
+    model = petal("llava", expert_scope="image")
+    model.add_adapter("second", PetalConfig(rank=3, experts=2, expert_scope="image", towers=["vision_tower"]))
+    randomise(model, "second")
+    plain, x = make_vlm("llava").model.multi_modal_projector, torch.ones(1, 2, IMAGE_WIDTH)
+    for name in ("default", "second"):
+        model.set_adapter(name)
+        experts = model.base_model.petal_shared[name].experts
+        with torch.no_grad():
+            torch.testing.assert_close(model.base_model.model.model.multi_modal_projector(x), experts(plain(x)))

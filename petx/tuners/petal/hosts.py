@@ -66,7 +66,7 @@ class Plan:
 
     towers: dict[str, Tower] = field(default_factory=dict)
     width: int | None = None  # of what the experts read
-    mixed: dict[str, str] = field(default_factory=dict)  # path of the module whose output they read -> "tokens", ...
+    mixed: dict[str, str] = field(default_factory=dict)  # path of the module whose output they read -> "qformer", ...
 
     @property
     def groups(self):

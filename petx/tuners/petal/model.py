@@ -55,9 +55,7 @@ class PetalModel(BaseTuner):
         for tower in plan.towers.values():
             self._towers.setdefault(tower.root, RunningTower(tower, self.petal_shared))
         for path, kind in plan.mixed.items():
-            near = next(iter(plan.towers.values()))
-            near = next((tower for tower in plan.towers.values() if path.startswith(f"{tower.root}.")), near)
-            self._expert_places.setdefault(path, ExpertPlace(path, kind, self._towers[near.root]))
+            self._expert_places.setdefault(path, ExpertPlace(path, kind, self._towers))
         self._modes = modes
         self._disconnect()  # PEFT copies modules that are trained whole, and their hooks with them
         try:

@@ -197,8 +197,9 @@ def _first(output):
 class ExpertPlace:
     """A module whose output the experts read and change: a Q-Former's embeddings, a projector, word embeddings."""
 
-    def __init__(self, path, kind, tower):
-        self.path, self.kind, self.tower = path, kind, tower
+    def __init__(self, path, kind, towers):
+        self.path, self.kind = path, kind  # kind: "qformer", "image" or "text"
+        self.towers = towers  # the model's, path -> RunningTower; an adapter works in some of them
         self._hooks = []
 
     def connect(self, model):
@@ -209,8 +210,8 @@ class ExpertPlace:
             self._hooks.pop().remove()
 
     def _mix(self, module, args, output):
-        adapter = self.tower.adapter()
-        parts = None if adapter is None else self.tower.parts[adapter]
+        working = ((tower, tower.adapter()) for tower in self.towers.values())
+        parts = next((tower.parts[adapter] for tower, adapter in working if adapter is not None), None)
         if parts is None or parts.experts is None or self.path not in parts.mixed:
             return None
         if self.kind != "qformer":
@@ -218,7 +219,8 @@ class ExpertPlace:
         batch, length = output.shape[:2]
         scope = pool = None
         if parts.expert_scope == "text" or parts.experts.gate == "sample":
-            queries, padding = self.tower.tokens(length)
+            own = next(tower for root, tower in self.towers.items() if self.path.startswith(f"{root}."))
+            queries, padding = own.tokens(length)
             text = (torch.arange(length, device=output.device) >= queries).expand(batch, length)
             scope = text if parts.expert_scope == "text" else None
             if queries < length:  # the gate reads the instruction where there is one, else the queries
