@@ -223,10 +223,10 @@ class Launches {
 
 }  // namespace
 
-// A tile of 64 by 64 reaches about half of what the host library's large tiles do, and the fused kernel spares it
-// launches and passes over x, y and u. So products win where there are many operations a byte (above a rank of 192
-// even a perfect kernel is bound by them) and enough rows that launches do not count: 4096 for the released K r = 384,
-// more for a lower rank. A model's figures, which no card has confirmed.
+// The host library's large tiles make more operations of a byte of shared memory than 64 by 64 do; the fused kernel
+// spares launches and passes over x, y and u. So its products win where operations bound the whole (a rank of 192 and
+// more) and there are rows enough that launches do not count: 4096 for the released K r = 384, more for a lower rank.
+// From a model of bytes and operations; no card has measured it yet.
 bool expert_mixture_hybrid(const ExpertMixtureParams& p) {
   if (const char* wanted = std::getenv("PETX_EXPERT_MIXTURE")) {
     if (!std::strcmp(wanted, "hybrid")) return true;

@@ -53,7 +53,7 @@ def expert_mixture(
         pool_mask: ``[..., L]``, non-zero where a token counts in the mean of ``"sample"``. Default: all do.
 
     Returns ``[..., L, d]``. Parameters may be of another floating dtype; their gradients come back in it. Not twice
-    differentiable.
+    differentiable. Where no kernel exists for ``x``'s device the readable reference runs (``petx info`` says which).
 
     Raises ValueError naming the argument, what came and what was wanted.
     """
