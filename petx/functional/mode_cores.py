@@ -25,6 +25,8 @@ def mode_cores(core, modes, threshold=None, *, gate="none", temperature=1.0):
 
     Raises ValueError naming the argument, what came and what was wanted.
     """
+    if not isinstance(core, torch.Tensor):
+        raise ValueError(f"mode_cores: core must be a tensor [R, R, R] or [R], got {type(core).__name__}")
     if core.dim() not in (1, 3) or len(set(core.shape)) != 1 or core.shape[0] < 1 or not core.is_floating_point():
         raise ValueError(f"mode_cores: core must be floating [R, R, R] or [R], got {core.dtype} {list(core.shape)}")
     rank = core.shape[0]

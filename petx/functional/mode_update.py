@@ -73,6 +73,9 @@ def _is_seed(seed, device):
 
 def check(x, u, v, cores, bases, dropout, seed):
     """Raise ValueError where an argument does not fit the others."""
+    for name, tensor in (("x", x), ("cores", cores)):
+        if not isinstance(tensor, torch.Tensor):
+            raise ValueError(f"mode_update: {name} must be a tensor, got {type(tensor).__name__}")
     if x.dim() < 1 or not x.is_floating_point():
         raise ValueError(f"mode_update: x must be floating [..., d_in], got {x.dtype} {list(x.shape)}")
     if cores.dim() not in (2, 3) or not 1 <= cores.shape[0] <= MOST_MODES:
