@@ -34,7 +34,8 @@ def mode_cores(core, modes, threshold=None, *, gate="none", temperature=1.0):
     checked_threshold("mode_cores", threshold, gate, temperature, (rank,), core)
     if not ops.has_kernel("mode_cores", core.device.type):
         modes, threshold = cast(modes, core.dtype), cast(threshold, core.dtype)
-        return reference.mode_cores(core, modes, threshold, gate=gate, temperature=temperature)
+        with torch.autocast(core.device.type, enabled=False):
+            return reference.mode_cores(core, modes, threshold, gate=gate, temperature=temperature)
     call = _ModeCores.apply
     if not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (core, modes, threshold))):
         call = _ModeCores.forward  # spares the autograd machinery
