@@ -34,11 +34,12 @@ def mode_update(x, u, v, cores, bases=None, *, dropout=0.0, shared_mask=False, s
     if not _fits(x, u, v, cores, bases, dropout, seed):
         check(x, u, v, cores, bases, dropout, seed)
     dtype = autocast_dtype(x)
-    if dropout > 0:
-        if seed is None:
-            seed = torch.randint(2**62, (1,), dtype=torch.int64, device=x.device)
-        elif seed.dim() != 1:
-            seed = seed.reshape(1)
+    if dropout == 0:
+        seed = None
+    elif seed is None:
+        seed = torch.randint(2**62, (1,), dtype=torch.int64, device=x.device)
+    elif seed.dim() != 1:
+        seed = seed.reshape(1)
     x = cast(x, dtype)
     bases = () if bases is None else [cast(base, dtype) for base in bases]
     # torch.func's transforms see through torch's own operations alone.
