@@ -184,6 +184,9 @@ PETX_KERNEL void __launch_bounds__(256) diagonal_cores_backward(ModeCoresParams 
   write(static_cast<C*>(g.dthreshold), by_threshold);
 }
 
+// Places in the table of sums, of which two are used: a table of two is copied into local memory by ptxas.
+constexpr int kSums = 4;
+
 template <class T>
 int backward(const ModeCoresParams& p, const ModeCoresGrads& g, void* base, void* stream) {
   using C = Compute<T>;
@@ -195,7 +198,7 @@ int backward(const ModeCoresParams& p, const ModeCoresGrads& g, void* base, void
   Plan<T> plan(p, g, workspace);
   int error = launch(full_cores_backward<T>, plan.blocks(), 1, 256, FmaTile<T>::shared_bytes(1), stream, p, g, plan);
   if (error) return error;
-  Reductions<T, 2> sums = {};
+  Reductions<T, kSums> sums = {};
   auto add = [&](void* to, const C* from, int64_t parts, int64_t count) {
     if (to) sums.each[sums.count++] = {from, static_cast<C*>(to), parts, count, count, nullptr, 1};
   };
@@ -203,7 +206,7 @@ int backward(const ModeCoresParams& p, const ModeCoresGrads& g, void* base, void
   add(g.dthreshold, plan.dthreshold, p.each ? plan.slice_tiles : plan.core_blocks, p.thresholds());
   int64_t blocks = 0;
   for (int i = 0; i < sums.count; ++i) blocks += sums.each[i].blocks();
-  return launch_table(reduce<T, 2>, sums, blocks, 1, 0, stream);
+  return launch_table(reduce<T, kSums>, sums, blocks, 1, 0, stream);
 }
 
 }  // namespace

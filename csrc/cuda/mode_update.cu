@@ -74,15 +74,17 @@ class Forward : ModeBlock<T> {
 
   PETX_DEVICE void update(int64_t k, int64_t begin) const {
     Tile::multiply(0, this->block_rows(mixed_, p.rank), Base::rows_of(p.v, begin, p.d_out, p.rank), p.rank);
+    const void* base = of_mode(out_.base, k);
+    void* to = of_mode(out_.y, k);
     this->each_run(begin, p.d_out, [&](int64_t column, int c, int64_t left) {
       Run y = this->result(0, c);
       int64_t i = token * p.d_out + column;
-      if (out_.base[k]) {
-        Run base = Base::load_run(out_.base[k], i, left);
+      if (base) {
+        Run more = Base::load_run(base, i, left);
 #pragma unroll
-        for (int j = 0; j < Base::kRun; ++j) y.value[j] += base.value[j];
+        for (int j = 0; j < Base::kRun; ++j) y.value[j] += more.value[j];
       }
-      Base::store_run(out_.y[k], i, left, y);
+      Base::store_run(to, i, left, y);
     });
   }
 

@@ -11,6 +11,14 @@
 
 namespace petx::cuda {
 
+// Projection k's pointer, chosen and not indexed, for which the table would be copied into local memory.
+template <class P>
+PETX_DEVICE P of_mode(const P (&each)[kMostModes], int64_t k) {
+  static_assert(kMostModes == 4);
+  P low = k & 1 ? each[1] : each[0], high = k & 1 ? each[3] : each[2];
+  return k & 2 ? high : low;
+}
+
 template <class S>
 class ModeBlock {
  public:

@@ -44,15 +44,16 @@ class Backward : ModeBlock<T> {
     const T* h = static_cast<const T*>(p.h);
     bool made = false;
     for (int64_t k = 0; k < p.count; ++k) {
-      if (!g.dy[k]) continue;
-      if (to_.dg[k]) output_grad(k);
-      if (p.dropout > 0 && to_.kept[k] && (!made || !p.shared_mask)) this->keep(h, k, false, to_.kept[k]);
+      if (!of_mode(g.dy, k)) continue;
+      if (of_mode(to_.dg, k)) output_grad(k);
+      if (p.dropout > 0 && of_mode(to_.kept, k) && (!made || !p.shared_mask))
+        this->keep(h, k, false, of_mode(to_.kept, k));
       made = true;
-      if (!to_.mixed[k]) continue;
+      if (!of_mode(to_.mixed, k)) continue;
       if (p.diagonal) {
-        this->keep(h, k, true, to_.mixed[k]);
+        this->keep(h, k, true, of_mode(to_.mixed, k));
       } else {
-        this->mix(p.dropout > 0 ? to_.kept[k] : h, k, to_.mixed[k]);
+        this->mix(p.dropout > 0 ? of_mode(to_.kept, k) : h, k, of_mode(to_.mixed, k));
       }
     }
     if (!to_.dh) return;
@@ -71,17 +72,17 @@ class Backward : ModeBlock<T> {
  private:
   PETX_DEVICE void output_grad(int64_t k) const {
     for (int64_t begin = 0; begin < p.rank; begin += Tile::kN) {
-      Tile::multiply(kProduct, this->block_rows(g.dy[k], p.d_out), Base::columns_of(p.v, begin, p.rank, p.rank),
-                     p.d_out);
+      Tile::multiply(kProduct, this->block_rows(of_mode(g.dy, k), p.d_out),
+                     Base::columns_of(p.v, begin, p.rank, p.rank), p.d_out);
       this->each_run(begin, p.rank, [&](int64_t column, int c, int64_t left) {
         int64_t i = token * p.rank + column;
         Run dg = this->result(kProduct, c);
-        Base::store_run(to_.dg[k], i, left, dg);
-        if (!to_.by_core[k]) return;
+        Base::store_run(of_mode(to_.dg, k), i, left, dg);
+        if (!of_mode(to_.by_core, k)) return;
         Run kept = Base::load_run(p.h, i, left);
         this->drop(kept, k, column);
         Base::multiply_by(kept, dg);
-        Base::store_run(to_.by_core[k], i, left, kept);
+        Base::store_run(of_mode(to_.by_core, k), i, left, kept);
       });
     }
   }
@@ -89,14 +90,14 @@ class Backward : ModeBlock<T> {
   PETX_DEVICE void hidden_grad(int64_t begin) const {
     bool begun = false;
     for (int64_t k = 0; k < p.count; ++k) {
-      if (!g.dy[k]) continue;
+      if (!of_mode(g.dy, k)) continue;
       if (!p.diagonal)
-        Tile::multiply(kProduct, this->block_rows(to_.dg[k], p.rank),
+        Tile::multiply(kProduct, this->block_rows(of_mode(to_.dg, k), p.rank),
                        Base::rows_of(this->core(k), begin, p.rank, p.rank), p.rank);
       this->each_run(begin, p.rank, [&](int64_t column, int c, int64_t left) {
         Run part;
         if (p.diagonal) {
-          part = Base::load_run(to_.dg[k], token * p.rank + column, left);
+          part = Base::load_run(of_mode(to_.dg, k), token * p.rank + column, left);
           Base::multiply_by(part, Base::load_run(this->core(k), column, left));
         } else {
           part = this->result(kProduct, c);

@@ -175,8 +175,8 @@ class TokenSums {
   void product_of_pairs(void* to, int pairs, const void* const* a, const void* const* b, int64_t m, int64_t n) {
     if (!to || !pairs) return;
     for (int k = 0; k < pairs; ++k)
-      products_.each[products_.count++] = {
-          static_cast<const T*>(a[k]), static_cast<const T*>(b[k]), m, n, 1, split_sums_ + k * m * n};
+      products_.each[products_.count++] = {static_cast<const T*>(a[k]), static_cast<const T*>(b[k]), m, n, 1,
+                                           split_sums_ + k * m * n};
     finish_split(to, m * n, pairs);
   }
   // to [width] = sum over tokens of weight * value; see ColumnSum.

@@ -21,10 +21,17 @@ struct Factors {
   const OptionalTensor& seed;
 };
 
+// x's shape with another last extent.
+std::vector<int64_t> rows_by(const Tensor& x, int64_t width) {
+  std::vector<int64_t> shape(x.sizes().begin(), x.sizes().end());
+  shape.back() = width;
+  return shape;
+}
+
 ModeUpdateParams checked(const char* op, const Checker& check, const Factors& f, double dropout, bool shared_mask) {
   ModeUpdateParams p = {};
   p.dtype = kernel_dtype(op, "x", f.x);
-  if (f.x.dim() != 2) fail(op, "x must be [N, d_in], got ", shape_text(f.x));
+  if (f.x.dim() < 1) fail(op, "x must be [..., d_in], got []");
   if (f.cores.dim() != 2 && f.cores.dim() != 3)
     fail(op, "cores must be [K, R, R] or [K, R], got ", shape_text(f.cores));
   p.diagonal = f.cores.dim() == 2, p.shared_mask = shared_mask, p.dropout = dropout;
@@ -32,9 +39,10 @@ ModeUpdateParams checked(const char* op, const Checker& check, const Factors& f,
   if (p.count < 1 || p.count > kMostModes || p.rank < 1)
     fail(op, "cores must be [K, R, R] or [K, R] with K from 1 to 4, got ", shape_text(f.cores));
   if (f.v.dim() != 2) fail(op, "v must be [d_out, R], got ", shape_text(f.v));
-  p.rows = f.x.sizes()[0], p.d_in = f.x.sizes()[1], p.d_out = f.v.sizes()[0];
+  p.d_in = f.x.sizes().back(), p.d_out = f.v.sizes()[0], p.rows = 1;
+  for (int64_t i = 0; i + 1 < f.x.dim(); ++i) p.rows *= f.x.sizes()[i];
 
-  const void* x = check("x", f.x, {p.rows, f.u ? p.d_in : p.rank});
+  const void* x = check("x", f.x, rows_by(f.x, f.u ? p.d_in : p.rank));
   p.u = check("u", f.u, {p.rank, p.d_in});
   p.v = check("v", f.v, {p.d_out, p.rank});
   p.cores = check("cores", f.cores,
@@ -59,7 +67,7 @@ void fwd_on_cuda(const Tensor& x, const ModeUpdateParams& p, const ModeUpdateOut
 }
 #endif
 
-// h, empty where x comes projected, then the K results.
+// h [N, R], empty where x comes projected, then the K results.
 template <void (*launch)(const Tensor& x, const ModeUpdateParams& p, const ModeUpdateOutputs& out)>
 std::vector<Tensor> fwd(Tensor x, OptionalTensor u, Tensor v, Tensor cores, std::vector<Tensor> bases,
                         OptionalTensor seed, double dropout, bool shared_mask) {
@@ -71,12 +79,13 @@ std::vector<Tensor> fwd(Tensor x, OptionalTensor u, Tensor v, Tensor cores, std:
   ModeUpdateOutputs out = {};
   std::vector<Tensor> results;
   results.reserve(p.count + 1);
+  std::vector<int64_t> shape = rows_by(x, p.d_out);
   results.push_back(torch::stable::new_empty(x, {u ? p.rows : 0, p.rank}, x.scalar_type()));
   if (u) p.h = results[0].mutable_data_ptr();
   for (int64_t k = 0; k < p.count; ++k) {
     static constexpr const char* names[] = {"bases[0]", "bases[1]", "bases[2]", "bases[3]"};
-    if (!bases.empty()) out.base[k] = check(names[k], bases[k], {p.rows, p.d_out});
-    results.push_back(torch::stable::new_empty(x, {p.rows, p.d_out}, x.scalar_type()));
+    if (!bases.empty()) out.base[k] = check(names[k], bases[k], shape);
+    results.push_back(torch::stable::new_empty(x, shape, x.scalar_type()));
     out.y[k] = results.back().mutable_data_ptr();
   }
   if (p.rows && p.d_out) launch(x, p, out);
@@ -108,7 +117,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> bwd(std::vector<Tensor> douts, int64_
   for (int64_t k = 0; k < p.count; ++k) {
     if (!(used >> k & 1)) continue;
     if (given == douts.size()) fail(op, "douts has fewer tensors than `used` names");
-    g.dy[k] = check("douts", douts[given++], {p.rows, p.d_out});
+    g.dy[k] = check("douts", douts[given++], rows_by(x, p.d_out));
   }
 
   auto compute = x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;

@@ -25,6 +25,8 @@ def mode_cores(core, modes, threshold=None, *, gate="none", temperature=1.0):
 
     Raises ValueError naming the argument, what came and what was wanted.
     """
+    if not isinstance(core, torch.Tensor):
+        raise ValueError(f"mode_cores: core must be a tensor [R, R, R] or [R], got {type(core).__name__}")
     if core.dim() not in (1, 3) or len(set(core.shape)) != 1 or core.shape[0] < 1 or not core.is_floating_point():
         raise ValueError(f"mode_cores: core must be floating [R, R, R] or [R], got {core.dtype} {list(core.shape)}")
     rank = core.shape[0]
@@ -32,7 +34,8 @@ def mode_cores(core, modes, threshold=None, *, gate="none", temperature=1.0):
     checked_threshold("mode_cores", threshold, gate, temperature, (rank,), core)
     if not ops.has_kernel("mode_cores", core.device.type):
         modes, threshold = cast(modes, core.dtype), cast(threshold, core.dtype)
-        return reference.mode_cores(core, modes, threshold, gate=gate, temperature=temperature)
+        with torch.autocast(core.device.type, enabled=False):
+            return reference.mode_cores(core, modes, threshold, gate=gate, temperature=temperature)
     call = _ModeCores.apply
     if not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (core, modes, threshold))):
         call = _ModeCores.forward  # spares the autograd machinery

@@ -1,5 +1,7 @@
 """PETAL's low-rank update beside the frozen projections of one input: one differentiable function."""
 
+import math
+
 import torch
 from torch.autograd.function import once_differentiable
 
@@ -29,28 +31,52 @@ def mode_update(x, u, v, cores, bases=None, *, dropout=0.0, shared_mask=False, s
 
     Raises ValueError naming the argument, what came and what was wanted.
     """
-    check(x, u, v, cores, bases, dropout)
+    if not _fits(x, u, v, cores, bases, dropout, seed):
+        check(x, u, v, cores, bases, dropout, seed)
     dtype = autocast_dtype(x)
-    if dropout > 0 and seed is None:
+    if dropout == 0:
+        seed = None
+    elif seed is None:
         seed = torch.randint(2**62, (1,), dtype=torch.int64, device=x.device)
-    x, shape, width = cast(x, dtype), x.shape, v.shape[0]
-    rows = x.reshape(-1, shape[-1])
-    bases = () if bases is None else [cast(base, dtype).reshape(-1, width) for base in bases]
-    if ops.has_kernel("mode_update", x.device.type):
-        call = _ModeUpdate.apply
-        if not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, u, v, cores, *bases))):
-            call = _ModeUpdate.forward  # spares the autograd machinery
-        outputs = call(rows, u, v, cores, seed, float(dropout), shared_mask, *bases)[1:]
-    else:
-        u, v, cores = (cast(t, dtype) for t in (u, v, cores))
-        outputs = reference.mode_update(
-            rows, u, v, cores, bases or None, seed, dropout=dropout, shared_mask=shared_mask
-        )
-    return tuple(y.reshape(*shape[:-1], width) for y in outputs)
+    elif seed.dim() != 1:
+        seed = seed.reshape(1)
+    x = cast(x, dtype)
+    bases = () if bases is None else [cast(base, dtype) for base in bases]
+    # torch.func's transforms see through torch's own operations alone.
+    if not ops.has_kernel("mode_update", x.device.type) or torch._C._are_functorch_transforms_active():
+        return _by_reference(x, u, v, cores, bases, seed, dropout, shared_mask)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, u, v, cores, *bases)):
+        return _ModeUpdate.apply(x, u, v, cores, seed, float(dropout), shared_mask, *bases)
+    return tuple(_run(x, u, v, cores, seed, float(dropout), shared_mask, bases)[1:])
 
 
-def check(x, u, v, cores, bases, dropout):
+def _fits(x, u, v, cores, bases, dropout, seed):
+    """Whether :func:`check` would pass, in as few steps as such a call allows: on a GPU it is as long as the rest."""
+    tensors = (x, v, cores) if u is None else (x, u, v, cores)
+    if bases is not None:
+        tensors = (*tensors, *bases)
+    if not all(isinstance(t, torch.Tensor) and t.is_floating_point() and t.device == x.device for t in tensors):
+        return False
+    shape, core, wide = x.shape, cores.shape, v.shape
+    if not shape or len(core) not in (2, 3) or not 1 <= core[0] <= MOST_MODES or core[-1] < 1 or not 0 <= dropout < 1:
+        return False
+    rank = core[-1]
+    if core[1] != rank or len(wide) != 2 or wide[1] != rank or (seed is not None and not _is_seed(seed, x.device)):
+        return False
+    if u.shape != (rank, shape[-1]) if u is not None else shape[-1] != rank:
+        return False
+    return bases is None or (len(bases) == core[0] and all(base.shape == (*shape[:-1], wide[0]) for base in bases))
+
+
+def _is_seed(seed, device):
+    return isinstance(seed, torch.Tensor) and seed.dtype == torch.int64 and seed.numel() == 1 and seed.device == device
+
+
+def check(x, u, v, cores, bases, dropout, seed):
     """Raise ValueError where an argument does not fit the others."""
+    for name, tensor in (("x", x), ("cores", cores)):
+        if not isinstance(tensor, torch.Tensor):
+            raise ValueError(f"mode_update: {name} must be a tensor, got {type(tensor).__name__}")
     if x.dim() < 1 or not x.is_floating_point():
         raise ValueError(f"mode_update: x must be floating [..., d_in], got {x.dtype} {list(x.shape)}")
     if cores.dim() not in (2, 3) or not 1 <= cores.shape[0] <= MOST_MODES:
@@ -70,38 +96,54 @@ def check(x, u, v, cores, bases, dropout):
         for k, base in enumerate(bases):
             checked_shape("mode_update", f"bases[{k}]", base, [*x.shape[:-1], v.shape[0]], like=x)
     checked_dropout("mode_update", dropout)
+    if seed is not None and not _is_seed(seed, x.device):
+        got = f"{seed.dtype} {list(seed.shape)} on {seed.device}" if isinstance(seed, torch.Tensor) else repr(seed)
+        raise ValueError(f"mode_update: seed must be an int64 tensor of one element on {x.device}, got {got}")
+
+
+def _by_reference(x, u, v, cores, bases, seed, dropout, shared_mask):
+    """The reference on ``[N, d]`` views, factors cast to x's dtype."""
+    u, v, cores = (cast(t, x.dtype) for t in (u, v, cores))
+    shape = (*x.shape[:-1], v.shape[0])
+    bases = [base.reshape(-1, v.shape[0]) for base in bases] or None
+    rows = x.reshape(-1, x.shape[-1])
+    outputs = reference.mode_update(rows, u, v, cores, bases, seed, dropout=dropout, shared_mask=shared_mask)
+    return tuple(y.reshape(shape) for y in outputs)
 
 
 def _factors(u, v, cores, dtype):
     return [t if t is None else cast(t, dtype).contiguous() for t in (u, v, cores)]
 
 
+def _run(x, u, v, cores, seed, dropout, shared_mask, bases):
+    """[x Uᵀ, y_0, ..., y_(K-1)]."""
+    bases = [base.contiguous() for base in bases]
+    factors = _factors(u, v, cores, x.dtype)
+    return torch.ops.petx.mode_update_fwd(x.contiguous(), *factors, bases, seed, dropout, shared_mask)
+
+
 class _ModeUpdate(torch.autograd.Function):
-    """Keeps what exists anyway (x, factors), x Uᵀ and the seed; the gradients of ``bases`` are those of the results."""
+    """Keeps what exists anyway (x, factors), x Uᵀ and the seed; the gradients of ``bases`` are those of the results.
 
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x, u, v, cores, seed, dropout, shared_mask, *bases):
-        bases = [base.contiguous() for base in bases]
-        factors = _factors(u, v, cores, x.dtype)
-        return tuple(torch.ops.petx.mode_update_fwd(x.contiguous(), *factors, bases, seed, dropout, shared_mask))
+    Without ``setup_context``, for which torch inspects the signature at every call: longer than the call itself.
+    """
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.options = inputs[5:7]
-        ctx.save_for_backward(*inputs[:5], output[0])
-        ctx.mark_non_differentiable(output[0])
+    def forward(ctx, x, u, v, cores, seed, dropout, shared_mask, *bases):
+        hidden, *outputs = _run(x, u, v, cores, seed, dropout, shared_mask, bases)
+        ctx.options = dropout, shared_mask
+        ctx.save_for_backward(x, u, v, cores, seed, hidden)
         ctx.set_materialize_grads(False)
+        return tuple(outputs)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, _, *douts):
+    def backward(ctx, *douts):
         needs, grads = ctx.needs_input_grad, [None] * 4
         used = [k for k, dout in enumerate(douts) if dout is not None]
-        if used and any(needs[:4]):
+        bits = sum(1 << i for i in range(4) if needs[i])
+        if used and bits:
             x, *factors, seed, hidden = ctx.saved_tensors
-            bits = sum(1 << i for i in range(4) if needs[i])
             grads = torch.ops.petx.mode_update_bwd(
                 [douts[k].contiguous() for k in used],
                 sum(1 << k for k in used),
@@ -112,14 +154,14 @@ class _ModeUpdate(torch.autograd.Function):
                 bits,
                 *ctx.options,
             )
-            grads = [g.to(t.dtype) if n else None for g, t, n in zip(grads, (x, *factors), needs, strict=False)]
+            grads = [cast(g, t.dtype) if n else None for g, t, n in zip(grads, (x, *factors), needs, strict=False)]
         passed = [dout if need else None for dout, need in zip(douts, needs[7:], strict=False)]
         return (*grads, None, None, None, *passed)
 
 
 def _fwd_fake(x, u, v, cores, bases, *_):
-    hidden = x.new_empty(0 if u is None else x.shape[0], cores.shape[1])
-    return [hidden, *(x.new_empty(x.shape[0], v.shape[0]) for _ in range(cores.shape[0]))]
+    hidden = x.new_empty(0 if u is None else math.prod(x.shape[:-1]), cores.shape[1])
+    return [hidden, *(x.new_empty(*x.shape[:-1], v.shape[0]) for _ in range(cores.shape[0]))]
 
 
 def _bwd_fake(douts, used, x, u, v, cores, seed, h, needs, *_):

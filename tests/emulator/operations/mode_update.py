@@ -1,5 +1,7 @@
 """``petx::mode_update_fwd`` and ``_bwd`` by the emulated kernels, with the operators' own arguments."""
 
+import math
+
 import torch
 
 from tests.emulator.operations import addresses, integers, reals, workspace
@@ -9,7 +11,7 @@ MOST = 4
 
 def described(emulator, x, u, v, cores, seed, hidden, dropout, shared_mask):
     """The call as ModeUpdateParams has it: integers, reals, pointers."""
-    sizes = [x.shape[0], x.shape[1], v.shape[0], cores.shape[1], cores.shape[0]]
+    sizes = [math.prod(x.shape[:-1]), x.shape[-1], v.shape[0], cores.shape[1], cores.shape[0]]
     named = {"x": x, "u": u, "v": v, "cores": cores, "seed": seed}
     pointers = [emulator.buffer(name, tensor) for name, tensor in named.items()]
     if u is None:
@@ -24,10 +26,10 @@ def padded(pointers):
 
 def forward(emulator, x, u, v, cores, bases, seed, dropout, shared_mask):
     """[h, y_0, ..., y_(K-1)]."""
-    rows, count = x.shape[0], cores.shape[0]
+    rows, count = math.prod(x.shape[:-1]), cores.shape[0]
     h, h_address = emulator.result("h", (0 if u is None else rows, cores.shape[1]), x.dtype)
     call = described(emulator, x, u, v, cores, seed, h_address, dropout, shared_mask)
-    results = [emulator.result(f"y{k}", (rows, v.shape[0]), x.dtype) for k in range(count)]
+    results = [emulator.result(f"y{k}", (*x.shape[:-1], v.shape[0]), x.dtype) for k in range(count)]
     base_pointers = padded([emulator.buffer(f"base {k}", base) for k, base in enumerate(bases)])
     pointers = addresses(*base_pointers, *padded([address for _, address in results]))
     emulator.call("mode_update_fwd", *call, pointers, workspace(emulator, "mode_update_fwd_workspace", *call))
@@ -49,7 +51,7 @@ def backward(emulator, douts, used, x, u, v, cores, seed, h, needs, dropout, sha
         pointers.append(address if wanted else None)
     call = (*call, addresses(*dy, *pointers))
     emulator.call("mode_update_bwd", *call, workspace(emulator, "mode_update_bwd_workspace", *call))
-    if x.shape[0] == 0:
+    if x.numel() == 0:
         for grad in grads:
             grad.zero_()
     if needs & 8:
