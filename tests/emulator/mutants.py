@@ -151,8 +151,8 @@ def main():
     if arguments.report:
         arguments.report.write_text(
             "# Mistakes put into the CUDA kernels\n\n"
-            "Written by `python -m tests.emulator.mutants --report docs/mutants.md`, which takes about "
-            "ten seconds a mutant; [kernels.md](kernels.md) says how.\n"
+            "Written by `python -m tests.emulator.mutants --report docs/mutants.md`; "
+            "[kernels.md](kernels.md) says how.\n"
             "Of each mistake the first check that noticed it, and what it said.\n\n"
             f"{len(rows)} mistakes, {len(rows) - len(survivors)} noticed.\n\n"
             "| mistake | file | noticed by | which says |\n| --- | --- | --- | --- |\n" + "\n".join(rows) + "\n"

@@ -10,7 +10,7 @@ SOURCES = ("gated_adapter", "gated_adapter_bwd")
 GLUE = ("gated_adapter",)
 FILES = ("gated_adapter.cu", "gated_adapter_bwd.cu", "gated_adapter_site.cuh")
 
-NAMES = """large-bart middleX-bart small-masked middleY-sigmoid parallel-large-wide-x parallel-large pair odd-pair 
+NAMES = """large-bart middleX-bart small-masked middleY-sigmoid parallel-large-wide-x parallel-large pair odd-pair
 large-rms middleX-original small-masked-original large-t5 large-exact odd large-unbiased splits-small""".split()
 SITE_BY_NAME = {case.name: case for case in SITES}
 

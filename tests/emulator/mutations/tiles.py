@@ -4,7 +4,7 @@ import torch
 
 from tests.cases.gated_adapter import BART_TAIL, site
 from tests.emulator.mutations import Mutation, of_assertions, of_case
-from tests.test_gated_adapter_cuda import SITES, test_cost
+from tests.test_gated_adapter_cuda import SITES, test_cost, test_heads_do_not_touch_each_other
 
 SOURCES = ("gated_adapter", "gated_adapter_bwd")
 GLUE = ("gated_adapter",)
@@ -25,6 +25,7 @@ CHECKS = [
     ),
     *(of_case(site("several", **SEVERAL), dtype) for dtype in (torch.bfloat16, torch.float32)),
     *(of_case(site("odd", **ODD), dtype) for dtype in (torch.bfloat16, torch.float32)),
+    of_assertions("heads apart", test_heads_do_not_touch_each_other, torch.bfloat16),
     *(of_case(site("deep", **DEEP), dtype) for dtype in (torch.bfloat16, torch.float32)),
 ]
 
