@@ -17,13 +17,14 @@ SWEPT = (PETX, BEST)
 
 
 def run(
-    device, path, *, quick, seconds, minutes, cases=None, peers=None, growth=True, figures=True, command="", say=print
+    device, path, *, quick, seconds, minutes, cases=None, peers=None, growth=True, figures=True, command="", say=None
 ):
     """Measure the set for ``device`` into the JSON file ``path`` and return its contents.
 
     ``seconds`` a case, ``minutes`` for all: what is not reached by then is listed as skipped. ``cases`` and ``peers``
     are names (:func:`petx.bench.case.select`). An interrupt ends the run, with ``"interrupted": true``.
     """
+    say = say or _say
     chosen = select(table.cases(device, quick), cases, peers)
     start = time.perf_counter()
     results = {
@@ -73,6 +74,10 @@ def run(
         results["interrupted"] = True
     keep()
     return results
+
+
+def _say(text):
+    print(text, flush=True)
 
 
 def describe(case):
