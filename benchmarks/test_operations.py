@@ -1,4 +1,4 @@
-"""Every case of `petx bench` under pytest-benchmark: `pytest benchmarks --benchmark-enable -k bart` (docs/benchmarks.md).
+"""Every case of `petx bench` under pytest-benchmark: `pytest benchmarks --benchmark-enable -k bart`.
 
 pytest-benchmark's own table shows petx's forward plus backward; the ratios to the peers come from rounds in which the
 arms take turns, and stand in a table after it and in each benchmark's ``extra_info``.

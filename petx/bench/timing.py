@@ -32,20 +32,22 @@ class Clock:
         return time.perf_counter()
 
 
-def measure(case, device, *, seconds, least_rounds=3, most_rounds=40, say=lambda text: None):
+def measure(case, device, *, seconds, least_rounds=3, most_rounds=40, least_patience=30, say=lambda text: None):
     """Every arm's times and memory: name -> ``{direction: summary, "peak_bytes", "kept_bytes"}`` or
     ``{"unavailable": reason}``.
 
     Arms take turns in rounds, whose order shifts from round to round, until ``seconds`` are over and ``least_rounds``
     are done; where that would take four times as long, fewer. Raises Unavailable where petx itself cannot run.
     """
+    import torch._inductor.compile_fx  # noqa: F401  (an import that loses its patience half-way stays broken)
+
     torch.manual_seed(0)
     problem = case.make(case, device)
     arms, results = {}, {}
     sets = None
     for arm in case.arms:
         try:
-            with patience(max(20 * seconds, 10)):  # a compiler may take minutes
+            with contextlib.nullcontext() if arm.name == PETX else patience(max(20 * seconds, least_patience)):
                 forward, leaves = arm.build(case, problem)
                 sets = sets or _sets(case, problem, forward, device)
                 _step(case, forward, leaves, *sets[1], Clock(device))  # threads, compilation
