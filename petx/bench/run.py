@@ -10,7 +10,7 @@ import torch
 from petx.bench import machine, process, table
 from petx.bench.case import PETX, Unavailable, dtype_name, select
 from petx.bench.peers import BEST
-from petx.bench.timing import measure
+from petx.bench.timing import measure, reason
 from petx.data.cache import write_json
 
 SWEPT = (PETX, BEST)
@@ -98,10 +98,9 @@ def attempt(case, device, seconds, say):
     """``{"arms": ...}`` or ``{"skipped": reason}``."""
     try:
         return {"arms": measure(case, device, seconds=seconds, say=lambda text: say(f"    {text}"))}
-    except (Unavailable, torch.OutOfMemoryError) as error:
-        reason = str(error) if isinstance(error, Unavailable) else "not enough GPU memory"
-        say(f"    skipped: {reason}")
-        return {"skipped": reason}
+    except Exception as error:  # the cases after it are worth having
+        say(f"    skipped: {reason(error)}")
+        return {"skipped": reason(error)}
     finally:
         gc.collect()
         if device == "cuda":
