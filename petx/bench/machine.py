@@ -49,15 +49,20 @@ def constants(device, seconds=0.6):
         copies[str(size)] = 2 * size / best(lambda s=source, t=target: t.copy_(s), device, seconds)
         del source, target
     measured = {"copy_bytes_per_second": copies, "gemm_flops_per_second": {}}
-    n = GEMM_SIZE[kind]
     for dtype in GEMM_DTYPES:
-        a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-        out = torch.empty(n, n, device=device, dtype=dtype)
-        rate = 2 * n**3 / best(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), device, seconds)
+        rate = _gemm(256, dtype, device, 0.0)
+        if 2 * GEMM_SIZE[kind] ** 3 / rate < 0.5:  # a CPU without instructions for a dtype would take minutes
+            rate = _gemm(GEMM_SIZE[kind], dtype, device, seconds)
         measured["gemm_flops_per_second"][dtype_name(dtype)] = rate
     if kind == "cuda":
         measured |= _launches()
     return measured
+
+
+def _gemm(n, dtype, device, seconds):
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    out = torch.empty(n, n, device=device, dtype=dtype)
+    return 2 * n**3 / best(lambda: torch.mm(a, b, out=out), device, seconds)
 
 
 def best(function, device, seconds, least=5):

@@ -100,7 +100,7 @@ def _roofline(path, cases, constants, device):
         axes.set(
             xscale="log", yscale="log", xlabel="FLOPs a byte (least traffic)", title=f"{dtype}, forward + backward"
         )
-        axes.grid(alpha=0.3, which="both")
+        axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0][0].set_ylabel("GFLOP/s (least work over time)")
     figure.suptitle(f"petx on {device}", fontsize=10)
@@ -128,12 +128,18 @@ def _growth(path, sweeps):
         sizes = [point["size"] for point in sweep["points"]]
         axes.set_xticks(sizes, [f"{size:,}" for size in sizes], fontsize=7)
         axes.xaxis.set_minor_locator(ticker.NullLocator())
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.grid(alpha=0.3, which="both")
+        _plain_ticks(axes.yaxis)
+        axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     for row in panels:
         row[0].set_ylabel("forward + backward (ms)")
     return [_save(figure, panels.flat[0], path)]
+
+
+def _plain_ticks(axis):
+    axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_locator(ticker.NullLocator())
 
 
 def _save(figure, axes, path, more=()):

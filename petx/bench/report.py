@@ -40,7 +40,7 @@ def _constants(results):
         (f"copy of {int(size) >> 20} MiB", f"{rate / 1e9:.1f} GB/s")
         for size, rate in constants["copy_bytes_per_second"].items()
     ]
-    rows += [(f"GEMM {d}", f"{rate / 1e9:,.0f} GFLOP/s") for d, rate in constants["gemm_flops_per_second"].items()]
+    rows += [(f"GEMM {d}", f"{rate / 1e9:,.1f} GFLOP/s") for d, rate in constants["gemm_flops_per_second"].items()]
     for key, name in (
         ("launch_seconds", "launch of a small kernel"),
         ("graph_gap_seconds", "the same in a CUDA graph"),

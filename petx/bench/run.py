@@ -10,20 +10,21 @@ import torch
 from petx.bench import machine, process, table
 from petx.bench.case import PETX, Unavailable, dtype_name, select
 from petx.bench.peers import BEST
-from petx.bench.timing import measure
+from petx.bench.timing import measure, reason
 from petx.data.cache import write_json
 
 SWEPT = (PETX, BEST)
 
 
 def run(
-    device, path, *, quick, seconds, minutes, cases=None, peers=None, growth=True, figures=True, command="", say=print
+    device, path, *, quick, seconds, minutes, cases=None, peers=None, growth=True, figures=True, command="", say=None
 ):
     """Measure the set for ``device`` into the JSON file ``path`` and return its contents.
 
     ``seconds`` a case, ``minutes`` for all: what is not reached by then is listed as skipped. ``cases`` and ``peers``
     are names (:func:`petx.bench.case.select`). An interrupt ends the run, with ``"interrupted": true``.
     """
+    say = say or _say
     chosen = select(table.cases(device, quick), cases, peers)
     start = time.perf_counter()
     results = {
@@ -75,6 +76,10 @@ def run(
     return results
 
 
+def _say(text):
+    print(text, flush=True)
+
+
 def describe(case):
     """A case without its times, as JSON holds it."""
     work = {direction: list(pair) for direction, pair in case.work.items()}
@@ -93,10 +98,9 @@ def attempt(case, device, seconds, say):
     """``{"arms": ...}`` or ``{"skipped": reason}``."""
     try:
         return {"arms": measure(case, device, seconds=seconds, say=lambda text: say(f"    {text}"))}
-    except (Unavailable, torch.OutOfMemoryError) as error:
-        reason = str(error) if isinstance(error, Unavailable) else "not enough GPU memory"
-        say(f"    skipped: {reason}")
-        return {"skipped": reason}
+    except Exception as error:  # the cases after it are worth having
+        say(f"    skipped: {reason(error)}")
+        return {"skipped": reason(error)}
     finally:
         gc.collect()
         if device == "cuda":

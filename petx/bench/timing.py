@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import importlib
 import math
 import os
 import signal
@@ -12,6 +13,7 @@ import time
 import torch
 
 from petx.bench.case import DIRECTIONS, PETX, Unavailable
+from petx.bench.peers import COMPILED, GRAPHS
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # the profiler, which counts memory, would report its every start
 
@@ -32,20 +34,23 @@ class Clock:
         return time.perf_counter()
 
 
-def measure(case, device, *, seconds, least_rounds=3, most_rounds=40, say=lambda text: None):
+def measure(case, device, *, seconds, least_rounds=3, most_rounds=40, least_patience=30, say=lambda text: None):
     """Every arm's times and memory: name -> ``{direction: summary, "peak_bytes", "kept_bytes"}`` or
     ``{"unavailable": reason}``.
 
     Arms take turns in rounds, whose order shifts from round to round, until ``seconds`` are over and ``least_rounds``
     are done; where that would take four times as long, fewer. Raises Unavailable where petx itself cannot run.
     """
+    if any(arm.name in (COMPILED, GRAPHS) for arm in case.arms):
+        importlib.import_module("torch._inductor.compile_fx")  # given up half-way, an import stays broken
+
     torch.manual_seed(0)
     problem = case.make(case, device)
     arms, results = {}, {}
     sets = None
     for arm in case.arms:
         try:
-            with patience(max(20 * seconds, 10)):  # a compiler may take minutes
+            with contextlib.nullcontext() if arm.name == PETX else patience(max(20 * seconds, least_patience)):
                 forward, leaves = arm.build(case, problem)
                 sets = sets or _sets(case, problem, forward, device)
                 _step(case, forward, leaves, *sets[1], Clock(device))  # threads, compilation
@@ -55,11 +60,11 @@ def measure(case, device, *, seconds, least_rounds=3, most_rounds=40, say=lambda
         except KeyboardInterrupt:
             raise
         except Exception as error:  # a peer may fail in whatever way: it is listed with the reason
-            reason = _reason(error)
+            why = reason(error)
             if arm.name == PETX:
-                raise Unavailable(reason) from error
-            say(f"{arm.name}: {reason}")
-            results[arm.name] = {"unavailable": reason}
+                raise Unavailable(why) from error
+            say(f"{arm.name}: {why}")
+            results[arm.name] = {"unavailable": why}
             _release(device)
     times = _take_turns(case, arms, sets, device, seconds, least_rounds, most_rounds)
     for name, by_direction in times.items():
@@ -184,7 +189,8 @@ def _running_sum(profile):
     return total, peak
 
 
-def _reason(error):
+def reason(error):
+    """Why something could not run, in one line."""
     if isinstance(error, Unavailable):
         return str(error)
     if isinstance(error, torch.OutOfMemoryError):

@@ -63,18 +63,22 @@ def _measure(args, device, torch, chosen):
     require_writable(folder, "--output-dir")
     if args.threads:
         torch.set_num_threads(args.threads)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a time limit from outside ends it as Ctrl-C does
-    print(f"{len(chosen)} cases on {device}, {torch.get_num_threads()} threads, into {folder}/")
-    results = run_set(
-        device,
-        folder / "results.json",
-        quick=args.quick,
-        seconds=args.seconds or (2.0 if args.quick else 3.0),
-        minutes=args.minutes or MINUTES[device, args.quick],
-        cases=args.cases,
-        peers=args.peers,
-        command=_command(args),
-    )
+    print(f"{len(chosen)} cases on {device}, {torch.get_num_threads()} threads, into {folder}/", flush=True)
+    # A time limit from outside ends the run as Ctrl-C does: with a report of what was measured.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        results = run_set(
+            device,
+            folder / "results.json",
+            quick=args.quick,
+            seconds=args.seconds or (2.0 if args.quick else 3.0),
+            minutes=args.minutes or MINUTES[device, args.quick],
+            cases=args.cases,
+            peers=args.peers,
+            command=_command(args),
+        )
+    finally:
+        signal.signal(signal.SIGTERM, before)
     compared = None if earlier is None else compare.regressions(results, earlier)
     try:
         from petx.bench.plots import write_plots
