@@ -119,29 +119,33 @@ class Forward : Mixture<T> {
 };
 
 template <class T>
-PETX_KERNEL void __launch_bounds__(TileOf<T>::kThreads, 2)
+PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
     mixture_forward(ExpertMixtureParams p, Work<T> work, T* out, Stage stage) {
   Forward<T>(p, work, block_x(), out).run(stage);
 }
 
 template <class T>
-PETX_KERNEL void __launch_bounds__(TileOf<T>::kThreads, 2) mixture_logits(ExpertMixtureParams p, Work<T> work) {
+PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
+    mixture_logits(ExpertMixtureParams p, Work<T> work) {
   Forward<T>(p, work, block_x(), nullptr).logits();
 }
 
 template <class T>
-PETX_KERNEL void __launch_bounds__(TileOf<T>::kThreads, 2) mixture_between(ExpertMixtureParams p, Work<T> work) {
+PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
+    mixture_between(ExpertMixtureParams p, Work<T> work) {
   Forward<T>(p, work, block_x(), nullptr).between();
 }
 
 template <class T>
-PETX_KERNEL void __launch_bounds__(TileOf<T>::kThreads, 2) mixture_finish(ExpertMixtureParams p, Work<T> work, T* out) {
+PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
+    mixture_finish(ExpertMixtureParams p, Work<T> work, T* out) {
   Forward<T>(p, work, block_x(), out).finish();
 }
 
 // A sample's gates from its tokens' logits. An empty mean is zero.
 template <class T>
-PETX_KERNEL void __launch_bounds__(SampleSums::kThreads) sample_gates(ExpertMixtureParams p, Work<T> work) {
+PETX_KERNEL void __launch_bounds__(kSumLaunch.threads, kSumLaunch.blocks)
+    sample_gates(ExpertMixtureParams p, Work<T> work) {
   using C = Compute<T>;
   int64_t sample = block_x();
   C* mean = work.mean_logits + sample * p.experts;

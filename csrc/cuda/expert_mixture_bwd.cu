@@ -145,26 +145,27 @@ class Backward : Mixture<T> {
 };
 
 template <class T>
-PETX_KERNEL void __launch_bounds__(TileOf<T>::kThreads, 2)
+PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
     mixture_backward(ExpertMixtureParams p, ExpertMixtureGrads g, Work<T> work, Stage stage) {
   Backward<T>(p, g, work, block_x()).run(stage);
 }
 
 template <class T>
-PETX_KERNEL void __launch_bounds__(TileOf<T>::kThreads, 2)
+PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
     mixture_between_bwd(ExpertMixtureParams p, ExpertMixtureGrads g, Work<T> work) {
   Backward<T>(p, g, work, block_x()).between();
 }
 
 template <class T>
-PETX_KERNEL void __launch_bounds__(TileOf<T>::kThreads, 2)
+PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
     mixture_finish_bwd(ExpertMixtureParams p, ExpertMixtureGrads g, Work<T> work) {
   Backward<T>(p, g, work, block_x()).finish();
 }
 
 // The gradients of a sample's logits from those of its tokens' gates.
 template <class T>
-PETX_KERNEL void __launch_bounds__(SampleSums::kThreads) sample_gate_grads(ExpertMixtureParams p, Work<T> work) {
+PETX_KERNEL void __launch_bounds__(kSumLaunch.threads, kSumLaunch.blocks)
+    sample_gate_grads(ExpertMixtureParams p, Work<T> work) {
   using C = Compute<T>;
   int64_t sample = block_x(), experts = p.experts;
   C *whole = work.sample + sample * experts, *part = work.token + sample * experts;
@@ -188,7 +189,8 @@ PETX_KERNEL void __launch_bounds__(SampleSums::kThreads) sample_gate_grads(Exper
 
 // What the host library left in the storage type becomes a gradient in the compute type.
 template <class T>
-PETX_KERNEL void __launch_bounds__(256) widen(const T* from, Compute<T>* to, int64_t count) {
+PETX_KERNEL void __launch_bounds__(kSumLaunch.threads, kSumLaunch.blocks)
+    widen(const T* from, Compute<T>* to, int64_t count) {
   int64_t i = block_x() * 256 + thread_index();
   if (i < count) write(to + i, load(read(from + i)));
 }

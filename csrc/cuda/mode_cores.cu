@@ -40,7 +40,7 @@ struct GatedCore {
 };
 
 template <class T>
-PETX_KERNEL void __launch_bounds__(256, 2) full_cores(ModeCoresParams p, T* cores) {
+PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks) full_cores(ModeCoresParams p, T* cores) {
   using Tile = FmaTile<T>;
   int64_t slice = block_x() * Tile::kN, mode = block_y() * Tile::kM, slices = p.slices();
   Rows<T> vectors{static_cast<const T*>(p.vectors) + mode * p.rank, p.rank, p.modes - mode};
@@ -53,7 +53,7 @@ PETX_KERNEL void __launch_bounds__(256, 2) full_cores(ModeCoresParams p, T* core
 }
 
 template <class T>
-PETX_KERNEL void __launch_bounds__(256) diagonal_cores(ModeCoresParams p, T* cores) {
+PETX_KERNEL void __launch_bounds__(kSumLaunch.threads, kSumLaunch.blocks) diagonal_cores(ModeCoresParams p, T* cores) {
   using C = Compute<T>;
   int64_t i = block_x() * 256 + thread_index();
   if (i >= p.modes * p.rank) return;
@@ -145,7 +145,8 @@ PETX_DEVICE void vector_grad(const ModeCoresParams& p, const ModeCoresGrads& g, 
 }
 
 template <class T>
-PETX_KERNEL void __launch_bounds__(256, 2) full_cores_backward(ModeCoresParams p, ModeCoresGrads g, Plan<T> plan) {
+PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
+    full_cores_backward(ModeCoresParams p, ModeCoresGrads g, Plan<T> plan) {
   int64_t block = block_x();
   if (block < plan.core_blocks)
     core_grad<T>(p, g, plan, block);
@@ -155,7 +156,8 @@ PETX_KERNEL void __launch_bounds__(256, 2) full_cores_backward(ModeCoresParams p
 
 // The first block makes the sums over modes, the others dP.
 template <class T>
-PETX_KERNEL void __launch_bounds__(256) diagonal_cores_backward(ModeCoresParams p, ModeCoresGrads g) {
+PETX_KERNEL void __launch_bounds__(kSumLaunch.threads, kSumLaunch.blocks)
+    diagonal_cores_backward(ModeCoresParams p, ModeCoresGrads g) {
   using C = Compute<T>;
   C inverse = C(1 / p.temperature);
   if (block_x()) {

@@ -93,7 +93,7 @@ class Forward : ModeBlock<T> {
 };
 
 template <class T>
-PETX_KERNEL void __launch_bounds__(TileOf<T>::kThreads, 2)
+PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
     mode_forward(ModeUpdateParams p, ModeUpdateOutputs out, Passing<T> passing, int64_t tiles, int64_t shares) {
   int64_t all = p.count * tiles, share = block_y();
   Forward<T>(p, out, passing, share).run(all * share / shares, all * (share + 1) / shares, tiles);
@@ -101,10 +101,10 @@ PETX_KERNEL void __launch_bounds__(TileOf<T>::kThreads, 2)
 
 // One call: the grid, and where everything lies.
 template <class T>
-struct Launch {
+struct Call {
   using Tile = TileOf<T>;
 
-  Launch(const ModeUpdateParams& params, void* base) : p(params), workspace(base) {
+  Call(const ModeUpdateParams& params, void* base) : p(params), workspace(base) {
     blocks = (p.rows + Tile::kM - 1) / Tile::kM, tiles = column_tiles(p, Tile::kN);
     shares = kBlocks / blocks;
     if (shares > p.count * tiles) shares = p.count * tiles;
@@ -132,7 +132,7 @@ int64_t mode_update_fwd_workspace(const ModeUpdateParams& p) {
   if (p.rows == 0 || p.d_out == 0) return 0;
   int64_t bytes = 0;
   with_storage(p.dtype, [&]<class T>() {
-    bytes = Launch<T>(p, nullptr).workspace.used();
+    bytes = Call<T>(p, nullptr).workspace.used();
     return 0;
   });
   return bytes;
@@ -140,7 +140,7 @@ int64_t mode_update_fwd_workspace(const ModeUpdateParams& p) {
 
 int mode_update_fwd(const ModeUpdateParams& p, const ModeUpdateOutputs& out, void* workspace, void* stream) {
   if (p.rows == 0 || p.d_out == 0) return 0;
-  return with_storage(p.dtype, [&]<class T>() { return Launch<T>(p, workspace).run(out, stream); });
+  return with_storage(p.dtype, [&]<class T>() { return Call<T>(p, workspace).run(out, stream); });
 }
 
 }  // namespace petx::cuda

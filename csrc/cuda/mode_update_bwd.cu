@@ -119,7 +119,7 @@ class Backward : ModeBlock<T> {
 };
 
 template <class T>
-PETX_KERNEL void __launch_bounds__(TileOf<T>::kThreads, 2)
+PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
     mode_backward(ModeUpdateParams p, ModeUpdateGrads g, Intermediate<T> to) {
   Backward<T>(p, g, to).run();
 }
