@@ -102,6 +102,24 @@ def test_sample_gate_reads_the_instruction_without_its_padding():
     assert not torch.allclose(experts(plain)[1], wanted[1][0], atol=1e-4)
 
 
+def test_a_blip2_qformer_that_reads_text():
+    """As Blip2ForImageTextRetrieval calls it: embedded queries and text in one tensor, with the queries' number."""
+    host = make_vlm("blip2-t5", qformer=dict(use_qformer_text_input=True))
+    model = petal(host, expert_scope="text", expert_gate="sample")
+    qformer, shown = model.base_model.model.qformer, []
+    qformer.dropout.register_forward_hook(lambda module, args, output: shown.append((args[0], output)))
+    draw = torch.Generator().manual_seed(3)
+    embedded, image = torch.randn(2, QUERIES + 4, 32, generator=draw), torch.randn(2, 5, IMAGE_WIDTH, generator=draw)
+    mask = torch.ones(2, QUERIES + 4, dtype=torch.long)
+    mask[1, -1] = 0
+    with torch.no_grad():
+        qformer(embedded, QUERIES, attention_mask=mask, encoder_hidden_states=image)
+        ((plain, mixed),) = shown
+        text = (torch.arange(QUERIES + 4) >= QUERIES).expand(2, -1)
+        wanted = model.base_model.petal_shared["default"].experts(plain, text, text & mask.bool())
+    assert torch.equal(mixed, wanted) and torch.equal(mixed[:, :QUERIES], plain[:, :QUERIES])
+
+
 @pytest.mark.parametrize("kind", VLMS)
 def test_at_the_start_only_experts_and_residuals_show(kind):
     host = make_vlm(kind)
@@ -200,8 +218,12 @@ def test_image_features_are_projected_once(monkeypatch):
     assert len(seen) == 2
 
 
-def test_nothing_is_kept_between_passes():
+@pytest.mark.parametrize("checkpointing", [None, dict(use_reentrant=False), dict(use_reentrant=True)])
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_nothing_is_kept_between_passes(checkpointing):
     model = petal("instructblip-t5").train()
+    if checkpointing:
+        model.gradient_checkpointing_enable(checkpointing)
     loss = model(**vlm_batch("instructblip-t5")).loss
     (tower,) = model.base_model._towers.values()
 
@@ -259,8 +281,8 @@ def test_describe_names_what_differs():
 @pytest.mark.parametrize(
     ("kind", "towers", "factors", "number"),
     [
-        ("llava", ["vision_tower"], {"model_vision_tower"}, 6),
-        ("llava", ["vision_tower", "language_model"], {"model_vision_tower", "model_language_model"}, 12),
+        ("llava", ["vision_tower"], {"model_vision_tower"}, 3),  # the projector does not see the last layer
+        ("llava", ["vision_tower", "language_model"], {"model_vision_tower", "model_language_model"}, 9),
         ("instructblip-llama", ["qformer", "language_model"], {"text", "image", "language_model"}, 21),
         ("instructblip-t5", ["language_model"], {"language_model", "language_model_cross"}, 9),
     ],
@@ -271,6 +293,8 @@ def test_towers_are_chosen_by_name(kind, towers, factors, number):
     wanted = vlm_logits(model, kind)
     assert set(model.base_model.petal_shared["default"].factors) == factors and len(petal_layers(model)) == number
     assert {place.path.split(".")[0] for place in adapted(model) if place.rank} <= {"model", *towers}
+    model(**vlm_batch(kind)).loss.backward()
+    assert all(p.grad is not None and p.grad.any() for p in model.parameters() if p.requires_grad)
     with model.disable_adapter():
         plain = vlm_logits(model, kind)
     assert torch.equal(plain, vlm_logits(make_vlm(kind), kind)) and not torch.allclose(plain, wanted, atol=1e-4)
@@ -313,3 +337,15 @@ def test_second_adapter_may_adapt_other_towers():
     alone = get_peft_model(make_vlm("instructblip-llama"), PetalConfig(rank=3, experts=0, towers=["language_model"]))
     set_peft_model_state_dict(alone, get_peft_model_state_dict(model, adapter_name="second"))
     torch.testing.assert_close(vlm_logits(alone.eval(), "instructblip-llama"), second)
+
+
+def test_experts_follow_the_adapter_whatever_its_towers():
+    model = petal("llava", expert_scope="image")
+    model.add_adapter("second", PetalConfig(rank=3, experts=2, expert_scope="image", towers=["vision_tower"]))
+    randomise(model, "second")
+    plain, x = make_vlm("llava").model.multi_modal_projector, torch.ones(1, 2, IMAGE_WIDTH)
+    for name in ("default", "second"):
+        model.set_adapter(name)
+        experts = model.base_model.petal_shared[name].experts
+        with torch.no_grad():
+            torch.testing.assert_close(model.base_model.model.model.multi_modal_projector(x), experts(plain(x)))

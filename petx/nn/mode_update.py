@@ -105,6 +105,17 @@ class ModeLinear(nn.Linear, _Adapted):
             if parameter is not None:
                 parameter.requires_grad_(False)
 
+    @classmethod
+    def from_linear(cls, linear, rank, **options):
+        """A layer around the weight and bias of ``linear``, a :class:`torch.nn.Linear`, which are frozen by it."""
+        place = dict(device=linear.weight.device, dtype=linear.weight.dtype)
+        layer = cls(linear.in_features, linear.out_features, rank, linear.bias is not None, **place | options)
+        layer.weight, layer.bias = linear.weight, linear.bias
+        for parameter in (layer.weight, layer.bias):
+            if parameter is not None:
+                parameter.requires_grad_(False)
+        return layer.train(linear.training)
+
     def reset_parameters(self):
         """The linear as torch does it; the mode vector, and the factors, shared or not, as in their classes."""
         super().reset_parameters()

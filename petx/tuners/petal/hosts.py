@@ -66,7 +66,7 @@ class Plan:
 
     towers: dict[str, Tower] = field(default_factory=dict)
     width: int | None = None  # of what the experts read
-    mixed: dict[str, str] = field(default_factory=dict)  # path of the module whose output they read -> "tokens", ...
+    mixed: dict[str, str] = field(default_factory=dict)  # path of the module whose output they read -> "qformer", ...
 
     @property
     def groups(self):
@@ -91,7 +91,7 @@ def find_places(model, config):
     plan = Plan()
     for name in config.towers:
         root = _root(model, modules, name)
-        plan.towers[name] = _tower(name, root, modules)
+        plan.towers[name] = _tower(name, root, modules, _layers_read(model, root, modules))
     _check_parts(plan, config)
     if config.experts:
         _place_experts(model, modules, plan, config)
@@ -147,8 +147,26 @@ def _projections(path, modules):
     return None
 
 
-def _tower(name, root, modules):
+def _layers_read(model, root, modules):
+    """How many layers of a LLaVA's image encoder its projector gets to see; None for all. The others never train."""
+    chosen = getattr(getattr(model, "config", None), "vision_feature_layer", None)
+    if chosen is None or root.rpartition(".")[2] not in ("vision_tower", "vision_model"):
+        return None
+    layers = {int(m[1]) for path in modules if path.startswith(root) and (m := re.search(r"\.layers\.(\d+)$", path))}
+    states = len(layers) + 1  # hidden states: what enters the first layer, and every layer's output
+    return max(
+        number if number >= 0 else states + number for number in ([chosen] if isinstance(chosen, int) else chosen)
+    )
+
+
+def _is_read(path, number):
+    found = re.search(r"\.layers\.(\d+)(\.|$)", path)
+    return number is None or found is None or int(found[1]) < number
+
+
+def _tower(name, root, modules, read=None):
     inside = [path for path in modules if path == root or path.startswith(f"{root}.")]
+    inside = [path for path in inside if _is_read(path, read)]
     attentions = {path: names for path in inside if (names := _projections(path, modules))}
     if not attentions:
         fused = sorted(

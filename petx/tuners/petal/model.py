@@ -17,6 +17,7 @@ from petx.tuners.petal.running import ExpertPlace, RunningTower
 
 __all__ = ["PetalModel"]
 
+HALVES = (torch.float16, torch.bfloat16)
 MERGED_AT_ONCE = 2**28  # bytes of weights in one call of cp_reconstruct
 
 
@@ -54,9 +55,7 @@ class PetalModel(BaseTuner):
         for tower in plan.towers.values():
             self._towers.setdefault(tower.root, RunningTower(tower, self.petal_shared))
         for path, kind in plan.mixed.items():
-            near = next(iter(plan.towers.values()))
-            near = next((tower for tower in plan.towers.values() if path.startswith(f"{tower.root}.")), near)
-            self._expert_places.setdefault(path, ExpertPlace(path, kind, self._towers[near.root]))
+            self._expert_places.setdefault(path, ExpertPlace(path, kind, self._towers))
         self._modes = modes
         self._disconnect()  # PEFT copies modules that are trained whole, and their hooks with them
         try:
@@ -128,10 +127,14 @@ class PetalModel(BaseTuner):
 
     def _cast_adapter_dtype(self, adapter_name, autocast_adapter_dtype=True):
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
-        if autocast_adapter_dtype:
-            for parameter in self.petal_shared[adapter_name].parameters():
-                if parameter.dtype in (torch.float16, torch.bfloat16):
-                    parameter.data = parameter.data.float()
+        layers = [layer for layer in self._layers().values() if adapter_name in layer.petal_mode]
+        own = [*self.petal_shared[adapter_name].parameters(), *(layer.petal_mode[adapter_name] for layer in layers)]
+        host = layers[0].get_base_layer().weight.dtype
+        for parameter in own:
+            if autocast_adapter_dtype and parameter.dtype in HALVES:
+                parameter.data = parameter.data.float()
+            elif not autocast_adapter_dtype and host in HALVES:
+                parameter.data = parameter.data.to(host)
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name, device=None):
         # PEFT calls this after it loaded tensors for parameters that were made without memory.
@@ -247,10 +250,13 @@ def _some(keys):
 
 
 def _place(model, plan, without_memory):
-    """Device and dtype of an adapter's tensors: those of the first adapted weight."""
+    """Device and dtype of an adapter's tensors: those of the first adapted weight, but not in half precision."""
     weight = base_of(model.get_submodule(plan.paths[0])).weight
     place = {"device": "meta" if without_memory else weight.device}
-    return place | ({"dtype": weight.dtype} if weight.is_floating_point() else {})
+    if not weight.is_floating_point():
+        return place
+    # PEFT wants float32 for a model in half precision; the first values are drawn in it.
+    return place | {"dtype": torch.float32 if weight.dtype in HALVES else weight.dtype}
 
 
 def _check_host(model, plan, config):

@@ -1,5 +1,7 @@
 """Towers at work: what happens once in a forward pass, and the parts that are hooks and not layers."""
 
+import inspect
+
 import torch
 
 from petx.tuners.petal.layer import ProjectionGroup, _state_of, project
@@ -20,6 +22,7 @@ class RunningTower:
         self.groups = [ProjectionGroup(group, self) for group in spec.groups]
         self.tails = [LayerTail(self, i, layer) for i, layer in enumerate(spec.layers)]
         self._pass = None
+        self._arguments = ()  # names of the tower's positional arguments
         self._hooks = []
 
     def adapter(self):
@@ -29,7 +32,7 @@ class RunningTower:
     # ---- the current pass ----
 
     def _begin(self, module, args, kwargs):
-        self._pass = _Pass(args, kwargs)
+        self._pass = _Pass(dict(zip(self._arguments, args, strict=False)) | kwargs)
 
     def _end(self, *_):
         self._pass = None
@@ -83,6 +86,7 @@ class RunningTower:
         # Hooks are bound methods, so that deepcopy of the whole model copies the connection too. All of them run inside
         # the layers, which is what gradient checkpointing recomputes.
         root = model.get_submodule(self.spec.root)
+        self._arguments = tuple(inspect.signature(root.forward).parameters)
         self._hooks = [
             root.register_forward_pre_hook(self._begin, with_kwargs=True),
             root.register_forward_hook(self._end, always_call=True),
@@ -105,16 +109,16 @@ class RunningTower:
 class _Pass:
     """What belongs to one forward pass of a tower."""
 
-    def __init__(self, args, kwargs):
+    def __init__(self, given):
         self.state = _autograd_state()
         self.cores = {}  # (adapter, factors) -> {group: cores}
         self.projected = {}  # (adapter, factors) -> (x, its state, x Uᵀ)
-        queries = kwargs.get("query_length")
+        queries = given.get("query_length")
         if queries is None:
-            embedded = kwargs.get("query_embeds")
+            embedded = given.get("query_embeds")
             queries = 0 if embedded is None else embedded.shape[1]
         self.queries = queries
-        self.mask = kwargs.get("attention_mask")
+        self.mask = given.get("attention_mask")
 
 
 _saved_tensor_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
@@ -193,8 +197,9 @@ def _first(output):
 class ExpertPlace:
     """A module whose output the experts read and change: a Q-Former's embeddings, a projector, word embeddings."""
 
-    def __init__(self, path, kind, tower):
-        self.path, self.kind, self.tower = path, kind, tower
+    def __init__(self, path, kind, towers):
+        self.path, self.kind = path, kind  # kind: "qformer", "image" or "text"
+        self.towers = towers  # the model's, path -> RunningTower; an adapter works in some of them
         self._hooks = []
 
     def connect(self, model):
@@ -205,8 +210,8 @@ class ExpertPlace:
             self._hooks.pop().remove()
 
     def _mix(self, module, args, output):
-        adapter = self.tower.adapter()
-        parts = None if adapter is None else self.tower.parts[adapter]
+        working = ((tower, tower.adapter()) for tower in self.towers.values())
+        parts = next((tower.parts[adapter] for tower, adapter in working if adapter is not None), None)
         if parts is None or parts.experts is None or self.path not in parts.mixed:
             return None
         if self.kind != "qformer":
@@ -214,7 +219,8 @@ class ExpertPlace:
         batch, length = output.shape[:2]
         scope = pool = None
         if parts.expert_scope == "text" or parts.experts.gate == "sample":
-            queries, padding = self.tower.tokens(length)
+            own = next(tower for root, tower in self.towers.items() if self.path.startswith(f"{root}."))
+            queries, padding = own.tokens(length)
             text = (torch.arange(length, device=output.device) >= queries).expand(batch, length)
             scope = text if parts.expert_scope == "text" else None
             if queries < length:  # the gate reads the instruction where there is one, else the queries
