@@ -1,0 +1,1 @@
+"""What petx costs beside what one would write without it: cases, timing, report. Used by ``petx bench``."""

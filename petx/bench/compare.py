@@ -1,0 +1,85 @@
+"""What got slower since an earlier run."""
+
+import json
+
+from petx.errors import UserError
+
+TOLERANCE = 0.10
+SAME_MACHINE = ("device", "threads", "torch")
+
+
+def load(path):
+    """An earlier ``results.json``; raises UserError where it is none."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            results = json.load(file)
+    except OSError as error:
+        raise UserError(f"--compare: cannot read {str(path)!r}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"--compare: {str(path)!r} is not JSON: {error}") from error
+    if not isinstance(results, dict) or results.get("version") != 1 or "cases" not in results:
+        raise UserError(f"--compare: {str(path)!r} is not a results.json of petx bench")
+    return results
+
+
+def regressions(now, before, tolerance=TOLERANCE):
+    """(regressions, notes): cases in which petx got slower, in words.
+
+    On the same machine, threads and torch: petx's median grew by more than ``tolerance`` and its quartiles do not
+    overlap with the earlier ones. Elsewhere times do not compare, and the ratio to the best peer is taken in place of
+    them, without quartiles and with twice the tolerance.
+    """
+    differing = [n for n in SAME_MACHINE if now["machine"].get(n) != before["machine"].get(n)]
+    notes = []
+    if differing:
+        said = ", ".join(f"{n}: {before['machine'].get(n)} then, {now['machine'].get(n)} now" for n in differing)
+        notes.append(f"another machine or torch ({said}), so ratios to the best peer are compared, not times")
+    earlier = {_key(case): case for case in before["cases"]}
+    found = []
+    for case in now["cases"]:
+        old = earlier.get(_key(case))
+        if old is None or "arms" not in case or "arms" not in old:
+            continue
+        if case["sizes"] != old["sizes"]:
+            notes.append(f"{_name(case)}: other sizes than then, not compared")
+            continue
+        for direction, new_time in times_of(case).items():
+            old_time = times_of(old).get(direction)
+            if old_time is None:
+                continue
+            if differing:
+                new_ratio, old_ratio = best_ratio(case, direction), best_ratio(old, direction)
+                if new_ratio and old_ratio and new_ratio < old_ratio * (1 - 2 * tolerance):
+                    found.append(
+                        f"{_name(case)} {direction}: {old_ratio:.2f}x the best peer then, {new_ratio:.2f}x now"
+                    )
+            elif new_time["median"] > old_time["median"] * (1 + tolerance) and new_time["low"] > old_time["high"]:
+                then, current = old_time["median"] * 1e3, new_time["median"] * 1e3
+                found.append(
+                    f"{_name(case)} {direction}: {then:.3g} ms then, {current:.3g} ms now ({current / then - 1:+.0%})"
+                )
+    return found, notes
+
+
+def times_of(case, arm="petx"):
+    """direction -> summary of one arm; empty where it has none."""
+    return {d: v for d, v in case.get("arms", {}).get(arm, {}).items() if isinstance(v, dict)}
+
+
+def best_ratio(case, direction):
+    """Time of the fastest peer over petx's, or None without one. The frozen model is no peer: it does less."""
+    own = times_of(case)[direction]["median"]
+    peers = [
+        times_of(case, arm)[direction]["median"]
+        for arm in case["arms"]
+        if arm not in ("petx", "frozen model") and direction in times_of(case, arm)
+    ]
+    return min(peers) / own if peers else None
+
+
+def _key(case):
+    return case["operation"], case["name"], case["dtype"]
+
+
+def _name(case):
+    return f"{case['operation']}/{case['name']} {case['dtype']}"

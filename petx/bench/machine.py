@@ -1,0 +1,100 @@
+"""The machine: what it is, and its own rates, measured in the same run, to which the cases' are compared."""
+
+import os
+import platform
+import statistics
+import time
+
+import torch
+
+from petx import ops
+from petx.bench.case import dtype_name
+from petx.bench.timing import Clock
+from petx.version import __version__
+
+COPY_BYTES = {"cpu": [256 << 20], "cuda": [16 << 20, 64 << 20, 256 << 20, 1 << 30]}
+GEMM_SIZE = {"cpu": 1024, "cuda": 8192}
+GEMM_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def facts(device):
+    """Names and versions of all that a result depends on."""
+    gpu = torch.device(device).type == "cuda"
+    info = ops._C.build_info() if ops._C is not None else None
+    return {
+        "device": torch.cuda.get_device_name() if gpu else _processor(),
+        "device_type": torch.device(device).type,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gib": round(torch.cuda.get_device_properties(0).total_memory / 2**30, 1) if gpu else None,
+        "petx": __version__,
+        "kernels": None if info is None else info["cuda_mode"] if gpu else info["cpu_variant"],
+        "compiler": None if info is None else info["compiler"],
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def constants(device, seconds=0.6):
+    """Copy bandwidth (bytes read and written a second) and GEMM rate by dtype; on a GPU also the cost of a launch."""
+    kind = torch.device(device).type
+    copies = {}
+    for size in COPY_BYTES[kind]:
+        try:
+            source, target = (torch.ones(size, dtype=torch.uint8, device=device) for _ in range(2))
+        except torch.OutOfMemoryError:
+            break
+        copies[str(size)] = 2 * size / best(lambda s=source, t=target: t.copy_(s), device, seconds)
+        del source, target
+    measured = {"copy_bytes_per_second": copies, "gemm_flops_per_second": {}}
+    n = GEMM_SIZE[kind]
+    for dtype in GEMM_DTYPES:
+        a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+        out = torch.empty(n, n, device=device, dtype=dtype)
+        rate = 2 * n**3 / best(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), device, seconds)
+        measured["gemm_flops_per_second"][dtype_name(dtype)] = rate
+    if kind == "cuda":
+        measured |= _launches()
+    return measured
+
+
+def best(function, device, seconds, least=5):
+    """Median time of the faster half: what the machine does where nothing disturbs it."""
+    clock, times = Clock(device), []
+    for _ in range(2):
+        function()
+    end = time.perf_counter() + seconds
+    while len(times) < least or time.perf_counter() < end:
+        start = clock.now()
+        function()
+        times.append(clock.now() - start)
+    return statistics.median(sorted(times)[: max(len(times) // 2, 1)])
+
+
+def _launches(count=200):
+    """Seconds a small kernel takes from Python, and within a CUDA graph."""
+    x = torch.zeros(256, device="cuda")
+
+    def many():
+        for _ in range(count):
+            x.add_(1.0)
+
+    launch = best(many, "cuda", 0.3) / count
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        many()
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        many()
+    return {"launch_seconds": launch, "graph_gap_seconds": best(graph.replay, "cuda", 0.3) / count}
+
+
+def _processor():
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

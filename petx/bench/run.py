@@ -1,0 +1,141 @@
+"""Runs a set and keeps what it measured: ``results.json`` is written whole after every case."""
+
+import datetime
+import gc
+import math
+import time
+
+import torch
+
+from petx.bench import machine, process, table
+from petx.bench.case import PETX, Unavailable, dtype_name, select
+from petx.bench.peers import BEST
+from petx.bench.timing import measure
+from petx.data.cache import write_json
+
+SWEPT = (PETX, BEST)
+
+
+def run(
+    device, path, *, quick, seconds, minutes, cases=None, peers=None, growth=True, figures=True, command="", say=print
+):
+    """Measure the set for ``device`` into the JSON file ``path`` and return its contents.
+
+    ``seconds`` a case, ``minutes`` for all: what is not reached by then is listed as skipped. ``cases`` and ``peers``
+    are names (:func:`petx.bench.case.select`). An interrupt ends the run, with ``"interrupted": true``.
+    """
+    chosen = select(table.cases(device, quick), cases, peers)
+    start = time.perf_counter()
+    results = {
+        "version": 1,
+        "command": command,
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+        "machine": machine.facts(device),
+        "settings": dict(quick=quick, seconds=seconds, minutes=minutes),
+        "interrupted": False,
+        "constants": None,
+        "process": {},
+        "cases": [],
+        "growth": [],
+    }
+
+    def keep():
+        results["elapsed_seconds"] = round(time.perf_counter() - start, 1)
+        write_json(path, results)
+
+    try:
+        say("the machine's own rates")
+        results["constants"] = machine.constants(device)
+        if figures:
+            _process_figures(results["process"], quick, keep, say)
+        keep()
+        sweeping = growth and not cases and peers is None
+        until = start + 60 * minutes * (0.85 if sweeping else 1.0)
+        for number, case in enumerate(chosen, 1):
+            say(f"[{number}/{len(chosen)}] {case}")
+            late = time.perf_counter() > until
+            record = describe(case)
+            if late:
+                record["skipped"] = f"not reached within {minutes:g} minutes"
+            else:
+                record |= attempt(case, device, seconds, say)
+            results["cases"].append(record)
+            keep()
+        if sweeping:
+            for operation, size, swept in table.sweeps(device, quick):
+                if time.perf_counter() > start + 60 * minutes:
+                    break
+                say(f"cost of {operation} against {size}")
+                results["growth"].append(grow(operation, size, swept, device, seconds / 6, say))
+                keep()
+    except KeyboardInterrupt:
+        say("interrupted; what was measured is kept")
+        results["interrupted"] = True
+    keep()
+    return results
+
+
+def describe(case):
+    """A case without its times, as JSON holds it."""
+    work = {direction: list(pair) for direction, pair in case.work.items()}
+    if work:
+        work["fwd+bwd"] = [sum(values) for values in zip(work["fwd"], work["bwd"], strict=True)]
+    return {
+        "operation": case.operation,
+        "name": case.name,
+        "dtype": dtype_name(case.dtype),
+        "sizes": case.sizes,
+        "work": work,  # direction -> [FLOPs, bytes]
+    }
+
+
+def attempt(case, device, seconds, say):
+    """``{"arms": ...}`` or ``{"skipped": reason}``."""
+    try:
+        return {"arms": measure(case, device, seconds=seconds, say=lambda text: say(f"    {text}"))}
+    except (Unavailable, torch.OutOfMemoryError) as error:
+        reason = str(error) if isinstance(error, Unavailable) else "not enough GPU memory"
+        say(f"    skipped: {reason}")
+        return {"skipped": reason}
+    finally:
+        gc.collect()
+        if device == "cuda":
+            torch.cuda.empty_cache()
+
+
+def grow(operation, size, cases, device, seconds, say):
+    """Times of forward plus backward of cases in which one size grows, and the slope fitted to their logarithms."""
+    points = []
+    for case in select(cases, peers=[BEST]):
+        outcome = attempt(case, device, seconds, say)
+        if "arms" in outcome:
+            times = {n: a["fwd+bwd"]["median"] for n, a in outcome["arms"].items() if "fwd+bwd" in a}
+            points.append({"size": case.sizes[size], "sizes": case.sizes, "seconds": times})
+    slopes = {}
+    for name in SWEPT:
+        pairs = [(p["size"], p["seconds"][name]) for p in points if name in p["seconds"]]
+        if len(pairs) > 1:
+            slopes[name] = slope(pairs)
+    return {"operation": operation, "size": size, "points": points, "slopes": slopes}
+
+
+def slope(pairs):
+    """Least-squares slope of log(time) over log(size): 1 where twice the size takes twice the time."""
+    logs = [(math.log(x), math.log(y)) for x, y in pairs]
+    mean_x, mean_y = (sum(values) / len(logs) for values in zip(*logs, strict=True))
+    spread = sum((x - mean_x) ** 2 for x, _ in logs)
+    return sum((x - mean_x) * (y - mean_y) for x, y in logs) / spread
+
+
+def _process_figures(figures, quick, keep, say):
+    say("import time")
+    figures["import_seconds"] = process.import_seconds(3 if quick else 5)
+    keep()
+    if quick:
+        figures["wheel"] = {"unavailable": "not built by --quick"}
+        return
+    say("building the wheel")
+    try:
+        figures["wheel"] = process.wheel()
+    except Unavailable as error:
+        figures["wheel"] = {"unavailable": str(error)}

@@ -1,0 +1,199 @@
+"""Time and memory of arms that take turns, on inputs that no cache still holds."""
+
+import contextlib
+import gc
+import math
+import os
+import signal
+import statistics
+import threading
+import time
+
+import torch
+
+from petx.bench.case import DIRECTIONS, PETX, Unavailable
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # the profiler, which counts memory, would report its every start
+
+# Activations rotate through at least this many bytes: past the last-level cache of common CPUs, and a GPU's L2.
+ROTATED_BYTES = {"cpu": 96 << 20, "cuda": 256 << 20}
+MOST_SETS = 32
+
+
+class Clock:
+    """Wall time with the device's queue empty at both ends."""
+
+    def __init__(self, device):
+        self.waits = torch.device(device).type == "cuda"
+
+    def now(self):
+        if self.waits:
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+
+def measure(case, device, *, seconds, least_rounds=3, most_rounds=40, say=lambda text: None):
+    """Every arm's times and memory: name -> ``{direction: summary, "peak_bytes", "kept_bytes"}`` or
+    ``{"unavailable": reason}``.
+
+    Arms take turns in rounds, whose order shifts from round to round, until ``seconds`` are over and ``least_rounds``
+    are done; where that would take four times as long, fewer. Raises Unavailable where petx itself cannot run.
+    """
+    torch.manual_seed(0)
+    problem = case.make(case, device)
+    arms, results = {}, {}
+    sets = None
+    for arm in case.arms:
+        try:
+            with patience(max(20 * seconds, 10)):  # a compiler may take minutes
+                forward, leaves = arm.build(case, problem)
+                sets = sets or _sets(case, problem, forward, device)
+                _step(case, forward, leaves, *sets[1], Clock(device))  # threads, compilation
+                memory = _memory(case, forward, leaves, *sets[0], device)
+            arms[arm.name] = (forward, leaves)
+            results[arm.name] = memory
+        except KeyboardInterrupt:
+            raise
+        except Exception as error:  # a peer may fail in whatever way: it is listed with the reason
+            reason = _reason(error)
+            if arm.name == PETX:
+                raise Unavailable(reason) from error
+            say(f"{arm.name}: {reason}")
+            results[arm.name] = {"unavailable": reason}
+            _release(device)
+    times = _take_turns(case, arms, sets, device, seconds, least_rounds, most_rounds)
+    for name, by_direction in times.items():
+        results[name] = {d: summary(values) for d, values in by_direction.items()} | results[name]
+    return {arm.name: results[arm.name] for arm in case.arms}
+
+
+@contextlib.contextmanager
+def patience(seconds):
+    """Raise Unavailable in the main thread where the block is not done in ``seconds``; elsewhere wait for it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def give_up(*_):
+        raise Unavailable(f"its first step was not done within {seconds:.0f} s")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def summary(values):
+    """Median and quartiles in seconds."""
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
+    return {"median": middle, "low": low, "high": high, "rounds": len(values)}
+
+
+def _take_turns(case, arms, sets, device, seconds, least_rounds, most_rounds):
+    directions = ("step",) if case.whole else DIRECTIONS
+    times = {name: {direction: [] for direction in directions} for name in arms}
+    clock, names, turn = Clock(device), list(arms), 0
+    gc.collect()
+    gc.disable()
+    try:
+        start = time.perf_counter()
+        for round_ in range(most_rounds):
+            spent = time.perf_counter() - start
+            if round_ and (spent > 4 * seconds or spent > seconds and round_ >= least_rounds):
+                break
+            shift = round_ % len(names)
+            for name in names[shift:] + names[:shift]:
+                activations, gradients = sets[turn % len(sets)]
+                turn += 1
+                for direction, value in _step(case, *arms[name], activations, gradients, clock).items():
+                    times[name][direction].append(value)
+    finally:
+        gc.enable()
+    return times
+
+
+def _step(case, forward, leaves, activations, gradients, clock):
+    """Seconds of every direction of one step."""
+    start = clock.now()
+    outputs = forward(activations)
+    middle = clock.now()
+    if case.whole:
+        return {"step": middle - start}
+    leaves = leaves + [t for t in activations.values() if t.requires_grad]
+    torch.autograd.grad(outputs, leaves, gradients, allow_unused=True)
+    end = clock.now()
+    times = {"fwd": middle - start, "bwd": end - middle, "fwd+bwd": end - start}
+    if clock.waits:  # once more without waiting between the two, as a training step runs
+        del outputs
+        start = clock.now()
+        torch.autograd.grad(forward(activations), leaves, gradients, allow_unused=True)
+        times["fwd+bwd"] = clock.now() - start
+    return times
+
+
+def _sets(case, problem, forward, device):
+    """Pairs of activations and outgoing gradients, enough to rotate past the caches."""
+    first = problem.fresh()
+    shapes = [] if case.whole else [(t.shape, t.dtype) for t in forward(first)]
+
+    def gradients():
+        return [torch.randn(shape, device=device, dtype=dtype) for shape, dtype in shapes]
+
+    sets = [(first, gradients())]
+    size = sum(t.numel() * t.element_size() for t in [*first.values(), *sets[0][1]])
+    count = math.ceil(ROTATED_BYTES[torch.device(device).type] / max(size, 1))
+    sets += [(problem.fresh(), gradients()) for _ in range(min(max(count, 2), MOST_SETS) - 1)]
+    return sets
+
+
+def _memory(case, forward, leaves, activations, gradients, device):
+    """Bytes at the peak of a step, and bytes that its forward leaves behind (outputs and what the backward keeps)."""
+    leaves = leaves + [t for t in activations.values() if t.requires_grad]
+
+    def backward(outputs):
+        if not case.whole:
+            torch.autograd.grad(outputs, leaves, gradients, allow_unused=True)
+
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        outputs = forward(activations)
+        kept = torch.cuda.memory_allocated() - before
+        backward(outputs)
+        torch.cuda.synchronize()
+        return {"peak_bytes": torch.cuda.max_memory_allocated() - before, "kept_bytes": kept}
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        outputs = forward(activations)
+    kept, peak = _running_sum(profile)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        backward(outputs)
+    return {"peak_bytes": max(peak, kept + _running_sum(profile)[1]), "kept_bytes": kept}
+
+
+def _running_sum(profile):
+    """(what is left, the highest) of the sum of allocations and releases that torch's allocator reported."""
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    total = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        total += event.nbytes()
+        peak = max(peak, total)
+    return total, peak
+
+
+def _reason(error):
+    if isinstance(error, Unavailable):
+        return str(error)
+    if isinstance(error, torch.OutOfMemoryError):
+        return "not enough GPU memory"
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return f"{type(error).__name__}: {text[:160]}"
+
+
+def _release(device):
+    gc.collect()
+    if torch.device(device).type == "cuda":
+        torch.cuda.empty_cache()
