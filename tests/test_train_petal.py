@@ -217,6 +217,15 @@ def test_a_bare_off_in_yaml_is_text(tmp_path):
     assert settings.output_dir == "petx-runs/petal-easy-vqa"
 
 
+def test_ablations_are_of_the_parts_there_are():
+    def arms_of(*flags):
+        return arguments.parse(["--arms", "petal", "--with", "ablations", *flags]).all_arms[1:]
+
+    assert arms_of() == ["no-experts", "no-gate", "no-threshold", "diagonal-core"]
+    more = arms_of("--ib", "corrected", "--core", "diagonal", "--expert_gate", "uniform")
+    assert more == ["no-experts", "no-ib", "no-threshold", "full-core"]
+
+
 def test_missing_smollm2_names_the_command(petx_cache, tmp_path, capsys, monkeypatch):
     from petx.data import packages
 

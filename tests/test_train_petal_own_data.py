@@ -209,6 +209,8 @@ def test_weight_decay_groups(mine, tmp_path):
         return {name: name in names for name, p in trainer.model.named_parameters() if p.requires_grad}
 
     paper, clean = decayed("paper"), decayed("clean")
+    assert all(kept for name, kept in paper.items() if "petal_mode" in name or ".core" in name)
+    assert not any(kept for name, kept in paper.items() if "scale" in name)
     assert any(paper.values()) and not any(kept for name, kept in (paper | clean).items() if name.endswith("bias"))
 
 

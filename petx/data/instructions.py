@@ -111,13 +111,13 @@ class InstructTask(Task):
     Args:
         tokenizers: :class:`Tokenizers`.
         templates: instructions with ``{q}`` where the example's text goes. The Q-Former reads each; the language model
-            reads the first, or ``prompt`` where that is given.
+            reads the first.
         clean: whether instructions are made :func:`plain`.
     """
 
-    def __init__(self, name, examples, features, tokenizers, *, templates, prompt=None, clean=False, **options):
+    def __init__(self, name, examples, features, tokenizers, *, templates, clean=False, **options):
         super().__init__(name, examples, features, tokenizers.text, **options)
-        self.tokenizers, self.templates, self.prompt, self.clean = tokenizers, tuple(templates), prompt, clean
+        self.tokenizers, self.templates, self.clean = tokenizers, tuple(templates), clean
 
     def __getitem__(self, key):
         index, draw = key if isinstance(key, tuple) else (key, "")
@@ -133,9 +133,7 @@ class InstructTask(Task):
         return {
             "pixel_values": pixels,
             "qformer_input_ids": [self.encode(each, self.max_text, self.tokenizers.qformer) for each in texts],
-            "input_ids": self.encode(
-                texts[0] if self.prompt is None else self.prompt, self.max_text, self.tokenizers.text
-            ),
+            "input_ids": self.encode(texts[0], self.max_text, self.tokenizers.text),
             "labels": self.encode(answer, self.max_target, None),
             "weight": score,
             "loss": self.loss,

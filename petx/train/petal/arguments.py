@@ -122,15 +122,17 @@ class Settings(Common):
     def all_arms(self):
         wanted = []
         for arm in [*self.arms, *self.with_arms]:
-            wanted += [one for one in ABLATIONS if one != f"{self.core}-core"] if arm == "ablations" else [arm]
+            wanted += [one for one in ABLATIONS if not self._is_petal_itself(one)] if arm == "ablations" else [arm]
         return list(dict.fromkeys(wanted))
+
+    def _is_petal_itself(self, ablation):
+        return all(getattr(self, name) == value for name, value in ABLATIONS[ablation].items())
 
     def check(self):
         super().check()
         for arm in self.all_arms:
-            changed = ABLATIONS.get(arm)
-            if changed and all(getattr(self, name) == value for name, value in changed.items()):
-                (name,), (value,) = changed, changed.values()
+            if arm in ABLATIONS and self._is_petal_itself(arm):
+                ((name, value),) = ABLATIONS[arm].items()
                 raise UserError(f"arm {arm} would be PETAL itself: {name} is {value!r} already")
         if self.expert_top_k is not None and not 1 <= self.expert_top_k <= max(self.experts, 1):
             raise UserError(f"expert_top_k must be between 1 and experts={self.experts}, got {self.expert_top_k}")

@@ -51,8 +51,8 @@ def easy_vqa_data(settings):
     if tokenizers.image_processor is not None:
         features = ImageFiles(packages.require("easy-vqa")["easy_vqa"] / "data", tokenizers.image_processor)
 
-    def task(name, examples, templates, max_target=MAX_ANSWER, **more):
-        options = dict(max_target=max_target, metric="exact") | more
+    def task(name, examples, templates, max_target=MAX_ANSWER):
+        options = dict(max_target=max_target, metric="exact")
         return _task(settings, name, examples, features, tokenizers, templates, **options)
 
     evaluated = settings.eval_instructions or settings.instructions
@@ -68,7 +68,7 @@ def easy_vqa_data(settings):
         data.pretraining = [
             task("caption", source.captions(DESCRIBE), ["{q}"], max_target=6),
             task("what", what, settings.instructions[:1]),
-            task("words", _words(source), ["{q}"], max_target=6, prompt=SAY),
+            task("words", _words(source), ["{q}"], max_target=6),
         ]
         images = [source.features.rows[image] for image in easy_vqa.images_of(source.train)]
         rows = source.features.features[images].flatten(0, 1)
@@ -79,8 +79,7 @@ def easy_vqa_data(settings):
 def _words(source):
     """Examples that repeat one to three words of the training text, an image beside them that does not matter.
 
-    The Q-Former alone reads the words. So its soft tokens can tell the language model every word, those of yes/no
-    questions too, as the soft tokens of an InstructBLIP can.
+    They give the language model an output for every word, those of yes/no questions too, as any pretrained one has.
     """
     draw = random.Random(0)
     vocabulary = sorted({word for text in source.texts() for word in words(text)})

@@ -18,9 +18,9 @@ HOST
 - The language model stays frozen in every row but those called everything and scratch, so the Q-Former alone has to
   bring it to new answers.
 - Full tuning is what the paper calls so: Q-Former, query tokens and projection. LoRA and adapter are as large as PETAL,
-  the head (the query FFN of the Q-Former's last layer) is as large as it is.
-- Steps and learning rates were chosen on a development split cut out of the training images; the test images were
-  scored once a row. {seeds}
+  the head (the first linear of the last query FFN) is as large as it is.
+- PETAL's rank and learning rate were chosen on a development split cut out of the training images, the other rows'
+  learning rates are those of VL-PET's main job; the test images were scored once a row. {seeds}
 """
 
 

@@ -9,6 +9,7 @@ from petx.train.petal.arms import ESTIMATORS
 from petx.train.trainer import PetTrainer
 
 _SPARED = ("bias", "ln", "bn")  # parts of names, in the released code
+_MODES = "petal_mode"  # which are vectors here, and [R, 1] there: decayed
 
 
 class PetalTrainer(PetTrainer):
@@ -32,11 +33,12 @@ class PetalTrainer(PetTrainer):
         return self.lr_scheduler
 
     def get_decay_parameter_names(self, model):
-        """``paper``: all tensors of two and more dimensions without "bias", "ln" or "bn" in their names."""
+        """``paper``: mode vectors, and what has two and more dimensions and no "bias", "ln" or "bn" in its name."""
         if self.decay != "paper":
             return super().get_decay_parameter_names(model)
         named = model.named_parameters()
-        return [name for name, p in named if p.dim() > 1 and not any(part in name for part in _SPARED)]
+        wanted = [name for name, p in named if p.dim() > 1 or _MODES in name]
+        return [name for name in wanted if not any(part in name for part in _SPARED)]
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         labels = inputs["labels"]
