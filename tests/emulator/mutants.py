@@ -26,8 +26,8 @@ INCLUDE = re.compile(r'#include "(cuda|kernels)/([\w.]+)"')
 
 
 class Bench:
-    """The kernels of one module, each compiled once, when first needed, and again where a change touches it. float64 and
-    float16 are left out: they are the same source as float32 and bfloat16."""
+    """The kernels of one module, each compiled once, when first needed, and again where a change touches it. float64
+    and float16 are left out: they are the same source as float32 and bfloat16."""
 
     def __init__(self, module, folder):
         self.module, self.folder, self.csrc = module, folder, folder / "csrc"
