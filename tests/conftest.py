@@ -54,6 +54,7 @@ def emulator(request):
     if ops._C is None:
         pytest.skip(f"needs the compiled library's operators: {ops._load_error}")
     kernels = request.getfixturevalue("emulated_kernels")
+    kernels.offset = 0
     kernels.library.simt_reset_counters()
     with in_place_of_cpu_kernels(kernels):
         yield kernels

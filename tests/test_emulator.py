@@ -31,6 +31,17 @@ def test_kernels_match_reference(case, dtype, emulator):
         assert value is None or all(torch.equal(other[name], value) for other in results[1:]), name
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", list(filter(is_small, few())), ids=str)
+def test_inputs_may_begin_anywhere(case, dtype, emulator):
+    """Slices of other tensors give the same bits as tensors that begin at multiples of sixteen bytes."""
+    tensors, results = case.inputs(dtype), []
+    for emulator.offset in (1, 0):
+        results.append(outputs_and_grads(case.run, tensors))
+    for name, value in results[0].items():
+        assert value is None or torch.equal(results[1][name], value), name
+
+
 @pytest.mark.parametrize("case", list(filter(is_small, few())), ids=str)
 def test_gradients_of_every_subset(case, emulator):
     """Asking for one argument's gradient, or for all but one, changes none of the others."""

@@ -53,10 +53,7 @@ class Backward : Mixture<T> {
       sync_block();
     }
     if (stage == Stage::tokens) return;
-    if (stage == Stage::rest) {
-      spread_sample();
-      sync_block();
-    }
+    if (stage == Stage::rest) spread_sample();  // read after the product, which ends with a barrier
     if (!g.dx) return;
     for (int64_t begin = 0; begin < p.d; begin += Tile::kN) {
       Tile::multiply(0, this->block_rows(work_.du, p.stacked), this->weight_columns(p.down_weight, begin, p.d),

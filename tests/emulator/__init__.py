@@ -97,6 +97,7 @@ class Emulator:
         self.library = ctypes.CDLL(str(library))
         self.library.simt_report.restype = self.library.simt_conflicts.restype = ctypes.c_char_p
         self.order = "ascending"
+        self.offset = 0  # of inputs, in elements, from where sixteen bytes may be moved at once
         self._guarded = []
 
     def buffer(self, name, tensor, writable=False, unwritten=False):
@@ -106,8 +107,9 @@ class Emulator:
             return None
         contents = 2 if unwritten else int(writable)  # Contents in simt.h
         size = tensor.numel() * tensor.element_size()
-        room = torch.full((size + 2 * GUARD,), 0xFF, dtype=torch.uint8)
-        view = room[GUARD : GUARD + size]
+        begin = 0 if writable else self.offset * tensor.element_size()
+        room = torch.full((begin + size + 2 * GUARD,), 0xFF, dtype=torch.uint8)
+        view = room[GUARD + begin : GUARD + begin + size]
         view.copy_(tensor.detach().contiguous().reshape(-1).view(torch.uint8))
         self._guarded.append((tensor, view, room, writable))
         self.library.simt_add_buffer(name.encode(), ctypes.c_void_p(view.data_ptr()), ctypes.c_int64(size), contents)

@@ -7,6 +7,7 @@ import torch
 
 from tests.cases.expert_mixture import CASES, WIDE
 from tests.emulator.mutations import Check, Mutation, of_assertions, of_case
+from tests.test_emulator import test_inputs_may_begin_anywhere
 from tests.test_expert_mixture_cuda import test_large_logits, test_ties
 
 SOURCES = ("expert_mixture", "expert_mixture_bwd")
@@ -32,6 +33,7 @@ def of_hybrid_case(case, dtype):
 CHECKS = [
     *(of_case(BY_NAME[name], dtype) for name in NAMES for dtype in (torch.float32, torch.bfloat16)),
     *(of_hybrid_case(BY_NAME[name], dtype) for name in HYBRID for dtype in (torch.float32, torch.bfloat16)),
+    of_assertions("inputs begin anywhere", test_inputs_may_begin_anywhere, BY_NAME["token-gelu"], torch.bfloat16),
     of_assertions("ties", test_ties),
     *(of_assertions(f"large logits of a {gate}", test_large_logits, gate) for gate in ("token", "sample")),
 ]
