@@ -134,8 +134,8 @@ def table_row(mutation, found):
 def report_of(rows, survivors):
     return (
         "# Mistakes put into the CUDA kernels\n\n"
-        "Made with `python -m tests.emulator.mutants`, in several runs (`--only`, `--named`) whose tables `--join` put\n"
-        "together; [kernels.md](kernels.md) says how. Line numbers are those of the run.\n"
+        "Made with `python -m tests.emulator.mutants`, in several runs (`--only`, `--named`) whose tables `--join`\n"
+        "put together; [kernels.md](kernels.md) says how. Line numbers are those of the run.\n"
         "Of each mistake the first check that noticed it, and what it said.\n\n"
         f"{len(rows)} mistakes, {len(rows) - survivors} noticed.\n\n"
         "| mistake | file | noticed by | which says |\n| --- | --- | --- | --- |\n" + "\n".join(rows) + "\n"
