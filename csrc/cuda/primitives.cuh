@@ -17,6 +17,13 @@ PETX_DEVICE int thread_index() { return threadIdx.x; }
 PETX_DEVICE int64_t block_x() { return blockIdx.x; }
 PETX_DEVICE int64_t block_y() { return blockIdx.y; }
 
+// `i` as a number of which the compiler knows nothing: what is made from it is computed where it is used, instead of
+// being held in registers all through a loop around it.
+PETX_DEVICE int renewed(int i) {
+  asm volatile("" : "+r"(i));
+  return i;
+}
+
 PETX_DEVICE void sync_block() { __syncthreads(); }
 // Barrier 1 to 15 for `threads` threads of the block, which are whole warps.
 PETX_DEVICE void sync_group(int barrier, int threads) {
