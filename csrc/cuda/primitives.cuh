@@ -144,6 +144,8 @@ inline const char* runtime_error_text(int code) { return cudaGetErrorString(stat
 template <class... Parameters, class... Arguments>
 int launch(void (*kernel)(Parameters...), int64_t grid_x, int64_t grid_y, int threads, int shared_bytes, void* stream,
            Arguments... arguments) {
+  // Beyond these the numbers below would be others.
+  if (grid_x > INT32_MAX || grid_y > 65535) return cudaErrorInvalidConfiguration;
   const void* function = reinterpret_cast<const void*>(kernel);
   if (shared_bytes > 48 * 1024) {
     cudaError_t error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
