@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.cases.expert_mixture import CASES, FEW, WIDE, mixture
-from tests.checks import outputs_and_grads, wrong
+from tests.checks import exact, outputs_and_grads, relative, wrong
 from tests.emulator import ORDERS
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -149,3 +149,25 @@ def test_path_is_chosen_by_shape(rows, stacked, hybrid, emulated_kernels, monkey
     for wanted in ("hybrid", "fused"):
         monkeypatch.setenv("PETX_EXPERT_MIXTURE", wanted)
         assert path(emulated_kernels, rows, stacked) == wanted
+
+
+def test_ties(emulator):
+    """Logits 1, 2, 1, 1, 1: top 3 keeps the second and, of the equal ones, the first two."""
+    case = mixture("tie", experts=5, rank=3, gate="token", top_k=3)
+    tensors = case.inputs(torch.float32)
+    with torch.no_grad():
+        tensors["gate_weight"].zero_(), tensors["gate_bias"].copy_(torch.tensor([1.0, 2.0, 1.0, 1.0, 1.0]))
+    got = outputs_and_grads(case.run, tensors)
+    assert not wrong(got, case, tensors)
+    assert got["down_weight"].reshape(5, -1).any(1).tolist() == [True, True, True, False, False]
+
+
+@pytest.mark.parametrize("gate", ["token", "sample"])
+def test_large_logits(gate, emulator):
+    """Logits in the hundreds, whose exponentials have no place in a float. The logits' own rounding is what is left."""
+    case = mixture("large", gate=gate, experts=4)
+    for sign in (1, -1):
+        tensors = case.inputs(torch.float32)
+        with torch.no_grad():
+            tensors["gate_bias"].copy_(sign * torch.tensor([-400.0, 400.0, 402.0, 401.0]))
+        assert relative(case.run(tensors), exact(case, tensors)["out"]) < 1e-4

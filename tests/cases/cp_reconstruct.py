@@ -82,7 +82,9 @@ WIDE = [
     reconstruct("wide-none", d_out=130, d_in=72, rank=16),
     reconstruct("wide-diagonal", d_out=65, d_in=129, rank=40, core="diagonal", gate="hard"),
     reconstruct("wide-flat", d_out=3, d_in=520, rank=8, threshold=2, gate="soft"),
+    reconstruct("wide-flat-none", d_out=3, d_in=520, rank=8),
     reconstruct("wide-tall", d_out=520, d_in=3, rank=8, **SIGMOID),
+    reconstruct("wide-tall-diagonal", d_out=520, d_in=3, rank=8, core="diagonal", gate="hard"),
 ]
 
 # Several panels of columns, blocks of rows and splits of the CPU kernels: too many values for the emulator.

@@ -62,6 +62,7 @@ GRADCHECKED = [
 WIDE = [
     cores("wide", count=66, rank=17, gate="hard", threshold=17),
     cores("wide-rank", count=3, rank=66, **SIGMOID),
+    cores("wide-rank-each", count=2, rank=66, gate="soft", threshold=66),
     cores("wide-diagonal", count=130, rank=300, core="diagonal", gate="soft"),
 ]
 

@@ -1,6 +1,7 @@
 """Puts one mistake at a time into the CUDA kernels and asks whether a test notices.
 
-    python -m tests.emulator.mutants [--only MODULE] [--report docs/mutants.md]
+    python -m tests.emulator.mutants [--only MODULE] [--report FILE]
+    python -m tests.emulator.mutants --join FILES --report docs/mutants.md
 
 The mistakes are those of tests/emulator/mutations. One that nothing notices is a hole in the tests (exit code 1).
 """
@@ -8,10 +9,11 @@ The mistakes are those of tests/emulator/mutations. One that nothing notices is 
 import argparse
 import os
 import re
+import resource
 import shutil
+import signal
 import sys
 import tempfile
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,14 +21,14 @@ from tests.emulator import CSRC, HERE, Emulator, KernelFault, compile_unit, link
 from tests.emulator.mutations import modules, mutations
 from tests.emulator.operations import in_place_of_cpu_kernels
 
-SECONDS = 120  # that the checks of one mutant may take, most of them under two
+SECONDS = 120  # of a processor that the checks of one mutant may take, most of them under two
 FLAGS = ["-std=c++20", "-O1", "-fPIC", "-w"]
 INCLUDE = re.compile(r'#include "(cuda|kernels)/([\w.]+)"')
 
 
 class Bench:
-    """The kernels of one module, compiled once, and again what a change touches. float64 and float16 are left out:
-    they are the same source as float32 and bfloat16."""
+    """The kernels of one module, each compiled once, when first needed, and again where a change touches it. float64
+    and float16 are left out: they are the same source as float32 and bfloat16."""
 
     def __init__(self, module, folder):
         self.module, self.folder, self.csrc = module, folder, folder / "csrc"
@@ -37,10 +39,8 @@ class Bench:
         common.write_text(text)
         self.sources = [self.csrc / "cuda" / f"{name}.cu" for name in module.SOURCES]
         glue = [HERE / "operations" / f"{name}.cpp" for name in module.GLUE]
-        fixed = [*sorted(HERE.glob("*.cpp")), *glue]
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            whole = list(pool.map(lambda source: self.compile(source, folder, self.csrc), [*self.sources, *fixed]))
-        self.objects = dict(zip([*self.sources, *fixed], whole, strict=True))
+        self.fixed = [*sorted(HERE.glob("*.cpp")), *glue]
+        self.objects = {}
 
     @staticmethod
     def compile(source, folder, csrc):
@@ -59,14 +59,20 @@ class Bench:
         """The kernels with this change, or as they are."""
         folder = self.folder / name
         shutil.copytree(self.csrc, folder / "csrc")
-        objects = dict(self.objects)
+        touched = []
         if mutation:
             changed = folder / "csrc" / "cuda" / mutation.file
             changed.write_text(mutation.apply(changed.read_text()))
             touched = [source for source in self.sources if self.reads(source, mutation.file)]
             assert touched, f"{mutation.name}: no source of the module reads {mutation.file}"
-            for source in touched:
-                objects[source] = self.compile(folder / "csrc" / "cuda" / source.name, folder, folder / "csrc")
+        missing = [source for source in [*self.sources, *self.fixed] if source not in {*touched, *self.objects}]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            whole = pool.map(lambda source: self.compile(source, self.folder, self.csrc), missing)
+            changed = pool.map(
+                lambda source: self.compile(folder / "csrc" / "cuda" / source.name, folder, folder / "csrc"), touched
+            )
+            self.objects.update(zip(missing, whole, strict=True))
+            objects = self.objects | dict(zip(touched, changed, strict=True))
         return link(objects.values(), folder / "kernels.so")
 
 
@@ -77,23 +83,19 @@ def noticed(module, library, checks=None):
     child = os.fork()
     if child == 0:
         os.close(reader)
-        os.write(writer, "\n".join(verdict(library, checks or module.CHECKS)).encode()[:4000])
-        os._exit(0)
+        resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 1))
+        try:
+            os.write(writer, "\n".join(verdict(library, checks or module.CHECKS)).encode()[:4000])
+            os._exit(0)
+        finally:  # whatever else a check raises must not go on in a second copy of this program
+            os._exit(1)
     os.close(writer)
     with os.fdopen(reader) as stream:
-        end = time.monotonic() + SECONDS
-        while True:
-            pid, status = os.waitpid(child, os.WNOHANG)
-            if pid:
-                break
-            if time.monotonic() > end:
-                os.kill(child, 9)
-                os.waitpid(child, 0)
-                return "", f"not done after {SECONDS} s"
-            time.sleep(0.01)
-        if status:
-            return "", f"the process ends with status {status}"
         check, _, said = stream.read().partition("\n")
+    status = os.waitpid(child, 0)[1]
+    if status:
+        late = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU
+        return "", f"not done after {SECONDS} s" if late else f"the process ends with status {status}"
     return (check, said) if said else None
 
 
@@ -111,7 +113,7 @@ def verdict(library, checks):
 
 
 def run_module(name, module, chosen, report):
-    """Runs the mutations, yields the names of survivors."""
+    """Runs the mutations and reports each."""
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(max(1, os.cpu_count() - 1)) as pool:
         bench = Bench(module, Path(folder))
         said = noticed(module, bench.library("whole"))
@@ -121,8 +123,6 @@ def run_module(name, module, chosen, report):
             found = noticed(module, libraries[number].result())
             shutil.rmtree(bench.folder / str(number))
             report(mutation, found)
-            if found is None:
-                yield mutation.name
 
 
 def table_row(mutation, found):
@@ -131,32 +131,40 @@ def table_row(mutation, found):
     return f"| {mutation.name} | `{mutation.file}` | {check or 'any'} | {said.replace('|', '/')} |"
 
 
+def report_of(rows, survivors):
+    return (
+        "# Mistakes put into the CUDA kernels\n\n"
+        "Made with `python -m tests.emulator.mutants`, one run a module (`--only NAME --report FILE`), whose tables\n"
+        "`--join FILES --report docs/mutants.md` puts together; [kernels.md](kernels.md) says how.\n"
+        "Of each mistake the first check that noticed it, and what it said.\n\n"
+        f"{len(rows)} mistakes, {len(rows) - survivors} noticed.\n\n"
+        "| mistake | file | noticed by | which says |\n| --- | --- | --- | --- |\n" + "\n".join(rows) + "\n"
+    )
+
+
 def main():
     parser = argparse.ArgumentParser(prog="python -m tests.emulator.mutants", description=__doc__.partition("\n")[0])
     parser.add_argument("--only", help="the mutations of one module", choices=sorted(modules()))
     parser.add_argument("--named", help="mutations whose name has this text", default="")
     parser.add_argument("--report", type=Path, help="write the table into this Markdown file")
+    parser.add_argument("--join", type=Path, nargs="+", help="run nothing: write the rows of these reports")
     arguments = parser.parse_args()
-    rows, survivors = [], []
+    rows = []
 
     def report(mutation, found):
         rows.append(table_row(mutation, found))
         print(rows[-1], flush=True)
 
-    for name, module in modules().items():
+    for name, module in modules().items() if not arguments.join else ():
         if arguments.only in (None, name):
             chosen = [mutation for mutation in mutations(module) if arguments.named in mutation.name]
-            survivors += run_module(name, module, chosen, report)
+            run_module(name, module, chosen, report)
+    for path in arguments.join or ():
+        rows += [row for row in path.read_text().splitlines() if re.match(r"\| (?!mistake |---)", row)]
+    survivors = [row.split(" | ")[0][2:] for row in rows if " | NOT NOTICED | " in row]
     print(f"{len(rows)} mutants, {len(survivors)} not noticed: {', '.join(survivors) or 'none'}")
     if arguments.report:
-        arguments.report.write_text(
-            "# Mistakes put into the CUDA kernels\n\n"
-            "Written by `python -m tests.emulator.mutants --report docs/mutants.md`; "
-            "[kernels.md](kernels.md) says how.\n"
-            "Of each mistake the first check that noticed it, and what it said.\n\n"
-            f"{len(rows)} mistakes, {len(rows) - len(survivors)} noticed.\n\n"
-            "| mistake | file | noticed by | which says |\n| --- | --- | --- | --- |\n" + "\n".join(rows) + "\n"
-        )
+        arguments.report.write_text(report_of(rows, len(survivors)))
     return len(survivors) > 0
 
 

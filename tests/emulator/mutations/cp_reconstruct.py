@@ -1,0 +1,92 @@
+"""Forward and backward of PETAL's adapted weights written out."""
+
+import torch
+
+from tests.cases.cp_reconstruct import CASES, WIDE
+from tests.emulator.mutations import Mutation, of_assertions, of_case
+from tests.test_cp_reconstruct_cuda import (
+    test_a_block_takes_several_tiles_of_a_large_call,
+    test_launches_that_nobody_needs_are_left_out,
+    test_more_modules_than_a_table_holds,
+    test_sixteen_bit_updates_are_rounded_once,
+)
+
+SOURCES = ("cp_reconstruct", "cp_reconstruct_bwd")
+GLUE = ("cp_reconstruct",)
+FILES = ("cp_reconstruct_tile.cuh", "cp_reconstruct.cu", "cp_reconstruct_bwd.cu")
+
+BY_NAME = {case.name: case for case in [*CASES, *WIDE]}
+NAMES = """soft sigmoid-each soft-each none-scaled diagonal-soft diagonal-sigmoid odd odd-diagonal many wide-diagonal
+wide-tall wide-tall-diagonal wide-flat-none wide-none wide""".split()
+
+CHECKS = [
+    *(of_case(BY_NAME[name], dtype) for name in NAMES for dtype in (torch.float32, torch.bfloat16)),
+    of_assertions("rounded once", test_sixteen_bit_updates_are_rounded_once, "full"),
+    *(
+        of_assertions(f"{needed}'s gradient alone", test_launches_that_nobody_needs_are_left_out, needed, 3)
+        for needed in ("u", "threshold")
+    ),
+    of_assertions("blocks of several tiles", test_a_block_takes_several_tiles_of_a_large_call, torch.float32),
+    of_assertions("more modules than a table holds", test_more_modules_than_a_table_holds),
+]
+
+TILE, FORWARD, BACKWARD = "cp_reconstruct_tile.cuh", "cp_reconstruct.cu", "cp_reconstruct_bwd.cu"
+
+MUTATIONS = [
+    # A and the update
+    Mutation("lost low part of A", TILE, r" \+ Tile::result\(1, row, column\)", ""),
+    Mutation("A's low part from its high one", TILE, r"value - load\(rounded\)\)", "load(rounded) - load(rounded))"),
+    Mutation("diagonal of the first module", TILE, r"p.cores\) \+ module_ \* p.rank;", "p.cores);"),
+    Mutation("core of the first module", TILE, r" \+ module_ \* p.rank \* p.rank;", ";"),
+    Mutation("turned core", TILE, r"Rows<T>\{core \+ begin \* p.rank,", "Columns<T>{core + begin,"),
+    Mutation("last rank left out", TILE, r"(\{mixed.high, p.rank, rows\}, u), p.rank\)", r"\1, p.rank - (p.rank > 1))"),
+    Mutation("rows past the end mixed", TILE, r"if \(i < rows && begin \+ j < p.rank\)", "if (begin + j < p.rank)"),
+    Mutation("ranks past the end mixed", TILE, r"if \(i < rows && begin \+ j < p.rank\)", "if (i < rows)"),
+    Mutation(
+        "last rows of the wrong block", TILE, r"p.d_out - first < Tile::kM \? p.d_out - first : Tile::kM", "Tile::kM"
+    ),
+    Mutation("pack past the row's end", TILE, r"left < kPack \? static_cast<int>\(left\) : kPack", "kPack"),
+    Mutation("missing alignment test", TILE, r" && reinterpret_cast<uintptr_t>\(pack\) % 16 == 0", ""),
+    # the gate
+    Mutation("threshold of the first module", TILE, r"p.threshold_of\(module\)", "0"),
+    Mutation("temperature not inverted", TILE, r"C\(1\) / C\(p.temperature\)", "C(p.temperature)"),
+    Mutation("lost scale", TILE, r"gated\(p.gate, C\(p.scale\) \* update", "gated(p.gate, update"),
+    Mutation(
+        "lost scale in the slopes", TILE, r"gate_slopes\(p.gate, C\(p.scale\) \* update", "gate_slopes(p.gate, update"
+    ),
+    # long sums
+    Mutation("long sum of one piece", TILE, r"depth > 0; depth -= kDepth", "depth > 0; depth = 0"),
+    Mutation("second piece of the wrong vectors", TILE, r"A::kTurned \? a.stride : 1", "a.stride"),
+    Mutation("last piece too long", TILE, r"depth < kDepth \? depth : kDepth", "kDepth"),
+    # the forward
+    Mutation("weight not added", FORWARD, r"load\(values\[n\].value\[j\]\) \+ tile.gate", "tile.gate"),
+    Mutation("weight of the first module", FORWARD, r"table.weights\[block_y\(\)\]", "table.weights[0]"),
+    Mutation(
+        "factors of the table's first modules", FORWARD, r"first_module \+ block_y\(\), row_tile", "block_y(), row_tile"
+    ),
+    Mutation("blocks' A in one place", FORWARD, r"block_y\(\) \* tiles_of\(p.d_out\) \* groups \+ ", ""),
+    Mutation("a block makes one tile", FORWARD, r"end = begin \+ tiles_a_block \* 64", "end = begin + 64"),
+    Mutation("blocks' tiles overlap", FORWARD, r"begin = group \* tiles_a_block \* 64", "begin = group * 64"),
+    Mutation("last block left out", FORWARD, r"\(column_tiles \+ tiles_a_block - 1\) / tiles", "column_tiles / tiles"),
+    # the backward
+    Mutation("lost slope", BACKWARD, r"d \* slopes.value\)", "d)"),
+    Mutation("swapped slopes", BACKWARD, r"d \* slopes.threshold", "d * slopes.value"),
+    Mutation("dA in the first module's place", BACKWARD, r"width \+ module \* p.rank \+ begin", "width + begin"),
+    Mutation("every chunk of ranks writes the threshold", BACKWARD, r" \|\| chunk != 0\)", ")"),
+    Mutation("threshold of half a warp", BACKWARD, r"mask = 16; mask", "mask = 8; mask"),
+    Mutation("a warp's threshold left out", BACKWARD, r"int warp = 1; warp", "int warp = 2; warp"),
+    Mutation("missing mask of the last columns", BACKWARD, r"p.d_in - column < 64 \? p.d_in - column : 64", "64"),
+    Mutation("split one item short", BACKWARD, r"item < end; \+\+item", "item < end - (end > 20); ++item"),
+    Mutation("tables' splits in one place", BACKWARD, r"first_split \+= splits.count", "first_split += 0"),
+    Mutation("first split left out", BACKWARD, r"split = 0; split < splits_", "split = splits_ > 1; split < splits_"),
+    Mutation("lost scale in dU", BACKWARD, r"g.u\) \+ e, sum \* C\(p.scale\)", "g.u) + e, sum"),
+    Mutation("lost scale in dV and dM", BACKWARD, r"sum.value\[n\] \* C\(p.scale\)", "sum.value[n]"),
+    Mutation("lost scale in a diagonal's dV", BACKWARD, r"g.v\) \+ e, sum \* C\(p.scale\)", "g.v) + e, sum"),
+    Mutation("lost scale in a diagonal's dM", BACKWARD, r"g.cores\) \+ i, sum \* C\(p.scale\)", "g.cores) + i, sum"),
+    Mutation(
+        "dM of the first module's dA", BACKWARD, r"from_.dmixed \+ module \* p.rank \+ first", "from_.dmixed + first"
+    ),
+    Mutation("shared threshold of the first module", BACKWARD, r"p.thresholds == 1 \? p.modules : 1", "1"),
+    Mutation("diagonal's rows twice", BACKWARD, r"first \+ kRows < p.d_out \? first \+ kRows : p.d_out", "p.d_out"),
+    Mutation("a warp of the diagonal left out", BACKWARD, r"int other = 1; other", "int other = 2; other"),
+]

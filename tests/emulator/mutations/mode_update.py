@@ -1,0 +1,102 @@
+"""Forward and backward of PETAL's update beside K projections."""
+
+import torch
+
+from tests.cases.mode_update import CASES, WIDE
+from tests.emulator.mutations import Mutation, of_assertions, of_case
+from tests.test_mode_update_cuda import test_nothing_is_made_for_gradients_that_nobody_asks_for
+
+SOURCES = ("mode_update", "mode_update_bwd")
+GLUE = ("mode_update",)
+FILES = ("mode_update_block.cuh", "mode_update.cu", "mode_update_bwd.cu")
+
+BY_NAME = {case.name: case for case in [*CASES, *WIDE]}
+NAMES = """dropout dropout-shared dropout-diagonal four diagonal projected odd odd-diagonal wide-shares
+splits-shared""".split()
+
+CHECKS = [
+    *(of_case(BY_NAME[name], dtype) for name in NAMES for dtype in (torch.float32, torch.bfloat16)),
+    of_assertions("x's gradient alone", test_nothing_is_made_for_gradients_that_nobody_asks_for),
+]
+
+BLOCK, FORWARD, BACKWARD = "mode_update_block.cuh", "mode_update.cu", "mode_update_bwd.cu"
+SUMS = "token_sums.cuh"
+
+MUTATIONS = [
+    # dropout
+    Mutation("every projection has the first's mask", BLOCK, r"p.mask_begin\(k\)", "p.mask_begin(0)"),
+    Mutation(
+        "shared mask taken as independent", BLOCK, r"p.mask_begin\(k\)", "static_cast<uint64_t>(k) * p.rows * p.rank"
+    ),
+    Mutation(
+        "mask's rows one element short",
+        BLOCK,
+        r"static_cast<uint64_t>\(token\) \* p.rank",
+        "static_cast<uint64_t>(token) * (p.rank - 1)",
+    ),
+    Mutation("dropout does not scale up", BLOCK, r"C\(1.0 / \(1.0 - p.dropout\)\)", "C(1)"),
+    Mutation("dropout's complement", BLOCK, r">= threshold_", "< threshold_"),
+    Mutation("dropout one word off", BLOCK, r"element & 2 \? high : low", "element & 2 ? low : high"),
+    Mutation("stale counter of the dropout", BLOCK, r"element / 4 != counter\)", "element / 8 != counter / 2)"),
+    # rows and runs
+    Mutation("rows past the end take part", BLOCK, r"if \(row >= rows\) return;", ""),
+    Mutation(
+        "last rows of the wrong block", BLOCK, r"p.rows - first < Tile::kM \? p.rows - first : Tile::kM", "Tile::kM"
+    ),
+    Mutation("run read one value too far", BLOCK, r"j < left \? load", "j <= left ? load"),
+    Mutation("run's last value not written", BLOCK, r"if \(j < left\) write", "if (j + 1 < left) write"),
+    Mutation("whole packs at a ragged end", BLOCK, r"left >= kRun && (reinterpret_cast<uintptr_t>\(from\))", r"\1"),
+    Mutation("missing alignment test", BLOCK, r" && reinterpret_cast<uintptr_t>\(to\) % 16 == 0", ""),
+    # cores
+    Mutation("core of the first projection", BLOCK, r"k \* p.core_size\(\)", "0 * p.core_size()"),
+    Mutation("turned core", BLOCK, r"columns_of\(core\(k\),", "rows_of(core(k),"),
+    Mutation("diagonal core not multiplied", BLOCK, r"if \(scaled\) multiply_by", "if (false) multiply_by"),
+    Mutation(
+        "last rank left out of the core", BLOCK, r"(begin, p.rank, p.rank\)), p.rank\);", r"\1, p.rank - (p.rank > 1));"
+    ),
+    Mutation("fourth projection's table entry", BLOCK, r"k & 1 \? each\[3\] : each\[2\]", "each[2]"),
+    # the forward
+    Mutation("base not added", FORWARD, r"if \(base\) \{", "if (false) {"),
+    Mutation("base of the first projection", FORWARD, r"of_mode\(out_.base, k\)", "of_mode(out_.base, 0)"),
+    Mutation("h not dropped", FORWARD, r"mix\(kept_, k, mixed_\)", "mix(h_, k, mixed_)"),
+    Mutation("last rank left out of V", FORWARD, r"(p.d_out, p.rank\)), p.rank\);", r"\1, p.rank - (p.rank > 1));"),
+    Mutation("one block of rows too few", FORWARD, r"p.rows \+ Tile::kM - 1\)", "p.rows + Tile::kM - 2)"),
+    Mutation("share begins with its projection", FORWARD, r"begin > k \* tiles \? begin - k \* tiles : 0", "0"),
+    Mutation("share ends with its projection", FORWARD, r" && k \* tiles \+ tile < end", ""),
+    Mutation(
+        "share of one projection", FORWARD, r"k \* tiles < end; \+\+k", "k * tiles < end && k == begin / tiles; ++k"
+    ),
+    Mutation("all shares' h in one place", FORWARD, r"passing.h \+ \(share - 1\) \* size", "static_cast<T*>(p.h)"),
+    Mutation("all shares' g in one place", FORWARD, r"passing.mixed \+ share \* size", "passing.mixed"),
+    # the backward
+    Mutation("dy of the first projection", BACKWARD, r"block_rows\(of_mode\(g.dy, k\)", "block_rows(of_mode(g.dy, 0)"),
+    Mutation("dh not dropped", BACKWARD, r"this->drop\(part, k, column\);", ";"),
+    Mutation(
+        "missing dropout scale in the backward",
+        BACKWARD,
+        r"this->drop\(part, k, column\);",
+        "this->drop(part, k, column); for (C& value : part.value) value *= C(1 - p.dropout);",
+    ),
+    Mutation("dh by the first projection's mask", BACKWARD, r"drop\(part, k, column\)", "drop(part, 0, column)"),
+    Mutation("core not turned in dh", BACKWARD, r"Base::rows_of\(this->core\(k\),", "Base::columns_of(this->core(k),"),
+    Mutation("dh of the last projection alone", BACKWARD, r"begun \? Tile::result", "false ? Tile::result"),
+    Mutation("dh begun with what lay there", BACKWARD, r"begun \? Tile::result", "true ? Tile::result"),
+    Mutation("independent masks kept once", BACKWARD, r"!made \|\| !p.shared_mask", "!made"),
+    Mutation("dM by the first kept h", BACKWARD, r"!p.shared_mask \|\| !pairs", "!pairs"),
+    Mutation("diagonal's gradient by the whole h", BACKWARD, r"this->drop\(kept, k, column\);", ";"),
+    Mutation(
+        "diagonal core lost in dh",
+        BACKWARD,
+        r"Base::multiply_by\(part, Base::load_run\(this->core\(k\), column, left\)\);",
+        ";",
+    ),
+    Mutation("dM turned", BACKWARD, r"product\(dcore, kept, to_.dg\[k\],", "product(dcore, to_.dg[k], kept,"),
+    Mutation("all dM in one place", BACKWARD, r" \+ k \* p.core_size\(\)", ""),
+    Mutation("dV by the whole h", BACKWARD, r"mix\(p.dropout > 0 \? of_mode\(to_.kept, k\) : h,", "mix(h,"),
+    Mutation("dV by the first g", BACKWARD, r"mixed\[pairs\+\+\] = to_.mixed\[k\]", "mixed[pairs++] = to_.mixed[0]"),
+    Mutation("last rank left out of dx", BACKWARD, r"(p.d_in, p.d_in\)), p.rank\);", r"\1, p.rank - (p.rank > 1));"),
+    # sums of several products
+    Mutation("last product left out", SUMS, r"piece < job.pieces;", "piece < job.pieces - (job.pieces > 1);"),
+    Mutation("products' sums in one place", SUMS, r"split_sums_ \+ k \* m \* n", "split_sums_"),
+    Mutation("a split has room for one product", SUMS, r"split_sums_ \+= pieces \* count", "split_sums_ += count"),
+]
