@@ -38,7 +38,7 @@ def test_example_runs(document, index, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("name", ["train", "test"])
+@pytest.mark.parametrize("name", ["train", "train-petal", "test"])
 def test_command_is_one_marked_block(name):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert len(re.findall(rf"^<!-- command: {name} -->\n```bash\n", text, re.MULTILINE)) == 1

@@ -5,7 +5,8 @@
 #pragma once
 
 #include <algorithm>
-#include <vector>
+#include <array>
+#include <span>
 
 #include "cpu/products.h"
 
@@ -29,7 +30,7 @@ class SplitSums {
   Sum add(void* to, int64_t count, bool overwritten = false) {
     Sum s{to, count_, to ? count : 0, overwritten};
     count_ += ceil_div(s.count, 16) * 16;  // 64-byte aligned: a product's rounding can depend on its result's address
-    if (to) all_.push_back(s);
+    if (to) all_.at(wanted_++) = s;
     return s;
   }
 
@@ -64,7 +65,7 @@ class SplitSums {
       }
     });
     constexpr int64_t kChunk = 16384;
-    for (const Sum& s : all_)
+    for (const Sum& s : wanted())
       host::parallel(ceil_div(s.count, kChunk), [&](int64_t begin, int64_t end) {
         int64_t from = begin * kChunk, count = std::min(end * kChunk, s.count) - from;
         vectors<T, G>().reduce(sums.get() + s.offset + from, splits.parts(), count_, count,
@@ -88,13 +89,16 @@ class SplitSums {
   }
 
  private:
+  std::span<const Sum> wanted() const { return {all_.data(), wanted_}; }
+
   void clear(C* split) const {
-    for (const Sum& s : all_)
+    for (const Sum& s : wanted())
       if (!s.overwritten) std::fill_n(s.in(split), s.count, C(0));
   }
 
   int64_t count_ = 0;
-  std::vector<Sum> all_;
+  std::array<Sum, 16> all_ = {};  // the first wanted_; more than any operation has
+  size_t wanted_ = 0;
 };
 
 // Calls body(first row, rows) for consecutive blocks of [begin, end).

@@ -42,7 +42,7 @@ int64_t mixed_values(const CpReconstructParams& p) {
 }
 
 template <class T>
-PETX_KERNEL void __launch_bounds__(TileOf<T>::kThreads, kBlocksAtOnce<T>)
+PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
     reconstruct(CpReconstructParams p, Table table, int64_t first_module, int64_t groups, int64_t tiles_a_block,
                 Mixed<T> all_mixed) {
   using Tiles = ReconstructTile<T>;

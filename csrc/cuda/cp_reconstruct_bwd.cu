@@ -9,7 +9,7 @@
 // in the row blocks, would write R x d_in floats for every 64 rows. A, dA (R values a row of a module) and the
 // splits of dU stay in the cache.
 // Tiling: both kinds of block make the update's 64 x 64 tile anew, turn it into D in the block's own 64 x 64 values of
-// the workspace, and read it back as operand. A block sums 64 columns of dA, or 64 x 64 values of dU, in registers;
+// the workspace, and read it back as operand. A block sums 64 columns of dA, or 64 x 64 values of dU, in shared memory;
 // a rank above 64 takes more blocks, each of which makes the tile again. Nothing of a weight's size is stored.
 
 #include <algorithm>
@@ -84,7 +84,7 @@ class GateBackward {
 };
 
 template <class T>
-PETX_KERNEL void __launch_bounds__(TileOf<T>::kThreads, kBlocksAtOnce<T>)
+PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
     mix_all(CpReconstructParams p, Mixed<T> mixed) {
   int64_t module = block_x() / tiles_of(p.d_out);
   ReconstructTile<T> tile(p, module, block_x() % tiles_of(p.d_out));
@@ -93,7 +93,7 @@ PETX_KERNEL void __launch_bounds__(TileOf<T>::kThreads, kBlocksAtOnce<T>)
 
 // Block (row tile and chunk of 64 of the rank, module).
 template <class T>
-PETX_KERNEL void __launch_bounds__(TileOf<T>::kThreads, kBlocksAtOnce<T>)
+PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
     row_blocks(CpReconstructParams p, Table table, int64_t first_module, int64_t chunks, Intermediate<T> to) {
   using Tile = TileOf<T>;
   using C = Compute<T>;
@@ -118,10 +118,11 @@ PETX_KERNEL void __launch_bounds__(TileOf<T>::kThreads, kBlocksAtOnce<T>)
     }
   }
   if (to.dmixed)
+#pragma unroll 1
     for (int n = 0; n < TileSum<T>::kValues; ++n) {
       int i = TileSum<T>::row(n), j = TileSum<T>::column();
       if (i < rows && begin + j < p.rank)
-        put<T>(to.dmixed, (first + i) * width + module * p.rank + begin + j, sum.value[n]);
+        put<T>(to.dmixed, (first + i) * width + module * p.rank + begin + j, sum.value(n));
     }
   if (!to.dthreshold || chunk != 0) return;
   for (int mask = 16; mask > 0; mask /= 2) dthreshold += shuffle_xor(dthreshold, mask);
@@ -145,7 +146,7 @@ struct Splits {
 
 // Block (tile of columns and chunk of 64 of the rank, split of the table's items).
 template <class T>
-PETX_KERNEL void __launch_bounds__(TileOf<T>::kThreads, kBlocksAtOnce<T>)
+PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
     column_blocks(CpReconstructParams p, Table table, int64_t first_module, int64_t items, int64_t split_items,
                   int64_t first_split, Intermediate<T> to) {
   using Tile = TileOf<T>;
@@ -168,9 +169,10 @@ PETX_KERNEL void __launch_bounds__(TileOf<T>::kThreads, kBlocksAtOnce<T>)
     sum.add();
   }
   Compute<T>* du = to.du + (first_split + block_y()) * p.rank * p.d_in;
+#pragma unroll 1
   for (int n = 0; n < TileSum<T>::kValues; ++n) {
     int64_t i = begin + TileSum<T>::row(n), j = column + TileSum<T>::column();
-    if (i < p.rank && j < p.d_in) write(du + i * p.d_in + j, sum.value[n]);
+    if (i < p.rank && j < p.d_in) write(du + i * p.d_in + j, sum.value(n));
   }
 }
 
@@ -240,9 +242,10 @@ class Finish {
                                  int64_t begin) const {
     TileSum<T> sum;
     sum.add_product(a, b, depth);
+#pragma unroll 1
     for (int n = 0; n < TileSum<T>::kValues; ++n) {
       int64_t i = first + TileSum<T>::row(n), j = begin + TileSum<T>::column();
-      if (i < rows && j < p.rank) write(to + i * p.rank + j, sum.value[n] * C(p.scale));
+      if (i < rows && j < p.rank) write(to + i * p.rank + j, sum.value(n) * C(p.scale));
     }
   }
 
@@ -273,7 +276,7 @@ class Finish {
 };
 
 template <class T>
-PETX_KERNEL void __launch_bounds__(TileOf<T>::kThreads, kBlocksAtOnce<T>)
+PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
     finish(CpReconstructParams p, CpReconstructGrads g, Intermediate<T> from, int64_t splits, FinishGrid grid) {
   Finish<T> all(p, g, from, splits);
   int64_t block = block_x();
@@ -346,7 +349,7 @@ class Launches {
 
   template <class... Parameters, class... Arguments>
   static int start(void (*kernel)(Parameters...), int64_t x, int64_t y, void* stream, Arguments... arguments) {
-    return launch(kernel, x, y, Tile::kThreads, Tile::shared_bytes(ReconstructTile<T>::kResults), stream, arguments...);
+    return launch(kernel, x, y, Tile::kThreads, TileSum<T>::kSharedBytes, stream, arguments...);
   }
 
   const CpReconstructParams& p;

@@ -1,5 +1,5 @@
 // What forward and backward of cp_reconstruct compute alike: A_k = V M_k^T of 64 rows, the update A_k U of a tile, the
-// walk over a tile of a weight in packs of 16 bytes, and sums of tiles in registers.
+// walk over a tile of a weight in packs of 16 bytes, and sums of tiles.
 //
 // As operand of a 16-bit product A is two values, itself rounded and what the rounding left: an update that had lost
 // A's last bits would fall on the other side of a gate's threshold now and then, and be rounded twice in the sum.
@@ -13,10 +13,6 @@ namespace petx::cuda {
 // Pointers travel in the launch's own parameters, which a graph capture keeps and no copy has to bring to the device.
 // They may take 4 KB: 240 weights and as many results.
 constexpr int kTableModules = 240;
-
-// Blocks a multiprocessor must hold, which bounds their registers: a thread's doubles need twice as many.
-template <class T>
-constexpr int kBlocksAtOnce = sizeof(T) == 8 ? 1 : 2;
 
 // A [.., R] where it is an operand.
 template <class T>
@@ -100,7 +96,7 @@ class ReconstructTile {
     int row, column, count;
   };
   PETX_DEVICE Place place(int n, int64_t column) const {
-    int e = n * Tile::kThreads + thread_index();
+    int e = n * Tile::kThreads + renewed(thread_index());
     Place to{e / kRowPacks, e % kRowPacks * kPack, 0};
     int64_t left = p.d_in - column - to.column;
     if (to.row < rows && left > 0) to.count = left < kPack ? static_cast<int>(left) : kPack;
@@ -142,20 +138,29 @@ class ReconstructTile {
   const int64_t first, rows;
 };
 
-// Adds result 0 to a thread's 16 sums of a 64 x 64 tile.
+// Sums of a 64 x 64 tile in a result of its own, each value in the hands of one thread: in registers they would crowd
+// out the products' fragments.
 template <class T>
 struct TileSum {
   using Tile = TileOf<T>;
-  static constexpr int kValues = Tile::kM * Tile::kN / Tile::kThreads;
-  Compute<T> value[kValues] = {};
+  static constexpr int kSlot = ReconstructTile<T>::kResults, kValues = Tile::kM * Tile::kN / Tile::kThreads;
+  static constexpr int kSharedBytes = Tile::shared_bytes(kSlot + 1);
+  static_assert(fits(kTileLaunch, kSharedBytes));
 
-  PETX_DEVICE void add() {
-#pragma unroll
-    for (int n = 0; n < kValues; ++n) value[n] += Tile::result(0, row(n), column());
+  PETX_DEVICE TileSum() {
+#pragma unroll 4
+    for (int n = 0; n < kValues; ++n) Tile::set_result(kSlot, row(n), column(), Compute<T>(0));
+  }
+  PETX_DEVICE Compute<T> value(int n) const { return Tile::result(kSlot, row(n), column()); }
+  // Adds result 0.
+  PETX_DEVICE void add() const {
+#pragma unroll 4
+    for (int n = 0; n < kValues; ++n)
+      Tile::set_result(kSlot, row(n), column(), value(n) + Tile::result(0, row(n), column()));
   }
   // A B^T over any depth, 512 at a time, so that no long sum is kept in one float.
   template <class A, class B>
-  PETX_DEVICE void add_product(A a, B b, int64_t depth) {
+  PETX_DEVICE void add_product(A a, B b, int64_t depth) const {
     constexpr int64_t kDepth = 512;
     for (; depth > 0; depth -= kDepth) {
       Tile::multiply(0, a, b, depth < kDepth ? depth : kDepth);

@@ -188,7 +188,7 @@ PETX_KERNEL void __launch_bounds__(kSumLaunch.threads, kSumLaunch.blocks)
 template <class T>
 PETX_KERNEL void __launch_bounds__(kSumLaunch.threads, kSumLaunch.blocks)
     widen(const T* from, Compute<T>* to, int64_t count) {
-  int64_t i = block_x() * 256 + thread_index();
+  int64_t i = block_x() * kSumLaunch.threads + thread_index();
   if (i < count) write(to + i, load(read(from + i)));
 }
 
@@ -273,7 +273,9 @@ class Launches {
       if (!to) return 0;
       if (int error = multiply(a.transposed(), b, narrow ? narrow : static_cast<T*>(to))) return error;
       int64_t count = a.cols * b.cols;
-      return narrow ? launch(widen<T>, (count + 255) / 256, 1, 256, 0, stream, narrow, static_cast<C*>(to), count) : 0;
+      return narrow ? launch(widen<T>, sum_blocks(count), 1, kSumLaunch.threads, 0, stream, narrow, static_cast<C*>(to),
+                             count)
+                    : 0;
     };
     if (int error = weight_grad(g.up_weight, work_.up_weight, dout, matrix(work_.hidden, p.rows, p.stacked)))
       return error;

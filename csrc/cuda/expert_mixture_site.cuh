@@ -166,7 +166,7 @@ class Mixture {
 // eighth token, so that the order depends on the shape alone.
 class SampleSums {
  public:
-  static constexpr int kThreads = 256, kColumns = 32, kWarps = kThreads / kColumns;
+  static constexpr int kThreads = kSumLaunch.threads, kColumns = 32, kWarps = kThreads / kColumns;
   template <class C>
   static constexpr int shared_bytes() {
     return 2 * kThreads * sizeof(C);

@@ -24,6 +24,10 @@ constexpr Launch kTileLaunch = {256, 2};
 // Sums over tokens: a few instructions between two loads, so as many threads as there are; 256 because the last step
 // adds up eight warps. Four blocks leave 64 registers.
 constexpr Launch kSumLaunch = {256, 4};
+static_assert(kTileLaunch.threads == kSumLaunch.threads, "one launcher serves the tables of both (token_sums.cuh)");
+
+// Blocks of `kSumLaunch` that give each of `count` values a thread.
+PETX_HD constexpr int64_t sum_blocks(int64_t count) { return (count + kSumLaunch.threads - 1) / kSumLaunch.threads; }
 
 // Shared memory of a multiprocessor of sm_80. sm_90 and sm_100 have 228 KB; sm_86, sm_89 and sm_120 have 100 KB, which
 // hold two blocks of 16-bit tiles with one result, or one block with two.

@@ -65,6 +65,7 @@ class MmaTile {
       }
       sync_block();
     }
+    lane = renewed(lane);  // sixteen addresses are not kept from one product to the next
 #pragma unroll
     for (int n = 0; n < kWarpColumns / 8; ++n)
 #pragma unroll

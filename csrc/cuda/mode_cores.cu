@@ -55,7 +55,7 @@ PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks) full
 template <class T>
 PETX_KERNEL void __launch_bounds__(kSumLaunch.threads, kSumLaunch.blocks) diagonal_cores(ModeCoresParams p, T* cores) {
   using C = Compute<T>;
-  int64_t i = block_x() * 256 + thread_index();
+  int64_t i = block_x() * kSumLaunch.threads + thread_index();
   if (i >= p.modes * p.rank) return;
   C value = at<T>(p.core, i % p.rank), limit = threshold_of<T>(p, i % p.rank), inverse = C(1 / p.temperature);
   C weight = with_gate(p.gate, [&]<Gate kind>() { return gated<kind>(value, limit, inverse); });
@@ -161,7 +161,7 @@ PETX_KERNEL void __launch_bounds__(kSumLaunch.threads, kSumLaunch.blocks)
   using C = Compute<T>;
   C inverse = C(1 / p.temperature);
   if (block_x()) {
-    int64_t i = (block_x() - 1) * 256 + thread_index();
+    int64_t i = (block_x() - 1) * kSumLaunch.threads + thread_index();
     if (i >= p.modes * p.rank) return;
     C value = at<T>(p.core, i % p.rank), limit = threshold_of<T>(p, i % p.rank);
     C weight = with_gate(p.gate, [&]<Gate kind>() { return gated<kind>(value, limit, inverse); });
@@ -169,7 +169,7 @@ PETX_KERNEL void __launch_bounds__(kSumLaunch.threads, kSumLaunch.blocks)
     return;
   }
   C by_threshold = 0;
-  for (int64_t k = thread_index(); k < p.rank; k += 256) {
+  for (int64_t k = thread_index(); k < p.rank; k += kSumLaunch.threads) {
     C sum = 0;
     for (int64_t i = k; i < p.modes * p.rank; i += p.rank) sum += at<T>(g.dcores, i) * at<T>(p.vectors, i);
     GateSlopes<C> slopes = slopes_at<T>(p, k, k);
@@ -182,7 +182,7 @@ PETX_KERNEL void __launch_bounds__(kSumLaunch.threads, kSumLaunch.blocks)
   parts.set(thread_index(), by_threshold);
   sync_block();
   if (thread_index()) return;
-  for (int k = 1; k < 256; ++k) by_threshold += parts.get(k);
+  for (int k = 1; k < kSumLaunch.threads; ++k) by_threshold += parts.get(k);
   write(static_cast<C*>(g.dthreshold), by_threshold);
 }
 
@@ -193,12 +193,14 @@ template <class T>
 int backward(const ModeCoresParams& p, const ModeCoresGrads& g, void* base, void* stream) {
   using C = Compute<T>;
   if (p.diagonal) {
-    int64_t blocks = g.dvectors ? (p.modes * p.rank + 255) / 256 : 0;
-    return launch(diagonal_cores_backward<T>, 1 + blocks, 1, 256, 256 * sizeof(C), stream, p, g);
+    int64_t blocks = g.dvectors ? sum_blocks(p.modes * p.rank) : 0;
+    return launch(diagonal_cores_backward<T>, 1 + blocks, 1, kSumLaunch.threads, kSumLaunch.threads * sizeof(C), stream,
+                  p, g);
   }
   Workspace workspace(base);
   Plan<T> plan(p, g, workspace);
-  int error = launch(full_cores_backward<T>, plan.blocks(), 1, 256, FmaTile<T>::shared_bytes(1), stream, p, g, plan);
+  int error = launch(full_cores_backward<T>, plan.blocks(), 1, FmaTile<T>::kThreads, FmaTile<T>::shared_bytes(1),
+                     stream, p, g, plan);
   if (error) return error;
   Reductions<T, kSums> sums = {};
   auto add = [&](void* to, const C* from, int64_t parts, int64_t count) {
@@ -218,7 +220,8 @@ int mode_cores_fwd(const ModeCoresParams& p, void* cores, void* stream) {
   return with_storage(p.dtype, [&]<class T>() {
     using Tile = FmaTile<T>;
     T* to = static_cast<T*>(cores);
-    if (p.diagonal) return launch(diagonal_cores<T>, (p.modes * p.rank + 255) / 256, 1, 256, 0, stream, p, to);
+    if (p.diagonal)
+      return launch(diagonal_cores<T>, sum_blocks(p.modes * p.rank), 1, kSumLaunch.threads, 0, stream, p, to);
     int64_t across = (p.slices() + Tile::kN - 1) / Tile::kN, down = (p.modes + Tile::kM - 1) / Tile::kM;
     return launch(full_cores<T>, across, down, Tile::kThreads, Tile::shared_bytes(1), stream, p, to);
   });

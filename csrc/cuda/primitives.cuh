@@ -17,6 +17,13 @@ PETX_DEVICE int thread_index() { return threadIdx.x; }
 PETX_DEVICE int64_t block_x() { return blockIdx.x; }
 PETX_DEVICE int64_t block_y() { return blockIdx.y; }
 
+// `i` as a number of which the compiler knows nothing: what is made from it is computed where it is used, instead of
+// being held in registers all through a loop around it.
+PETX_DEVICE int renewed(int i) {
+  asm volatile("" : "+r"(i));
+  return i;
+}
+
 PETX_DEVICE void sync_block() { __syncthreads(); }
 // Barrier 1 to 15 for `threads` threads of the block, which are whole warps.
 PETX_DEVICE void sync_group(int barrier, int threads) {
@@ -137,6 +144,8 @@ inline const char* runtime_error_text(int code) { return cudaGetErrorString(stat
 template <class... Parameters, class... Arguments>
 int launch(void (*kernel)(Parameters...), int64_t grid_x, int64_t grid_y, int threads, int shared_bytes, void* stream,
            Arguments... arguments) {
+  // Beyond these the numbers below would be others.
+  if (grid_x > INT32_MAX || grid_y > 65535) return cudaErrorInvalidConfiguration;
   const void* function = reinterpret_cast<const void*>(kernel);
   if (shared_bytes > 48 * 1024) {
     cudaError_t error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);

@@ -120,7 +120,7 @@ struct Reduction {
   const T* sigmoid_of;
   int64_t pieces = 1;
 
-  PETX_HD int64_t blocks() const { return (count + 255) / 256; }
+  PETX_HD int64_t blocks() const { return sum_blocks(count); }
 };
 
 template <class T, int kMost>
@@ -136,7 +136,7 @@ PETX_KERNEL void __launch_bounds__(kSumLaunch.threads, kSumLaunch.blocks) reduce
   int number = 0;
   while (block >= all.each[number].blocks()) block -= all.each[number++].blocks();
   const Reduction<T> job = all.each[number];
-  int64_t i = block * 256 + thread_index();
+  int64_t i = block * kSumLaunch.threads + thread_index();
   if (i >= job.count) return;
   C sum = 0;
   for (int64_t part = 0; part < job.parts; ++part)
@@ -153,7 +153,7 @@ PETX_KERNEL void __launch_bounds__(kSumLaunch.threads, kSumLaunch.blocks) reduce
 template <class Table>
 int launch_table(void (*kernel)(Table), const Table& table, int64_t blocks, int64_t rows_of_blocks, int shared_bytes,
                  void* stream) {
-  return blocks ? launch(kernel, blocks, rows_of_blocks, 256, shared_bytes, stream, table) : 0;
+  return blocks ? launch(kernel, blocks, rows_of_blocks, kSumLaunch.threads, shared_bytes, stream, table) : 0;
 }
 
 // The sums over tokens of one call: jobs are named one by one, their places in the workspace follow, then the launches,
@@ -213,7 +213,7 @@ class TokenSums {
     int bytes = TileOf<T>::shared_bytes(1);
     if (int error = launch_table(weight_grads<T, kProducts>, products_, tiles, splits_.count, bytes, stream))
       return error;
-    bytes = 256 * sizeof(C);
+    bytes = kSumLaunch.threads * sizeof(C);
     if (int error = launch_table(column_sums<T, kColumns>, columns_, column_blocks, splits_.count, bytes, stream))
       return error;
     return launch_table(reduce<T, kReductions>, reductions_, reduce_blocks, 1, 0, stream);

@@ -80,7 +80,7 @@ MUTATIONS = [
     Mutation("tables' splits in one place", BACKWARD, r"first_split \+= splits.count", "first_split += 0"),
     Mutation("first split left out", BACKWARD, r"split = 0; split < splits_", "split = splits_ > 1; split < splits_"),
     Mutation("lost scale in dU", BACKWARD, r"g.u\) \+ e, sum \* C\(p.scale\)", "g.u) + e, sum"),
-    Mutation("lost scale in dV and dM", BACKWARD, r"sum.value\[n\] \* C\(p.scale\)", "sum.value[n]"),
+    Mutation("lost scale in dV and dM", BACKWARD, r"sum.value\(n\) \* C\(p.scale\)", "sum.value(n)"),
     Mutation("lost scale in a diagonal's dV", BACKWARD, r"g.v\) \+ e, sum \* C\(p.scale\)", "g.v) + e, sum"),
     Mutation("lost scale in a diagonal's dM", BACKWARD, r"g.cores\) \+ i, sum \* C\(p.scale\)", "g.cores) + i, sum"),
     Mutation(

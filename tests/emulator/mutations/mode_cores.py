@@ -88,6 +88,8 @@ MUTATIONS = [
         r"i < p.modes \* p.rank; i \+= p.rank",
         "i < (p.modes - 1) * p.rank; i += p.rank",
     ),
-    Mutation("ranks past the block left out", FILE, r"k \+= 256", "k += 512"),
-    Mutation("last thread left out of the sum", FILE, r"k < 256; \+\+k", "k < 255; ++k"),
+    Mutation("ranks past the block left out", FILE, r"k \+= kSumLaunch.threads", "k += 2 * kSumLaunch.threads"),
+    Mutation(
+        "last thread left out of the sum", FILE, r"k < kSumLaunch.threads; \+\+k", "k + 1 < kSumLaunch.threads; ++k"
+    ),
 ]

@@ -68,7 +68,7 @@ MUTATIONS = [
     Mutation("missing tail mask of lines", MMA, r"aligned && line < lines", "aligned"),
     Mutation("missing tail mask of packs", MMA, r"\(pack \+ 1\) \* kPack <= length", "pack * kPack < length"),
     Mutation("missing tail mask of values", MMA, r"line < lines && pack \* kPack \+ u < length", "line < lines"),
-    Mutation("missing alignment test of rows", OPERAND, r"(data\) % 16 == 0) && stride[^;]*", r"\1"),
+    Mutation("missing alignment test of rows", OPERAND, r"(\(data\) % 16 == 0) && stride % [^;]*", r"\1"),
     Mutation("missing alignment test of the base", OPERAND, r"reinterpret_cast<uintptr_t>\(data\) % 16 == 0 && ", ""),
     Mutation("whole packs value by value", MMA, r"if \(whole\) \{", "if (whole && line % 2) {"),
     Mutation("depth one too far", FMA, r"k0 \+ k < depth \?", "k0 + k <= depth ?"),
