@@ -49,8 +49,7 @@ CpReconstructParams checked(const char* op, const char* name, const std::vector<
   p.u = check("u", f.u, {p.rank, p.d_in});
   p.v = check("v", f.v, {p.d_out, p.rank});
 
-  if (o.gate < 0 || o.gate > 3) fail(op, "gate must be in [0, 4), got ", o.gate);
-  p.gate = static_cast<Gate>(o.gate);
+  p.gate = option<Gate>(op, "gate", o.gate, 4);
   if (!(o.temperature > 0)) fail(op, "temperature must be positive, got ", o.temperature);
   p.temperature = o.temperature, p.scale = o.scale;
   if (p.gate == Gate::none) {
@@ -72,7 +71,7 @@ std::vector<Tensor> forward(const std::vector<Tensor>& weights, const Factors& f
   std::vector<Tensor> results;
   std::vector<void*> out;
   for (const Tensor& weight : weights) {
-    results.push_back(torch::stable::new_empty(weight, {p.d_out, p.d_in}, weight.scalar_type()));
+    results.push_back(empty(weight, {p.d_out, p.d_in}, weight.scalar_type()));
     out.push_back(results.back().mutable_data_ptr());
   }
   if (p.d_out && p.d_in) launch(p, in.data(), out.data());
@@ -85,7 +84,7 @@ void fwd_on_cpu(const Tensor&, const CpReconstructParams& p, const void* const* 
 
 #ifdef USE_CUDA
 void fwd_on_cuda(const Tensor& like, const CpReconstructParams& p, const void* const* weights, void* const* out) {
-  Tensor workspace = torch::stable::new_empty(like, {cuda::cp_reconstruct_fwd_workspace(p)}, ScalarType::Byte);
+  Tensor workspace = empty(like, {cuda::cp_reconstruct_fwd_workspace(p)}, ScalarType::Byte);
   on_current_stream("cp_reconstruct", like, [&](void* stream) {
     return cuda::cp_reconstruct_fwd(p, weights, out, workspace.mutable_data_ptr(), stream);
   });
@@ -109,7 +108,7 @@ void bwd_on_cpu(const Tensor&, const CpReconstructParams& p, const void* const* 
 #ifdef USE_CUDA
 void bwd_on_cuda(const Tensor& like, const CpReconstructParams& p, const void* const* dout,
                  const CpReconstructGrads& g) {
-  Tensor workspace = torch::stable::new_empty(like, {cuda::cp_reconstruct_bwd_workspace(p, g)}, ScalarType::Byte);
+  Tensor workspace = empty(like, {cuda::cp_reconstruct_bwd_workspace(p, g)}, ScalarType::Byte);
   on_current_stream("cp_reconstruct (backward)", like, [&](void* stream) {
     return cuda::cp_reconstruct_bwd(p, dout, g, workspace.mutable_data_ptr(), stream);
   });
@@ -124,16 +123,11 @@ Grads bwd(std::vector<Tensor> dout, Tensor u, Tensor v, Tensor cores, OptionalTe
   CpReconstructParams p =
       checked("cp_reconstruct (backward)", "dout", dout, {u, v, cores, threshold}, {gate, temperature, scale}, in);
   bool any = p.d_out && p.d_in;  // with no values nothing is launched, so the sums must start as zeros
-  auto compute = u.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  auto compute = compute_type(u);
   CpReconstructGrads g = {};
-  auto wanted = [&](int bit, const OptionalTensor& like, void*& to) {
-    if (!like || !(needs >> bit & 1)) return torch::stable::new_empty(u, {0}, compute);
-    std::vector<int64_t> shape(like->sizes().begin(), like->sizes().end());
-    Tensor grad = any ? torch::stable::new_empty(u, shape, compute) : torch::stable::new_zeros(u, shape, compute);
-    to = grad.mutable_data_ptr();
-    return grad;
-  };
-  Grads grads{wanted(0, u, g.u), wanted(1, v, g.v), wanted(2, cores, g.cores), wanted(3, threshold, g.threshold)};
+  WantedGrads wanted(u, needs, !any);
+  Grads grads{wanted(0, u, compute, g.u), wanted(1, v, compute, g.v), wanted(2, cores, compute, g.cores),
+              wanted(3, threshold, compute, g.threshold)};
   if (any) launch(u, p, in.data(), g);
   return grads;
 }

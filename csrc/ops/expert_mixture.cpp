@@ -29,12 +29,6 @@ struct MixtureOptions {
   double alpha, beta;
 };
 
-template <class E>
-E option(const char* op, const char* name, int64_t value, int64_t count) {
-  if (value < 0 || value >= count) fail(op, name, " must be in [0, ", count, "), got ", value);
-  return static_cast<E>(value);
-}
-
 ExpertMixtureParams checked(const char* op, const MixtureTensors& t, const MixtureOptions& o) {
   ExpertMixtureParams p = {};
   if (t.x.dim() != 2) fail(op, "x must be [N, d], got ", shape_text(t.x));
@@ -68,14 +62,6 @@ ExpertMixtureParams checked(const char* op, const MixtureTensors& t, const Mixtu
   if (p.gate != ExpertGate::sample) check.unused("pool_mask", t.pool_mask, "with this gate");
   p.pool = static_cast<const bool*>(check.of_type("pool_mask", t.pool_mask, {p.rows}, ScalarType::Bool));
   return p;
-}
-
-ScalarType compute_type(const Tensor& x) {
-  return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
-Tensor empty(const Tensor& like, std::vector<int64_t> shape, ScalarType dtype) {
-  return torch::stable::new_empty(like, shape, dtype);
 }
 
 std::vector<int64_t> gates_shape(const ExpertMixtureParams& p) {
@@ -146,13 +132,7 @@ Grads bwd(Tensor dout, Tensor x, Tensor down_weight, OptionalTensor down_bias, T
   p.gates = const_cast<void*>(check.of_type("gates", gates, gates_shape(p), compute));
 
   // With no rows, or rows of no width, nothing is launched, so sums over rows must start as zeros.
-  auto wanted = [&](int bit, const OptionalTensor& like, ScalarType dtype, auto*& to) {
-    if (!like || !(needs >> bit & 1)) return empty(x, {0}, dtype);
-    std::vector<int64_t> shape(like->sizes().begin(), like->sizes().end());
-    Tensor grad = p.empty() ? torch::stable::new_zeros(x, shape, dtype) : empty(x, shape, dtype);
-    to = grad.mutable_data_ptr();
-    return grad;
-  };
+  WantedGrads wanted(x, needs, p.empty());
   Grads grads{wanted(0, x, x.scalar_type(), g.dx),        wanted(1, down_weight, compute, g.down_weight),
               wanted(2, down_bias, compute, g.down_bias), wanted(3, up_weight, compute, g.up_weight),
               wanted(4, up_bias, compute, g.up_bias),     wanted(5, gate_weight, compute, g.gate_weight),

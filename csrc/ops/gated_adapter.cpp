@@ -34,12 +34,6 @@ struct SiteOptions {
   double scale, dropout, eps;
 };
 
-template <class E>
-E option(const char* op, const char* name, int64_t value, int64_t count) {
-  if (value < 0 || value >= count) fail(op, name, " must be in [0, ", count, "), got ", value);
-  return static_cast<E>(value);
-}
-
 GatedAdapterParams checked(const char* op, const SiteTensors& t, const SiteOptions& o) {
   GatedAdapterParams p = {};
   if (t.h.dim() != 2) fail(op, "h must be [N, d], got ", shape_text(t.h));
@@ -106,14 +100,6 @@ GatedAdapterParams checked(const char* op, const SiteTensors& t, const SiteOptio
   if (p.dropout > 0 && !t.seed) fail(op, "seed must be an int64 tensor of one element where dropout > 0, got None");
   p.seed = static_cast<const int64_t*>(check.of_type("seed", t.seed, {1}, ScalarType::Long));
   return p;
-}
-
-ScalarType compute_type(const Tensor& h) {
-  return h.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
-Tensor empty(const Tensor& like, std::vector<int64_t> shape, ScalarType dtype) {
-  return torch::stable::new_empty(like, shape, dtype);
 }
 
 using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;  // out, z, gate_z, token_gate, norm_stats
@@ -200,13 +186,7 @@ Grads bwd(Tensor dout, Tensor h, OptionalTensor x, Tensor down_weight, OptionalT
       const_cast<void*>(check.of_type("norm_stats", norm_stats, {p.norm == Norm::none ? 0 : p.rows, 2}, compute));
 
   // With no rows nothing is launched, so sums over rows must start as zeros.
-  auto wanted = [&](int bit, const OptionalTensor& like, ScalarType dtype, auto*& to) {
-    if (!like || !(needs >> bit & 1)) return empty(h, {0}, dtype);
-    std::vector<int64_t> shape(like->sizes().begin(), like->sizes().end());
-    Tensor grad = p.rows ? empty(h, shape, dtype) : torch::stable::new_zeros(h, shape, dtype);
-    to = grad.mutable_data_ptr();
-    return grad;
-  };
+  WantedGrads wanted(h, needs, !p.rows);
   Grads grads{wanted(0, h, h.scalar_type(), g.dh),
               wanted(1, x, h.scalar_type(), g.dx),
               wanted(2, down_weight, compute, g.down_weight),

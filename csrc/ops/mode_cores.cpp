@@ -25,8 +25,7 @@ ModeCoresParams checked(const char* op, const Checker& check, const Tensor& core
   p.rank = core.sizes()[0], p.modes = modes.sizes()[0];
   p.core = check("core", core, p.diagonal ? std::vector<int64_t>{p.rank} : std::vector<int64_t>(3, p.rank));
   p.vectors = check("modes", modes, {p.modes, p.rank});
-  if (gate < 0 || gate > 3) fail(op, "gate must be in [0, 4), got ", gate);
-  p.gate = static_cast<Gate>(gate);
+  p.gate = option<Gate>(op, "gate", gate, 4);
   if (!(temperature > 0)) fail(op, "temperature must be positive, got ", temperature);
   p.temperature = temperature;
   if (p.gate == Gate::none) {
@@ -54,7 +53,7 @@ Tensor fwd(Tensor core, Tensor modes, OptionalTensor threshold, int64_t gate, do
   ModeCoresParams p = checked(op, Checker(op, core), core, modes, threshold, gate, temperature);
   std::vector<int64_t> shape = {p.modes, p.rank};
   if (!p.diagonal) shape.push_back(p.rank);
-  Tensor cores = torch::stable::new_empty(core, shape, core.scalar_type());
+  Tensor cores = empty(core, shape, core.scalar_type());
   if (p.modes) launch(core, p, cores.mutable_data_ptr());
   return cores;
 }
@@ -63,7 +62,7 @@ void bwd_on_cpu(const Tensor&, const ModeCoresParams& p, const ModeCoresGrads& g
 
 #ifdef USE_CUDA
 void bwd_on_cuda(const Tensor& core, const ModeCoresParams& p, const ModeCoresGrads& g) {
-  Tensor workspace = torch::stable::new_empty(core, {cuda::mode_cores_bwd_workspace(p, g)}, ScalarType::Byte);
+  Tensor workspace = empty(core, {cuda::mode_cores_bwd_workspace(p, g)}, ScalarType::Byte);
   on_current_stream("mode_cores (backward)", core,
                     [&](void* stream) { return cuda::mode_cores_bwd(p, g, workspace.mutable_data_ptr(), stream); });
 }
@@ -80,18 +79,10 @@ std::tuple<Tensor, Tensor, Tensor> bwd(Tensor dcores, Tensor core, Tensor modes,
   std::vector<int64_t> shape = {p.modes, p.rank};
   if (!p.diagonal) shape.push_back(p.rank);
   g.dcores = check("dcores", dcores, shape);
-  auto compute = core.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-  auto wanted = [&](int bit, const OptionalTensor& like, void*& to) {
-    if (!like || !(needs >> bit & 1)) return torch::stable::new_empty(core, {0}, compute);
-    std::vector<int64_t> sizes(like->sizes().begin(), like->sizes().end());
-    // With no modes nothing is launched, and the sums over them are zeros.
-    Tensor grad =
-        p.modes ? torch::stable::new_empty(core, sizes, compute) : torch::stable::new_zeros(core, sizes, compute);
-    to = grad.mutable_data_ptr();
-    return grad;
-  };
-  std::tuple<Tensor, Tensor, Tensor> grads{wanted(0, core, g.dcore), wanted(1, modes, g.dvectors),
-                                           wanted(2, threshold, g.dthreshold)};
+  auto compute = compute_type(core);
+  WantedGrads wanted(core, needs, !p.modes);
+  std::tuple<Tensor, Tensor, Tensor> grads{wanted(0, core, compute, g.dcore), wanted(1, modes, compute, g.dvectors),
+                                           wanted(2, threshold, compute, g.dthreshold)};
   if (p.modes && (g.dcore || g.dvectors || g.dthreshold)) launch(core, p, g);
   return grads;
 }

@@ -61,7 +61,7 @@ void fwd_on_cpu(const Tensor&, const ModeUpdateParams& p, const ModeUpdateOutput
 
 #ifdef USE_CUDA
 void fwd_on_cuda(const Tensor& x, const ModeUpdateParams& p, const ModeUpdateOutputs& out) {
-  Tensor workspace = torch::stable::new_empty(x, {cuda::mode_update_fwd_workspace(p)}, ScalarType::Byte);
+  Tensor workspace = empty(x, {cuda::mode_update_fwd_workspace(p)}, ScalarType::Byte);
   on_current_stream("mode_update", x,
                     [&](void* stream) { return cuda::mode_update_fwd(p, out, workspace.mutable_data_ptr(), stream); });
 }
@@ -80,12 +80,12 @@ std::vector<Tensor> fwd(Tensor x, OptionalTensor u, Tensor v, Tensor cores, std:
   std::vector<Tensor> results;
   results.reserve(p.count + 1);
   std::vector<int64_t> shape = rows_by(x, p.d_out);
-  results.push_back(torch::stable::new_empty(x, {u ? p.rows : 0, p.rank}, x.scalar_type()));
+  results.push_back(empty(x, {u ? p.rows : 0, p.rank}, x.scalar_type()));
   if (u) p.h = results[0].mutable_data_ptr();
   for (int64_t k = 0; k < p.count; ++k) {
     static constexpr const char* names[] = {"bases[0]", "bases[1]", "bases[2]", "bases[3]"};
     if (!bases.empty()) out.base[k] = check(names[k], bases[k], shape);
-    results.push_back(torch::stable::new_empty(x, shape, x.scalar_type()));
+    results.push_back(empty(x, shape, x.scalar_type()));
     out.y[k] = results.back().mutable_data_ptr();
   }
   if (p.rows && p.d_out) launch(x, p, out);
@@ -96,7 +96,7 @@ void bwd_on_cpu(const Tensor&, const ModeUpdateParams& p, const ModeUpdateGrads&
 
 #ifdef USE_CUDA
 void bwd_on_cuda(const Tensor& x, const ModeUpdateParams& p, const ModeUpdateGrads& g) {
-  Tensor workspace = torch::stable::new_empty(x, {cuda::mode_update_bwd_workspace(p, g)}, ScalarType::Byte);
+  Tensor workspace = empty(x, {cuda::mode_update_bwd_workspace(p, g)}, ScalarType::Byte);
   on_current_stream("mode_update (backward)", x,
                     [&](void* stream) { return cuda::mode_update_bwd(p, g, workspace.mutable_data_ptr(), stream); });
 }
@@ -120,20 +120,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> bwd(std::vector<Tensor> douts, int64_
     g.dy[k] = check("douts", douts[given++], rows_by(x, p.d_out));
   }
 
-  auto compute = x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-  bool empty = !p.rows || !p.d_out || !given;  // then nothing is launched, and the sums are zeros
-  auto wanted = [&](int bit, const OptionalTensor& like, ScalarType dtype, bool zeros, void*& to) {
-    if (!like || !(needs >> bit & 1)) return torch::stable::new_empty(x, {0}, dtype);
-    std::vector<int64_t> shape(like->sizes().begin(), like->sizes().end());
-    Tensor grad = zeros ? torch::stable::new_zeros(x, shape, dtype) : torch::stable::new_empty(x, shape, dtype);
-    to = grad.mutable_data_ptr();
-    return grad;
-  };
+  auto compute = compute_type(x);
+  bool nothing = !p.rows || !p.d_out || !given;  // is launched then, and the sums are zeros
   bool partly = static_cast<int64_t>(given) < p.count;
-  std::tuple<Tensor, Tensor, Tensor, Tensor> grads{
-      wanted(0, x, x.scalar_type(), empty, g.dx), wanted(1, u, compute, empty, g.du),
-      wanted(2, v, compute, empty, g.dv), wanted(3, cores, compute, empty || partly, g.dcores)};
-  if (!empty && (g.dx || g.du || g.dv || g.dcores)) launch(x, p, g);
+  WantedGrads wanted(x, needs, nothing);
+  std::tuple<Tensor, Tensor, Tensor, Tensor> grads{wanted(0, x, x.scalar_type(), g.dx), wanted(1, u, compute, g.du),
+                                                   wanted(2, v, compute, g.dv),
+                                                   wanted(3, cores, compute, g.dcores, partly)};
+  if (!nothing && (g.dx || g.du || g.dv || g.dcores)) launch(x, p, g);
   return grads;
 }
 

@@ -54,6 +54,45 @@ inline DType kernel_dtype(const char* op, const char* name, const Tensor& t) {
   }
 }
 
+// An option's number as its enum, which has `count` values.
+template <class E>
+E option(const char* op, const char* name, int64_t value, int64_t count) {
+  if (value < 0 || value >= count) fail(op, name, " must be in [0, ", count, "), got ", value);
+  return static_cast<E>(value);
+}
+
+// What values of `like` are computed, and gradients of parameters summed, in.
+inline ScalarType compute_type(const Tensor& like) {
+  return like.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+inline Tensor empty(const Tensor& like, std::vector<int64_t> shape, ScalarType dtype) {
+  return torch::stable::new_empty(like, shape, dtype);
+}
+
+// The gradients that a backward's `needs` asks for, bit by bit.
+class WantedGrads {
+ public:
+  // Where nothing will be launched, what would have been sums must be `zeros`.
+  WantedGrads(const Tensor& device_of, int64_t needs, bool zeros)
+      : device_of_(device_of), needs_(needs), zeros_(zeros) {}
+
+  // A tensor like argument number `bit`, and its address in `to`; an empty one where none is asked for.
+  Tensor operator()(int bit, const OptionalTensor& like, ScalarType dtype, void*& to, bool zeros = false) const {
+    if (!like || !(needs_ >> bit & 1)) return empty(device_of_, {0}, dtype);
+    std::vector<int64_t> shape(like->sizes().begin(), like->sizes().end());
+    Tensor grad =
+        zeros_ || zeros ? torch::stable::new_zeros(device_of_, shape, dtype) : empty(device_of_, shape, dtype);
+    to = grad.mutable_data_ptr();
+    return grad;
+  }
+
+ private:
+  const Tensor& device_of_;
+  int64_t needs_;
+  bool zeros_;
+};
+
 // Checks one call's tensors against the first: same device, same dtype, given shape, contiguous.
 class Checker {
  public:

@@ -81,3 +81,8 @@ def autocast_dtype(tensor):
 
 def cast(tensor, dtype):
     return tensor if tensor is None or tensor.dtype == dtype else tensor.to(dtype)
+
+
+def operands(tensors, dtype):
+    """``tensors`` as an operator takes them: of ``dtype`` and contiguous; None stays None."""
+    return [t if t is None else cast(t, dtype).contiguous() for t in tensors]

@@ -6,7 +6,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from petx import ops, reference
-from petx.functional._arguments import GATES, cast, checked_finite, checked_shape, checked_threshold
+from petx.functional._arguments import GATES, cast, checked_finite, checked_shape, checked_threshold, operands
 
 __all__ = ["cp_reconstruct"]
 
@@ -82,10 +82,6 @@ def check(weights, u, v, cores, threshold, gate, temperature, scale):
     return weights
 
 
-def _cast(factors, dtype):
-    return [t if t is None else cast(t, dtype).contiguous() for t in factors]
-
-
 class _CPReconstruct(torch.autograd.Function):
     """Keeps the factors and nothing else: the updates are made anew by the backward, tile by tile."""
 
@@ -93,7 +89,7 @@ class _CPReconstruct(torch.autograd.Function):
 
     @staticmethod
     def forward(gate, temperature, scale, u, v, cores, threshold, *weights):
-        factors = _cast((u, v, cores, threshold), weights[0].dtype)
+        factors = operands((u, v, cores, threshold), weights[0].dtype)
         return tuple(torch.ops.petx.cp_reconstruct_fwd(weights, *factors, gate, temperature, scale))
 
     @staticmethod
@@ -115,7 +111,7 @@ class _CPReconstruct(torch.autograd.Function):
 
 def _factor_grads(douts, used, factors, needs, options):
     """Gradients of the factors in their own dtypes, from those of the results that are ``used``."""
-    u, v, cores, threshold = _cast(factors, douts[0].dtype)
+    u, v, cores, threshold = operands(factors, douts[0].dtype)
     count, each = cores.shape[0], threshold is not None and threshold.shape[0] > 1
     partly = len(used) < count
     if partly:

@@ -6,7 +6,15 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from petx import ops, reference
-from petx.functional._arguments import autocast_dtype, cast, checked_choice, checked_finite, checked_mask, checked_shape
+from petx.functional._arguments import (
+    autocast_dtype,
+    cast,
+    checked_choice,
+    checked_finite,
+    checked_mask,
+    checked_shape,
+    operands,
+)
 
 __all__ = ["expert_mixture"]
 
@@ -128,10 +136,6 @@ def check(x, down_weight, down_bias, up_weight, up_bias, experts, gate, gate_wei
         raise ValueError(f"expert_mixture: top_k must be from 1 to experts = {experts}, got {top_k!r}")
 
 
-def _contiguous(tensors, dtype):
-    return [t if t is None else cast(t, dtype).contiguous() for t in tensors]
-
-
 class _ExpertMixture(torch.autograd.Function):
     """Keeps x, the parameters, the masks and two narrow tensors: u before the activation [N, K r], the gates."""
 
@@ -139,7 +143,7 @@ class _ExpertMixture(torch.autograd.Function):
 
     @staticmethod
     def forward(x, *rest):
-        return torch.ops.petx.expert_mixture_fwd(x, *_contiguous(rest[:6], x.dtype), *rest[6:])
+        return torch.ops.petx.expert_mixture_fwd(x, *operands(rest[:6], x.dtype), *rest[6:])
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -157,7 +161,7 @@ class _ExpertMixture(torch.autograd.Function):
         parameters, masks, saved = rest[:6], rest[6:8], rest[8:]
         needs = sum(1 << i for i in range(7) if ctx.needs_input_grad[i])
         grads = torch.ops.petx.expert_mixture_bwd(
-            dout.contiguous(), x, *_contiguous(parameters, x.dtype), *masks, *saved, needs, *ctx.options
+            dout.contiguous(), x, *operands(parameters, x.dtype), *masks, *saved, needs, *ctx.options
         )
         grads = [
             grad.to(leaf.dtype) if ctx.needs_input_grad[i] else None

@@ -6,7 +6,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from petx import ops, reference
-from petx.functional._arguments import checked_shape
+from petx.functional._arguments import checked_shape, operands
 
 __all__ = ["gated_adapter", "value_adapter", "value_adapters"]
 
@@ -282,10 +282,6 @@ def _by_reference(tensors, padding_mask, seed, **options):
     return reference.gated_adapter(batched(h), batched(x), *parameters, mask, seed, **options).reshape(shape)
 
 
-def _cast(tensors, dtype):
-    return [t if t is None or (t.dtype == dtype and t.is_contiguous()) else t.to(dtype).contiguous() for t in tensors]
-
-
 class _GatedAdapter(torch.autograd.Function):
     """Keeps what exists anyway (h, x, parameters) and narrow tensors: z, the gate's z, statistics, the seed."""
 
@@ -294,7 +290,7 @@ class _GatedAdapter(torch.autograd.Function):
     @staticmethod
     def forward(h, x, *rest):
         parameters, extras = rest[:10], rest[10:]
-        return torch.ops.petx.gated_adapter_fwd(h, x, *_cast(parameters, h.dtype), *extras)
+        return torch.ops.petx.gated_adapter_fwd(h, x, *operands(parameters, h.dtype), *extras)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -312,7 +308,7 @@ class _GatedAdapter(torch.autograd.Function):
         parameters, mask, seed, saved = rest[:10], rest[10], rest[11], rest[12:]
         needs = sum(1 << i for i in range(12) if ctx.needs_input_grad[i])
         grads = torch.ops.petx.gated_adapter_bwd(
-            dout.contiguous(), h, x, *_cast(parameters, h.dtype), mask, seed, *saved, needs, *ctx.options
+            dout.contiguous(), h, x, *operands(parameters, h.dtype), mask, seed, *saved, needs, *ctx.options
         )
         leaves = (h, x, *parameters)
         grads = [

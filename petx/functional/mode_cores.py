@@ -4,7 +4,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from petx import ops, reference
-from petx.functional._arguments import GATES, cast, checked_shape, checked_threshold
+from petx.functional._arguments import GATES, cast, checked_shape, checked_threshold, operands
 
 __all__ = ["mode_cores"]
 
@@ -42,10 +42,6 @@ def mode_cores(core, modes, threshold=None, *, gate="none", temperature=1.0):
     return call(core, modes, threshold, GATES.index(gate), float(temperature))
 
 
-def _operands(core, modes, threshold):
-    return [t if t is None else cast(t, core.dtype).contiguous() for t in (core, modes, threshold)]
-
-
 class _ModeCores(torch.autograd.Function):
     """Keeps its inputs and nothing else."""
 
@@ -53,7 +49,7 @@ class _ModeCores(torch.autograd.Function):
 
     @staticmethod
     def forward(core, modes, threshold, gate, temperature):
-        return torch.ops.petx.mode_cores_fwd(*_operands(core, modes, threshold), gate, temperature)
+        return torch.ops.petx.mode_cores_fwd(*operands((core, modes, threshold), core.dtype), gate, temperature)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -65,7 +61,9 @@ class _ModeCores(torch.autograd.Function):
     def backward(ctx, dcores):
         inputs, needs = ctx.saved_tensors, ctx.needs_input_grad
         bits = sum(1 << i for i in range(3) if needs[i])
-        grads = torch.ops.petx.mode_cores_bwd(dcores.contiguous(), *_operands(*inputs), bits, *ctx.options)
+        grads = torch.ops.petx.mode_cores_bwd(
+            dcores.contiguous(), *operands(inputs, inputs[0].dtype), bits, *ctx.options
+        )
         return (*(g.to(t.dtype) if n else None for g, t, n in zip(grads, inputs, needs, strict=False)), None, None)
 
 

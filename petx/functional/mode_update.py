@@ -6,7 +6,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from petx import ops, reference
-from petx.functional._arguments import autocast_dtype, cast, checked_dropout, checked_shape
+from petx.functional._arguments import autocast_dtype, cast, checked_dropout, checked_shape, operands
 
 __all__ = ["mode_update"]
 
@@ -111,14 +111,10 @@ def _by_reference(x, u, v, cores, bases, seed, dropout, shared_mask):
     return tuple(y.reshape(shape) for y in outputs)
 
 
-def _factors(u, v, cores, dtype):
-    return [t if t is None else cast(t, dtype).contiguous() for t in (u, v, cores)]
-
-
 def _run(x, u, v, cores, seed, dropout, shared_mask, bases):
     """[x Uᵀ, y_0, ..., y_(K-1)]."""
     bases = [base.contiguous() for base in bases]
-    factors = _factors(u, v, cores, x.dtype)
+    factors = operands((u, v, cores), x.dtype)
     return torch.ops.petx.mode_update_fwd(x.contiguous(), *factors, bases, seed, dropout, shared_mask)
 
 
@@ -148,7 +144,7 @@ class _ModeUpdate(torch.autograd.Function):
                 [douts[k].contiguous() for k in used],
                 sum(1 << k for k in used),
                 x.contiguous(),
-                *_factors(*factors, x.dtype),
+                *operands(factors, x.dtype),
                 seed,
                 hidden,
                 bits,
