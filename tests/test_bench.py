@@ -57,7 +57,7 @@ def test_peers_compute_the_same(case):
     for name in (peers.LITERAL, peers.BEST):
         got = outputs_and_grads(by_name[name], case, problem, activations)
         for a, b in zip(got, wanted, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)  # of float64: sums in another order
 
 
 def test_the_stacked_form_is_the_same():
@@ -67,7 +67,7 @@ def test_the_stacked_form_is_the_same():
         forms = [plain("one", peers.reconstruct_eager), plain("all", peers.reconstruct_stacked)]
         one, all_ = (outputs_and_grads(arm, case, problem, activations) for arm in forms)
         for a, b in zip(one, all_, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)  # of float64: sums in another order
 
 
 def test_patience():

@@ -1,5 +1,7 @@
 """The models that a run compares: one InstructBLIP, its Q-Former tuned in different ways."""
 
+import dataclasses
+
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
@@ -15,7 +17,7 @@ def build(arm, model, settings):
     """``model``, a host loaded anew, made into ``arm``: its trainable parameters have ``requires_grad``."""
     model.requires_grad_(False)
     if arm in ("petal", "random-host", *ABLATIONS):
-        return petal(model, dataclass_with(settings, ABLATIONS.get(arm, {})))
+        return petal(model, dataclasses.replace(settings, **ABLATIONS.get(arm, {})))
     if arm == "lora":
         return get_peft_model(model, lora_config(equal_size(model, settings, lora_parameters), settings))
     if arm == "adapter":
@@ -32,11 +34,6 @@ def build(arm, model, settings):
         for part in (last.intermediate, last.output):
             part.requires_grad_(False)
     return model
-
-
-def dataclass_with(settings, changes):
-    changed = type(settings)(**vars(settings) | changes)
-    return changed
 
 
 def petal_config(settings):
@@ -118,7 +115,7 @@ def equal_size(model, settings, parameters):
     """The rank at which ``parameters(model, rank)`` comes nearest to what PETAL trains at ``settings``."""
     with torch.device("meta"):
         skeleton = type(model)(model.config)
-    wanted = counts(petal(skeleton.requires_grad_(False), dataclass_with(settings, {"ib": "off"})))["trainable"]
+    wanted = counts(petal(skeleton.requires_grad_(False), dataclasses.replace(settings, ib="off")))["trainable"]
     fixed = parameters(model, 0)
     return max(1, round((wanted - fixed) / (parameters(model, 1) - fixed)))
 
