@@ -56,7 +56,7 @@ class Backward : Mixture<T> {
     if (stage == Stage::rest) spread_sample();  // read after the product, which ends with a barrier
     if (!g.dx) return;
     for (int64_t begin = 0; begin < p.d; begin += Tile::kN) {
-      Tile::multiply(0, this->block_rows(work_.du, p.stacked), this->weight_columns(p.down_weight, begin, p.d),
+      Tile::multiply(0, this->block_rows(work_.du, p.stacked), this->weight_columns(p.down_weight, begin, p.d, p.d),
                      p.stacked);
       this->each_column(begin, p.d, [&](int64_t column, int c) {
         this->put_dx(g.dx, g.dout, work_.dlogits, token, column, Tile::result(0, row, c));
@@ -111,7 +111,8 @@ class Backward : Mixture<T> {
   // q of the block's rows, and where gates learn, dout . b_k.
   PETX_DEVICE void products() const {
     for (int64_t begin = 0; begin < p.stacked; begin += Tile::kN) {
-      Tile::multiply(0, this->block_rows(g.dout, p.d), this->weight_columns(p.up_weight, begin, p.stacked), p.d);
+      Tile::multiply(0, this->block_rows(g.dout, p.d), this->weight_columns(p.up_weight, begin, p.stacked, p.stacked),
+                     p.d);
       this->each_column(begin, p.stacked, [&](int64_t column, int c) {
         put<T>(work_.du, token * p.stacked + column, Tile::result(0, row, c));
       });

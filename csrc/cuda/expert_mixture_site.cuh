@@ -5,7 +5,7 @@
 // a tile for it would be all but empty.
 #pragma once
 
-#include "cuda/common.cuh"
+#include "cuda/row_block.cuh"
 #include "kernels/expert_mixture.h"
 
 namespace petx::cuda {
@@ -66,55 +66,19 @@ PETX_DEVICE void softmax(const Logit& logit, int64_t experts, int64_t top_k, C* 
 }
 
 template <class S>
-class Mixture {
+class Mixture : public RowBlock<S> {
+  using Base = RowBlock<S>;
+
  public:
-  using T = S;
-  using C = Compute<T>;
-  using Tile = TileOf<T>;
-  static constexpr int kSharers = Tile::kThreads / Tile::kM;  // threads that own a row
-  static constexpr int kRun = 8;                              // consecutive columns a thread takes at a time
-  static_assert(kSharers == 4);
+  using Base::first, Base::rows, Base::row, Base::sharer, Base::token, Base::valid, Base::row_sum, Base::block_rows,
+      Base::weight_rows;
+  using typename Base::C, typename Base::T, typename Base::Tile;
 
-  PETX_DEVICE Mixture(const ExpertMixtureParams& params, int64_t block)
-      : p(params),
-        first(block * Tile::kM),
-        rows(p.rows - first < Tile::kM ? p.rows - first : Tile::kM),
-        row(thread_index() / kSharers),
-        sharer(thread_index() % kSharers),
-        token(first + row) {}
+  PETX_DEVICE Mixture(const ExpertMixtureParams& params, int64_t block) : Base(params.rows, block), p(params) {}
 
-  PETX_DEVICE bool valid() const { return row < rows; }
   PETX_DEVICE bool in_scope(int64_t t) const { return !p.scope || read(p.scope + t); }
   PETX_DEVICE C gate(int64_t t, int64_t k) const {
     return p.gated() ? read(static_cast<const C*>(p.gates) + p.gate_row(t) * p.experts + k) : C(1) / C(p.experts);
-  }
-
-  // The sum of a row's four threads, in all of them.
-  PETX_DEVICE static C row_sum(C value) {
-    value += shuffle_xor(value, 1);
-    return value + shuffle_xor(value, 2);
-  }
-
-  // This block's rows of a [N, width] tensor.
-  PETX_DEVICE Rows<T> block_rows(const void* data, int64_t width) const {
-    return {static_cast<const T*>(data) + first * width, width, rows};
-  }
-  // Rows [begin, end) of a matrix [., width], as many as a tile has columns.
-  PETX_DEVICE static Rows<T> weight_rows(const void* data, int64_t begin, int64_t end, int64_t width) {
-    return {static_cast<const T*>(data) + begin * width, width, end - begin};
-  }
-  PETX_DEVICE static Columns<T> weight_columns(const void* data, int64_t begin, int64_t end) {
-    return {static_cast<const T*>(data) + begin, end, end - begin};
-  }
-
-  // Calls visit(column, column in the tile) for this thread's columns of a tile that begins at `begin`.
-  template <class Visit>
-  PETX_DEVICE void each_column(int64_t begin, int64_t end, const Visit& visit) const {
-    if (!valid()) return;
-#pragma unroll 1
-    for (int run = kRun * sharer; run < Tile::kN; run += kRun * kSharers)
-#pragma unroll 1
-      for (int c = run; c < run + kRun && begin + c < end; ++c) visit(begin + c, c);
   }
 
   // Calls visit(token, column, position) for all values of the block's rows of a [N, width] tensor, neighbouring
@@ -157,9 +121,6 @@ class Mixture {
   }
 
   const ExpertMixtureParams& p;
-  int64_t first, rows;
-  int row, sharer;
-  int64_t token;
 };
 
 // Sums over a sample's tokens, one block a sample: a warp's lanes take neighbouring columns, its eight warps every

@@ -4,7 +4,7 @@
 // own a row: its sums are two shuffles away, and what belongs to a row (gate, statistics) is one number in a register.
 #pragma once
 
-#include "cuda/common.cuh"
+#include "cuda/row_block.cuh"
 #include "kernels/gated_adapter.h"
 #include "kernels/philox.h"
 
@@ -23,23 +23,18 @@ PETX_DEVICE C activate(Activation kind, C z) {
 }
 
 template <class S>
-class Site {
+class Site : public RowBlock<S> {
+  using Base = RowBlock<S>;
+
  public:
-  using T = S;
-  using C = Compute<T>;
-  using Tile = TileOf<T>;
-  static constexpr int kSharers = Tile::kThreads / Tile::kM;  // threads that own a row
-  static constexpr int kRun = 8;                              // consecutive columns a thread takes at a time
-  static_assert(kSharers == 4);
+  using Base::first, Base::rows, Base::row, Base::sharer, Base::token, Base::valid, Base::row_sum, Base::block_rows,
+      Base::weight_rows;
+  using typename Base::C, typename Base::T, typename Base::Tile;
 
   PETX_DEVICE Site(const GatedAdapterParams& params, const Hidden<T>& hidden, int64_t block)
-      : p(params),
+      : Base(params.rows, block),
+        p(params),
         hidden(hidden),
-        first(block * Tile::kM),
-        rows(p.rows - first < Tile::kM ? p.rows - first : Tile::kM),
-        row(thread_index() / kSharers),
-        sharer(thread_index() % kSharers),
-        token(first + row),
         seed_(p.dropout > 0 ? static_cast<uint64_t>(read(p.seed)) : 0),
         threshold_(dropout_threshold(p.dropout)) {}
 
@@ -51,33 +46,6 @@ class Site {
   PETX_DEVICE const void* gate_of_s() const {
     return static_cast<const T*>(p.gate_weight) + (p.granularity == Granularity::small ? p.d : 0);
   }
-  PETX_DEVICE bool valid() const { return row < rows; }
-
-  // The sum of a row's four threads, in all of them.
-  PETX_DEVICE static C row_sum(C value) {
-    value += shuffle_xor(value, 1);
-    return value + shuffle_xor(value, 2);
-  }
-
-  // This block's rows of a [N, width] tensor, from `column` on.
-  PETX_DEVICE Rows<T> block_rows(const void* data, int64_t width, int64_t column = 0) const {
-    return {static_cast<const T*>(data) + first * width + column, width, rows};
-  }
-  // Rows [begin, end) of a matrix [., width], as many as a tile has columns.
-  PETX_DEVICE static Rows<T> weight_rows(const void* data, int64_t begin, int64_t end, int64_t width) {
-    return {static_cast<const T*>(data) + begin * width, width, end - begin};
-  }
-
-  // Calls visit(column, column in the tile) for this thread's columns of a tile that begins at `begin`.
-  template <class Visit>
-  PETX_DEVICE void each_column(int64_t begin, int64_t end, const Visit& visit) const {
-    if (!valid()) return;
-#pragma unroll 1
-    for (int run = kRun * sharer; run < Tile::kN; run += kRun * kSharers)
-#pragma unroll 1
-      for (int c = run; c < run + kRun && begin + c < end; ++c) visit(begin + c, c);
-  }
-
   // Makes the products of every tile of columns and calls visit(begin, end) once they are there: up's in slot 0,
   // where `modified` asks for it, the large gate's in slot 1.
   template <class Visit>
@@ -132,7 +100,7 @@ class Site {
     C sum = 0, count = 0;
     if (valid()) {
       int64_t begin = token / p.length * p.length;
-      for (int64_t t = begin + sharer; t < begin + p.length; t += kSharers) {
+      for (int64_t t = begin + sharer; t < begin + p.length; t += Base::kSharers) {
         if (!only_counting || counts(t)) sum += read(static_cast<const C*>(per_token) + t);
         if (counts(t)) count += C(1);
       }
@@ -144,9 +112,6 @@ class Site {
 
   const GatedAdapterParams& p;
   const Hidden<T>& hidden;
-  int64_t first, rows;
-  int row, sharer;
-  int64_t token;
 
  private:
   uint64_t seed_, counter_ = ~uint64_t(0);

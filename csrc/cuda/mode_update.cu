@@ -64,7 +64,8 @@ class Forward : ModeBlock<T> {
  private:
   PETX_DEVICE void project() const {
     for (int64_t begin = 0; begin < p.rank; begin += Tile::kN) {
-      if (p.d_in) Tile::multiply(0, this->block_rows(p.x, p.d_in), Base::rows_of(p.u, begin, p.rank, p.d_in), p.d_in);
+      if (p.d_in)
+        Tile::multiply(0, this->block_rows(p.x, p.d_in), Base::weight_rows(p.u, begin, p.rank, p.d_in), p.d_in);
       this->each_run(begin, p.rank, [&](int64_t column, int c, int64_t left) {
         Base::store_run(h_, token * p.rank + column, left, p.d_in ? this->result(0, c) : Run{});
       });
@@ -73,7 +74,7 @@ class Forward : ModeBlock<T> {
   }
 
   PETX_DEVICE void update(int64_t k, int64_t begin) const {
-    Tile::multiply(0, this->block_rows(mixed_, p.rank), Base::rows_of(p.v, begin, p.d_out, p.rank), p.rank);
+    Tile::multiply(0, this->block_rows(mixed_, p.rank), Base::weight_rows(p.v, begin, p.d_out, p.rank), p.rank);
     const void* base = of_mode(out_.base, k);
     void* to = of_mode(out_.y, k);
     this->each_run(begin, p.d_out, [&](int64_t column, int c, int64_t left) {

@@ -5,7 +5,7 @@
 // counters.
 #pragma once
 
-#include "cuda/common.cuh"
+#include "cuda/row_block.cuh"
 #include "kernels/mode_update.h"
 #include "kernels/philox.h"
 
@@ -20,14 +20,13 @@ PETX_DEVICE P of_mode(const P (&each)[kMostModes], int64_t k) {
 }
 
 template <class S>
-class ModeBlock {
+class ModeBlock : public RowBlock<S> {
+  using Base = RowBlock<S>;
+
  public:
-  using T = S;
-  using C = Compute<T>;
-  using Tile = TileOf<T>;
-  static constexpr int kSharers = Tile::kThreads / Tile::kM;  // threads that own a row
-  static constexpr int kRun = 8;
-  static_assert(kSharers == 4);
+  using Base::first, Base::rows, Base::row, Base::sharer, Base::token, Base::valid, Base::row_sum, Base::block_rows;
+  using Base::kRun, Base::kSharers, Base::weight_columns, Base::weight_rows;
+  using typename Base::C, typename Base::T, typename Base::Tile;
 
   // Consecutive values of a row.
   struct Run {
@@ -35,33 +34,18 @@ class ModeBlock {
   };
 
   PETX_DEVICE ModeBlock(const ModeUpdateParams& params, int64_t block)
-      : p(params),
-        first(block * Tile::kM),
-        rows(p.rows - first < Tile::kM ? p.rows - first : Tile::kM),
-        row(thread_index() / kSharers),
-        sharer(thread_index() % kSharers),
-        token(first + row),
+      : Base(params.rows, block),
+        p(params),
         seed_(p.dropout > 0 ? static_cast<uint64_t>(read(p.seed)) : 0),
         threshold_(dropout_threshold(p.dropout)) {}
 
-  // This block's rows of a [N, width] tensor.
-  PETX_DEVICE Rows<T> block_rows(const void* data, int64_t width) const {
-    return {static_cast<const T*>(data) + first * width, width, rows};
-  }
-  // Rows, or columns, [begin, end) of a matrix whose rows are `width` long.
-  PETX_DEVICE static Rows<T> rows_of(const void* data, int64_t begin, int64_t end, int64_t width) {
-    return {static_cast<const T*>(data) + begin * width, width, end - begin};
-  }
-  PETX_DEVICE static Columns<T> columns_of(const void* data, int64_t begin, int64_t end, int64_t width) {
-    return {static_cast<const T*>(data) + begin, width, end - begin};
-  }
   PETX_DEVICE const T* core(int64_t k) const { return static_cast<const T*>(p.cores) + k * p.core_size(); }
 
   // Calls visit(column, column in the tile, columns left) for each of this thread's runs of a tile that begins at
   // `begin`.
   template <class Visit>
   PETX_DEVICE void each_run(int64_t begin, int64_t end, const Visit& visit) const {
-    if (row >= rows) return;
+    if (!valid()) return;
 #pragma unroll 1
     for (int c = kRun * sharer; c < Tile::kN && begin + c < end; c += kRun * kSharers)
       visit(begin + c, c, end - begin - c);
@@ -147,7 +131,7 @@ class ModeBlock {
   // to = kept M_k.
   PETX_DEVICE void mix(const T* kept, int64_t k, T* to) const {
     for (int64_t begin = 0; begin < p.rank; begin += Tile::kN) {
-      Tile::multiply(0, block_rows(kept, p.rank), columns_of(core(k), begin, p.rank, p.rank), p.rank);
+      Tile::multiply(0, block_rows(kept, p.rank), weight_columns(core(k), begin, p.rank, p.rank), p.rank);
       each_run(begin, p.rank, [&](int64_t column, int c, int64_t left) {
         store_run(to, token * p.rank + column, left, result(0, c));
       });
@@ -156,9 +140,6 @@ class ModeBlock {
   }
 
   const ModeUpdateParams& p;
-  int64_t first, rows;
-  int row, sharer;
-  int64_t token;
 
  private:
   uint64_t seed_;

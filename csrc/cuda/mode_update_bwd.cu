@@ -62,7 +62,8 @@ class Backward : ModeBlock<T> {
     if (!g.dx || !p.x) return;
     sync_block();
     for (int64_t begin = 0; begin < p.d_in; begin += Tile::kN) {
-      Tile::multiply(kProduct, this->block_rows(to_.dh, p.rank), Base::columns_of(p.u, begin, p.d_in, p.d_in), p.rank);
+      Tile::multiply(kProduct, this->block_rows(to_.dh, p.rank), Base::weight_columns(p.u, begin, p.d_in, p.d_in),
+                     p.rank);
       this->each_run(begin, p.d_in, [&](int64_t column, int c, int64_t left) {
         Base::store_run(g.dx, token * p.d_in + column, left, this->result(kProduct, c));
       });
@@ -73,7 +74,7 @@ class Backward : ModeBlock<T> {
   PETX_DEVICE void output_grad(int64_t k) const {
     for (int64_t begin = 0; begin < p.rank; begin += Tile::kN) {
       Tile::multiply(kProduct, this->block_rows(of_mode(g.dy, k), p.d_out),
-                     Base::columns_of(p.v, begin, p.rank, p.rank), p.d_out);
+                     Base::weight_columns(p.v, begin, p.rank, p.rank), p.d_out);
       this->each_run(begin, p.rank, [&](int64_t column, int c, int64_t left) {
         int64_t i = token * p.rank + column;
         Run dg = this->result(kProduct, c);
@@ -93,7 +94,7 @@ class Backward : ModeBlock<T> {
       if (!of_mode(g.dy, k)) continue;
       if (!p.diagonal)
         Tile::multiply(kProduct, this->block_rows(of_mode(to_.dg, k), p.rank),
-                       Base::rows_of(this->core(k), begin, p.rank, p.rank), p.rank);
+                       Base::weight_rows(this->core(k), begin, p.rank, p.rank), p.rank);
       this->each_run(begin, p.rank, [&](int64_t column, int c, int64_t left) {
         Run part;
         if (p.diagonal) {

@@ -40,6 +40,7 @@ CHECKS = [
 
 SITE, FORWARD, BACKWARD = "expert_mixture_site.cuh", "expert_mixture.cu", "expert_mixture_bwd.cu"
 OPERAND = "operand.cuh"
+ROWS = "row_block.cuh"
 
 MUTATIONS = [
     # the softmax
@@ -64,10 +65,10 @@ MUTATIONS = [
     Mutation("gate of another expert", SITE, r"gate\(t, column / p.rank\(\)\)", "gate(t, column % p.experts)"),
     Mutation("bias of the first expert", SITE, r"p.up_bias, k \* p.d \+ column", "p.up_bias, column"),
     Mutation("gate's part of dx lost", SITE, r"p.gated\(\) && k < p.experts", "false && k < p.experts"),
-    Mutation("sum of two threads instead of four", SITE, r"value \+= shuffle_xor\(value, 1\);", ""),
-    Mutation("rows past the end take part", SITE, r"if \(!valid\(\)\) return;", ""),
+    Mutation("sum of two threads instead of four", ROWS, r"value \+= shuffle_xor\(value, 1\);", ""),
+    Mutation("rows past the end take part", ROWS, r"if \(!valid\(\)\) return;", ""),
     Mutation(
-        "last rows of the wrong block", SITE, r"p.rows - first < Tile::kM \? p.rows - first : Tile::kM", "Tile::kM"
+        "last rows of the wrong block", ROWS, r"all_rows - first < Tile::kM \? all_rows - first : Tile::kM", "Tile::kM"
     ),
     # two weights as one operand
     Mutation(

@@ -22,6 +22,7 @@ CHECKS = [
 ]
 
 SITE, FORWARD, BACKWARD = "gated_adapter_site.cuh", "gated_adapter.cu", "gated_adapter_bwd.cu"
+ROWS = "row_block.cuh"
 
 MUTATIONS = [
     Mutation("lost scale", SITE, r"C\(p.scale\) \* gate \* s", "gate * s"),
@@ -37,10 +38,10 @@ MUTATIONS = [
     Mutation(
         "stale counter of the dropout", SITE, r"if \(element / 4 != counter_\)", "if (element / 8 != counter_ / 2)"
     ),
-    Mutation("rows past the end take part", SITE, r"if \(!valid\(\)\) return;", ""),
-    Mutation("one column too far", SITE, r"begin \+ c < end", "begin + c <= end"),
-    Mutation("sum of two threads instead of four", SITE, r"value \+= shuffle_xor\(value, 1\);", ""),
-    Mutation("sum of the wrong four", SITE, r"shuffle_xor\(value, 2\)", "shuffle_xor(value, 4)"),
+    Mutation("rows past the end take part", ROWS, r"if \(!valid\(\)\) return;", ""),
+    Mutation("one column too far", ROWS, r"begin \+ c < end", "begin + c <= end"),
+    Mutation("sum of two threads instead of four", ROWS, r"value \+= shuffle_xor\(value, 1\);", ""),
+    Mutation("sum of the wrong four", ROWS, r"shuffle_xor\(value, 2\)", "shuffle_xor(value, 4)"),
     Mutation("padding counts", SITE, r"!only_counting \|\| counts\(t\)", "true"),
     Mutation("mean by the length", SITE, r"if \(counts\(t\)\) count \+= C\(1\);", "count += C(1);"),
     Mutation("mean of another sample", SITE, r"token / p.length \* p.length", "token / (p.length + 1) * p.length"),
@@ -50,7 +51,7 @@ MUTATIONS = [
     Mutation("lost bias", SITE, r" \+ at_or_zero<T>\(p.up_bias, column\)", ""),
     Mutation("lost residual", SITE, r"return p.residual \?", "return false ?"),
     Mutation(
-        "last rows of the wrong block", SITE, r"p.rows - first < Tile::kM \? p.rows - first : Tile::kM", "Tile::kM"
+        "last rows of the wrong block", ROWS, r"all_rows - first < Tile::kM \? all_rows - first : Tile::kM", "Tile::kM"
     ),
     Mutation(
         "small gate reads the first half for S", SITE, r"Granularity::small \? p.d : 0", "Granularity::small ? 0 : 0"

@@ -21,6 +21,7 @@ CHECKS = [
 
 BLOCK, FORWARD, BACKWARD = "mode_update_block.cuh", "mode_update.cu", "mode_update_bwd.cu"
 SUMS = "token_sums.cuh"
+ROWS = "row_block.cuh"
 
 MUTATIONS = [
     # dropout
@@ -39,9 +40,9 @@ MUTATIONS = [
     Mutation("dropout one word off", BLOCK, r"element & 2 \? high : low", "element & 2 ? low : high"),
     Mutation("stale counter of the dropout", BLOCK, r"element / 4 != counter\)", "element / 8 != counter / 2)"),
     # rows and runs
-    Mutation("rows past the end take part", BLOCK, r"if \(row >= rows\) return;", ""),
+    Mutation("rows past the end take part", BLOCK, r"if \(!valid\(\)\) return;", ""),
     Mutation(
-        "last rows of the wrong block", BLOCK, r"p.rows - first < Tile::kM \? p.rows - first : Tile::kM", "Tile::kM"
+        "last rows of the wrong block", ROWS, r"all_rows - first < Tile::kM \? all_rows - first : Tile::kM", "Tile::kM"
     ),
     Mutation("run read one value too far", BLOCK, r"j < left \? load", "j <= left ? load"),
     Mutation("run's last value not written", BLOCK, r"if \(j < left\) write", "if (j + 1 < left) write"),
@@ -49,7 +50,7 @@ MUTATIONS = [
     Mutation("missing alignment test", BLOCK, r" && reinterpret_cast<uintptr_t>\(to\) % 16 == 0", ""),
     # cores
     Mutation("core of the first projection", BLOCK, r"k \* p.core_size\(\)", "0 * p.core_size()"),
-    Mutation("turned core", BLOCK, r"columns_of\(core\(k\),", "rows_of(core(k),"),
+    Mutation("turned core", BLOCK, r"weight_columns\(core\(k\),", "weight_rows(core(k),"),
     Mutation("diagonal core not multiplied", BLOCK, r"if \(scaled\) multiply_by", "if (false) multiply_by"),
     Mutation(
         "last rank left out of the core", BLOCK, r"(begin, p.rank, p.rank\)), p.rank\);", r"\1, p.rank - (p.rank > 1));"
@@ -78,7 +79,9 @@ MUTATIONS = [
         "this->drop(part, k, column); for (C& value : part.value) value *= C(1 - p.dropout);",
     ),
     Mutation("dh by the first projection's mask", BACKWARD, r"drop\(part, k, column\)", "drop(part, 0, column)"),
-    Mutation("core not turned in dh", BACKWARD, r"Base::rows_of\(this->core\(k\),", "Base::columns_of(this->core(k),"),
+    Mutation(
+        "core not turned in dh", BACKWARD, r"Base::weight_rows\(this->core\(k\),", "Base::weight_columns(this->core(k),"
+    ),
     Mutation("dh of the last projection alone", BACKWARD, r"begun \? Tile::result", "false ? Tile::result"),
     Mutation("dh begun with what lay there", BACKWARD, r"begun \? Tile::result", "true ? Tile::result"),
     Mutation("independent masks kept once", BACKWARD, r"!made \|\| !p.shared_mask", "!made"),
@@ -94,7 +97,7 @@ MUTATIONS = [
     Mutation("all dM in one place", BACKWARD, r" \+ k \* p.core_size\(\)", ""),
     Mutation("dV by the whole h", BACKWARD, r"mix\(p.dropout > 0 \? of_mode\(to_.kept, k\) : h,", "mix(h,"),
     Mutation("dV by the first g", BACKWARD, r"mixed\[pairs\+\+\] = to_.mixed\[k\]", "mixed[pairs++] = to_.mixed[0]"),
-    Mutation("last rank left out of dx", BACKWARD, r"(p.d_in, p.d_in\)), p.rank\);", r"\1, p.rank - (p.rank > 1));"),
+    Mutation("last rank left out of dx", BACKWARD, r"(p.d_in, p.d_in\)),\s*p.rank\);", r"\1, p.rank - (p.rank > 1));"),
     # sums of several products
     Mutation("last product left out", SUMS, r"piece < job.pieces;", "piece < job.pieces - (job.pieces > 1);"),
     Mutation("products' sums in one place", SUMS, r"split_sums_ \+ k \* m \* n", "split_sums_"),
