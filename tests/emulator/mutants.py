@@ -7,6 +7,8 @@ The mistakes are those of tests/emulator/mutations. One that nothing notices is 
 """
 
 import argparse
+import importlib
+import multiprocessing
 import os
 import re
 import resource
@@ -22,6 +24,7 @@ from tests.emulator.mutations import modules, mutations
 from tests.emulator.operations import in_place_of_cpu_kernels
 
 SECONDS = 120  # of a processor that the checks of one mutant may take, most of them under two
+WAIT = 4 * SECONDS  # by the clock
 FLAGS = ["-std=c++20", "-O1", "-fPIC", "-w"]
 INCLUDE = re.compile(r'#include "(cuda|kernels)/([\w.]+)"')
 
@@ -76,30 +79,41 @@ class Bench:
         return link(objects.values(), folder / "kernels.so")
 
 
-def noticed(module, library, checks=None):
+def noticed(module, library):
     """(check, what it says) of the first check that notices, or None. In a process of its own, because a mistake may
-    end it, or go on for ever."""
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(reader)
-        resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 1))
-        try:
-            os.write(writer, "\n".join(verdict(library, checks or module.CHECKS)).encode()[:4000])
-            os._exit(0)
-        finally:  # whatever else a check raises must not go on in a second copy of this program
-            os._exit(1)
-    os.close(writer)
-    with os.fdopen(reader) as stream:
-        check, _, said = stream.read().partition("\n")
-    status = os.waitpid(child, 0)[1]
-    if status:
-        late = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU
-        return "", f"not done after {SECONDS} s" if late else f"the process ends with status {status}"
-    return (check, said) if said else None
+    end it, or go on for ever; and not in a copy of this one, whose threads a copy would wait for in vain."""
+    # A server that has loaded torch, and never run a parallel region, makes the copies.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([module.__name__ for module in modules().values()])
+    reader, writer = context.Pipe(duplex=False)
+    child = context.Process(target=try_checks, args=(module.__name__, library, writer))
+    child.start()
+    writer.close()
+    said = None
+    try:
+        late = not reader.poll(WAIT)
+        if not late:
+            said = reader.recv()
+    except EOFError:  # it ended without a word
+        late = False
+    if late:
+        child.kill()
+    child.join()
+    if late or child.exitcode == -signal.SIGXCPU:
+        return "", f"not done after {WAIT if late else SECONDS} s"
+    if said is None:
+        return "", f"the process ends with status {child.exitcode}"
+    return said if said[1] else None
+
+
+def try_checks(name, library, writer):
+    """What the checks of the module of this name say of a library, to whoever reads."""
+    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 1))
+    writer.send(verdict(library, importlib.import_module(name).CHECKS))
 
 
 def verdict(library, checks):
+    """(check, what it says) of the first that notices, two empty texts if none does."""
     emulator = Emulator(library)
     with in_place_of_cpu_kernels(emulator):
         for check in checks:
