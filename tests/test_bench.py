@@ -5,11 +5,12 @@ import time
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from petx import cli
 from petx.bench import case as bench_case
 from petx.bench import compare, layers, machine, operations, peers, plots, process, report, run, table, timing
-from petx.bench.case import PETX, Unavailable, plain, select
+from petx.bench.case import PETX, PRODUCTS, Unavailable, plain, select
 from petx.errors import UserError
 from tests.cases import TABLES
 
@@ -45,6 +46,24 @@ def outputs_and_grads(arm, case, problem, activations):
     draw = torch.Generator().manual_seed(1)
     gradients = [torch.randn(o.shape, generator=draw, dtype=o.dtype) for o in outputs]
     return [*outputs, *torch.autograd.grad(outputs, leaves, gradients)]
+
+
+@pytest.mark.parametrize("case", ALL, ids=str)
+def test_products_alone_are_the_work(case):
+    """Multiplications and additions of the forward; of a backward all but what makes ΔW and narrow cores anew."""
+    (arm,) = [arm for arm in case.arms if arm.name == PRODUCTS]
+    problem = case.make(case, "cpu")
+    forward, leaves = arm.build(case, problem)
+    counted = []
+    with FlopCounterMode(display=False) as counter:
+        outputs = forward(problem.fresh())
+        counted.append(counter.get_total_flops())
+        torch.autograd.grad(outputs, leaves, [torch.ones_like(y) for y in outputs], allow_unused=True)
+        counted.append(counter.get_total_flops() - counted[0])
+    full = case.sizes.get("core") == "full"  # whose small products are no part of the case's least work
+    remake = 2 * case.work["bwd"][0] // 6 if case.sizes.get("gate") == "soft" else 0
+    assert counted[0] == case.work["fwd"][0] or full and counted[0] > case.work["fwd"][0]
+    assert counted[1] == case.work["bwd"][0] - remake or full and counted[1] > case.work["bwd"][0]
 
 
 @pytest.mark.parametrize("case", ALL, ids=str)

@@ -8,6 +8,7 @@ import torch
 from petx.errors import UserError
 
 PETX = "petx"
+FROZEN, PRODUCTS = FLOORS = ("frozen model", "products alone")  # arms that do less than the function: no peers
 DIRECTIONS = ("fwd", "bwd", "fwd+bwd")
 
 

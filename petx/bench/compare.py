@@ -2,6 +2,7 @@
 
 import json
 
+from petx.bench.case import FLOORS, PETX
 from petx.errors import UserError
 
 TOLERANCE = 0.10
@@ -67,12 +68,12 @@ def times_of(case, arm="petx"):
 
 
 def best_ratio(case, direction):
-    """Time of the fastest peer over petx's, or None without one. The frozen model is no peer: it does less."""
+    """Time of the fastest peer over petx's, or None without one."""
     own = times_of(case)[direction]["median"]
     peers = [
         times_of(case, arm)[direction]["median"]
         for arm in case["arms"]
-        if arm not in ("petx", "frozen model") and direction in times_of(case, arm)
+        if arm not in (PETX, *FLOORS) and direction in times_of(case, arm)
     ]
     return min(peers) / own if peers else None
 

@@ -13,10 +13,9 @@ from torch import nn
 
 from petx import functional
 from petx.bench import peers
-from petx.bench.case import PETX, Arm, BenchCase, Problem, Unavailable
+from petx.bench.case import FROZEN, PETX, Arm, BenchCase, Problem, Unavailable
 from petx.bench.operations import DTYPES, problem
 
-FROZEN = "frozen model"
 RANK, HEADS, DROPOUT = 96, 4, 0.1
 PETAL_RANK, EXPERTS = 64, 6
 

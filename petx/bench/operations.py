@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from petx.bench import peers
+from petx.bench import peers, products
 from petx.bench.case import PETX, Arm, BenchCase, Problem, Unavailable, compiled, plain, unavailable
 
 # Tokens on a CPU are those of the published batch divided by this.
@@ -29,15 +29,18 @@ def problem(case, device, parameters, activations, frozen=None, gradients=(), se
     return Problem(values, {n: draw(s, 0.1) for n, s in (frozen or {}).items()}, fresh)
 
 
-def arms(literal, best, own, *, to_compile=None, others=(), compile_best=True, why_not=""):
-    """petx and its peers; ``to_compile`` is the form to give to torch.compile, where the best eager one is not it."""
+def arms(literal, best, own, alone, *, to_compile=None, others=(), compile_best=True, why_not=""):
+    """petx, its peers, and the products ``alone``.
+
+    ``to_compile`` is the form to give to torch.compile, where the best eager one is not it.
+    """
     listed = [plain(PETX, own), plain(peers.LITERAL, literal), plain(peers.BEST, best)]
     if compile_best:
         source = to_compile or best
         listed += [compiled(peers.COMPILED, source), compiled(peers.GRAPHS, source, "reduce-overhead")]
     else:
         listed += [unavailable(name, why_not) for name in (peers.COMPILED, peers.GRAPHS)]
-    return (*listed, *others)
+    return (*listed, *others, alone)
 
 
 def site(tokens, dtype, name, *, d=768, r=96, r_g=None, tail="none", heads=4, quick=False, **more):
@@ -61,6 +64,7 @@ def site(tokens, dtype, name, *, d=768, r=96, r_g=None, tail="none", heads=4, qu
             peers.site_literal,
             peers.site_eager,
             peers.site_petx,
+            products.site(),
             others=[unavailable(peers.LORA, NO_LORA), unavailable(peers.LYCORIS, NO_LORA)],
             **more,
         ),
@@ -85,6 +89,7 @@ def cores(modes, dtype, name, *, rank=64, quick=False, **more):
             peers.cores_literal,
             peers.cores_eager,
             peers.cores_petx,
+            products.cores(rank),
             others=[unavailable(peers.LORA, NO_CORE), unavailable(peers.LYCORIS, NO_CORE)],
             **more,
         ),
@@ -121,7 +126,14 @@ def update(
         dtype,
         dict(N=tokens, d_in=d_in, d_out=d_out, R=rank, modes=K, projections=projections),
         lambda case, device: problem(case, device, parameters, activations, frozen, ("x",) if dx else ()),
-        arms(peers.update_literal, peers.update_eager, peers.update_petx, others=others, **more),
+        arms(
+            peers.update_literal,
+            peers.update_eager,
+            peers.update_petx,
+            products.update(K, projections, dx),
+            others=others,
+            **more,
+        ),
         dict(dropout=dropout, projections=projections),
         {
             "fwd": (flops + dense, read + (1 if projections else 2) * written + weights),
@@ -199,6 +211,7 @@ def reconstruct(count, dtype, name, *, d_in=768, d_out=768, rank=64, gate="soft"
             peers.reconstruct_literal,
             peers.reconstruct_eager,
             peers.reconstruct_petx,
+            products.reconstruct(count, full),
             to_compile=peers.reconstruct_stacked,
             others=[unavailable(peers.LORA, NO_LORA), unavailable(peers.LYCORIS, NO_LORA)],
             **more,
@@ -235,6 +248,7 @@ def mixture(tokens, dtype, name, *, d=768, experts=6, rank=64, gate="uniform", q
             peers.mixture_literal,
             peers.mixture_eager,
             peers.mixture_petx,
+            products.mixture(gate != "uniform"),
             others=[unavailable(peers.LORA, NO_LORA), unavailable(peers.LYCORIS, NO_LORA)],
             **more,
         ),
