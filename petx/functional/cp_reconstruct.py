@@ -7,6 +7,7 @@ from torch.autograd.function import once_differentiable
 
 from petx import ops, reference
 from petx.functional._arguments import GATES, cast, checked_finite, checked_shape, checked_threshold, operands
+from petx.functional._autograd import Differentiable
 
 __all__ = ["cp_reconstruct"]
 
@@ -44,10 +45,8 @@ def cp_reconstruct(weights, u, v, cores, threshold=None, *, gate="none", tempera
         factors = (cast(t, weights[0].dtype) for t in factors)
         with torch.autocast(weights[0].device.type, enabled=False):
             return reference.cp_reconstruct(weights, *factors, gate=gate, temperature=temperature, scale=float(scale))
-    call = _CPReconstruct.apply
-    if not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*factors, *weights))):
-        call = _CPReconstruct.forward  # spares the autograd machinery
-    return call(GATES.index(gate), float(temperature), float(scale), *factors, *(w.contiguous() for w in weights))
+    options = (GATES.index(gate), float(temperature), float(scale))
+    return _CPReconstruct.call((*factors, *weights), *options, *factors, *(w.contiguous() for w in weights))
 
 
 def check(weights, u, v, cores, threshold, gate, temperature, scale):
@@ -82,10 +81,8 @@ def check(weights, u, v, cores, threshold, gate, temperature, scale):
     return weights
 
 
-class _CPReconstruct(torch.autograd.Function):
+class _CPReconstruct(Differentiable):
     """Keeps the factors and nothing else: the updates are made anew by the backward, tile by tile."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(gate, temperature, scale, u, v, cores, threshold, *weights):

@@ -15,6 +15,7 @@ from petx.functional._arguments import (
     checked_shape,
     operands,
 )
+from petx.functional._autograd import Differentiable
 
 __all__ = ["expert_mixture"]
 
@@ -89,10 +90,8 @@ def expert_mixture(
             beta=float(beta),
         )
         return y.reshape(shape)
-    call = _ExpertMixture.apply
-    if not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *parameters))):
-        call = _ExpertMixture.forward  # spares the autograd machinery
-    y = call(
+    y = _ExpertMixture.call(
+        (x, *parameters),
         cast(x, dtype).reshape(tokens, shape[-1]).contiguous(),
         *parameters,
         *(None if m is None else m.reshape(tokens) for m in masks),
@@ -136,10 +135,8 @@ def check(x, down_weight, down_bias, up_weight, up_bias, experts, gate, gate_wei
         raise ValueError(f"expert_mixture: top_k must be from 1 to experts = {experts}, got {top_k!r}")
 
 
-class _ExpertMixture(torch.autograd.Function):
+class _ExpertMixture(Differentiable):
     """Keeps x, the parameters, the masks and two narrow tensors: u before the activation [N, K r], the gates."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(x, *rest):

@@ -7,6 +7,7 @@ from torch.autograd.function import once_differentiable
 
 from petx import ops, reference
 from petx.functional._arguments import checked_shape, operands
+from petx.functional._autograd import Differentiable
 
 __all__ = ["gated_adapter", "value_adapter", "value_adapters"]
 
@@ -209,10 +210,8 @@ def gated_adapter(
         padding_mask = padding_mask.ne(0).reshape(-1)
     if x is not None and x.shape[:-1] != shape[:-1]:
         raise ValueError(f"gated_adapter: x must be {[*shape[:-1], 'd_x']} like h, got {list(x.shape)}")
-    call = _GatedAdapter.apply
-    if not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)):
-        call = _GatedAdapter.forward  # spares the autograd machinery, a third of a small call
-    out = call(
+    out = _GatedAdapter.call(
+        tensors,
         h.reshape(-1, shape[-1]).contiguous(),
         None if x is None else x.reshape(-1, x.shape[-1]).contiguous(),
         *tensors[2:],
@@ -282,10 +281,8 @@ def _by_reference(tensors, padding_mask, seed, **options):
     return reference.gated_adapter(batched(h), batched(x), *parameters, mask, seed, **options).reshape(shape)
 
 
-class _GatedAdapter(torch.autograd.Function):
+class _GatedAdapter(Differentiable):
     """Keeps what exists anyway (h, x, parameters) and narrow tensors: z, the gate's z, statistics, the seed."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(h, x, *rest):

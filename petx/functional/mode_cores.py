@@ -5,6 +5,7 @@ from torch.autograd.function import once_differentiable
 
 from petx import ops, reference
 from petx.functional._arguments import GATES, cast, checked_shape, checked_threshold, operands
+from petx.functional._autograd import Differentiable
 
 __all__ = ["mode_cores"]
 
@@ -36,16 +37,12 @@ def mode_cores(core, modes, threshold=None, *, gate="none", temperature=1.0):
         modes, threshold = cast(modes, core.dtype), cast(threshold, core.dtype)
         with torch.autocast(core.device.type, enabled=False):
             return reference.mode_cores(core, modes, threshold, gate=gate, temperature=temperature)
-    call = _ModeCores.apply
-    if not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (core, modes, threshold))):
-        call = _ModeCores.forward  # spares the autograd machinery
-    return call(core, modes, threshold, GATES.index(gate), float(temperature))
+    leaves = (core, modes, threshold)
+    return _ModeCores.call(leaves, *leaves, GATES.index(gate), float(temperature))
 
 
-class _ModeCores(torch.autograd.Function):
+class _ModeCores(Differentiable):
     """Keeps its inputs and nothing else."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(core, modes, threshold, gate, temperature):

@@ -7,6 +7,7 @@ from torch.autograd.function import once_differentiable
 
 from petx import ops, reference
 from petx.functional._arguments import autocast_dtype, cast, checked_dropout, checked_shape, operands
+from petx.functional._autograd import Differentiable
 
 __all__ = ["mode_update"]
 
@@ -42,12 +43,11 @@ def mode_update(x, u, v, cores, bases=None, *, dropout=0.0, shared_mask=False, s
         seed = seed.reshape(1)
     x = cast(x, dtype)
     bases = () if bases is None else [cast(base, dtype) for base in bases]
-    # torch.func's transforms see through torch's own operations alone.
+    # torch.func's vmap has no rule for an operator that takes a list of tensors.
     if not ops.has_kernel("mode_update", x.device.type) or torch._C._are_functorch_transforms_active():
         return _by_reference(x, u, v, cores, bases, seed, dropout, shared_mask)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, u, v, cores, *bases)):
-        return _ModeUpdate.apply(x, u, v, cores, seed, float(dropout), shared_mask, *bases)
-    return tuple(_run(x, u, v, cores, seed, float(dropout), shared_mask, bases)[1:])
+    leaves = (x, u, v, cores, *bases)
+    return _ModeUpdate.call(leaves, x, u, v, cores, seed, float(dropout), shared_mask, *bases)[1:]
 
 
 def _fits(x, u, v, cores, bases, dropout, seed):
@@ -111,30 +111,26 @@ def _by_reference(x, u, v, cores, bases, seed, dropout, shared_mask):
     return tuple(y.reshape(shape) for y in outputs)
 
 
-def _run(x, u, v, cores, seed, dropout, shared_mask, bases):
-    """[x Uᵀ, y_0, ..., y_(K-1)]."""
-    bases = [base.contiguous() for base in bases]
-    factors = operands((u, v, cores), x.dtype)
-    return torch.ops.petx.mode_update_fwd(x.contiguous(), *factors, bases, seed, dropout, shared_mask)
-
-
-class _ModeUpdate(torch.autograd.Function):
-    """Keeps what exists anyway (x, factors), x Uᵀ and the seed; the gradients of ``bases`` are those of the results.
-
-    Without ``setup_context``, for which torch inspects the signature at every call: longer than the call itself.
-    """
+class _ModeUpdate(Differentiable):
+    """(x Uᵀ, y_0, ..., y_(K-1)). Keeps what exists anyway (x, factors), x Uᵀ and the seed; the gradients of ``bases``
+    are those of the results."""
 
     @staticmethod
-    def forward(ctx, x, u, v, cores, seed, dropout, shared_mask, *bases):
-        hidden, *outputs = _run(x, u, v, cores, seed, dropout, shared_mask, bases)
-        ctx.options = dropout, shared_mask
-        ctx.save_for_backward(x, u, v, cores, seed, hidden)
+    def forward(x, u, v, cores, seed, dropout, shared_mask, *bases):
+        bases = [base.contiguous() for base in bases]
+        factors = operands((u, v, cores), x.dtype)
+        return tuple(torch.ops.petx.mode_update_fwd(x.contiguous(), *factors, bases, seed, dropout, shared_mask))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.options = inputs[5:7]
+        ctx.save_for_backward(*inputs[:5], output[0])
+        ctx.mark_non_differentiable(output[0])
         ctx.set_materialize_grads(False)
-        return tuple(outputs)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, *douts):
+    def backward(ctx, _, *douts):
         needs, grads = ctx.needs_input_grad, [None] * 4
         used = [k for k, dout in enumerate(douts) if dout is not None]
         bits = sum(1 << i for i in range(4) if needs[i])

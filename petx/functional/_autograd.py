@@ -1,0 +1,33 @@
+"""How the public functions reach their autograd functions: by the shortest way that a call allows."""
+
+import torch
+
+
+class Differentiable(torch.autograd.Function):
+    """Base of the autograd functions, which have ``forward(*inputs)`` and ``setup_context``, as torch.func needs them.
+
+    For a class with ``setup_context`` torch inspects forward's signature at every ``apply``: about 40 µs, more than a
+    small kernel takes. So an eager call goes through ``Eager``, the same function in the older form.
+    """
+
+    generate_vmap_rule = True
+
+    def __init_subclass__(cls):
+        super().__init_subclass__()
+
+        def forward(ctx, *inputs):
+            output = cls.forward(*inputs)
+            cls.setup_context(ctx, inputs, output)
+            return output
+
+        members = {"forward": staticmethod(forward), "backward": staticmethod(cls.backward)}
+        cls.Eager = type(cls.__name__, (torch.autograd.Function,), members)
+
+    @classmethod
+    def call(cls, leaves, *inputs):
+        """``cls(*inputs)``; ``leaves`` are the tensors, or None, that may need a gradient."""
+        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+            return cls.apply(*inputs)
+        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in leaves):
+            return cls.Eager.apply(*inputs)
+        return cls.forward(*inputs)
