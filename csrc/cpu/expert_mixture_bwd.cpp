@@ -50,7 +50,8 @@ class Backward {
         p_.rows, [&](int64_t rows) { return scratch(rows); },
         [&](Scratch& t, int64_t begin, int64_t end, C* into) {
           each_block<G>(begin, end, [&](int64_t first, int64_t n) { block(t, first, n, into, first > begin); });
-        });
+        },
+        kFewExpertRows);
     finish();
   }
 
@@ -156,7 +157,7 @@ class Backward {
     auto multiply = [&](G* to, bool accumulate) {
       gemm<G>(a.transposed(), b, host::matrix(to, a.cols, b.cols), accumulate);
     };
-    sums_.product(sum, t.weight, into, multiply, more);
+    sums_.product(sum, t.weight, into, more, multiply);
   }
 
   // What was summed side by side goes to its places.

@@ -12,10 +12,12 @@
 
 namespace petx::cpu {
 
-// Row blocks: as row_blocks, but of 64 rows at least, since a product packs its weights anew for each block.
+// Row blocks: as row_blocks, but of 64 rows at least, and more rows are few: the weights that a product packs anew for
+// each block are large, and there is little to do beside the products.
+inline constexpr int64_t kFewExpertRows = 512;
 template <class G>
 Division expert_blocks(int64_t rows) {
-  return divide(rows, std::clamp<int64_t>(rows / 64, 1, 8), kMostRows<G>);
+  return divide(rows, rows < kFewExpertRows ? 1 : 8, kMostRows<G>);
 }
 
 template <class T, class G>

@@ -18,13 +18,13 @@ class Backward {
     int64_t gate_count = p.granularity == Granularity::large   ? p.d * p.r_g
                          : p.granularity == Granularity::small ? 2 * p.d
                                                                : p.d;
-    down_weight_ = sums_.add(g.down_weight, p.r * p.down_width());
+    down_weight_ = sums_.add(g.down_weight, p.r * p.down_width(), true);
     down_bias_ = sums_.add(g.down_bias, p.r);
-    up_weight_ = sums_.add(g.up_weight, p.d * (p.r / p.heads));
+    up_weight_ = sums_.add(g.up_weight, p.d * (p.r / p.heads), true);
     up_bias_ = sums_.add(g.up_bias, p.d);
-    gate_down_weight_ = sums_.add(g.gate_down_weight, p.r_g * p.d_x);
+    gate_down_weight_ = sums_.add(g.gate_down_weight, p.r_g * p.d_x, true);
     gate_down_bias_ = sums_.add(g.gate_down_bias, p.r_g);
-    gate_weight_ = sums_.add(g.gate_weight, gate_count);
+    gate_weight_ = sums_.add(g.gate_weight, gate_count, site_.large());
     gate_bias_ = sums_.add(g.gate_bias, site_.large() ? p.d : 1);
     norm_weight_ = sums_.add(g.norm_weight, p.d);
     norm_bias_ = sums_.add(g.norm_bias, p.d);
@@ -36,7 +36,7 @@ class Backward {
     sums_.run(
         p_.rows, [&](int64_t rows) { return scratch(rows); },
         [&](Scratch& t, int64_t begin, int64_t end, C* into) {
-          each_block<G>(begin, end, [&](int64_t row, int64_t rows) { block(t, row, rows, into); });
+          each_block<G>(begin, end, [&](int64_t row, int64_t rows) { block(t, row, rows, into, row > begin); });
         });
     finish();
   }
@@ -99,7 +99,7 @@ class Backward {
     }
   }
 
-  void block(Scratch& t, int64_t first, int64_t n, C* into) const {
+  void block(Scratch& t, int64_t first, int64_t n, C* into, bool more) const {
     SiteBlock<T, G> b = rebuild(t, first, n);
     T* dx = g_.dx ? static_cast<T*>(g_.dx) + first * p_.d_x : nullptr;
     b.ds = t.ds.get(), b.dgate = t.dgate.get(), b.dx = dx;
@@ -110,22 +110,22 @@ class Backward {
     b.sum_norm_weight = norm_weight_.in(into);
     b.sum_norm_bias = norm_bias_.in(into);
     site_.rows.backward(b);
-    adapter(t, b, n, dx, into);
-    if (site_.large()) gate(t, b, n, dx, into);
+    adapter(t, b, n, dx, into, more);
+    if (site_.large()) gate(t, b, n, dx, into, more);
   }
 
-  void adapter(Scratch& t, const SiteBlock<T, G>& b, int64_t n, T* dx, C* into) const {
+  void adapter(Scratch& t, const SiteBlock<T, G>& b, int64_t n, T* dx, C* into, bool more) const {
     bool parallel = p_.reads_x_in_down();
     T* dh = g_.dh ? static_cast<T*>(g_.dh) + b.first * p_.d : nullptr;
-    sums_.product(up_weight_, t.weight, into,
-                  [&](G* to, bool more) { site_.up_weight_grad(t.ds.get(), t.a.get(), n, to, more); });
+    sums_.product(up_weight_, t.weight, into, more,
+                  [&](G* to, bool add) { site_.up_weight_grad(t.ds.get(), t.a.get(), n, to, add); });
     site_.up_product_bwd(t.ds.get(), n, t.da.get());
     G* dz = t.da.get();
     site_.rows.activate_bwd(site_.z(b.first), p_.activation, n, p_.r, dz, down_bias_.in(into));
-    sums_.product(down_weight_, t.weight, into, [&](G* to, bool more) {
+    sums_.product(down_weight_, t.weight, into, more, [&](G* to, bool add) {
       const G* in = parallel ? site_.operand(b.x, n * p_.d_x, t.in) : site_.operand(b.h, n * p_.d, t.in);
       gemm<G>(host::matrix(dz, n, p_.r).transposed(), host::matrix(in, n, p_.down_width()),
-              host::matrix(to, p_.r, p_.down_width()), more);
+              host::matrix(to, p_.r, p_.down_width()), add);
     });
     G* product = nullptr;
     if (parallel ? dx != nullptr : dh != nullptr) {
@@ -136,18 +136,18 @@ class Backward {
     if (parallel && dx) vectors<T, G>().add(product, n * p_.d_x, dx);
   }
 
-  void gate(Scratch& t, const SiteBlock<T, G>& b, int64_t n, T* dx, C* into) const {
-    sums_.product(gate_weight_, t.weight, into, [&](G* to, bool more) {
+  void gate(Scratch& t, const SiteBlock<T, G>& b, int64_t n, T* dx, C* into, bool more) const {
+    sums_.product(gate_weight_, t.weight, into, more, [&](G* to, bool add) {
       gemm<G>(host::matrix(t.dgate.get(), n, p_.d).transposed(), host::matrix(t.gate_a.get(), n, p_.r_g),
-              host::matrix(to, p_.d, p_.r_g), more);
+              host::matrix(to, p_.d, p_.r_g), add);
     });
     if (!dx && !gate_down_weight_.to && !gate_down_bias_.to) return;
     G* dz = t.da.get();
     gemm<G>(host::matrix(t.dgate.get(), n, p_.d), site_.gate_up, host::matrix(dz, n, p_.r_g));
     site_.rows.activate_bwd(site_.gate_z(b.first), p_.activation, n, p_.r_g, dz, gate_down_bias_.in(into));
-    sums_.product(gate_down_weight_, t.weight, into, [&](G* to, bool more) {
+    sums_.product(gate_down_weight_, t.weight, into, more, [&](G* to, bool add) {
       gemm<G>(host::matrix(dz, n, p_.r_g).transposed(), host::matrix(site_.operand(b.x, n * p_.d_x, t.x), n, p_.d_x),
-              host::matrix(to, p_.r_g, p_.d_x), more);
+              host::matrix(to, p_.r_g, p_.d_x), add);
     });
     if (!dx) return;
     gemm<G>(host::matrix(dz, n, p_.r_g), site_.gate_down, host::matrix(t.up.get(), n, p_.d_x));

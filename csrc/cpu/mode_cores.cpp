@@ -52,7 +52,7 @@ class Cores {
     if (p_.diagonal) return diagonal_backward(g);
     SplitSums<T, G> sums;
     auto by_rank = buffer<C>(p_.rank);
-    auto dvectors = sums.add(g.dvectors, p_.modes * p_.rank);
+    auto dvectors = sums.add(g.dvectors, p_.modes * p_.rank, true);
     auto dthresholds = sums.add(g.dthreshold ? by_rank.get() : nullptr, p_.rank);
     const T* dcores = static_cast<const T*>(g.dcores);
     struct Scratch {
@@ -68,7 +68,7 @@ class Cores {
         [&](Scratch& t, int64_t begin, int64_t end, C* into) {
           each_block<G>(begin, end, [&](int64_t first, int64_t m) {
             host::Matrix grads = grad_columns(dcores, first, m, t.grads);
-            sums.product(dvectors, t.weight, into, [&](G* to, bool more) {
+            sums.product(dvectors, t.weight, into, first > begin, [&](G* to, bool more) {
               gemm<G>(grads, host::matrix(gated_rows(first, m, t.gate), m, p_.rank),
                       host::matrix(to, p_.modes, p_.rank), more);
             });

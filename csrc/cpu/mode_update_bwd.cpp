@@ -24,18 +24,18 @@ class Backward : ModeCall<T, G> {
 
  public:
   Backward(const ModeUpdateParams& p, const ModeUpdateGrads& g) : Call(p), p_(p), g_(g) {
-    du_ = sums_.add(g.du, p.rank * p.d_in);
+    du_ = sums_.add(g.du, p.rank * p.d_in, true);
     if (Call::folded()) {
       int64_t size = p.d_out * p.rank;
       if (g.dv || g.dcores) dfolded_values_ = buffer<C>(p.count * size);
       for (int64_t k = 0; k < p.count; ++k)
-        dfolded_[k] = sums_.add(g.dy[k] && dfolded_values_ ? dfolded_values_.get() + k * size : nullptr, size);
+        dfolded_[k] = sums_.add(g.dy[k] && dfolded_values_ ? dfolded_values_.get() + k * size : nullptr, size, true);
       return;
     }
-    dv_ = sums_.add(g.dv, p.d_out * p.rank);
+    dv_ = sums_.add(g.dv, p.d_out * p.rank, true);
     for (int64_t k = 0; k < p.count; ++k) {
       C* to = g.dy[k] && g.dcores ? static_cast<C*>(g.dcores) + k * p.core_size() : nullptr;
-      dcores_[k] = sums_.add(to, p.core_size());
+      dcores_[k] = sums_.add(to, p.core_size(), !p.diagonal);
     }
   }
 
@@ -43,7 +43,7 @@ class Backward : ModeCall<T, G> {
     sums_.run(
         p_.rows, [&](int64_t rows) { return scratch(rows); },
         [&](Scratch& t, int64_t begin, int64_t end, C* into) {
-          each_block<G>(begin, end, [&](int64_t first, int64_t n) { block(t, first, n, into); });
+          each_block<G>(begin, end, [&](int64_t first, int64_t n) { block(t, first, n, into, first > begin); });
         });
     if (dfolded_values_) unfold();
   }
@@ -75,27 +75,27 @@ class Backward : ModeCall<T, G> {
     return t;
   }
 
-  void block(Scratch& t, int64_t first, int64_t n, C* into) const {
+  void block(Scratch& t, int64_t first, int64_t n, C* into, bool later) const {
     bool begun = false;
     const C* mask = nullptr;
     for (int64_t k = 0; k < p_.count; ++k) {
       if (!g_.dy[k]) continue;
       bool fresh = !begun || (p_.dropout > 0 && !p_.shared_mask);
       if (fresh) mask = Call::mask(t.hidden, first, n, k);
-      projection(t, first, n, k, mask, fresh, begun, into);
+      projection(t, first, n, k, mask, fresh, begun, into, later);
       begun = true;
     }
-    if (wants_dh()) input(t, first, n, into);
+    if (wants_dh()) input(t, first, n, into, later);
   }
 
-  void projection(Scratch& t, int64_t first, int64_t n, int64_t k, const C* mask, bool fresh, bool begun,
-                  C* into) const {
+  void projection(Scratch& t, int64_t first, int64_t n, int64_t k, const C* mask, bool fresh, bool begun, C* into,
+                  bool later) const {
     int64_t rank = p_.rank;
     const G* dy = operand<T, G>(static_cast<const T*>(g_.dy[k]) + first * p_.d_out, n * p_.d_out, t.wide);
     host::Matrix from = host::matrix(dy, n, p_.d_out), dg = host::matrix(t.dg.get(), n, rank);
     const G* kept = g_.dv || g_.dcores ? Call::kept(t.hidden, first, n, mask, fresh) : nullptr;
     if (Call::folded()) {
-      sums_.product(dfolded_[k], t.weight, into, [&](G* to, bool more) {
+      sums_.product(dfolded_[k], t.weight, into, later, [&](G* to, bool more) {
         gemm<G>(from.transposed(), host::matrix(kept, n, rank), host::matrix(to, p_.d_out, rank), more);
       });
       if (!wants_dh()) return;
@@ -105,7 +105,7 @@ class Backward : ModeCall<T, G> {
     }
     if (g_.dv) {
       const G* mixed = Call::mix(t.hidden, kept, n, k);
-      sums_.product(dv_, t.weight, into, [&](G* to, bool more) {
+      sums_.product(dv_, t.weight, into, later || begun, [&](G* to, bool more) {
         gemm<G>(from.transposed(), host::matrix(mixed, n, rank), host::matrix(to, p_.d_out, rank), more);
       });
     }
@@ -114,7 +114,7 @@ class Backward : ModeCall<T, G> {
     if (p_.diagonal) {
       if (C* to = dcores_[k].in(into)) this->rows.dots(t.dg.get(), kept, n, rank, to);
     } else {
-      sums_.product(dcores_[k], t.weight, into, [&](G* to, bool more) {
+      sums_.product(dcores_[k], t.weight, into, later, [&](G* to, bool more) {
         gemm<G>(host::matrix(kept, n, rank).transposed(), dg, host::matrix(to, rank, rank), more);
       });
     }
@@ -128,7 +128,7 @@ class Backward : ModeCall<T, G> {
   }
 
   // What dh gives: dx and U's part, or where x came projected dx alone.
-  void input(Scratch& t, int64_t first, int64_t n, C* into) const {
+  void input(Scratch& t, int64_t first, int64_t n, C* into, bool later) const {
     if (!p_.x) {
       this->rows.round(t.dh.get(), n * p_.rank, static_cast<T*>(g_.dx) + first * p_.rank);
       return;
@@ -141,7 +141,7 @@ class Backward : ModeCall<T, G> {
       dh = t.dh_operand.get();
     }
     host::Matrix left = host::matrix(dh, n, p_.rank);
-    sums_.product(du_, t.weight, into, [&](G* to, bool more) {
+    sums_.product(du_, t.weight, into, later, [&](G* to, bool more) {
       const G* x = operand<T, G>(static_cast<const T*>(p_.x) + first * p_.d_in, n * p_.d_in, t.wide);
       gemm<G>(left.transposed(), host::matrix(x, n, p_.d_in), host::matrix(to, p_.rank, p_.d_in), more);
     });

@@ -43,10 +43,11 @@ class SplitSums {
   }
 
   // Calls body(split's first row, its end, its accumulators) for every split, then adds the splits up.
-  // make_scratch(rows of the longest split) is called once a thread, and body gets its result first.
+  // make_scratch(rows of the longest split) is called once a thread, and body gets its result first. Rows below `few`
+  // are one split.
   template <class MakeScratch, class Body>
-  void run(int64_t rows, const MakeScratch& make_scratch, const Body& body) const {
-    Division splits = row_splits(rows);
+  void run(int64_t rows, const MakeScratch& make_scratch, const Body& body, int64_t few = kFewRows) const {
+    Division splits = row_splits(rows, few);
     if (splits.parts() == 1) {
       clear(nullptr);
       host::parallel(1, [&](int64_t, int64_t) {
@@ -77,7 +78,7 @@ class SplitSums {
   // else by a separate float sum, so that no sum over blocks is kept in 16 bits. product(to, accumulate) multiplies
   // into G.
   template <class Product>
-  static void product(const Sum& s, const Buffer<G>& scratch, C* into, const Product& product, bool more = true) {
+  static void product(const Sum& s, const Buffer<G>& scratch, C* into, bool more, const Product& product) {
     if (!s.to) return;
     if constexpr (std::is_same_v<G, C>) {
       product(s.in(into), more);

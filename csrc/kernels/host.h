@@ -8,8 +8,8 @@
 
 namespace petx::host {
 
-// Calls body(begin, end) over [0, tasks) from torch's thread pool. Always inside a parallel region when there is
-// more than one thread, so that a product in `body` runs on one thread and its result depends on the task alone.
+// Calls body(begin, end) over [0, tasks) from torch's thread pool. A product in `body` runs on one thread, and the
+// products of a single task are cut into parts by their shapes: so results do not depend on the number of threads.
 void parallel(int64_t tasks, const std::function<void(int64_t, int64_t)>& body);
 
 // A row-major matrix, or its transpose by exchanged strides.
