@@ -31,11 +31,10 @@ struct MixtureOptions {
 
 ExpertMixtureParams checked(const char* op, const MixtureTensors& t, const MixtureOptions& o) {
   ExpertMixtureParams p = {};
-  if (t.x.dim() != 2) fail(op, "x must be [N, d], got ", shape_text(t.x));
   p.dtype = kernel_dtype(op, "x", t.x);
   p.gate = option<ExpertGate>(op, "gate", o.gate, 3);
   p.activation = option<ExpertActivation>(op, "activation", o.activation, 4);
-  p.rows = t.x.sizes()[0], p.d = t.x.sizes()[1];
+  p.rows = rows_of(op, "x", t.x), p.d = t.x.sizes().back();
   p.length = o.length, p.experts = o.experts, p.top_k = o.top_k, p.alpha = o.alpha, p.beta = o.beta;
   if (p.rows && (p.length < 1 || p.rows % p.length))
     fail(op, "length must divide the number of rows, got length ", p.length, ", rows ", p.rows);
@@ -46,7 +45,7 @@ ExpertMixtureParams checked(const char* op, const MixtureTensors& t, const Mixtu
   if (p.top_k < 1 || p.top_k > p.experts) fail(op, "top_k must be in [1, ", p.experts, "], got ", p.top_k);
 
   Checker check(op, t.x);
-  p.x = check("x", t.x, {p.rows, p.d});
+  p.x = check("x", t.x, rows_by(t.x, p.d));
   p.down_weight = check("down_weight", t.down_weight, {p.stacked, p.d});
   p.down_bias = check("down_bias", t.down_bias, {p.stacked});
   p.up_weight = check("up_weight", t.up_weight, {p.d, p.stacked});
@@ -91,7 +90,7 @@ Outputs fwd(Tensor x, Tensor down_weight, OptionalTensor down_bias, Tensor up_we
   ExpertMixtureParams p = checked(
       "expert_mixture", {x, down_weight, down_bias, up_weight, up_bias, gate_weight, gate_bias, scope_mask, pool_mask},
       {length, experts, gate, top_k, activation, alpha, beta});
-  Tensor out = empty(x, {p.rows, p.d}, x.scalar_type());
+  Tensor out = empty(x, rows_by(x, p.d), x.scalar_type());
   Tensor u = empty(x, {p.empty() ? 0 : p.rows, p.stacked}, x.scalar_type());
   Tensor gates = empty(x, gates_shape(p), compute_type(x));
   p.u = u.mutable_data_ptr(), p.gates = gates.mutable_data_ptr();
@@ -127,7 +126,7 @@ Grads bwd(Tensor dout, Tensor x, Tensor down_weight, OptionalTensor down_bias, T
   Checker check(op, x);
   auto compute = compute_type(x);
   ExpertMixtureGrads g = {};
-  g.dout = check("dout", dout, {p.rows, p.d});
+  g.dout = check("dout", dout, rows_by(x, p.d));
   p.u = const_cast<void*>(check("u", u, {p.empty() ? 0 : p.rows, p.stacked}));
   p.gates = const_cast<void*>(check.of_type("gates", gates, gates_shape(p), compute));
 

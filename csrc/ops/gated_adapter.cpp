@@ -36,7 +36,6 @@ struct SiteOptions {
 
 GatedAdapterParams checked(const char* op, const SiteTensors& t, const SiteOptions& o) {
   GatedAdapterParams p = {};
-  if (t.h.dim() != 2) fail(op, "h must be [N, d], got ", shape_text(t.h));
   p.dtype = kernel_dtype(op, "h", t.h);
   p.granularity = option<Granularity>(op, "granularity", o.granularity, 5);
   p.activation = option<Activation>(op, "activation", o.activation, 2);
@@ -46,7 +45,7 @@ GatedAdapterParams checked(const char* op, const SiteTensors& t, const SiteOptio
   p.norm = option<Norm>(op, "norm", o.norm, 3);
   p.length = o.length, p.heads = o.heads, p.residual = o.residual;
   p.scale = o.scale, p.dropout = o.dropout, p.eps = o.eps;
-  p.rows = t.h.sizes()[0], p.d = t.h.sizes()[1];
+  p.rows = rows_of(op, "h", t.h), p.d = t.h.sizes().back();
 
   if (p.rows && (p.length < 1 || p.rows % p.length))
     fail(op, "length must divide the number of rows, got length ", p.length, ", rows ", p.rows);
@@ -55,8 +54,8 @@ GatedAdapterParams checked(const char* op, const SiteTensors& t, const SiteOptio
   bool large = p.granularity == Granularity::large;
   if (!t.x && (p.reads_x_in_down() || large || token_gate || p.residual))
     fail(op, "x is required by this granularity, placement or residual, got None");
-  if (t.x && t.x->dim() != 2) fail(op, "x must be [N, d_x], got ", shape_text(*t.x));
-  p.d_x = t.x ? t.x->sizes()[1] : p.d;
+  if (t.x && t.x->dim() < 1) fail(op, "x must be [..., d_x], got []");
+  p.d_x = t.x ? t.x->sizes().back() : p.d;
   if (p.d_x != p.d && (p.residual || token_gate)) fail(op, "x must have h's width ", p.d, " here, got ", p.d_x);
   p.r = t.down_weight.dim() == 2 ? t.down_weight.sizes()[0] : 0;
   if (p.r < 1) fail(op, "down_weight must be [r, width] with r >= 1, got ", shape_text(t.down_weight));
@@ -65,8 +64,8 @@ GatedAdapterParams checked(const char* op, const SiteTensors& t, const SiteOptio
   if (large && t.gate_down_weight && t.gate_down_weight->dim() == 2) p.r_g = t.gate_down_weight->sizes()[0];
 
   Checker check(op, t.h);
-  p.h = check("h", t.h, {p.rows, p.d});
-  p.x = check("x", t.x, {p.rows, p.d_x});
+  p.h = check("h", t.h, rows_by(t.h, p.d));
+  p.x = check("x", t.x, rows_by(t.h, p.d_x));
   p.down_weight = check("down_weight", t.down_weight, {p.r, p.down_width()});
   p.down_bias = check("down_bias", t.down_bias, {p.r});
   p.up_weight = check("up_weight", t.up_weight, {p.d, p.r / p.heads});
@@ -109,7 +108,7 @@ Outputs forward(const char* op, const SiteTensors& t, const SiteOptions& o, cons
   GatedAdapterParams p = checked(op, t, o);
   bool token_gate = p.granularity == Granularity::middle_x || p.granularity == Granularity::small;
   auto dtype = t.h.scalar_type(), compute = compute_type(t.h);
-  Tensor out = empty(t.h, {p.rows, p.d}, dtype), z = empty(t.h, {p.rows, p.r}, dtype);
+  Tensor out = empty(t.h, rows_by(t.h, p.d), dtype), z = empty(t.h, {p.rows, p.r}, dtype);
   Tensor gate_z = empty(t.h, {p.r_g ? p.rows : 0, p.r_g}, dtype);
   Tensor token = empty(t.h, {token_gate ? p.rows : 0}, compute);
   Tensor stats = empty(t.h, {p.norm == Norm::none ? 0 : p.rows, 2}, compute);
@@ -178,7 +177,7 @@ Grads bwd(Tensor dout, Tensor h, OptionalTensor x, Tensor down_weight, OptionalT
   auto compute = compute_type(h);
   bool token = p.granularity == Granularity::middle_x || p.granularity == Granularity::small;
   GatedAdapterGrads g = {};
-  g.dout = check("dout", dout, {p.rows, p.d});
+  g.dout = check("dout", dout, rows_by(h, p.d));
   p.z = const_cast<void*>(check("z", z, {p.rows, p.r}));
   p.gate_z = const_cast<void*>(check("gate_z", gate_z, {p.r_g ? p.rows : 0, p.r_g}));
   p.token_gate = const_cast<void*>(check.of_type("token_gate", token_gate, {token ? p.rows : 0}, compute));

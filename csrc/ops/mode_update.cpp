@@ -21,17 +21,10 @@ struct Factors {
   const OptionalTensor& seed;
 };
 
-// x's shape with another last extent.
-std::vector<int64_t> rows_by(const Tensor& x, int64_t width) {
-  std::vector<int64_t> shape(x.sizes().begin(), x.sizes().end());
-  shape.back() = width;
-  return shape;
-}
-
 ModeUpdateParams checked(const char* op, const Checker& check, const Factors& f, double dropout, bool shared_mask) {
   ModeUpdateParams p = {};
   p.dtype = kernel_dtype(op, "x", f.x);
-  if (f.x.dim() < 1) fail(op, "x must be [..., d_in], got []");
+  p.rows = rows_of(op, "x", f.x);
   if (f.cores.dim() != 2 && f.cores.dim() != 3)
     fail(op, "cores must be [K, R, R] or [K, R], got ", shape_text(f.cores));
   p.diagonal = f.cores.dim() == 2, p.shared_mask = shared_mask, p.dropout = dropout;
@@ -39,8 +32,7 @@ ModeUpdateParams checked(const char* op, const Checker& check, const Factors& f,
   if (p.count < 1 || p.count > kMostModes || p.rank < 1)
     fail(op, "cores must be [K, R, R] or [K, R] with K from 1 to 4, got ", shape_text(f.cores));
   if (f.v.dim() != 2) fail(op, "v must be [d_out, R], got ", shape_text(f.v));
-  p.d_in = f.x.sizes().back(), p.d_out = f.v.sizes()[0], p.rows = 1;
-  for (int64_t i = 0; i + 1 < f.x.dim(); ++i) p.rows *= f.x.sizes()[i];
+  p.d_in = f.x.sizes().back(), p.d_out = f.v.sizes()[0];
 
   const void* x = check("x", f.x, rows_by(f.x, f.u ? p.d_in : p.rank));
   p.u = check("u", f.u, {p.rank, p.d_in});

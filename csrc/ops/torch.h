@@ -54,6 +54,21 @@ inline DType kernel_dtype(const char* op, const char* name, const Tensor& t) {
   }
 }
 
+// Rows of a tensor [..., width].
+inline int64_t rows_of(const char* op, const char* name, const Tensor& t) {
+  if (t.dim() < 1) fail(op, name, " must be [..., width], got []");
+  int64_t rows = 1;
+  for (int64_t i = 0; i + 1 < t.dim(); ++i) rows *= t.sizes()[i];
+  return rows;
+}
+
+// Its shape with another width.
+inline std::vector<int64_t> rows_by(const Tensor& t, int64_t width) {
+  std::vector<int64_t> shape(t.sizes().begin(), t.sizes().end());
+  shape.back() = width;
+  return shape;
+}
+
 // An option's number as its enum, which has `count` values.
 template <class E>
 E option(const char* op, const char* name, int64_t value, int64_t count) {

@@ -83,6 +83,25 @@ def cast(tensor, dtype):
     return tensor if tensor is None or tensor.dtype == dtype else tensor.to(dtype)
 
 
+def checked_seed(operation, seed, device):
+    if seed is None:
+        return
+    if not (
+        isinstance(seed, torch.Tensor) and seed.dtype == torch.int64 and seed.numel() == 1 and seed.device == device
+    ):
+        got = f"{seed.dtype} {list(seed.shape)} on {seed.device}" if isinstance(seed, torch.Tensor) else repr(seed)
+        raise ValueError(f"{operation}: seed must be an int64 tensor of one element on {device}, got {got}")
+
+
 def operands(tensors, dtype):
     """``tensors`` as an operator takes them: of ``dtype`` and contiguous; None stays None."""
-    return [t if t is None else cast(t, dtype).contiguous() for t in tensors]
+    return [
+        t if t is None or t.dtype == dtype and t.is_contiguous() and not t.is_meta else _operand(t, dtype)
+        for t in tensors
+    ]
+
+
+def _operand(tensor, dtype):
+    if tensor.is_meta:  # the dispatcher would take the shape function for the kernel
+        raise RuntimeError("a tensor on the device meta")
+    return cast(tensor, dtype).contiguous() if tensor.is_floating_point() else tensor  # for the operator to refuse

@@ -2,6 +2,22 @@
 
 import torch
 
+from petx import ops
+
+# What an argument that does not fit makes torch, the operator or Python raise.
+MISFITS = (RuntimeError, AttributeError, TypeError, IndexError)
+
+
+def operator_checks(stem, tensor):
+    """Whether a call goes straight to a compiled operator, which checks its arguments before it does anything.
+
+    The Python checks, which say it in the user's words, then run only where something was refused: on a GPU they would
+    take as long as the rest of the call.
+    """
+    if not isinstance(tensor, torch.Tensor) or not ops.has_kernel(stem, tensor.device.type):
+        return False
+    return not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
+
 
 class Differentiable(torch.autograd.Function):
     """Base of the autograd functions, which have ``forward(*inputs)`` and ``setup_context``, as torch.func needs them.

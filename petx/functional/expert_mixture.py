@@ -15,7 +15,7 @@ from petx.functional._arguments import (
     checked_shape,
     operands,
 )
-from petx.functional._autograd import Differentiable
+from petx.functional._autograd import MISFITS, Differentiable, operator_checks
 
 __all__ = ["expert_mixture"]
 
@@ -66,18 +66,27 @@ def expert_mixture(
 
     Raises ValueError naming the argument, what came and what was wanted.
     """
-    check(x, down_weight, down_bias, up_weight, up_bias, experts, gate, gate_weight, gate_bias, top_k)
-    checked_choice("expert_mixture", "activation", activation, ACTIVATIONS)
-    checked_finite("expert_mixture", alpha=alpha, beta=beta)
-    for name, mask in (("scope_mask", scope_mask), ("pool_mask", pool_mask)):
-        checked_mask("expert_mixture", name, mask, x.shape[:-1], x.device)
-    if pool_mask is not None and gate != "sample":
-        raise ValueError(f"expert_mixture: pool_mask is not used with gate={gate!r}; got {list(pool_mask.shape)}")
-    dtype, shape = autocast_dtype(x), x.shape
     parameters = (down_weight, down_bias, up_weight, up_bias, gate_weight, gate_bias)
-    samples, tokens = math.prod(shape[:-2]), math.prod(shape[:-1])
-    masks = [None if m is None else m.ne(0) for m in (scope_mask, pool_mask)]
+    arguments = (x, parameters, (scope_mask, pool_mask), experts, gate, top_k, activation, alpha, beta)
+    if not operator_checks("expert_mixture", x):
+        check(*arguments)
+        return _run(*arguments)
+    known = gate in GATES and activation in ACTIVATIONS and abs(alpha) < math.inf and abs(beta) < math.inf
+    masked = scope_mask is not None or pool_mask is not None
+    if not known or masked or x.dim() < 2 or (top_k is not None and gate == "uniform"):
+        check(*arguments)
+    try:
+        return _run(*arguments)
+    except MISFITS:
+        check(*arguments)
+        raise
+
+
+def _run(x, parameters, masks, experts, gate, top_k, activation, alpha, beta):
+    dtype, shape = autocast_dtype(x), x.shape
+    masks = [None if m is None else m.ne(0) for m in masks]
     if not ops.has_kernel("expert_mixture", x.device.type):
+        samples = math.prod(shape[:-2])
         y = reference.expert_mixture(
             cast(x, dtype).reshape(samples, *shape[-2:]),
             *(cast(p, dtype) for p in parameters),
@@ -90,11 +99,11 @@ def expert_mixture(
             beta=float(beta),
         )
         return y.reshape(shape)
-    y = _ExpertMixture.call(
+    return _ExpertMixture.call(
         (x, *parameters),
-        cast(x, dtype).reshape(tokens, shape[-1]).contiguous(),
+        cast(x, dtype).contiguous(),
         *parameters,
-        *(None if m is None else m.reshape(tokens) for m in masks),
+        *(None if m is None else m.reshape(-1) for m in masks),
         shape[-2],
         experts,
         GATES.index(gate),
@@ -103,11 +112,20 @@ def expert_mixture(
         float(alpha),
         float(beta),
     )[0]
-    return y.reshape(shape)
 
 
-def check(x, down_weight, down_bias, up_weight, up_bias, experts, gate, gate_weight, gate_bias, top_k):
+def check(x, parameters, masks, experts, gate, top_k, activation, alpha, beta):
     """Raise ValueError where an argument does not fit ``x`` and the number of experts."""
+    _check_parameters(x, *parameters, experts, gate, top_k)
+    checked_choice("expert_mixture", "activation", activation, ACTIVATIONS)
+    checked_finite("expert_mixture", alpha=alpha, beta=beta)
+    for name, mask in zip(("scope_mask", "pool_mask"), masks, strict=True):
+        checked_mask("expert_mixture", name, mask, x.shape[:-1], x.device)
+    if masks[1] is not None and gate != "sample":
+        raise ValueError(f"expert_mixture: pool_mask is not used with gate={gate!r}; got {list(masks[1].shape)}")
+
+
+def _check_parameters(x, down_weight, down_bias, up_weight, up_bias, gate_weight, gate_bias, experts, gate, top_k):
     if x.dim() < 2 or not x.is_floating_point():
         raise ValueError(f"expert_mixture: x must be floating [..., L, d], got {x.dtype} {list(x.shape)}")
     if not isinstance(experts, int) or experts < 1:
@@ -169,7 +187,7 @@ class _ExpertMixture(Differentiable):
 
 def _fwd_fake(x, *rest):
     stacked, (length, experts, gate) = rest[0].shape[0], rest[8:11]
-    rows = x.shape[0] if x.shape[1] else 0
+    rows = math.prod(x.shape[:-1]) if x.shape[-1] else 0
     gate_rows = {"uniform": 0, "token": rows, "sample": rows // length if length else 0}[GATES[gate]]
     compute = torch.float64 if x.dtype == torch.float64 else torch.float32
     return torch.empty_like(x), x.new_empty(rows, stacked), x.new_empty(gate_rows, experts, dtype=compute)

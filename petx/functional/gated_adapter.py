@@ -6,8 +6,8 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from petx import ops, reference
-from petx.functional._arguments import checked_shape, operands
-from petx.functional._autograd import Differentiable
+from petx.functional._arguments import autocast_dtype, checked_seed, checked_shape, operands
+from petx.functional._autograd import MISFITS, Differentiable, operator_checks
 
 __all__ = ["gated_adapter", "value_adapter", "value_adapters"]
 
@@ -148,76 +148,62 @@ def gated_adapter(
 
     Raises ValueError or RuntimeError naming the argument, what came and what was wanted.
     """
-    check_options(
-        granularity=granularity,
-        activation=activation,
-        gate_input=gate_input,
-        middle_y=middle_y,
-        placement=placement,
-        norm=norm,
-    )
+    tensors = (h, x, down_weight, down_bias, up_weight, up_bias)
+    tensors += (gate_down_weight, gate_down_bias, gate_weight, gate_bias, norm_weight, norm_bias)
+    choices = (granularity, activation, gate_input, middle_y, placement, norm)
+    arguments = (tensors, padding_mask, seed, choices, heads, residual, scale, dropout, eps)
+    if not operator_checks("gated_adapter", h):
+        check(*arguments)
+        return _run(*arguments)
+    unusual = padding_mask is not None or seed is not None or (x is not None and x.is_meta)
+    if unusual or h.dim() < 2 or not abs(scale) < math.inf:
+        check(*arguments)
+    try:
+        return _run(*arguments)
+    except (*MISFITS, KeyError):
+        check(*arguments)
+        raise
+
+
+def check(tensors, mask, seed, choices, heads, residual, scale, dropout, eps):
+    """Raise ValueError where an argument does not fit the others."""
+    granularity, _, _, _, placement, norm = choices
+    check_options(**dict(zip(OPTIONS, choices, strict=True)))
     if not 0 <= dropout < 1:
         raise ValueError(f"gated_adapter: dropout must be in [0, 1), got {dropout}")
     if not abs(scale) < math.inf:
         raise ValueError(f"gated_adapter: scale must be finite, got {scale}")
-    if h.dim() < 2:
-        raise ValueError(f"gated_adapter: h must be [..., length, d], got {list(h.shape)}")
-    if torch.is_autocast_enabled(h.device.type) and h.dtype != torch.float64:  # as torch's own layers
-        dtype = torch.get_autocast_dtype(h.device.type)
-        h, x = h.to(dtype), None if x is None else x.to(dtype)
-    if x is not None and x.dtype != h.dtype:
+    named = dict(zip(ARGUMENTS, tensors, strict=True))
+    check_shapes(named, mask, granularity=granularity, heads=heads, placement=placement, residual=residual, norm=norm)
+    h, x = tensors[:2]
+    if x is not None and x.dtype != h.dtype and autocast_dtype(h) == h.dtype:
         raise ValueError(f"gated_adapter: x must have h's dtype {h.dtype}, got {x.dtype}")
+    checked_seed("gated_adapter", seed, h.device)
+    for name, tensor in named.items():
+        if tensor is not None and not tensor.is_floating_point():
+            raise ValueError(f"gated_adapter: {name} must be floating, got {tensor.dtype}")
+
+
+def _run(tensors, padding_mask, seed, choices, heads, residual, scale, dropout, eps):
+    h, x, *parameters = tensors
+    dtype = autocast_dtype(h)
+    if dtype != h.dtype:  # of an x of another dtype without autocast the operator complains
+        h, x = h.to(dtype), None if x is None else x.to(dtype)
     if dropout > 0 and seed is None:
         seed = torch.randint(2**62, (1,), dtype=torch.int64, device=h.device)
-    tensors = (h, x, down_weight, down_bias, up_weight, up_bias)
-    tensors += (gate_down_weight, gate_down_bias, gate_weight, gate_bias, norm_weight, norm_bias)
     if not ops.has_kernel("gated_adapter", h.device.type):
-        check_shapes(
-            dict(zip(ARGUMENTS, tensors, strict=True)),
-            padding_mask,
-            granularity=granularity,
-            heads=heads,
-            placement=placement,
-            residual=residual,
-            norm=norm,
-        )
-        return _by_reference(
-            tensors,
-            padding_mask,
-            seed,
-            granularity=granularity,
-            heads=heads,
-            activation=activation,
-            gate_input=gate_input,
-            middle_y=middle_y,
-            placement=placement,
-            scale=scale,
-            dropout=dropout,
-            residual=residual,
-            norm=norm,
-            eps=eps,
-        )
-    shape = h.shape
-    if any(t is not None and t.device != h.device for t in tensors):
-        # Here and not in the kernel: the dispatcher would send a tensor of another device elsewhere.
-        name, tensor = next(
-            (n, t) for n, t in zip(ARGUMENTS, tensors, strict=True) if t is not None and t.device != h.device
-        )
-        raise ValueError(f"gated_adapter: {name} must be on h's device {h.device}, got {tensor.device}")
-    if padding_mask is not None:
-        if padding_mask.shape != shape[:-1]:
-            raise ValueError(f"gated_adapter: padding_mask must be {list(shape[:-1])}, got {list(padding_mask.shape)}")
-        padding_mask = padding_mask.ne(0).reshape(-1)
-    if x is not None and x.shape[:-1] != shape[:-1]:
-        raise ValueError(f"gated_adapter: x must be {[*shape[:-1], 'd_x']} like h, got {list(x.shape)}")
-    out = _GatedAdapter.call(
+        options = dict(zip(OPTIONS, choices, strict=True)) | dict(heads=heads, residual=residual)
+        options |= dict(scale=scale, dropout=dropout, eps=eps)
+        return _by_reference((h, x, *parameters), padding_mask, seed, **options)
+    granularity, activation, gate_input, middle_y, placement, norm = choices
+    return _GatedAdapter.call(
         tensors,
-        h.reshape(-1, shape[-1]).contiguous(),
-        None if x is None else x.reshape(-1, x.shape[-1]).contiguous(),
-        *tensors[2:],
-        padding_mask,
+        h.contiguous(),
+        None if x is None else x.contiguous(),
+        *parameters,
+        None if padding_mask is None else padding_mask.ne(0).reshape(-1),
         seed,
-        shape[-2],
+        h.shape[-2],
         _CODES["granularity"][granularity],
         heads,
         _CODES["activation"][activation],
@@ -230,7 +216,6 @@ def gated_adapter(
         float(dropout),
         float(eps),
     )[0]
-    return out.reshape(shape)
 
 
 def value_adapter(e, v, down_weight, down_bias, up_weight, up_bias, *, activation="gelu_tanh", scale=1.0):
@@ -320,7 +305,7 @@ def _fwd_fake(h, x, *rest):
     granularity = OPTIONS["granularity"][length_and_on[1]]
     norm = OPTIONS["norm"][length_and_on[7]]
     compute = torch.float64 if h.dtype == torch.float64 else torch.float32
-    rows, gate_down = h.shape[0], parameters[4]
+    rows, gate_down = math.prod(h.shape[:-1]), parameters[4]
     gate_z = (0, 0) if gate_down is None else (rows, gate_down.shape[0])
     return (
         torch.empty_like(h),

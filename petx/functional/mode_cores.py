@@ -1,11 +1,13 @@
 """PETAL's cores: every mode vector's contraction with the shared core tensor, behind a learnable threshold."""
 
+import math
+
 import torch
 from torch.autograd.function import once_differentiable
 
 from petx import ops, reference
 from petx.functional._arguments import GATES, cast, checked_shape, checked_threshold, operands
-from petx.functional._autograd import Differentiable
+from petx.functional._autograd import MISFITS, Differentiable, operator_checks
 
 __all__ = ["mode_cores"]
 
@@ -26,6 +28,21 @@ def mode_cores(core, modes, threshold=None, *, gate="none", temperature=1.0):
 
     Raises ValueError naming the argument, what came and what was wanted.
     """
+    arguments = (core, modes, threshold, gate, temperature)
+    if not operator_checks("mode_cores", core):
+        check(*arguments)
+        return _run(*arguments)
+    if gate not in GATES or not temperature < math.inf:
+        check(*arguments)
+    try:
+        return _run(*arguments)
+    except MISFITS:
+        check(*arguments)
+        raise
+
+
+def check(core, modes, threshold, gate, temperature):
+    """Raise ValueError where an argument does not fit the others."""
     if not isinstance(core, torch.Tensor):
         raise ValueError(f"mode_cores: core must be a tensor [R, R, R] or [R], got {type(core).__name__}")
     if core.dim() not in (1, 3) or len(set(core.shape)) != 1 or core.shape[0] < 1 or not core.is_floating_point():
@@ -33,6 +50,9 @@ def mode_cores(core, modes, threshold=None, *, gate="none", temperature=1.0):
     rank = core.shape[0]
     checked_shape("mode_cores", "modes", modes, [-1, rank], like=core)
     checked_threshold("mode_cores", threshold, gate, temperature, (rank,), core)
+
+
+def _run(core, modes, threshold, gate, temperature):
     if not ops.has_kernel("mode_cores", core.device.type):
         modes, threshold = cast(modes, core.dtype), cast(threshold, core.dtype)
         with torch.autocast(core.device.type, enabled=False):

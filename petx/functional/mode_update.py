@@ -6,8 +6,8 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from petx import ops, reference
-from petx.functional._arguments import autocast_dtype, cast, checked_dropout, checked_shape, operands
-from petx.functional._autograd import Differentiable
+from petx.functional._arguments import autocast_dtype, cast, checked_dropout, checked_seed, checked_shape, operands
+from petx.functional._autograd import MISFITS, Differentiable, operator_checks
 
 __all__ = ["mode_update"]
 
@@ -32,8 +32,20 @@ def mode_update(x, u, v, cores, bases=None, *, dropout=0.0, shared_mask=False, s
 
     Raises ValueError naming the argument, what came and what was wanted.
     """
-    if not _fits(x, u, v, cores, bases, dropout, seed):
-        check(x, u, v, cores, bases, dropout, seed)
+    arguments = (x, u, v, cores, bases, dropout, seed)
+    if not operator_checks("mode_update", x):
+        check(*arguments)
+        return _run(*arguments, shared_mask)
+    if seed is not None:
+        checked_seed("mode_update", seed, x.device)
+    try:
+        return _run(*arguments, shared_mask)
+    except MISFITS:
+        check(*arguments)
+        raise
+
+
+def _run(x, u, v, cores, bases, dropout, seed, shared_mask):
     dtype = autocast_dtype(x)
     if dropout == 0:
         seed = None
@@ -48,28 +60,6 @@ def mode_update(x, u, v, cores, bases=None, *, dropout=0.0, shared_mask=False, s
         return _by_reference(x, u, v, cores, bases, seed, dropout, shared_mask)
     leaves = (x, u, v, cores, *bases)
     return _ModeUpdate.call(leaves, x, u, v, cores, seed, float(dropout), shared_mask, *bases)[1:]
-
-
-def _fits(x, u, v, cores, bases, dropout, seed):
-    """Whether :func:`check` would pass, in as few steps as such a call allows: on a GPU it is as long as the rest."""
-    tensors = (x, v, cores) if u is None else (x, u, v, cores)
-    if bases is not None:
-        tensors = (*tensors, *bases)
-    if not all(isinstance(t, torch.Tensor) and t.is_floating_point() and t.device == x.device for t in tensors):
-        return False
-    shape, core, wide = x.shape, cores.shape, v.shape
-    if not shape or len(core) not in (2, 3) or not 1 <= core[0] <= MOST_MODES or core[-1] < 1 or not 0 <= dropout < 1:
-        return False
-    rank = core[-1]
-    if core[1] != rank or len(wide) != 2 or wide[1] != rank or (seed is not None and not _is_seed(seed, x.device)):
-        return False
-    if u.shape != (rank, shape[-1]) if u is not None else shape[-1] != rank:
-        return False
-    return bases is None or (len(bases) == core[0] and all(base.shape == (*shape[:-1], wide[0]) for base in bases))
-
-
-def _is_seed(seed, device):
-    return isinstance(seed, torch.Tensor) and seed.dtype == torch.int64 and seed.numel() == 1 and seed.device == device
 
 
 def check(x, u, v, cores, bases, dropout, seed):
@@ -96,9 +86,7 @@ def check(x, u, v, cores, bases, dropout, seed):
         for k, base in enumerate(bases):
             checked_shape("mode_update", f"bases[{k}]", base, [*x.shape[:-1], v.shape[0]], like=x)
     checked_dropout("mode_update", dropout)
-    if seed is not None and not _is_seed(seed, x.device):
-        got = f"{seed.dtype} {list(seed.shape)} on {seed.device}" if isinstance(seed, torch.Tensor) else repr(seed)
-        raise ValueError(f"mode_update: seed must be an int64 tensor of one element on {x.device}, got {got}")
+    checked_seed("mode_update", seed, x.device)
 
 
 def _by_reference(x, u, v, cores, bases, seed, dropout, shared_mask):
@@ -117,9 +105,8 @@ class _ModeUpdate(Differentiable):
 
     @staticmethod
     def forward(x, u, v, cores, seed, dropout, shared_mask, *bases):
-        bases = [base.contiguous() for base in bases]
-        factors = operands((u, v, cores), x.dtype)
-        return tuple(torch.ops.petx.mode_update_fwd(x.contiguous(), *factors, bases, seed, dropout, shared_mask))
+        x, u, v, cores, *bases = operands((x, u, v, cores, *bases), x.dtype)
+        return tuple(torch.ops.petx.mode_update_fwd(x, u, v, cores, bases, seed, dropout, shared_mask))
 
     @staticmethod
     def setup_context(ctx, inputs, output):

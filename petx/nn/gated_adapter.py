@@ -5,6 +5,7 @@ from torch import nn
 
 from petx import functional
 from petx.functional.gated_adapter import check_options
+from petx.nn._arguments import weight_and_bias
 from petx.nn.phm import PHMLinear
 
 __all__ = ["GatedAdapter", "ValueAdapter", "ValueAdapters"]
@@ -154,20 +155,21 @@ class GatedAdapter(nn.Module):
             self.norm_bias.zero_()
 
     def forward(self, h, x=None, padding_mask=None):
+        layers = self._modules
+        gate_down_weight, gate_down_bias = weight_and_bias(layers.get("gate_down"))
+        gate_weight, gate_bias = weight_and_bias(layers.get("gate"))
         return functional.gated_adapter(
             h,
             x,
-            self.down.weight,
-            self.down.bias,
-            self.up.weight,
-            self.up.bias,
+            *weight_and_bias(layers["down"]),
+            *weight_and_bias(layers["up"]),
             granularity=self.granularity,
-            gate_down_weight=None if self.gate_down is None else self.gate_down.weight,
-            gate_down_bias=None if self.gate_down is None else self.gate_down.bias,
-            gate_weight=self.gate_scale if self.granularity == "middleY" else getattr(self.gate, "weight", None),
-            gate_bias=getattr(self.gate, "bias", None),
-            norm_weight=self.norm_weight,
-            norm_bias=self.norm_bias,
+            gate_down_weight=gate_down_weight,
+            gate_down_bias=gate_down_bias,
+            gate_weight=self.gate_scale if self.granularity == "middleY" else gate_weight,
+            gate_bias=gate_bias,
+            norm_weight=self.norm_weight if self.norm else None,
+            norm_bias=self.norm_bias if self.norm else None,
             padding_mask=padding_mask,
             heads=self.blocks,
             activation=self.activation,

@@ -13,7 +13,7 @@ UNIFORM, TOKEN, SAMPLE = range(3)
 def described(tensors, options):
     """The call's numbers as ExpertMixtureParams has them: integers, reals."""
     length, experts, gate, top_k, activation, *numbers = options
-    sizes = [*tensors[0].shape[:1], length, tensors[0].shape[1], tensors[1].shape[0], experts, top_k]
+    sizes = [tensors[0].shape[:-1].numel(), length, tensors[0].shape[-1], tensors[1].shape[0], experts, top_k]
     return integers(tensors[0].dtype, *sizes, gate, activation), reals(*numbers)
 
 
@@ -29,11 +29,11 @@ def forward(emulator, *args):
     tensors, options = args[:9], args[9:]
     sizes, numbers = described(tensors, options)
     length, experts, gate = options[:3]
-    (rows, d), dtype = tensors[0].shape, tensors[0].dtype
+    rows, d, dtype = tensors[0].shape[:-1].numel(), tensors[0].shape[-1], tensors[0].dtype
     saved_rows = rows if d else 0
     gate_rows = {UNIFORM: 0, TOKEN: saved_rows, SAMPLE: saved_rows // length if length else 0}[gate]
     pointers = [emulator.buffer(name, tensor) for name, tensor in zip(TENSORS, tensors, strict=True)]
-    out, out_address = emulator.result("out", (rows, d), dtype)
+    out, out_address = emulator.result("out", tensors[0].shape, dtype)
     u, u_address = emulator.result("u", (saved_rows, tensors[1].shape[0]), dtype)
     compute = torch.float64 if dtype == torch.float64 else torch.float32
     gates, gates_address = emulator.result("gates", (gate_rows, experts), compute)

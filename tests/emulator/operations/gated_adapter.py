@@ -18,7 +18,8 @@ def described(tensors, options):
     length, granularity, heads, activation, gate_input, middle_y, placement, norm, residual, *numbers = options
     h, x = tensors[:2]
     r_g = tensors[6].shape[0] if granularity == LARGE else 0
-    sizes = [h.shape[0], length, h.shape[1], h.shape[1] if x is None else x.shape[1], tensors[2].shape[0], r_g, heads]
+    d_x = h.shape[-1] if x is None else x.shape[-1]
+    sizes = [h.shape[:-1].numel(), length, h.shape[-1], d_x, tensors[2].shape[0], r_g, heads]
     choices = [granularity, activation, gate_input, middle_y, placement, norm, residual]
     return integers(h.dtype, *sizes, *choices), reals(*numbers)
 
@@ -27,12 +28,12 @@ def forward(emulator, *args):
     """(out, z, gate_z, token_gate, norm_stats)."""
     tensors, options = args[:14], args[14:]
     sizes, numbers = described(tensors, options)
-    rows, _, d, _, r, r_g = sizes[1:7]
+    rows, r, r_g = sizes[1], *sizes[5:7]
     granularity, norm = sizes[8], sizes[13]
     dtype, compute = tensors[0].dtype, torch.float64 if tensors[0].dtype == torch.float64 else torch.float32
     pointers = [emulator.buffer(name, tensor) for name, tensor in zip(TENSORS, tensors, strict=True)]
     results = {
-        "out": emulator.result("out", (rows, d), dtype),
+        "out": emulator.result("out", tensors[0].shape, dtype),
         "z": emulator.result("z", (rows, r), dtype),
         "gate_z": emulator.result("gate_z", (rows if r_g else 0, r_g), dtype),
         "token_gate": emulator.result("token_gate", (rows if granularity in (MIDDLE_X, SMALL) else 0,), compute),
@@ -56,7 +57,7 @@ def backward(emulator, dout, *args):
     for i, (name, tensor) in enumerate(zip(TENSORS[:12], tensors, strict=False)):
         wanted = tensor is not None and needs >> i & 1
         grad, address = emulator.result(f"d{name}", tensor.shape if wanted else (0,), dtype if i < 2 else compute)
-        if dout.shape[0] == 0:
+        if dout.shape[:-1].numel() == 0:
             grad.zero_()
         grads.append(grad)
         grad_addresses.append(address if wanted else None)
