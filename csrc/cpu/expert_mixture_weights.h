@@ -12,8 +12,8 @@
 
 namespace petx::cpu {
 
-// Row blocks: as row_blocks, but of 64 rows at least, and more rows are few: the weights that a product packs anew for
-// each block are large, and there is little to do beside the products.
+// Row blocks: as row_blocks, but more rows are few: the weights that a product packs anew for each block are large, and
+// there is little to do beside the products.
 inline constexpr int64_t kFewExpertRows = 512;
 template <class G>
 Division expert_blocks(int64_t rows) {

@@ -46,11 +46,13 @@ inline Division divide(int64_t rows, int64_t parts, int64_t most) {
 // core something to do. Few rows stay together, and their products are cut by columns (kernels/host.h): a product packs
 // its weights anew for each block.
 inline constexpr int64_t kFewRows = 128;
-inline Division row_blocks(int64_t rows, int64_t most) { return divide(rows, rows < kFewRows ? 1 : 8, most); }
+inline Division row_blocks(int64_t rows, int64_t most) {
+  return divide(rows, rows < kFewRows ? 1 : std::clamp<int64_t>(rows / 64, 1, 8), most);
+}
 
 // Token splits for sums over rows (weight gradients): each split has its own accumulators, added up in order.
 inline Division row_splits(int64_t rows, int64_t few = kFewRows) {
-  return divide(rows, rows < few ? 1 : std::clamp<int64_t>(2 * ceil_div(rows, 1024), 2, 32), rows + 32);
+  return divide(rows, rows < few ? 1 : std::clamp<int64_t>(2 * ((rows + 512) / 1024), 2, 32), rows + 32);
 }
 
 }  // namespace petx::cpu

@@ -62,9 +62,9 @@ def cores_literal(t):
 
 
 def cores_eager(t):
-    """All mode vectors in one product with the core as a matrix."""
+    """All mode vectors in one product with the core as a matrix, so that every result lies together."""
     rank = t["core"].shape[0]
-    return (t["core"].reshape(rank * rank, rank).mm(t["modes"].T).T.reshape(-1, rank, rank),)
+    return (F.linear(t["modes"], t["core"].view(rank * rank, rank)).view(-1, rank, rank),)
 
 
 def cores_petx(t):
