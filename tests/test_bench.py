@@ -7,9 +7,22 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from petx import cli
+from petx import cli, ops
 from petx.bench import case as bench_case
-from petx.bench import compare, layers, machine, operations, peers, plots, process, report, run, table, timing
+from petx.bench import (
+    calls,
+    compare,
+    layers,
+    machine,
+    operations,
+    peers,
+    plots,
+    process,
+    report,
+    run,
+    table,
+    timing,
+)
 from petx.bench.case import PETX, PRODUCTS, Unavailable, plain, select
 from petx.errors import UserError
 from tests.cases import TABLES
@@ -216,6 +229,16 @@ def test_what_time_does_not_reach_is_listed(small, tmp_path):
     results = run_small(tmp_path / "results.json", minutes=0)
     assert [case["skipped"] for case in results["cases"]] == ["not reached within 0 minutes"] * 3
     assert "not reached within 0 minutes" in report.markdown(results)
+
+
+@pytest.mark.skipif(ops._C is None, reason="needs the compiled library's operators")
+def test_calls_and_their_operators(small, tmp_path):
+    measured = calls.overheads("cpu", seconds=0.0)
+    assert set(measured) == {"GatedAdapter", "ValueAdapter", "ExpertMixture", "ModeCores", "torch's Linear"}
+    assert all(times["layer"] > 0 and times["operator"] > 0 for times in measured.values())
+    results = run_small(tmp_path / "results.json") | {"process": {"call_overheads": measured}}
+    assert "| GatedAdapter | " in report.markdown(results)
+    assert calls.overheads("meta") == {}
 
 
 def test_names(small):

@@ -60,7 +60,17 @@ def _process(results):
         rows.append(("its build from sources", f"{wheel['build_seconds']:.0f} s"))
     elif wheel:
         rows.append(("wheel", wheel["unavailable"]))
-    return "## The whole process\n\n" + _table(["what", "figure"], rows) if rows else ""
+    parts = ["## The whole process", _table(["what", "figure"], rows) if rows else "", _calls(figures)]
+    return "\n\n".join(part for part in parts if part) if any(parts[1:]) else ""
+
+
+def _calls(figures):
+    rows = [
+        [name, *(f"{1e6 * seconds:.1f}" for seconds in (t["layer"], t["operator"], t["layer"] - t["operator"]))]
+        for name, t in figures.get("call_overheads", {}).items()
+    ]
+    said = "A call without gradients on the smallest of inputs, one thread, µs."
+    return f"{said}\n\n" + _table(["layer", "call", "its operator alone", "beyond it"], rows) if rows else ""
 
 
 def _operations(results):

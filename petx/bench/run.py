@@ -7,7 +7,7 @@ import time
 
 import torch
 
-from petx.bench import machine, process, table
+from petx.bench import calls, machine, process, table
 from petx.bench.case import PETX, Unavailable, dtype_name, select
 from petx.bench.peers import BEST
 from petx.bench.timing import measure, reason
@@ -48,7 +48,7 @@ def run(
         say("the machine's own rates")
         results["constants"] = machine.constants(device)
         if figures:
-            _process_figures(results["process"], quick, keep, say)
+            _process_figures(results["process"], device, quick, keep, say)
         keep()
         sweeping = growth and not cases and peers is None
         until = start + 60 * minutes * (0.85 if sweeping else 1.0)
@@ -131,7 +131,9 @@ def slope(pairs):
     return sum((x - mean_x) * (y - mean_y) for x, y in logs) / spread
 
 
-def _process_figures(figures, quick, keep, say):
+def _process_figures(figures, device, quick, keep, say):
+    say("what a layer call costs beyond its operator")
+    figures["call_overheads"] = calls.overheads(device)
     say("import time")
     figures["import_seconds"] = process.import_seconds(3 if quick else 5)
     keep()

@@ -1,0 +1,68 @@
+"""What the call of a layer costs beyond its operator: without gradients, on inputs so small that little else counts."""
+
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import petx.nn
+from petx import ops
+from petx.bench.machine import best
+
+CALLS = 200  # of one measurement
+
+
+def overheads(device, seconds=0.3):
+    """Layer -> ``{"layer": seconds a call, "operator": of its operator called directly}``; torch's Linear beside them.
+
+    Empty without compiled operators for ``device``.
+    """
+    if not ops.has_kernel("gated_adapter", torch.device(device).type):
+        return {}
+    x, modes = torch.randn(2, 3, 16, device=device), torch.randn(5, 4, device=device)
+    linear = torch.nn.Linear(16, 16, device=device)
+    site = petx.nn.GatedAdapter(16, 8, granularity="large", device=device).eval()
+    value = petx.nn.ValueAdapter(16, 16, 8, device=device).eval()
+    mixture, cores = petx.nn.ExpertMixture(16, 3, 4, device=device), petx.nn.ModeCores(4, device=device)
+    layers = {
+        "GatedAdapter": lambda: site(x, x),
+        "ValueAdapter": lambda: value(x, x),
+        "ExpertMixture": lambda: mixture(x),
+        "ModeCores": lambda: cores(modes),
+    }
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a parallel region costs more than such a call
+    try:
+        with torch.no_grad():
+            calls = {name: (call, _operator(call)) for name, call in layers.items()}
+            weight, bias = linear.weight, linear.bias
+            calls["torch's Linear"] = (lambda: linear(x), lambda: F.linear(x, weight, bias))
+            return {
+                name: {"layer": _each(layer, device, seconds), "operator": _each(operator, device, seconds)}
+                for name, (layer, operator) in calls.items()
+            }
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _operator(call):
+    """The one operator of petx that a call reaches, with its arguments."""
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function.namespace == "petx":
+                reached.append((function.overloadpacket, args, kwargs or {}))
+            return function(*args, **kwargs or {})
+
+    reached = []
+    with Recorder():
+        call()
+    ((operator, args, kwargs),) = reached
+    return lambda: operator(*args, **kwargs)
+
+
+def _each(call, device, seconds):
+    def many():
+        for _ in range(CALLS):
+            call()
+
+    return best(many, device, seconds) / CALLS
