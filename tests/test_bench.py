@@ -8,7 +8,6 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from petx import cli, ops
-from petx.bench import case as bench_case
 from petx.bench import (
     calls,
     compare,
@@ -23,6 +22,7 @@ from petx.bench import (
     table,
     timing,
 )
+from petx.bench import case as bench_case
 from petx.bench.case import PETX, PRODUCTS, Unavailable, plain, select
 from petx.errors import UserError
 from tests.cases import TABLES
