@@ -90,10 +90,6 @@ bool blas_gemm(const char* symbol, const Matrix& a, const Matrix& b, const Matri
   return true;
 }
 
-}  // namespace
-
-namespace {
-
 thread_local bool alone = false;  // whether this thread runs the only task of `parallel`
 
 void whole_gemm(DType dtype, const Matrix& a, const Matrix& b, const Matrix& out, bool accumulate) {
@@ -132,8 +128,7 @@ void gemm(DType dtype, const Matrix& a, const Matrix& b, const Matrix& out, bool
   bool by_rows = out.rows >= out.cols;
   int64_t length = by_rows ? out.rows : out.cols, parts = length >= 128 ? 4 : length >= 64 ? 2 : 1;
   int64_t size = (length + parts - 1) / parts;
-  // One part alone would be multiplied outside a parallel region, by all threads: an empty second one makes it a
-  // region.
+  // One part alone would be multiplied outside a parallel region, by all threads: an empty second one opens a region.
   torch::stable::parallel_for(0, std::max<int64_t>(parts, 2), 1, [&](int64_t begin, int64_t end) {
     for (int64_t part = begin; part < std::min(end, parts); ++part) {
       int64_t first = part * size, count = std::min(size, length - first);

@@ -62,6 +62,12 @@ def regressions(now, before, tolerance=TOLERANCE):
     return found, notes
 
 
+def by_dtype(cases):
+    """Cases as a reader looks for them: those of a dtype together, the widest first."""
+    order = ("float32", "bfloat16", "float16")
+    return sorted(cases, key=lambda case: order.index(case["dtype"]) if case["dtype"] in order else len(order))
+
+
 def times_of(case, arm="petx"):
     """direction -> summary of one arm; empty where it has none."""
     return {d: v for d, v in case.get("arms", {}).get(arm, {}).items() if isinstance(v, dict)}

@@ -4,15 +4,16 @@ from pathlib import Path
 
 import matplotlib
 
-from petx.bench.compare import times_of
+from petx.bench.case import FLOORS
+from petx.bench.compare import by_dtype, times_of
 from petx.data.cache import written_whole
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (after the choice of backend)
 from matplotlib import ticker  # noqa: E402
 
-_COLOURS = ["#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#999999"]  # Okabe and Ito's palette
-_PETX = "#D55E00"
+_COLOURS = ["#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#F0E442"]  # Okabe and Ito's palette
+_PETX, _FLOOR = "#D55E00", "#999999"
 _MARKERS = "osD^vP*X"
 
 
@@ -34,7 +35,7 @@ def _ratios(path, operation, cases):
     direction = (
         "step" if any("step" in times_of(case) for case in cases) and operation == "training_step" else "fwd+bwd"
     )
-    cases = [case for case in cases if direction in times_of(case)]
+    cases = by_dtype(case for case in cases if direction in times_of(case))
     peers = [
         arm
         for arm in dict.fromkeys(arm for case in cases for arm in case["arms"] if arm != "petx")
@@ -53,7 +54,9 @@ def _ratios(path, operation, cases):
             own = times_of(case)[direction]["median"]
             ratio, at = times["median"] / own, row + (i - (len(peers) - 1) / 2) * thick
             label = peer if row == next(r for r, c in enumerate(cases) if direction in times_of(c, peer)) else None
-            axes.barh(at, ratio, thick * 0.9, color=_COLOURS[i % len(_COLOURS)], label=label)
+            axes.barh(
+                at, ratio, thick * 0.9, color=_FLOOR if peer in FLOORS else _COLOURS[i % len(_COLOURS)], label=label
+            )
             spread = [[ratio - times["low"] / own], [times["high"] / own - ratio]]
             axes.errorbar(ratio, at, xerr=spread, color="black", linewidth=0.8, capsize=1.5)
             axes.annotate(f" {ratio:.2f}", (times["high"] / own, at), va="center", fontsize=7)

@@ -1,6 +1,6 @@
 """The Markdown report of a run."""
 
-from petx.bench.compare import times_of
+from petx.bench.compare import by_dtype, times_of
 
 DIRECTIONS = ("fwd", "bwd", "fwd+bwd", "step")
 
@@ -76,7 +76,7 @@ def _calls(figures):
 def _operations(results):
     sections = []
     for operation in dict.fromkeys(case["operation"] for case in results["cases"]):
-        cases = [case for case in results["cases"] if case["operation"] == operation]
+        cases = by_dtype(case for case in results["cases"] if case["operation"] == operation)
         done = [case for case in cases if "arms" in case]
         parts = [f"## {operation}"]
         sizes = dict.fromkeys(f"`{c['name']}`: {_sizes(c['sizes'])}" for c in cases)
