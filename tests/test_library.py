@@ -1,7 +1,9 @@
 """The compiled library: loads, registers what it says, and depends on torch's stable ABI alone."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -30,6 +32,16 @@ def test_kernels_are_registered(info):
     for key, stems in (("CPU", info["operations"]), ("CUDA", info["cuda_operations"])):
         for stem in stems:
             assert registered(f"petx::{stem}_fwd", key) and registered(f"petx::{stem}_bwd", key)
+
+
+def test_products_through_torchs_dispatcher():
+    """The way that is taken where torch's library exports no BLAS."""
+    tests = ["tests/test_operations.py", "-q", "-k", "test_kernel_matches_reference and (float32 or float64)"]
+    environment = os.environ | {"PETX_BLAS": "torch"}
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *tests]
+    root = Path(__file__).parents[1]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_stable_abi():

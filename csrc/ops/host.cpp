@@ -9,6 +9,8 @@
 #endif
 
 #include <algorithm>
+#include <cstdlib>
+#include <cstring>
 #include <limits>
 #include <utility>
 
@@ -47,7 +49,7 @@ ScalarType scalar_type(DType dtype) {
 
 // The BLAS that torch itself multiplies with, found in torch's own library. A call through torch's dispatcher takes
 // three borrowed tensors and some microseconds, longer than a narrow product of few rows. Null where torch exports
-// none: then torch is called.
+// none, or PETX_BLAS=torch is set: then torch is called.
 template <class T>
 using BlasGemm = void (*)(const char* transa, const char* transb, const int64_t* m, const int64_t* n, const int64_t* k,
                           const T* alpha, const T* a, const int64_t* lda, const T* b, const int64_t* ldb, const T* beta,
@@ -55,6 +57,8 @@ using BlasGemm = void (*)(const char* transa, const char* transb, const int64_t*
 
 void* in_torch(const char* symbol) {
 #if (defined(__linux__) || defined(__APPLE__)) && defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+  const char* chosen = std::getenv("PETX_BLAS");
+  if (chosen && !std::strcmp(chosen, "torch")) return nullptr;
   Dl_info info;
   if (!dladdr(reinterpret_cast<void*>(&aoti_torch_cpu_mm_out), &info) || !info.dli_fname) return nullptr;
   void* library = dlopen(info.dli_fname, RTLD_LAZY | RTLD_NOLOAD);

@@ -1,5 +1,6 @@
 """The Markdown report of a run."""
 
+from petx.bench.case import PRODUCTS
 from petx.bench.compare import by_dtype, times_of
 
 DIRECTIONS = ("fwd", "bwd", "fwd+bwd", "step")
@@ -122,7 +123,7 @@ def rates(case, direction, constants):
 
 
 def _memory(cases):
-    arms = list(dict.fromkeys(arm for case in cases for arm in case["arms"]))
+    arms = list(dict.fromkeys(arm for case in cases for arm in case["arms"] if arm != PRODUCTS))
     rows = []
     for case in cases:
         cells = []

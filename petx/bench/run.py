@@ -54,9 +54,10 @@ def run(
         until = start + 60 * minutes * (0.85 if sweeping else 1.0)
         for number, case in enumerate(chosen, 1):
             say(f"[{number}/{len(chosen)}] {case}")
-            late = time.perf_counter() > until
             record = describe(case)
-            if late:
+            if reason_against := too_slow(case, results["constants"]):
+                record["skipped"] = reason_against
+            elif time.perf_counter() > until:
                 record["skipped"] = f"not reached within {minutes:g} minutes"
             else:
                 record |= attempt(case, device, seconds, say)
@@ -92,6 +93,18 @@ def describe(case):
         "sizes": case.sizes,
         "work": work,  # direction -> [FLOPs, bytes]
     }
+
+
+def too_slow(case, constants):
+    """Why a layer or step is left out: its frozen products are torch's own, and a CPU without instructions for a dtype
+    takes minutes for them. None where it is not."""
+    rates = constants["gemm_flops_per_second"]
+    own, single = rates.get(dtype_name(case.dtype)), rates.get("float32")
+    if case.work or not (own and single) or own > single / 20:
+        return None
+    return (
+        f"torch multiplies {dtype_name(case.dtype)} at {own / 1e9:.1f} GFLOP/s here, so the frozen model takes minutes"
+    )
 
 
 def attempt(case, device, seconds, say):

@@ -96,6 +96,7 @@ CASES = [
     mixture("odd", batch=(3, 43), d=37, experts=3, rank=5, activation="gelu", scope=True, **TOKEN),
     mixture("odd-sample", batch=(3, 43), d=37, experts=3, rank=5, activation="relu", pool=True, **SAMPLE),
     mixture("odd-uniform", batch=(3, 43), d=37, experts=3, rank=5, bias=False, scope=True),
+    mixture("few-rows", batch=(2, 33), d=133, experts=3, rank=23, **TOKEN),
     mixture("splits", batch=(13, 97), d=40, experts=4, rank=4, scope=True, **TOKEN),
     mixture("splits-sample", batch=(13, 97), d=40, experts=4, rank=4, pool=True, activation="gelu_tanh", **SAMPLE),
     mixture("splits-uniform", batch=(13, 97), d=40, experts=4, rank=4),

@@ -119,6 +119,7 @@ CASES = [
     site("odd-small", batch=(3, 43), d=37, r=5, granularity="small", mask=True, **BART_TAIL),
     site("odd-pair", batch=(2, 33), d=33, r=9, heads=3, granularity="middleX", **BART_TAIL),
     site("rank-one", batch=(2, 20), d=20, r=1, r_g=1, granularity="large"),
+    site("few-rows", batch=(2, 33), d=133, r=66, r_g=65, granularity="large", **BART_TAIL),
     site("splits", batch=(13, 97), d=40, r=16, r_g=16, granularity="large", **BART_TAIL),
     site("splits-small", batch=(13, 97), d=40, r=16, granularity="small", **T5_TAIL),
     site("splits-middleX", batch=(13, 97), d=40, r=16, granularity="middleX", **BART_TAIL),

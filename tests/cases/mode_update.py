@@ -75,6 +75,7 @@ CASES = [
     modes("odd-diagonal", batch=(3, 43), d_in=35, d_out=37, rank=7, core="diagonal", dropout=0.1),
     modes("rank-one", batch=(2, 20), rank=1, dropout=0.5),
     modes("narrow", batch=(2, 20), d_in=1, d_out=1, rank=3),
+    modes("few-rows", batch=(2, 33), d_in=133, d_out=130, rank=66, dropout=0.1),
     modes("splits", batch=(13, 97), d_in=40, d_out=36, rank=16, dropout=0.1),
     modes("splits-shared", batch=(13, 97), d_in=40, d_out=36, rank=15, dropout=0.1, shared_mask=True, count=2),
     modes("splits-diagonal", batch=(13, 97), d_in=40, d_out=36, rank=16, core="diagonal", dropout=0.1),
