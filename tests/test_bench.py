@@ -249,6 +249,13 @@ def test_a_layer_in_a_dtype_without_products_is_left_out():
     assert run.too_slow(ALL[0], rates) is None
 
 
+def test_the_better_of_two_measurements():
+    one = {"copy_bytes_per_second": {"1": 5.0}, "gemm_flops_per_second": {"float32": 2.0}, "launch_seconds": 3.0}
+    other = {"copy_bytes_per_second": {"1": 4.0}, "gemm_flops_per_second": {"float32": 6.0}, "launch_seconds": 1.0}
+    best = {"copy_bytes_per_second": {"1": 5.0}, "gemm_flops_per_second": {"float32": 6.0}, "launch_seconds": 1.0}
+    assert machine.better(one, other) == best
+
+
 def test_names(small):
     assert [case.name for case in select(small, ["toy/two"])] == ["two"]
     assert len(select(small, ["toy"])) == 3

@@ -59,6 +59,17 @@ def constants(device, seconds=0.6):
     return measured
 
 
+def better(one, other):
+    """Of two measurements of :func:`constants` the higher rates and the lower costs."""
+    merged = {}
+    for name, value in one.items():
+        if isinstance(value, dict):
+            merged[name] = {key: max(rate, other[name].get(key, rate)) for key, rate in value.items()}
+        else:
+            merged[name] = min(value, other.get(name, value))
+    return merged
+
+
 def _gemm(n, dtype, device, seconds):
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
     out = torch.empty(n, n, device=device, dtype=dtype)
