@@ -71,6 +71,30 @@ def test_autocast(granularity):
     assert (grads[0] - exact).norm() < 0.03 * exact.norm()
 
 
+def test_autocast_of_inputs_of_two_dtypes():
+    """The sub-layer's output is bf16 under autocast, the residual branch float32."""
+    adapter = layer()
+    h, x = inputs()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = adapter(h.bfloat16(), x)
+        assert torch.equal(out, adapter(h.bfloat16(), x.bfloat16()))
+    (grad,) = torch.autograd.grad(out.float().sum(), x)
+    assert grad.dtype == torch.float32 and grad.isfinite().all()
+
+
+def test_seed_of_any_shape_of_one_element():
+    h, x = inputs()
+    adapter = layer(dropout=0.5)
+    names = dict(down_weight=adapter.down.weight, down_bias=None, up_weight=adapter.up.weight, up_bias=None)
+
+    def call(seed):
+        return functional.gated_adapter(h, x, **names, dropout=0.5, seed=seed)
+
+    assert torch.equal(call(torch.tensor(7)), call(torch.tensor([7])))
+    with pytest.raises(ValueError, match="seed must be an int64 tensor of one element"):
+        call(torch.tensor([7, 8]))
+
+
 def test_float32_adapter_beside_a_bf16_base():
     adapter = layer()
     h, x = inputs(torch.bfloat16)

@@ -6,7 +6,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from petx import ops, reference
-from petx.functional._arguments import autocast_dtype, checked_seed, checked_shape, operands
+from petx.functional._arguments import autocast_dtype, cast, checked_seed, checked_shape, operands
 from petx.functional._autograd import MISFITS, Differentiable, operator_checks
 
 __all__ = ["gated_adapter", "value_adapter", "value_adapters"]
@@ -176,7 +176,7 @@ def check(tensors, mask, seed, choices, heads, residual, scale, dropout, eps):
     named = dict(zip(ARGUMENTS, tensors, strict=True))
     check_shapes(named, mask, granularity=granularity, heads=heads, placement=placement, residual=residual, norm=norm)
     h, x = tensors[:2]
-    if x is not None and x.dtype != h.dtype and autocast_dtype(h) == h.dtype:
+    if x is not None and x.dtype != h.dtype and not torch.is_autocast_enabled(h.device.type):
         raise ValueError(f"gated_adapter: x must have h's dtype {h.dtype}, got {x.dtype}")
     checked_seed("gated_adapter", seed, h.device)
     for name, tensor in named.items():
@@ -186,10 +186,12 @@ def check(tensors, mask, seed, choices, heads, residual, scale, dropout, eps):
 
 def _run(tensors, padding_mask, seed, choices, heads, residual, scale, dropout, eps):
     h, x, *parameters = tensors
-    dtype = autocast_dtype(h)
-    if dtype != h.dtype:  # of an x of another dtype without autocast the operator complains
-        h, x = h.to(dtype), None if x is None else x.to(dtype)
-    if dropout > 0 and seed is None:
+    if torch.is_autocast_enabled(h.device.type):  # without it the operator refuses an x of another dtype
+        dtype = autocast_dtype(h)
+        h, x = cast(h, dtype), cast(x, dtype)
+    if seed is not None:
+        seed = seed.reshape(1)
+    elif dropout > 0:
         seed = torch.randint(2**62, (1,), dtype=torch.int64, device=h.device)
     if not ops.has_kernel("gated_adapter", h.device.type):
         options = dict(zip(OPTIONS, choices, strict=True)) | dict(heads=heads, residual=residual)
