@@ -269,9 +269,17 @@ def as_results(median, spread=0.01, device="A", peer=2.0, sizes=None):
     def times(value):
         return {"median": value, "low": value * (1 - spread), "high": value * (1 + spread), "rounds": 5}
 
-    arms = {PETX: {"fwd": times(median)}, "best eager": {"fwd": times(peer)}}
+    arms = {PETX: {"fwd": times(median)}, "best eager": {"fwd": times(peer) | {"ratio": times(peer / median)}}}
     case = {"operation": "toy", "name": "one", "dtype": "float32", "sizes": sizes or {"N": 8}, "arms": arms}
     return {"version": 1, "machine": {"device": device, "threads": 2, "torch": "2"}, "cases": [case]}
+
+
+def test_ratio_of_a_file_without_rounds():
+    (case,) = as_results(1.0)["cases"]
+    rounds = compare.ratio_of(case, "best eager", "fwd")
+    del case["arms"]["best eager"]["fwd"]["ratio"]
+    assert compare.ratio_of(case, "best eager", "fwd")["median"] == rounds["median"] == 2.0
+    assert compare.ratio_of(case, "torch.compile", "fwd") is None
 
 
 @pytest.mark.parametrize(

@@ -73,15 +73,19 @@ def times_of(case, arm="petx"):
     return {d: v for d, v in case.get("arms", {}).get(arm, {}).items() if isinstance(v, dict)}
 
 
+def ratio_of(case, arm, direction):
+    """Summary of an arm's time over petx's, round by round, or None where it was not measured. Of an older file, which
+    has no rounds, that of the medians."""
+    times, own = times_of(case, arm).get(direction), times_of(case).get(direction)
+    if times is None or "ratio" in times:
+        return times and times["ratio"]
+    return {key: times[key] / own["median"] for key in ("low", "median", "high")}
+
+
 def best_ratio(case, direction):
     """Time of the fastest peer over petx's, or None without one."""
-    own = times_of(case)[direction]["median"]
-    peers = [
-        times_of(case, arm)[direction]["median"]
-        for arm in case["arms"]
-        if arm not in (PETX, *FLOORS) and direction in times_of(case, arm)
-    ]
-    return min(peers) / own if peers else None
+    peers = [ratio_of(case, arm, direction) for arm in case["arms"] if arm not in (PETX, *FLOORS)]
+    return min((ratio["median"] for ratio in peers if ratio), default=None)
 
 
 def _key(case):

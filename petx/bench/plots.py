@@ -5,7 +5,7 @@ from pathlib import Path
 import matplotlib
 
 from petx.bench.case import FLOORS
-from petx.bench.compare import by_dtype, times_of
+from petx.bench.compare import by_dtype, ratio_of, times_of
 from petx.data.cache import written_whole
 
 matplotlib.use("Agg")
@@ -48,18 +48,17 @@ def _ratios(path, operation, cases):
     thick = 0.8 / len(peers)
     for i, peer in enumerate(peers):
         for row, case in enumerate(cases):
-            times = times_of(case, peer).get(direction)
-            if times is None:
+            measured = ratio_of(case, peer, direction)
+            if measured is None:
                 continue
-            own = times_of(case)[direction]["median"]
-            ratio, at = times["median"] / own, row + (i - (len(peers) - 1) / 2) * thick
+            ratio, at = measured["median"], row + (i - (len(peers) - 1) / 2) * thick
             label = peer if row == next(r for r, c in enumerate(cases) if direction in times_of(c, peer)) else None
             axes.barh(
                 at, ratio, thick * 0.9, color=_FLOOR if peer in FLOORS else _COLOURS[i % len(_COLOURS)], label=label
             )
-            spread = [[ratio - times["low"] / own], [times["high"] / own - ratio]]
+            spread = [[ratio - measured["low"]], [measured["high"] - ratio]]
             axes.errorbar(ratio, at, xerr=spread, color="black", linewidth=0.8, capsize=1.5)
-            axes.annotate(f" {ratio:.2f}", (times["high"] / own, at), va="center", fontsize=7)
+            axes.annotate(f" {ratio:.2f}", (measured["high"], at), va="center", fontsize=7)
     axes.axvline(1, color=_PETX, linewidth=1.5)
     axes.set_yticks(range(len(cases)), [f"{case['name']}\n{case['dtype']}" for case in cases], fontsize=8)
     axes.invert_yaxis()

@@ -1,7 +1,7 @@
 """The Markdown report of a run."""
 
 from petx.bench.case import PRODUCTS
-from petx.bench.compare import by_dtype, times_of
+from petx.bench.compare import by_dtype, ratio_of, times_of
 
 DIRECTIONS = ("fwd", "bwd", "fwd+bwd", "step")
 
@@ -28,7 +28,7 @@ def _head(results):
     lines.append(f"{m['device']}, {where}; petx {m['petx']} ({built}), torch {m['torch']}{cuda}, Python {m['python']}.")
     lines.append(
         "Arms take turns in one run, on random inputs that rotate past the caches. Times are medians with quartiles; "
-        "a ratio is the peer's median over petx's, above 1 where petx is faster."
+        "a ratio is a peer's time over petx's in the same round, above 1 where petx is faster, with its quartiles."
     )
     return "\n\n".join(lines)
 
@@ -101,8 +101,9 @@ def _times(cases, constants):
                 continue
             ratios = []
             for peer in peers:
-                other = times_of(case, peer).get(direction)
-                ratios.append("n/a" if other is None else f"{other['median'] / own['median']:.2f}x")
+                ratio = ratio_of(case, peer, direction)
+                shown = ratio and [f"{ratio[key]:.2f}" for key in ("median", "low", "high")]
+                ratios.append("{}x ({} to {})".format(*shown) if shown else "n/a")
             rows.append(
                 [case["name"], case["dtype"], direction, _spread(own), *rates(case, direction, constants), *ratios]
             )

@@ -36,7 +36,7 @@ class Clock:
 
 def measure(case, device, *, seconds, least_rounds=3, most_rounds=40, least_patience=30, say=lambda text: None):
     """Every arm's times and memory: name -> ``{direction: summary, "peak_bytes", "kept_bytes"}`` or
-    ``{"unavailable": reason}``.
+    ``{"unavailable": reason}``. The summary of a peer has the one of its time over petx's in ``"ratio"``.
 
     Arms take turns in rounds, whose order shifts from round to round, until ``seconds`` are over and ``least_rounds``
     are done; where that would take four times as long, fewer. Raises Unavailable where petx itself cannot run.
@@ -68,7 +68,11 @@ def measure(case, device, *, seconds, least_rounds=3, most_rounds=40, least_pati
             _release(device)
     times = _take_turns(case, arms, sets, device, seconds, least_rounds, most_rounds)
     for name, by_direction in times.items():
-        results[name] = {d: summary(values) for d, values in by_direction.items()} | results[name]
+        measured = {d: summary(values) for d, values in by_direction.items()}
+        if name != PETX:  # round by round, so that a machine that slows down for both changes nothing
+            for d, values in by_direction.items():
+                measured[d]["ratio"] = summary([a / b for a, b in zip(values, times[PETX][d], strict=True)])
+        results[name] = measured | results[name]
     return {arm.name: results[arm.name] for arm in case.arms}
 
 
@@ -92,7 +96,7 @@ def patience(seconds):
 
 
 def summary(values):
-    """Median and quartiles in seconds."""
+    """Median and quartiles."""
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
     return {"median": middle, "low": low, "high": high, "rounds": len(values)}
 
