@@ -5,7 +5,7 @@ import torch
 from petx import ops
 
 # What an argument that does not fit makes torch, the operator or Python raise.
-MISFITS = (RuntimeError, AttributeError, TypeError, IndexError)
+MISFITS = (RuntimeError, AttributeError, TypeError, LookupError)
 
 
 def operator_checks(stem, tensor):
@@ -17,6 +17,15 @@ def operator_checks(stem, tensor):
     if not isinstance(tensor, torch.Tensor) or not ops.has_kernel(stem, tensor.device.type):
         return False
     return not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
+
+
+def guarded(run, check, arguments, *more):
+    """``run(*arguments, *more)``; where that refuses, ``check(*arguments)`` says what does not fit."""
+    try:
+        return run(*arguments, *more)
+    except MISFITS:
+        check(*arguments)
+        raise
 
 
 class Differentiable(torch.autograd.Function):

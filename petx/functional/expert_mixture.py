@@ -15,7 +15,7 @@ from petx.functional._arguments import (
     checked_shape,
     operands,
 )
-from petx.functional._autograd import MISFITS, Differentiable, operator_checks
+from petx.functional._autograd import Differentiable, guarded, operator_checks
 
 __all__ = ["expert_mixture"]
 
@@ -75,11 +75,7 @@ def expert_mixture(
     masked = scope_mask is not None or pool_mask is not None
     if not known or masked or x.dim() < 2 or (top_k is not None and gate == "uniform"):
         check(*arguments)
-    try:
-        return _run(*arguments)
-    except MISFITS:
-        check(*arguments)
-        raise
+    return guarded(_run, check, arguments)
 
 
 def _run(x, parameters, masks, experts, gate, top_k, activation, alpha, beta):

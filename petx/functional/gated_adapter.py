@@ -7,7 +7,7 @@ from torch.autograd.function import once_differentiable
 
 from petx import ops, reference
 from petx.functional._arguments import autocast_dtype, cast, checked_seed, checked_shape, operands
-from petx.functional._autograd import MISFITS, Differentiable, operator_checks
+from petx.functional._autograd import Differentiable, guarded, operator_checks
 
 __all__ = ["gated_adapter", "value_adapter", "value_adapters"]
 
@@ -158,11 +158,7 @@ def gated_adapter(
     unusual = padding_mask is not None or seed is not None or (x is not None and x.is_meta)
     if unusual or h.dim() < 2 or not abs(scale) < math.inf:
         check(*arguments)
-    try:
-        return _run(*arguments)
-    except (*MISFITS, KeyError):
-        check(*arguments)
-        raise
+    return guarded(_run, check, arguments)
 
 
 def check(tensors, mask, seed, choices, heads, residual, scale, dropout, eps):

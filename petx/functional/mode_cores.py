@@ -7,7 +7,7 @@ from torch.autograd.function import once_differentiable
 
 from petx import ops, reference
 from petx.functional._arguments import GATES, cast, checked_shape, checked_threshold, operands
-from petx.functional._autograd import MISFITS, Differentiable, operator_checks
+from petx.functional._autograd import Differentiable, guarded, operator_checks
 
 __all__ = ["mode_cores"]
 
@@ -34,11 +34,7 @@ def mode_cores(core, modes, threshold=None, *, gate="none", temperature=1.0):
         return _run(*arguments)
     if gate not in GATES or not temperature < math.inf:
         check(*arguments)
-    try:
-        return _run(*arguments)
-    except MISFITS:
-        check(*arguments)
-        raise
+    return guarded(_run, check, arguments)
 
 
 def check(core, modes, threshold, gate, temperature):

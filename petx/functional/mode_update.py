@@ -7,7 +7,7 @@ from torch.autograd.function import once_differentiable
 
 from petx import ops, reference
 from petx.functional._arguments import autocast_dtype, cast, checked_dropout, checked_seed, checked_shape, operands
-from petx.functional._autograd import MISFITS, Differentiable, operator_checks
+from petx.functional._autograd import Differentiable, guarded, operator_checks
 
 __all__ = ["mode_update"]
 
@@ -38,11 +38,7 @@ def mode_update(x, u, v, cores, bases=None, *, dropout=0.0, shared_mask=False, s
         return _run(*arguments, shared_mask)
     if seed is not None:
         checked_seed("mode_update", seed, x.device)
-    try:
-        return _run(*arguments, shared_mask)
-    except MISFITS:
-        check(*arguments)
-        raise
+    return guarded(_run, check, arguments, shared_mask)
 
 
 def _run(x, u, v, cores, bases, dropout, seed, shared_mask):
