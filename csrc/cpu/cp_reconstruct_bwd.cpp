@@ -86,7 +86,7 @@ class Backward {
     int64_t count = p_.rank * p_.d_in;
     host::parallel(ceil_div(count, kChunk), [&](int64_t begin, int64_t end) {
       int64_t from = begin * kChunk;
-      vectors<T, C>().reduce(du_.get() + from, splits, count, std::min(end * kChunk, count) - from,
+      vectors<T, C>().reduce(du_.get() + from, splits, count, std::min(end * kChunk, count) - from, false,
                              static_cast<C*>(g_.u) + from);
     });
   }

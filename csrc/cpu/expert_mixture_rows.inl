@@ -109,7 +109,7 @@ static void hidden_as(const ExpertBlock<T, G>& b, G* hidden) {
     if (gates) spread(p, gates, scale);
 #pragma omp simd
     for (int64_t j = 0; j < stacked; ++j) store(hidden[j], scale[j] * expert_activation<kind>(C(load(u[j]))));
-    for (int64_t k = 0; k < b.width - stacked; ++k) store(hidden[stacked + k], C(p.beta) * gates[k]);
+    for (int64_t k = 0; gates && k < p.experts; ++k) store(hidden[stacked + k], C(p.beta) * gates[k]);
   }
 }
 

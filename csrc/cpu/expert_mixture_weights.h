@@ -26,7 +26,8 @@ class ExpertWeights {
 
  public:
   explicit ExpertWeights(const ExpertMixtureParams& p)
-      : width(p.stacked + (p.gated() ? p.experts : 0)),
+      : down_width(p.stacked + (p.gated() ? p.experts : 0)),
+        width(ceil_div(down_width, 16) * 16),
         up_width(p.stacked + (p.gated() && p.up_bias ? p.experts : 0)),
         many_rows(p.rows >= p.stacked),
         d_(p.d),
@@ -39,8 +40,9 @@ class ExpertWeights {
     if (!p.gated() && p.up_bias) mean_up_bias(p);
   }
 
-  // Columns of a block's hidden values, and how many of them the up projection reads.
-  const int64_t width, up_width;
+  // Columns of a block's hidden values: how many the down projection makes, with what stride from row to row, and how
+  // many of them the up projection reads.
+  const int64_t down_width, width, up_width;
   const bool many_rows;  // whether joining pays
 
   const C* down_bias() const { return down_bias_.get(); }
@@ -70,8 +72,8 @@ class ExpertWeights {
     each(up_, [&](const host::Matrix& weight, int64_t column, bool) {
       gemm<G>(host::matrix(dout, n, d_), weight, columns(q, n, column, weight.cols));
     });
-    if (up_width < width)
-      for (int64_t i = 0; i < n; ++i) std::fill_n(q + i * width + up_width, width - up_width, G{});
+    if (up_width < down_width)
+      for (int64_t i = 0; i < n; ++i) std::fill_n(q + i * width + up_width, down_width - up_width, G{});
   }
 
   host::Matrix columns(const G* data, int64_t n, int64_t first, int64_t count) const {
@@ -126,7 +128,7 @@ class ExpertWeights {
     Buffer<C> each;
     widen(p.up_bias, p.experts * p.d, each);
     constant_ = buffer<C>(p.d);
-    vectors<T, G>().reduce(each.get(), p.experts, p.d, p.d, constant_.get());
+    vectors<T, G>().reduce(each.get(), p.experts, p.d, p.d, false, constant_.get());
     for (int64_t j = 0; j < p.d; ++j) constant_[j] *= C(p.beta) / C(p.experts);
   }
 

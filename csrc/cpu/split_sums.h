@@ -1,7 +1,7 @@
 // Gradients that are sums over tokens, in an order that the shape alone fixes.
 //
-// Tokens are cut into splits (row_splits). One thread sums a split, block after block, into accumulators of its own;
-// the splits are then added up in their order. So the bits do not depend on the number of threads.
+// Tokens are cut into splits (row_splits). One thread sums a split, block after block, into accumulators of its own
+// (the first split into the result itself); the splits are then added up in their order. So the bits do not depend on the number of threads.
 #pragma once
 
 #include <algorithm>
@@ -22,7 +22,7 @@ class SplitSums {
     void* to;
     int64_t offset, count;
     bool overwritten;
-    // Its accumulators among a split's; the caller's own where there is one split alone, which null stands for.
+    // Its accumulators among a split's; the caller's own in the first, which null stands for.
     C* in(C* split) const { return !to ? nullptr : split ? split + offset : static_cast<C*>(to); }
   };
 
@@ -56,11 +56,11 @@ class SplitSums {
       });
       return;
     }
-    Buffer<C> sums = buffer<C>(splits.parts() * count_);
+    Buffer<C> sums = buffer<C>((splits.parts() - 1) * count_);
     host::parallel(splits.parts(), [&](int64_t begin, int64_t end) {
       auto scratch = make_scratch(std::min(splits.size, rows));
       for (int64_t split = begin; split < end; ++split) {
-        C* into = sums.get() + split * count_;
+        C* into = split ? sums.get() + (split - 1) * count_ : nullptr;
         clear(into);
         body(scratch, splits.begin(split), splits.begin(split + 1), into);
       }
@@ -69,7 +69,7 @@ class SplitSums {
     for (const Sum& s : wanted())
       host::parallel(ceil_div(s.count, kChunk), [&](int64_t begin, int64_t end) {
         int64_t from = begin * kChunk, count = std::min(end * kChunk, s.count) - from;
-        vectors<T, G>().reduce(sums.get() + s.offset + from, splits.parts(), count_, count,
+        vectors<T, G>().reduce(sums.get() + s.offset + from, splits.parts() - 1, count_, count, true,
                                static_cast<C*>(s.to) + from);
       });
   }

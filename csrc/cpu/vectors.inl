@@ -19,7 +19,16 @@ static void accumulate(const G* part, int64_t count, C* to) {
 }
 
 template <class C>
-static void reduce(const C* from, int64_t parts, int64_t stride, int64_t count, C* to) {
+static void reduce(const C* from, int64_t parts, int64_t stride, int64_t count, bool more, C* to) {
+  if (more) {
+#pragma omp simd
+    for (int64_t j = 0; j < count; ++j) {
+      C sum = to[j];
+      for (int64_t k = 0; k < parts; ++k) sum += from[k * stride + j];
+      to[j] = sum;
+    }
+    return;
+  }
 #pragma omp simd
   for (int64_t j = 0; j < count; ++j) {
     C sum = from[j];
