@@ -25,6 +25,13 @@ def has_kernel(stem, device_type):
     return (stem, device_type) in _fused
 
 
+def takes(stem, tensor):
+    """The same of a tensor's device, which is an object that torch makes anew for every look at it."""
+    if tensor.is_cpu:
+        return (stem, "cpu") in _fused
+    return tensor.is_cuda and (stem, "cuda") in _fused
+
+
 def why_absent(stem, device_type):
     """Why operation ``stem`` has no compiled kernel for ``device_type`` here, or None where it has one."""
     if has_kernel(stem, device_type):

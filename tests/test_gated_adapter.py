@@ -1,5 +1,7 @@
 """What is particular to the compiled `gated_adapter`; tests/test_operations.py holds it to its reference."""
 
+import importlib
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ from petx import functional
 from tests.cases.gated_adapter import CASES, site
 
 BY_NAME = {case.name: case for case in CASES}
+MODULE = importlib.import_module("petx.functional.gated_adapter")  # the package has the function by that name
 
 
 def test_inputs_may_alias():
@@ -64,18 +67,51 @@ def test_dropout_draws_its_seed_from_torchs_generator():
     assert torch.equal(call(), first) and not torch.equal(first, second)
 
 
-def test_saved_tensors_are_rank_wide():
-    """Only inputs, parameters, the seed, statistics and [N, r] tensors are kept for the backward."""
-    case = site(
-        "memory", batch=(8, 64), d=256, r=8, r_g=8, granularity="large", dropout=0.1, residual=True, norm="layer"
-    )
-    tensors = case.inputs(torch.float32)
+def _held(dtype=torch.float32, **options):
+    """Values that a site keeps for its backward, beside inputs, parameters and the seed; and its rows."""
+    case = site("memory", batch=(64, 64), d=256, r=8, r_g=8, granularity="large", **options)
+    tensors = case.inputs(dtype)
     held, known = [], {t.data_ptr() for t in tensors.values()}
     with torch.autograd.graph.saved_tensors_hooks(lambda t: held.append(t) or t, lambda t: t):
         case.run(tensors)
-    new = {t.data_ptr(): t.numel() for t in held if t.data_ptr() not in known}
-    rows = 8 * 64
-    assert sum(new.values()) <= rows * (8 + 8 + 2) + 1
+    new = {t.data_ptr(): t.numel() for t in held if t.data_ptr() not in known and t.dtype != torch.int64}
+    return sum(new.values()), 64 * 64
+
+
+def _limits(monkeypatch, values):
+    for name in ("KEPT_VALUES", "KEPT_VALUES_BARE"):
+        monkeypatch.setattr(MODULE, name, values)
+
+
+def test_saved_tensors_are_rank_wide(monkeypatch):
+    """Only inputs, parameters, the seed, statistics and [N, r] tensors are kept for the backward."""
+    monkeypatch.setattr(MODULE, "KEPT_VALUES", 64 * 64 * 256 - 1)
+    held, rows = _held(dropout=0.1, residual=True, norm="layer")
+    assert held == rows * (8 + 8 + 2)
+
+
+def test_last_products_are_kept_up_to_a_size(monkeypatch):
+    (bare, rows), (tail, _) = _held(), _held(dropout=0.1)
+    assert bare == tail == rows * (8 + 8 + 2 * 256)
+    assert _held(torch.bfloat16)[0] == rows * (8 + 8)
+    _limits(monkeypatch, 0)
+    assert _held()[0] == rows * (8 + 8)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_kept_and_remade_products_agree(case, monkeypatch):
+    tensors = case.inputs(torch.float64)
+    torch.manual_seed(5)
+    weights = torch.randn_like(case.run(tensors))
+    results = []
+    for limit in (0, 1 << 40):
+        _limits(monkeypatch, limit)
+        torch.manual_seed(5)
+        leaves = [t for t in tensors.values() if t.requires_grad]
+        out = case.run(tensors)
+        results.append((out, *torch.autograd.grad((out * weights).sum(), leaves, allow_unused=True)))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
 
 
 def test_value_adapter_is_a_parallel_site():

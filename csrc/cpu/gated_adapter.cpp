@@ -43,8 +43,8 @@ class Forward {
                 site_.operand_buffer(p_.x ? most * p_.d_x : 0),
                 buffer<G>(most * r),
                 buffer<G>(most * r),
-                buffer<G>(most * p_.d),
-                buffer<G>(site_.large() ? most * p_.d : 0),
+                buffer<G>(p_.up_product ? 0 : most * p_.d),
+                buffer<G>(site_.large() && !p_.gate_product ? most * p_.d : 0),
                 buffer<C>(3 * (p_.d + 8))};
       for (int64_t block = begin; block < end; ++block) {
         int64_t first = blocks.begin(block), rows = blocks.begin(block + 1) - first;
@@ -69,22 +69,23 @@ class Forward {
   }
 
   void second_pass(Scratch& t, int64_t first, int64_t rows, const C* token) {
+    G *up = p_.up_product ? site_.kept(p_.up_product, first) : t.up.get(), *gate = nullptr;
     if (site_.large()) {  // before `down`, whose z and a it shares scratch with
       const G* in = site_.operand(site_.x(first), rows * p_.d_x, t.x);
       gemm<G>(host::matrix(in, rows, p_.d_x), site_.gate_down.transposed(), host::matrix(t.z.get(), rows, p_.r_g));
       T* z = static_cast<T*>(p_.gate_z) + first * p_.r_g;
       site_.rows.activate(t.z.get(), site_.vectors.gate_down_bias, p_.activation, rows, p_.r_g, z, t.a.get());
-      gemm<G>(host::matrix(t.a.get(), rows, p_.r_g), site_.gate_up.transposed(),
-              host::matrix(t.gate.get(), rows, p_.d));
+      gate = p_.gate_product ? site_.kept(p_.gate_product, first) : t.gate.get();
+      gemm<G>(host::matrix(t.a.get(), rows, p_.r_g), site_.gate_up.transposed(), host::matrix(gate, rows, p_.d));
     }
     if (p_.granularity == Granularity::small) {
       site_.rows.reactivate(site_.z(first), p_.activation, rows * p_.r, t.a.get());
     } else {
       down(t, first, rows);
     }
-    site_.up_product(t.a.get(), rows, t.up.get());
+    site_.up_product(t.a.get(), rows, up);
     SiteBlock<T, G> block = site_.block(first, rows);
-    block.up = t.up.get(), block.gate = t.gate.get(), block.token = token, block.work = t.work.get();
+    block.up = up, block.gate = gate, block.token = token, block.work = t.work.get();
     block.out = out_ + first * p_.d;
     site_.rows.forward(block);
   }

@@ -60,16 +60,20 @@ class Backward {
             buffer<C>(5 * (p_.d + 8)),  buffer<C>(n)};
   }
 
-  // a = gelu(z), the up product and the gate's product of a block, as in the forward.
+  // a = gelu(z), the up product and the gate's product of a block, as in the forward where they were not kept.
   SiteBlock<T, G> rebuild(Scratch& t, int64_t first, int64_t n) const {
     SiteBlock<T, G> b = site_.block(first, n);
     site_.rows.reactivate(site_.z(first), p_.activation, n * p_.r, t.a.get());
-    site_.up_product(t.a.get(), n, t.up.get());
+    b.up = p_.up_product ? site_.kept(p_.up_product, first) : t.up.get();
+    if (!p_.up_product) site_.up_product(t.a.get(), n, t.up.get());
     if (site_.large()) {
       site_.rows.reactivate(site_.gate_z(first), p_.activation, n * p_.r_g, t.gate_a.get());
-      gemm<G>(host::matrix(t.gate_a.get(), n, p_.r_g), site_.gate_up.transposed(), host::matrix(t.gate.get(), n, p_.d));
+      b.gate = p_.gate_product ? site_.kept(p_.gate_product, first) : t.gate.get();
+      if (!p_.gate_product)
+        gemm<G>(host::matrix(t.gate_a.get(), n, p_.r_g), site_.gate_up.transposed(),
+                host::matrix(t.gate.get(), n, p_.d));
     }
-    b.up = t.up.get(), b.gate = t.gate.get(), b.work = t.work.get();
+    b.work = t.work.get();
     b.token = token_ ? token_ + first : nullptr;
     b.dout = static_cast<const T*>(g_.dout) + first * p_.d;
     return b;

@@ -42,6 +42,9 @@ class Site {
   const T* z(int64_t row) const { return static_cast<const T*>(p_.z) + row * p_.r; }
   const T* gate_z(int64_t row) const { return static_cast<const T*>(p_.gate_z) + row * p_.r_g; }
 
+  // A block's rows of a kept product, which is there only where G is T.
+  G* kept(void* product, int64_t row) const { return static_cast<G*>(product) + row * p_.d; }
+
   SiteBlock<T, G> block(int64_t first, int64_t count) const {
     SiteBlock<T, G> b = {};
     b.p = &p_, b.v = &vectors, b.first = first, b.rows = count, b.h = h(first), b.x = x(first);

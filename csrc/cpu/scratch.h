@@ -35,9 +35,9 @@ struct Division {
   int64_t begin(int64_t part) const { return std::min(part * size, rows); }
 };
 
-// `rows` in about `parts` parts of at least 32 and at most `most` rows, a multiple of 32, which products favour.
+// `rows` in about `parts` equal parts of at least 32 and at most `most` rows, a multiple of 8, which products favour.
 inline Division divide(int64_t rows, int64_t parts, int64_t most) {
-  return {rows, std::min(most, ceil_div(std::max<int64_t>(rows, 1), 32 * parts) * 32)};
+  return {rows, std::clamp<int64_t>(ceil_div(rows, 8 * parts) * 8, 32, most)};
 }
 
 // Both divisions are functions of the shape alone, so results do not depend on the number of threads.
@@ -47,7 +47,9 @@ inline Division divide(int64_t rows, int64_t parts, int64_t most) {
 // its weights anew for each block.
 inline constexpr int64_t kFewRows = 128;
 inline Division row_blocks(int64_t rows, int64_t most) {
-  return divide(rows, rows < kFewRows ? 1 : std::clamp<int64_t>(rows / 64, 1, 8), most);
+  if (rows < kFewRows) return divide(rows, 1, most);
+  int64_t even = std::clamp<int64_t>(rows / 128 * 2, 2, 8);  // for two threads at least
+  return divide(rows, rows <= even * most ? even : ceil_div(rows, 4 * most) * 4, most);
 }
 
 // Token splits for sums over rows (weight gradients): each split has its own accumulators, added up in order.

@@ -1,7 +1,8 @@
 // Gradients that are sums over tokens, in an order that the shape alone fixes.
 //
 // Tokens are cut into splits (row_splits). One thread sums a split, block after block, into accumulators of its own
-// (the first split into the result itself); the splits are then added up in their order. So the bits do not depend on the number of threads.
+// (the first split into the result itself); the splits are then added up in their order. So the bits do not depend on
+// the number of threads.
 #pragma once
 
 #include <algorithm>

@@ -101,21 +101,40 @@ GatedAdapterParams checked(const char* op, const SiteTensors& t, const SiteOptio
   return p;
 }
 
-using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;  // out, z, gate_z, token_gate, norm_stats
+// out, z, gate_z, token_gate, norm_stats, up_product, gate_product
+using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+// What is kept of width d: rows of `up_product` and `gate_product`.
+struct KeptRows {
+  int64_t up, gate;
+  KeptRows(const GatedAdapterParams& p, bool keep)
+      : up(keep ? p.rows : 0), gate(keep && p.granularity == Granularity::large ? p.rows : 0) {}
+};
+
+// Whether a product's type is the tensors', so that it can be kept as it is.
+bool keeps_products(const Tensor& h) {
+  bool whole = h.scalar_type() == ScalarType::Float || h.scalar_type() == ScalarType::Double;
+  return whole && h.is_cpu();
+}
 
 template <class Launch>
-Outputs forward(const char* op, const SiteTensors& t, const SiteOptions& o, const Launch& launch) {
+Outputs forward(const char* op, const SiteTensors& t, const SiteOptions& o, bool keep, const Launch& launch) {
   GatedAdapterParams p = checked(op, t, o);
+  if (keep && !keeps_products(t.h)) fail(op, "keep is for float32 and float64 on a CPU");
   bool token_gate = p.granularity == Granularity::middle_x || p.granularity == Granularity::small;
   auto dtype = t.h.scalar_type(), compute = compute_type(t.h);
   Tensor out = empty(t.h, rows_by(t.h, p.d), dtype), z = empty(t.h, {p.rows, p.r}, dtype);
   Tensor gate_z = empty(t.h, {p.r_g ? p.rows : 0, p.r_g}, dtype);
   Tensor token = empty(t.h, {token_gate ? p.rows : 0}, compute);
   Tensor stats = empty(t.h, {p.norm == Norm::none ? 0 : p.rows, 2}, compute);
+  KeptRows kept(p, keep);
+  Tensor up = empty(t.h, {kept.up, p.d}, dtype), gate = empty(t.h, {kept.gate, p.d}, dtype);
   p.z = z.mutable_data_ptr(), p.gate_z = gate_z.mutable_data_ptr();
   p.token_gate = token.mutable_data_ptr(), p.norm_stats = stats.mutable_data_ptr();
+  if (kept.up) p.up_product = up.mutable_data_ptr();
+  if (kept.gate) p.gate_product = gate.mutable_data_ptr();
   launch(p, out.mutable_data_ptr());
-  return {out, z, gate_z, token, stats};
+  return {out, z, gate_z, token, stats, up, gate};
 }
 
 void fwd_on_cpu(const Tensor&, const GatedAdapterParams& p, void* out) { cpu::gated_adapter_fwd(p, out); }
@@ -135,13 +154,13 @@ Outputs fwd(Tensor h, OptionalTensor x, Tensor down_weight, OptionalTensor down_
             OptionalTensor gate_weight, OptionalTensor gate_bias, OptionalTensor norm_weight, OptionalTensor norm_bias,
             OptionalTensor mask, OptionalTensor seed, int64_t length, int64_t granularity, int64_t heads,
             int64_t activation, int64_t gate_input, int64_t middle_y, int64_t placement, int64_t norm, bool residual,
-            double scale, double dropout, double eps) {
+            double scale, double dropout, double eps, bool keep) {
   return forward(
       "gated_adapter",
       {h, x, down_weight, down_bias, up_weight, up_bias, gate_down_weight, gate_down_bias, gate_weight, gate_bias,
        norm_weight, norm_bias, mask, seed},
       {length, granularity, heads, activation, gate_input, middle_y, placement, norm, residual, scale, dropout, eps},
-      [&](const GatedAdapterParams& p, void* out) { launch(h, p, out); });
+      keep, [&](const GatedAdapterParams& p, void* out) { launch(h, p, out); });
 }
 
 // Gradients of h, x and the ten parameters; empty where not asked for.
@@ -165,8 +184,9 @@ Grads bwd(Tensor dout, Tensor h, OptionalTensor x, Tensor down_weight, OptionalT
           OptionalTensor up_bias, OptionalTensor gate_down_weight, OptionalTensor gate_down_bias,
           OptionalTensor gate_weight, OptionalTensor gate_bias, OptionalTensor norm_weight, OptionalTensor norm_bias,
           OptionalTensor mask, OptionalTensor seed, Tensor z, Tensor gate_z, Tensor token_gate, Tensor norm_stats,
-          int64_t needs, int64_t length, int64_t granularity, int64_t heads, int64_t activation, int64_t gate_input,
-          int64_t middle_y, int64_t placement, int64_t norm, bool residual, double scale, double dropout, double eps) {
+          Tensor up_product, Tensor gate_product, int64_t needs, int64_t length, int64_t granularity, int64_t heads,
+          int64_t activation, int64_t gate_input, int64_t middle_y, int64_t placement, int64_t norm, bool residual,
+          double scale, double dropout, double eps) {
   const char* op = "gated_adapter (backward)";
   SiteTensors t{h,           x,         down_weight, down_bias, up_weight, up_bias, gate_down_weight, gate_down_bias,
                 gate_weight, gate_bias, norm_weight, norm_bias, mask,      seed};
@@ -183,6 +203,12 @@ Grads bwd(Tensor dout, Tensor h, OptionalTensor x, Tensor down_weight, OptionalT
   p.token_gate = const_cast<void*>(check.of_type("token_gate", token_gate, {token ? p.rows : 0}, compute));
   p.norm_stats =
       const_cast<void*>(check.of_type("norm_stats", norm_stats, {p.norm == Norm::none ? 0 : p.rows, 2}, compute));
+  KeptRows kept(p, up_product.numel() > 0);
+  const void* up = check("up_product", up_product, {kept.up, p.d});
+  const void* gate = check("gate_product", gate_product, {kept.gate, p.d});
+  if (kept.up && !keeps_products(h)) fail(op, "up_product is for float32 and float64 on a CPU");
+  if (kept.up) p.up_product = const_cast<void*>(up);
+  if (kept.gate) p.gate_product = const_cast<void*>(gate);
 
   // With no rows nothing is launched, so sums over rows must start as zeros.
   WantedGrads wanted(h, needs, !p.rows);
@@ -206,9 +232,11 @@ Grads bwd(Tensor dout, Tensor h, OptionalTensor x, Tensor down_weight, OptionalT
 }  // namespace petx
 
 STABLE_TORCH_LIBRARY_FRAGMENT(petx, m) {
-  m.def("gated_adapter_fwd(" PETX_SITE_TENSORS ", " PETX_SITE_OPTIONS ") -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def("gated_adapter_fwd(" PETX_SITE_TENSORS ", " PETX_SITE_OPTIONS
+        ", bool keep) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("gated_adapter_bwd(Tensor dout, " PETX_SITE_TENSORS
-        ", Tensor z, Tensor gate_z, Tensor token_gate, Tensor norm_stats, int needs, " PETX_SITE_OPTIONS
+        ", Tensor z, Tensor gate_z, Tensor token_gate, Tensor norm_stats, Tensor up_product, Tensor gate_product, "
+        "int needs, " PETX_SITE_OPTIONS
         ") -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
 }
 

@@ -1,17 +1,19 @@
 """What the call of a layer costs beyond its operator: without gradients, on inputs so small that little else counts."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import petx.nn
 from petx import ops
-from petx.bench.machine import best
+from petx.bench.timing import Clock
 
-CALLS = 200  # of one measurement
+CALLS = 50  # of one measurement
 
 
-def overheads(device, seconds=0.3):
+def overheads(device, seconds=0.6):
     """Layer -> ``{"layer": seconds a call, "operator": of its operator called directly}``; torch's Linear beside them.
 
     Empty without compiled operators for ``device``.
@@ -36,10 +38,7 @@ def overheads(device, seconds=0.3):
             calls = {name: (call, _operator(call)) for name, call in layers.items()}
             weight, bias = linear.weight, linear.bias
             calls["torch's Linear"] = (lambda: linear(x), lambda: F.linear(x, weight, bias))
-            return {
-                name: {"layer": _each(layer, device, seconds), "operator": _each(operator, device, seconds)}
-                for name, (layer, operator) in calls.items()
-            }
+            return {name: _best(layer, operator, Clock(device), seconds) for name, (layer, operator) in calls.items()}
     finally:
         torch.set_num_threads(threads)
 
@@ -60,9 +59,13 @@ def _operator(call):
     return lambda: operator(*args, **kwargs)
 
 
-def _each(call, device, seconds):
-    def many():
-        for _ in range(CALLS):
-            call()
-
-    return best(many, device, seconds) / CALLS
+def _best(layer, operator, clock, seconds):
+    """The shortest of many measurements of each, which take turns."""
+    shortest, end = {"layer": math.inf, "operator": math.inf}, clock.now() + seconds
+    while clock.now() < end:
+        for name, call in (("layer", layer), ("operator", operator)):
+            start = clock.now()
+            for _ in range(CALLS):
+                call()
+            shortest[name] = min(shortest[name], (clock.now() - start) / CALLS)
+    return shortest

@@ -14,9 +14,21 @@ def operator_checks(stem, tensor):
     The Python checks, which say it in the user's words, then run only where something was refused: on a GPU they would
     take as long as the rest of the call.
     """
-    if not isinstance(tensor, torch.Tensor) or not ops.has_kernel(stem, tensor.device.type):
+    if not isinstance(tensor, torch.Tensor) or not ops.takes(stem, tensor):
         return False
     return not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
+
+
+def straight(stem, tensor):
+    """Whether the operator may be tried on a call's tensors as they are: eagerly, without gradients and autocast.
+
+    What it refuses then goes the long way, which converts and checks.
+    """
+    return (
+        not torch.is_grad_enabled()
+        and operator_checks(stem, tensor)
+        and not torch.is_autocast_enabled("cpu" if tensor.is_cpu else "cuda")
+    )
 
 
 def guarded(run, check, arguments, *more):

@@ -15,7 +15,7 @@ from petx.functional._arguments import (
     checked_shape,
     operands,
 )
-from petx.functional._autograd import Differentiable, guarded, operator_checks
+from petx.functional._autograd import MISFITS, Differentiable, guarded, operator_checks, straight
 
 __all__ = ["expert_mixture"]
 
@@ -67,13 +67,28 @@ def expert_mixture(
     Raises ValueError naming the argument, what came and what was wanted.
     """
     parameters = (down_weight, down_bias, up_weight, up_bias, gate_weight, gate_bias)
-    arguments = (x, parameters, (scope_mask, pool_mask), experts, gate, top_k, activation, alpha, beta)
+    return mixture(x, parameters, (scope_mask, pool_mask), experts, gate, top_k, activation, alpha, beta)
+
+
+def mixture(x, parameters, masks, experts, gate, top_k, activation, alpha, beta):
+    """:func:`expert_mixture` of what a layer has: ``parameters`` in the order of :data:`ARGUMENTS`, both masks."""
+    known = gate in GATES and activation in ACTIVATIONS and abs(alpha) < math.inf and abs(beta) < math.inf
+    unmasked = masks[0] is None and masks[1] is None
+    if known and unmasked and straight("expert_mixture", x):
+        try:
+            if x.dtype is parameters[0].dtype and x.is_contiguous() and (top_k is None or gate != "uniform"):
+                numbers = (x.shape[-2], experts, GATES.index(gate), experts if top_k is None else top_k)
+                numbers += (ACTIVATIONS.index(activation), alpha, beta)
+                y = torch.ops.petx.expert_mixture_fwd(x, *parameters, None, None, *numbers)[0]
+                if not y.is_meta:  # of a parameter on the device meta
+                    return y
+        except MISFITS:
+            pass
+    arguments = (x, parameters, masks, experts, gate, top_k, activation, alpha, beta)
     if not operator_checks("expert_mixture", x):
         check(*arguments)
         return _run(*arguments)
-    known = gate in GATES and activation in ACTIVATIONS and abs(alpha) < math.inf and abs(beta) < math.inf
-    masked = scope_mask is not None or pool_mask is not None
-    if not known or masked or x.dim() < 2 or (top_k is not None and gate == "uniform"):
+    if not (known and unmasked) or x.dim() < 2 or (top_k is not None and gate == "uniform"):
         check(*arguments)
     return guarded(_run, check, arguments)
 

@@ -1,5 +1,6 @@
 """VL-PET's granularity-controlled adapter site: one differentiable function over the fused kernels."""
 
+import itertools
 import math
 
 import torch
@@ -7,7 +8,7 @@ from torch.autograd.function import once_differentiable
 
 from petx import ops, reference
 from petx.functional._arguments import autocast_dtype, cast, checked_seed, checked_shape, operands
-from petx.functional._autograd import Differentiable, guarded, operator_checks
+from petx.functional._autograd import MISFITS, Differentiable, guarded, operator_checks, straight
 
 __all__ = ["gated_adapter", "value_adapter", "value_adapters"]
 
@@ -20,7 +21,14 @@ OPTIONS = {
     "placement": ("sequential", "parallel"),
     "norm": (None, "layer", "rms"),
 }
-_CODES = {name: {value: code for code, value in enumerate(values)} for name, values in OPTIONS.items()}
+# All choices together -> the operator's integers for them.
+_CODES = {
+    choices: tuple(OPTIONS[name].index(choice) for name, choice in zip(OPTIONS, choices, strict=True))
+    for choices in itertools.product(*OPTIONS.values())
+}
+
+# Values of h up to which a site on a CPU keeps its last products for the backward, and without a tail.
+KEPT_VALUES, KEPT_VALUES_BARE = 1 << 20, 1 << 22
 
 # Position of each differentiable argument; bit i of `needs` asks the backward for argument i's gradient.
 ARGUMENTS = "h x down_weight down_bias up_weight up_bias gate_down_weight gate_down_bias gate_weight gate_bias".split()
@@ -30,7 +38,7 @@ ARGUMENTS += ["norm_weight", "norm_bias"]
 def check_options(**options):
     """Raise ValueError for an option outside :data:`OPTIONS`."""
     for name, value in options.items():
-        if value not in _CODES[name]:
+        if value not in OPTIONS[name]:
             known = ", ".join(map(repr, OPTIONS[name]))
             raise ValueError(f"gated_adapter: {name} must be one of {known}, got {value!r}")
 
@@ -151,6 +159,23 @@ def gated_adapter(
     tensors = (h, x, down_weight, down_bias, up_weight, up_bias)
     tensors += (gate_down_weight, gate_down_bias, gate_weight, gate_bias, norm_weight, norm_bias)
     choices = (granularity, activation, gate_input, middle_y, placement, norm)
+    return site(tensors, padding_mask, seed, choices, heads, residual, scale, dropout, eps)
+
+
+def site(tensors, padding_mask, seed, choices, heads, residual, scale, dropout, eps):
+    """:func:`gated_adapter` of what a layer has: ``tensors`` in the order of :data:`ARGUMENTS`, ``choices`` in that of
+    :data:`OPTIONS`."""
+    h, x = tensors[0], tensors[1]
+    if padding_mask is None and seed is None and not dropout and straight("gated_adapter", h):
+        try:
+            if h.dtype is tensors[2].dtype and h.is_contiguous() and abs(scale) < math.inf:
+                granularity, *others = _CODES[choices]
+                numbers = (h.shape[-2], granularity, heads, *others, residual, scale, 0.0, eps, False)
+                out = torch.ops.petx.gated_adapter_fwd(*tensors, None, None, *numbers)[0]
+                if not out.is_meta:  # of a parameter on the device meta
+                    return out
+        except MISFITS:
+            pass
     arguments = (tensors, padding_mask, seed, choices, heads, residual, scale, dropout, eps)
     if not operator_checks("gated_adapter", h):
         check(*arguments)
@@ -189,11 +214,11 @@ def _run(tensors, padding_mask, seed, choices, heads, residual, scale, dropout, 
         seed = seed.reshape(1)
     elif dropout > 0:
         seed = torch.randint(2**62, (1,), dtype=torch.int64, device=h.device)
-    if not ops.has_kernel("gated_adapter", h.device.type):
+    if not ops.takes("gated_adapter", h):
         options = dict(zip(OPTIONS, choices, strict=True)) | dict(heads=heads, residual=residual)
         options |= dict(scale=scale, dropout=dropout, eps=eps)
         return _by_reference((h, x, *parameters), padding_mask, seed, **options)
-    granularity, activation, gate_input, middle_y, placement, norm = choices
+    granularity, *others = _CODES[choices]
     return _GatedAdapter.call(
         tensors,
         h.contiguous(),
@@ -202,18 +227,26 @@ def _run(tensors, padding_mask, seed, choices, heads, residual, scale, dropout, 
         None if padding_mask is None else padding_mask.ne(0).reshape(-1),
         seed,
         h.shape[-2],
-        _CODES["granularity"][granularity],
+        granularity,
         heads,
-        _CODES["activation"][activation],
-        _CODES["gate_input"][gate_input],
-        _CODES["middle_y"][middle_y],
-        _CODES["placement"][placement],
-        _CODES["norm"][norm],
+        *others,
         residual,
         float(scale),
         float(dropout),
         float(eps),
+        _keeps_products(h, tensors, choices, residual, dropout),
     )[0]
+
+
+def _keeps_products(h, tensors, choices, residual, dropout):
+    """Whether the backward gets the site's last products instead of making them anew: where these two of fourteen weigh
+    more than their memory, with few rows or little between the products."""
+    if not h.is_cpu or h.dtype not in (torch.float32, torch.float64) or torch.compiler.is_compiling():
+        return False
+    if not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)):
+        return False
+    tail = residual or dropout > 0 or choices[-1] is not None
+    return h.numel() <= (KEPT_VALUES if tail else KEPT_VALUES_BARE)
 
 
 def value_adapter(e, v, down_weight, down_bias, up_weight, up_bias, *, activation="gelu_tanh", scale=1.0):
@@ -265,7 +298,8 @@ def _by_reference(tensors, padding_mask, seed, **options):
 
 
 class _GatedAdapter(Differentiable):
-    """Keeps what exists anyway (h, x, parameters) and narrow tensors: z, the gate's z, statistics, the seed."""
+    """Keeps what exists anyway (h, x, parameters) and narrow tensors: z, the gate's z, statistics, the seed; and the
+    last products, of width d, where the last input asks for it."""
 
     @staticmethod
     def forward(h, x, *rest):
@@ -274,7 +308,7 @@ class _GatedAdapter(Differentiable):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.options = inputs[14:]
+        ctx.options = inputs[14:-1]
         ctx.save_for_backward(*inputs[:14], *output[1:])
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
@@ -283,7 +317,7 @@ class _GatedAdapter(Differentiable):
     @once_differentiable
     def backward(ctx, dout, *_):
         if dout is None:
-            return (None,) * (14 + len(ctx.options))
+            return (None,) * (15 + len(ctx.options))
         h, x, *rest = ctx.saved_tensors
         parameters, mask, seed, saved = rest[:10], rest[10], rest[11], rest[12:]
         needs = sum(1 << i for i in range(12) if ctx.needs_input_grad[i])
@@ -295,7 +329,7 @@ class _GatedAdapter(Differentiable):
             grad.to(leaf.dtype) if ctx.needs_input_grad[i] else None
             for i, (grad, leaf) in enumerate(zip(grads, leaves, strict=True))
         ]
-        return (*grads, *(None,) * (2 + len(ctx.options)))
+        return (*grads, *(None,) * (3 + len(ctx.options)))
 
 
 def _fwd_fake(h, x, *rest):
@@ -305,17 +339,20 @@ def _fwd_fake(h, x, *rest):
     compute = torch.float64 if h.dtype == torch.float64 else torch.float32
     rows, gate_down = math.prod(h.shape[:-1]), parameters[4]
     gate_z = (0, 0) if gate_down is None else (rows, gate_down.shape[0])
+    kept = rows if length_and_on[-1] else 0
     return (
         torch.empty_like(h),
         h.new_empty(rows, parameters[0].shape[0]),
         h.new_empty(gate_z),
         h.new_empty(rows if granularity in ("middleX", "small") else 0, dtype=compute),
         h.new_empty(rows if norm else 0, 2, dtype=compute),
+        h.new_empty(kept, h.shape[-1]),
+        h.new_empty(kept if granularity == "large" else 0, h.shape[-1]),
     )
 
 
 def _bwd_fake(dout, h, x, *rest):
-    parameters, needs = rest[:10], rest[16]
+    parameters, needs = rest[:10], rest[18]
     compute = torch.float64 if h.dtype == torch.float64 else torch.float32
     return tuple(
         h.new_empty((0,) if t is None or not needs >> i & 1 else t.shape, dtype=h.dtype if i < 2 else compute)

@@ -7,7 +7,7 @@ from torch.autograd.function import once_differentiable
 
 from petx import ops, reference
 from petx.functional._arguments import GATES, cast, checked_shape, checked_threshold, operands
-from petx.functional._autograd import Differentiable, guarded, operator_checks
+from petx.functional._autograd import MISFITS, Differentiable, guarded, operator_checks, straight
 
 __all__ = ["mode_cores"]
 
@@ -29,6 +29,14 @@ def mode_cores(core, modes, threshold=None, *, gate="none", temperature=1.0):
     Raises ValueError naming the argument, what came and what was wanted.
     """
     arguments = (core, modes, threshold, gate, temperature)
+    if gate in GATES and temperature < math.inf and straight("mode_cores", core):
+        try:
+            if core.dtype == modes.dtype:
+                cores = torch.ops.petx.mode_cores_fwd(core, modes, threshold, GATES.index(gate), temperature)
+                if not cores.is_meta:  # of mode vectors on the device meta
+                    return cores
+        except MISFITS:
+            pass
     if not operator_checks("mode_cores", core):
         check(*arguments)
         return _run(*arguments)

@@ -3,11 +3,12 @@
 import torch
 from torch import nn
 
-from petx import functional
-from petx.functional.expert_mixture import ACTIVATIONS, GATES
-from petx.nn._arguments import checked_option, checked_size
+from petx.functional.expert_mixture import ACTIVATIONS, ARGUMENTS, GATES, mixture
+from petx.nn._arguments import checked_option, checked_size, parameters_of
 
 __all__ = ["ExpertMixture"]
+
+PARAMETERS = tuple(ARGUMENTS[1:])
 
 
 class ExpertMixture(nn.Module):
@@ -57,15 +58,15 @@ class ExpertMixture(nn.Module):
         self.activation, self.alpha, self.beta, self.init_std = activation, float(alpha), float(beta), init_std
         place = dict(device=device, dtype=dtype)
 
-        def parameter(*shape, wanted=True):
-            return nn.Parameter(torch.empty(*shape, **place)) if wanted else None
+        def parameter(name, *shape, wanted=True):
+            self.register_parameter(name, nn.Parameter(torch.empty(*shape, **place)) if wanted else None)
 
-        self.down_weight = parameter(experts * rank, features)
-        self.down_bias = parameter(experts * rank, wanted=bias)
-        self.up_weight = parameter(features, experts * rank)
-        self.up_bias = parameter(experts, features, wanted=bias)
-        self.gate_weight = parameter(experts, features, wanted=gate != "uniform")
-        self.gate_bias = parameter(experts, wanted=bias and gate != "uniform")
+        parameter("down_weight", experts * rank, features)
+        parameter("down_bias", experts * rank, wanted=bias)
+        parameter("up_weight", features, experts * rank)
+        parameter("up_bias", experts, features, wanted=bias)
+        parameter("gate_weight", experts, features, wanted=gate != "uniform")
+        parameter("gate_bias", experts, wanted=bias and gate != "uniform")
         self.reset_parameters()
 
     @torch.no_grad()
@@ -77,22 +78,16 @@ class ExpertMixture(nn.Module):
                 zero.zero_()
 
     def forward(self, x, scope_mask=None, pool_mask=None):
-        return functional.expert_mixture(
+        return mixture(
             x,
-            self.down_weight,
-            self.down_bias,
-            self.up_weight,
-            self.up_bias,
-            experts=self.experts,
-            gate=self.gate,
-            gate_weight=self.gate_weight,
-            gate_bias=self.gate_bias,
-            top_k=self.top_k,
-            activation=self.activation,
-            alpha=self.alpha,
-            beta=self.beta,
-            scope_mask=scope_mask,
-            pool_mask=pool_mask if self.gate == "sample" else None,
+            parameters_of(self, *PARAMETERS),
+            (scope_mask, pool_mask if self.gate == "sample" else None),
+            self.experts,
+            self.gate,
+            self.top_k,
+            self.activation,
+            self.alpha,
+            self.beta,
         )
 
     def extra_repr(self):

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from petx import functional
-from petx.functional.gated_adapter import check_options
+from petx.functional.gated_adapter import check_options, site
 from petx.nn._arguments import weight_and_bias
 from petx.nn.phm import PHMLinear
 
@@ -155,32 +155,25 @@ class GatedAdapter(nn.Module):
             self.norm_bias.zero_()
 
     def forward(self, h, x=None, padding_mask=None):
-        layers = self._modules
-        gate_down_weight, gate_down_bias = weight_and_bias(layers.get("gate_down"))
-        gate_weight, gate_bias = weight_and_bias(layers.get("gate"))
-        return functional.gated_adapter(
-            h,
-            x,
-            *weight_and_bias(layers["down"]),
-            *weight_and_bias(layers["up"]),
-            granularity=self.granularity,
-            gate_down_weight=gate_down_weight,
-            gate_down_bias=gate_down_bias,
-            gate_weight=self.gate_scale if self.granularity == "middleY" else gate_weight,
-            gate_bias=gate_bias,
-            norm_weight=self.norm_weight if self.norm else None,
-            norm_bias=self.norm_bias if self.norm else None,
-            padding_mask=padding_mask,
-            heads=self.blocks,
-            activation=self.activation,
-            gate_input=self.gate_input,
-            middle_y=self.middle_y,
-            placement=self.placement,
-            scale=self.scale,
-            dropout=self.dropout if self.training else 0.0,
-            residual=self.residual,
-            norm=self.norm,
-            eps=self.eps,
+        layers, granularity, norm = self._modules, self.granularity, self.norm
+        tensors = (h, x, *weight_and_bias(layers["down"]), *weight_and_bias(layers["up"]))
+        if granularity == "large":
+            tensors += (*weight_and_bias(layers["gate_down"]), *weight_and_bias(layers["gate"]))
+        elif granularity == "middleY":
+            tensors += (None, None, self.gate_scale, None)
+        else:
+            tensors += (None, None, *weight_and_bias(layers.get("gate")))
+        tensors += (self.norm_weight, self.norm_bias) if norm else (None, None)
+        return site(
+            tensors,
+            padding_mask,
+            None,
+            (granularity, self.activation, self.gate_input, self.middle_y, self.placement, norm),
+            self.heads if self.design == "down-up-pair" else 1,
+            self.residual,
+            self.scale,
+            self.dropout if self.training else 0.0,
+            self.eps,
         )
 
     def extra_repr(self):

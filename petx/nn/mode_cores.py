@@ -7,7 +7,7 @@ from torch import nn
 
 from petx import functional
 from petx.functional._arguments import GATES
-from petx.nn._arguments import checked_option, checked_size
+from petx.nn._arguments import checked_option, checked_size, parameters_of
 
 __all__ = ["ModeCores"]
 
@@ -53,7 +53,8 @@ class ModeCores(nn.Module):
         place = dict(device=device, dtype=dtype)
         self.core = nn.Parameter(torch.empty([rank] * (3 if form == "full" else 1), **place))
         limits = rank if per_rank else 1
-        self.threshold = None if threshold == "none" else nn.Parameter(torch.empty(limits, **place))
+        gated = threshold != "none"
+        self.register_parameter("threshold", nn.Parameter(torch.empty(limits, **place)) if gated else None)
         self.reset_parameters()
 
     @torch.no_grad()
@@ -68,7 +69,8 @@ class ModeCores(nn.Module):
             self.threshold.fill_(self.threshold_init)
 
     def forward(self, modes):
-        return functional.mode_cores(self.core, modes, self.threshold, gate=self.gate, temperature=self.temperature)
+        core, threshold = parameters_of(self, "core", "threshold")
+        return functional.mode_cores(core, modes, threshold, gate=self.gate, temperature=self.temperature)
 
     def extra_repr(self):
         shown = f"rank={self.rank}, form={self.form!r}"

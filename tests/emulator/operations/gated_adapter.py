@@ -25,8 +25,8 @@ def described(tensors, options):
 
 
 def forward(emulator, *args):
-    """(out, z, gate_z, token_gate, norm_stats)."""
-    tensors, options = args[:14], args[14:]
+    """(out, z, gate_z, token_gate, norm_stats), and what only a CPU keeps: up_product, gate_product."""
+    tensors, options = args[:14], args[14:-1]
     sizes, numbers = described(tensors, options)
     rows, r, r_g = sizes[1], *sizes[5:7]
     granularity, norm = sizes[8], sizes[13]
@@ -43,12 +43,13 @@ def forward(emulator, *args):
     call = (sizes, numbers, addresses(*pointers))
     scratch = workspace(emulator, "gated_adapter_fwd_workspace", *call)
     emulator.call("gated_adapter_fwd", *call, ctypes.c_void_p(results["out"][1]), scratch)
-    return tuple(tensor for tensor, _ in results.values())
+    none = [torch.empty(0, tensors[0].shape[-1], dtype=dtype) for _ in range(2)]
+    return (*(tensor for tensor, _ in results.values()), *none)
 
 
 def backward(emulator, dout, *args):
     """Gradients of h, x and the ten parameters, empty where bit i of ``needs`` does not ask for them."""
-    tensors, saved, needs, options = args[:14], args[14:18], args[18], args[19:]
+    tensors, saved, needs, options = args[:14], args[14:18], args[20], args[21:]
     sizes, numbers = described(tensors, options)
     dtype, compute = dout.dtype, torch.float64 if dout.dtype == torch.float64 else torch.float32
     named = [*zip(TENSORS, tensors, strict=True), *zip(("z", "gate_z", "token_gate", "norm_stats"), saved, strict=True)]
