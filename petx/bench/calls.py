@@ -25,26 +25,32 @@ def overheads(device, seconds=0.6):
     site = petx.nn.GatedAdapter(16, 8, granularity="large", device=device).eval()
     value = petx.nn.ValueAdapter(16, 16, 8, device=device).eval()
     mixture, cores = petx.nn.ExpertMixture(16, 3, 4, device=device), petx.nn.ModeCores(4, device=device)
+    adapted = petx.nn.ModeLinear(16, 16, 4, device=device)
     layers = {
         "GatedAdapter": lambda: site(x, x),
         "ValueAdapter": lambda: value(x, x),
         "ExpertMixture": lambda: mixture(x),
         "ModeCores": lambda: cores(modes),
+        "ModeLinear": lambda: adapted(x),  # the frozen linear and two operators
     }
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # a parallel region costs more than such a call
     try:
         with torch.no_grad():
-            calls = {name: (call, _operator(call)) for name, call in layers.items()}
             weight, bias = linear.weight, linear.bias
-            calls["torch's Linear"] = (lambda: linear(x), lambda: F.linear(x, weight, bias))
+            frozen = lambda: F.linear(x, weight, bias)  # noqa: E731
+            calls = {
+                name: (call, _operators(call, frozen if call is layers["ModeLinear"] else None))
+                for name, call in layers.items()
+            }
+            calls["torch's Linear"] = (lambda: linear(x), frozen)
             return {name: _best(layer, operator, Clock(device), seconds) for name, (layer, operator) in calls.items()}
     finally:
         torch.set_num_threads(threads)
 
 
-def _operator(call):
-    """The one operator of petx that a call reaches, with its arguments."""
+def _operators(call, frozen):
+    """The operators of petx that a call reaches, with its arguments, and what else it calls."""
 
     class Recorder(TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
@@ -55,8 +61,14 @@ def _operator(call):
     reached = []
     with Recorder():
         call()
-    ((operator, args, kwargs),) = reached
-    return lambda: operator(*args, **kwargs)
+
+    def run():
+        if frozen:
+            frozen()
+        for operator, args, kwargs in reached:
+            operator(*args, **kwargs)
+
+    return run
 
 
 def _best(layer, operator, clock, seconds):

@@ -7,7 +7,7 @@ from torch.autograd.function import once_differentiable
 
 from petx import ops, reference
 from petx.functional._arguments import autocast_dtype, cast, checked_dropout, checked_seed, checked_shape, operands
-from petx.functional._autograd import Differentiable, guarded, operator_checks
+from petx.functional._autograd import MISFITS, Differentiable, guarded, operator_checks, straight
 
 __all__ = ["mode_update"]
 
@@ -32,6 +32,15 @@ def mode_update(x, u, v, cores, bases=None, *, dropout=0.0, shared_mask=False, s
 
     Raises ValueError naming the argument, what came and what was wanted.
     """
+    if seed is None and not dropout and straight("mode_update", x):
+        try:
+            if x.dtype is v.dtype and x.is_contiguous():
+                given = () if bases is None else bases
+                y = torch.ops.petx.mode_update_fwd(x, u, v, cores, given, None, 0.0, shared_mask)
+                if not y[1].is_meta:  # of a factor on the device meta
+                    return tuple(y[1:])
+        except MISFITS:
+            pass
     arguments = (x, u, v, cores, bases, dropout, seed)
     if not operator_checks("mode_update", x):
         check(*arguments)

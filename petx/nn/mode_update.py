@@ -1,10 +1,11 @@
 """Drop-in layers for PETAL's mode approximation beside frozen projections (arXiv 2312.12458)."""
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from petx import functional
-from petx.nn._arguments import checked_probability, checked_size
+from petx.nn._arguments import checked_probability, checked_size, parameters_of
 from petx.nn._modes import new_mode, reset_factors, reset_mode
 from petx.nn.mode_cores import ModeCores
 
@@ -58,15 +59,11 @@ class _Adapted(nn.Module):
         self.factors = factors
 
     def _update(self, x, modes, bases):
-        return functional.mode_update(
-            x,
-            self.factors.u,
-            self.factors.v,
-            self.factors.cores(modes),
-            bases,
-            dropout=self.dropout if self.training else 0.0,
-            shared_mask=self.shared_mask,
-        )
+        factors = self._modules["factors"]
+        u, v = parameters_of(factors, "u", "v")
+        dropout = self.dropout if self.training else 0.0
+        cores = factors.cores(modes)
+        return functional.mode_update(x, u, v, cores, bases, dropout=dropout, shared_mask=self.shared_mask)
 
 
 class ModeLinear(nn.Linear, _Adapted):
@@ -124,7 +121,8 @@ class ModeLinear(nn.Linear, _Adapted):
             self.factors.reset_parameters()
 
     def forward(self, x):
-        (y,) = self._update(x, self.mode.unsqueeze(0), [super().forward(x)])
+        weight, bias, mode = parameters_of(self, "weight", "bias", "mode")
+        (y,) = self._update(x, mode.unsqueeze(0), [F.linear(x, weight, bias)])
         return y
 
     @torch.no_grad()
