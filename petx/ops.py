@@ -56,13 +56,25 @@ def register(stem, fwd_fake, bwd_fake):
     """Take up operation ``stem``: shape functions for torch.compile and fake tensors, and which devices run it."""
     if _C is None or stem not in _C.build_info()["operations"]:
         return
-    torch.library.register_fake(f"petx::{stem}_fwd", fwd_fake)
-    torch.library.register_fake(f"petx::{stem}_bwd", bwd_fake)
+    torch.library.register_fake(f"petx::{stem}_fwd", _on_one_device(stem, fwd_fake))
+    torch.library.register_fake(f"petx::{stem}_bwd", _on_one_device(stem, bwd_fake))
     for device_type in _DEVICE_KEYS:
         if device_type == "cuda" and not _use_cuda_kernels:
             continue
         if _registered(f"{stem}_fwd", device_type) and _registered(f"{stem}_bwd", device_type):
             _fused.add((stem, device_type))
+
+
+def _on_one_device(stem, fake):
+    """``fake`` for tensors of one device: with one of them on the device meta, torch takes it for the kernel."""
+
+    def checked(*args):
+        devices = {t.device for t in torch.utils._pytree.tree_leaves(args) if isinstance(t, torch.Tensor)}
+        if len(devices) > 1:
+            raise RuntimeError(f"{stem}: tensors must be on one device, got {', '.join(sorted(map(str, devices)))}")
+        return fake(*args)
+
+    return checked
 
 
 def _registered(name, device_type):

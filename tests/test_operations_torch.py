@@ -62,6 +62,34 @@ def test_float32_parameters_beside_bf16_activations(case):
             assert value.dtype == wanted and value.isfinite().all(), name
 
 
+def _strided(tensor):
+    """The same values, not contiguous."""
+    return torch.stack([tensor, tensor], dim=-1)[..., 0]
+
+
+@by_few
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_without_gradients_the_same(case, dtype):
+    """The short way of a call without gradients, and the long one for what the operator refuses as it is."""
+    tensors = {n: t.detach() for n, t in case.inputs(dtype).items()}
+    wanted = outputs(case.run({n: t.clone().requires_grad_() for n, t in tensors.items()}))
+    mixed = {n: t if n in case.ACTIVATIONS else t.double() for n, t in tensors.items()}
+    givens = [tensors, {n: _strided(t) for n, t in tensors.items()}, *([mixed] if case.ACTIVATIONS else [])]
+    with torch.no_grad():
+        for given in givens:
+            for value, expected in zip(outputs(case.run(given)), wanted, strict=True):
+                torch.testing.assert_close(value, expected)
+
+
+@by_few
+def test_without_gradients_a_tensor_on_meta_is_refused(case):
+    tensors = {n: t.detach() for n, t in case.inputs(torch.float32).items()}
+    with torch.no_grad():
+        for name in list(tensors)[1:]:
+            with pytest.raises((ValueError, RuntimeError), match="meta"):
+                case.run(tensors | {name: tensors[name].to("meta")})
+
+
 @by_few
 def test_second_derivative_is_refused(case):
     tensors = case.inputs(torch.float32)

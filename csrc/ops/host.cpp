@@ -34,19 +34,6 @@ class Borrowed {
   AtenTensorHandle handle_;
 };
 
-ScalarType scalar_type(DType dtype) {
-  switch (dtype) {
-    case DType::f64:
-      return ScalarType::Double;
-    case DType::bf16:
-      return ScalarType::BFloat16;
-    case DType::f16:
-      return ScalarType::Half;
-    default:
-      return ScalarType::Float;
-  }
-}
-
 // The BLAS that torch itself multiplies with, found in torch's own library. A call through torch's dispatcher takes
 // three borrowed tensors and some microseconds, longer than a narrow product of few rows. Null where torch exports
 // none, or PETX_BLAS=torch is set: then torch is called.

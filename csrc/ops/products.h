@@ -7,19 +7,6 @@
 
 namespace petx {
 
-inline ScalarType scalar_type(DType dtype) {
-  switch (dtype) {
-    case DType::f64:
-      return ScalarType::Double;
-    case DType::bf16:
-      return ScalarType::BFloat16;
-    case DType::f16:
-      return ScalarType::Half;
-    default:
-      return ScalarType::Float;
-  }
-}
-
 // out = a b on the current stream; `device` is a torch::stable::Device. Returns 0: torch's errors are exceptions.
 inline int multiply_on_device(void* device, DType dtype, const host::Matrix& a, const host::Matrix& b,
                               const host::Matrix& out) {

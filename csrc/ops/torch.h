@@ -54,6 +54,19 @@ inline DType kernel_dtype(const char* op, const char* name, const Tensor& t) {
   }
 }
 
+inline ScalarType scalar_type(DType dtype) {
+  switch (dtype) {
+    case DType::f64:
+      return ScalarType::Double;
+    case DType::bf16:
+      return ScalarType::BFloat16;
+    case DType::f16:
+      return ScalarType::Half;
+    default:
+      return ScalarType::Float;
+  }
+}
+
 // Rows of a tensor [..., width].
 inline int64_t rows_of(const char* op, const char* name, const Tensor& t) {
   if (t.dim() < 1) fail(op, name, " must be [..., width], got []");

@@ -14,7 +14,7 @@ CALLS = 50  # of one measurement
 
 
 def overheads(device, seconds=0.6):
-    """Layer -> ``{"layer": seconds a call, "operator": of its operator called directly}``; torch's Linear beside them.
+    """Layer -> ``{"layer": seconds a call, "operator": of what it calls, directly}``; torch's Linear beside them.
 
     Empty without compiled operators for ``device``.
     """
@@ -74,7 +74,7 @@ def _operators(call, frozen):
 def _best(layer, operator, clock, seconds):
     """The shortest of many measurements of each, which take turns."""
     shortest, end = {"layer": math.inf, "operator": math.inf}, clock.now() + seconds
-    while clock.now() < end:
+    while shortest["operator"] == math.inf or clock.now() < end:
         for name, call in (("layer", layer), ("operator", operator)):
             start = clock.now()
             for _ in range(CALLS):

@@ -70,8 +70,10 @@ def _calls(figures):
         [name, *(f"{1e6 * seconds:.1f}" for seconds in (t["layer"], t["operator"], t["layer"] - t["operator"]))]
         for name, t in figures.get("call_overheads", {}).items()
     ]
-    said = "A call without gradients on the smallest of inputs, one thread, µs."
-    return f"{said}\n\n" + _table(["layer", "call", "its operator alone", "beyond it"], rows) if rows else ""
+    said = (
+        "A call without gradients on the smallest of inputs, one thread, µs; ModeLinear is a linear and two operators."
+    )
+    return f"{said}\n\n" + _table(["layer", "call", "its operators alone", "beyond it"], rows) if rows else ""
 
 
 def _operations(results):

@@ -95,13 +95,8 @@ def checked_seed(operation, seed, device):
 
 def operands(tensors, dtype):
     """``tensors`` as an operator takes them: of ``dtype`` and contiguous; None stays None."""
-    return [
-        t if t is None or t.dtype == dtype and t.is_contiguous() and not t.is_meta else _operand(t, dtype)
-        for t in tensors
-    ]
+    return [t if t is None or t.dtype == dtype and t.is_contiguous() else _operand(t, dtype) for t in tensors]
 
 
 def _operand(tensor, dtype):
-    if tensor.is_meta:  # the dispatcher would take the shape function for the kernel
-        raise RuntimeError("a tensor on the device meta")
     return cast(tensor, dtype).contiguous() if tensor.is_floating_point() else tensor  # for the operator to refuse

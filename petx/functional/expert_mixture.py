@@ -79,9 +79,7 @@ def mixture(x, parameters, masks, experts, gate, top_k, activation, alpha, beta)
             if x.dtype is parameters[0].dtype and x.is_contiguous() and (top_k is None or gate != "uniform"):
                 numbers = (x.shape[-2], experts, GATES.index(gate), experts if top_k is None else top_k)
                 numbers += (ACTIVATIONS.index(activation), alpha, beta)
-                y = torch.ops.petx.expert_mixture_fwd(x, *parameters, None, None, *numbers)[0]
-                if not y.is_meta:  # of a parameter on the device meta
-                    return y
+                return torch.ops.petx.expert_mixture_fwd(x, *parameters, None, None, *numbers)[0]
         except MISFITS:
             pass
     arguments = (x, parameters, masks, experts, gate, top_k, activation, alpha, beta)

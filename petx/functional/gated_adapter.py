@@ -165,23 +165,20 @@ def gated_adapter(
 def site(tensors, padding_mask, seed, choices, heads, residual, scale, dropout, eps):
     """:func:`gated_adapter` of what a layer has: ``tensors`` in the order of :data:`ARGUMENTS`, ``choices`` in that of
     :data:`OPTIONS`."""
-    h, x = tensors[0], tensors[1]
+    h = tensors[0]
     if padding_mask is None and seed is None and not dropout and straight("gated_adapter", h):
         try:
             if h.dtype is tensors[2].dtype and h.is_contiguous() and abs(scale) < math.inf:
                 granularity, *others = _CODES[choices]
                 numbers = (h.shape[-2], granularity, heads, *others, residual, scale, 0.0, eps, False)
-                out = torch.ops.petx.gated_adapter_fwd(*tensors, None, None, *numbers)[0]
-                if not out.is_meta:  # of a parameter on the device meta
-                    return out
+                return torch.ops.petx.gated_adapter_fwd(*tensors, None, None, *numbers)[0]
         except MISFITS:
             pass
     arguments = (tensors, padding_mask, seed, choices, heads, residual, scale, dropout, eps)
     if not operator_checks("gated_adapter", h):
         check(*arguments)
         return _run(*arguments)
-    unusual = padding_mask is not None or seed is not None or (x is not None and x.is_meta)
-    if unusual or h.dim() < 2 or not abs(scale) < math.inf:
+    if padding_mask is not None or seed is not None or h.dim() < 2 or not abs(scale) < math.inf:
         check(*arguments)
     return guarded(_run, check, arguments)
 

@@ -32,9 +32,7 @@ def mode_cores(core, modes, threshold=None, *, gate="none", temperature=1.0):
     if gate in GATES and temperature < math.inf and straight("mode_cores", core):
         try:
             if core.dtype == modes.dtype:
-                cores = torch.ops.petx.mode_cores_fwd(core, modes, threshold, GATES.index(gate), temperature)
-                if not cores.is_meta:  # of mode vectors on the device meta
-                    return cores
+                return torch.ops.petx.mode_cores_fwd(core, modes, threshold, GATES.index(gate), temperature)
         except MISFITS:
             pass
     if not operator_checks("mode_cores", core):

@@ -36,9 +36,7 @@ def mode_update(x, u, v, cores, bases=None, *, dropout=0.0, shared_mask=False, s
         try:
             if x.dtype is v.dtype and x.is_contiguous():
                 given = () if bases is None else bases
-                y = torch.ops.petx.mode_update_fwd(x, u, v, cores, given, None, 0.0, shared_mask)
-                if not y[1].is_meta:  # of a factor on the device meta
-                    return tuple(y[1:])
+                return tuple(torch.ops.petx.mode_update_fwd(x, u, v, cores, given, None, 0.0, shared_mask)[1:])
         except MISFITS:
             pass
     arguments = (x, u, v, cores, bases, dropout, seed)

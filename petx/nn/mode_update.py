@@ -62,7 +62,7 @@ class _Adapted(nn.Module):
         factors = self._modules["factors"]
         u, v = parameters_of(factors, "u", "v")
         dropout = self.dropout if self.training else 0.0
-        cores = factors.cores(modes)
+        cores = factors._modules["cores"](modes)
         return functional.mode_update(x, u, v, cores, bases, dropout=dropout, shared_mask=self.shared_mask)
 
 
