@@ -46,10 +46,10 @@ struct GatedAdapterParams {
   const int64_t* seed;           // [1], read where dropout > 0
 
   // Saved by the forward for the backward: rank-wide or narrower, but for the last two.
-  void* z;           // [N, r]
-  void* gate_z;      // [N, r_g]  large
-  void* token_gate;  // C [N]     middle_x, small: sigma of each token's logit
-  void* norm_stats;  // C [N, 2]  mean (0 for rms), 1 / std
+  void* z;             // [N, r]
+  void* gate_z;        // [N, r_g]  large
+  void* token_gate;    // C [N]     middle_x, small: sigma of each token's logit
+  void* norm_stats;    // C [N, 2]  mean (0 for rms), 1 / std
   void* up_product;    // [N, d]  f32, f64 on a CPU where asked for, else null: gelu(z) times the up projection
   void* gate_product;  // [N, d]  the same for large: the gate's last product
 
