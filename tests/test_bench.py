@@ -5,6 +5,7 @@ import time
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from petx import cli, ops
@@ -353,6 +354,19 @@ def test_growth(monkeypatch, tmp_path):
     assert all(path.read_bytes()[:4] == b"\x89PNG" for path in written)
 
 
+class OperatorsOfPetx(TorchDispatchMode):
+    """Names of petx's operators that ran, so that an eager arm is known to be one."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace == "petx":
+            self.names.append(function._opname)
+        return function(*args, **kwargs or {})
+
+
 LAYERS = {
     "bart": lambda: layers.vlpet_layer("bart", torch.float32, batch=2, length=5, **SMALL),
     "t5": lambda: layers.vlpet_layer("t5", torch.float32, batch=2, length=5, d_model=96),
@@ -371,8 +385,11 @@ def test_layers(name, monkeypatch):
     case = LAYERS[name]()
     counts, problem = {}, case.make(case, "cpu")
     for arm in case.arms:
-        _, leaves = arm.build(case, problem)
+        forward, leaves = arm.build(case, problem)
         counts[arm.name] = sum(p.numel() for p in leaves)
+        with OperatorsOfPetx() as seen:
+            forward(problem.fresh())
+        assert bool(seen.names) == (arm.name == PETX), (arm.name, seen.names)
     assert counts[PETX] == counts[peers.LITERAL] > 0 and counts[peers.LORA] > 0 and counts[layers.FROZEN] == 0
     results = timing.measure(case, "cpu", seconds=0.0)
     assert not [arm for arm in results.values() if "unavailable" in arm]

@@ -4,17 +4,17 @@ The models have the published sizes and random weights. Layers take their input 
 step is forward, a loss, backward and AdamW's update.
 """
 
-import contextlib
+import functools
 import warnings
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from petx import functional
 from petx.bench import peers
 from petx.bench.case import FROZEN, PETX, Arm, BenchCase, Problem, Unavailable
 from petx.bench.operations import DTYPES, problem
+from petx.nn import GatedAdapter, ValueAdapter
 
 RANK, HEADS, DROPOUT = 96, 4, 0.1
 PETAL_RANK, EXPERTS = 64, 6
@@ -134,7 +134,7 @@ def _vlpet_arms(forward_of, lora_sites, step=False):
 
     return [
         _arm(PETX, tuned, forward_of, step),
-        _arm(peers.LITERAL, tuned, forward_of, step, eager={"gated_adapter": _site}),
+        _arm(peers.LITERAL, lambda model: literal_vlpet(tuned(model)), forward_of, step),
         _arm(peers.LORA, lambda model: _lora(model, lora_sites, RANK), forward_of, step),
         _arm(FROZEN, lambda model: model, forward_of, step),
     ]
@@ -157,7 +157,7 @@ def _petal_arms(forward_of, step):
     ]
 
 
-def _arm(name, adapt, forward_of, step, eager=None):
+def _arm(name, adapt, forward_of, step):
     """The arm of a model that ``adapt`` makes of the frozen host, in training mode."""
 
     def build(case, problem):
@@ -166,20 +166,13 @@ def _arm(name, adapt, forward_of, step, eager=None):
         model = adapt(host().requires_grad_(False)).to(device=device, dtype=dtype).train()
         leaves = [p for p in model.parameters() if p.requires_grad]
         run = forward_of(model)
-        context = (lambda: _swapped(eager)) if eager else contextlib.nullcontext
         if not step:
-
-            def forward(activations):
-                with context():
-                    return run(activations)
-
-            return forward, leaves
+            return run, leaves
         optimizer = torch.optim.AdamW(leaves, lr=1e-5) if leaves else None
 
         def whole(activations):
-            with context():
-                (loss,) = run(activations)
-                loss.backward()
+            (loss,) = run(activations)
+            loss.backward()
             for tensor in activations.values():
                 tensor.grad = None
             if optimizer is not None:
@@ -192,27 +185,25 @@ def _arm(name, adapt, forward_of, step, eager=None):
     return Arm(name, build)
 
 
-@contextlib.contextmanager
-def _swapped(functions):
-    """petx.functional's functions of these names replaced, so that the same tuner runs in eager torch."""
-    own = {name: getattr(functional, name) for name in functions}
-    try:
-        for name, function in functions.items():
-            setattr(functional, name, function)
-        yield
-    finally:
-        for name, function in own.items():
-            setattr(functional, name, function)
+def literal_vlpet(model):
+    """A tuned ``model`` whose adapters run operation by operation as released, with the same parameters."""
+    for module in model.modules():
+        if isinstance(module, GatedAdapter):
+            module.forward = functools.partial(_value_adapter if isinstance(module, ValueAdapter) else _site, module)
+    return model
 
 
-def _site(h, x, down_weight, down_bias, up_weight, up_bias, *, granularity="none", scale=1.0, **options):
-    """`gated_adapter` as released, for the large site and the decoder's value adapter."""
-    if granularity == "none":
-        return h + F.linear(peers.gelu_new(F.linear(x, down_weight, down_bias)), up_weight, up_bias)
-    tensors = dict(h=h, x=x, down_weight=down_weight, down_bias=down_bias, up_weight=up_weight, up_bias=up_bias)
-    tensors |= {n: options[n] for n in ("gate_down_weight", "gate_down_bias", "gate_weight", "gate_bias")}
-    (y,) = peers.site_literal(tensors, heads=HEADS, dropout=0.0, tail="none")
-    return y if scale == 1.0 else scale * y
+def _site(module, h, x=None, padding_mask=None):
+    tensors = dict(h=h, x=x)
+    for name in ("down", "up", "gate_down", "gate"):
+        layer = getattr(module, name)
+        tensors |= {f"{name}_weight": layer.weight, f"{name}_bias": layer.bias}
+    (y,) = peers.site_literal(tensors, heads=module.heads, dropout=0.0, tail="none")
+    return y if module.scale == 1.0 else module.scale * y
+
+
+def _value_adapter(module, e, v, padding_mask=None):
+    return v + module.up(peers.gelu_new(module.down(e)))
 
 
 class LiteralProjection(nn.Module):
