@@ -53,6 +53,19 @@ def without_dropout(case):
     return bench_case.BenchCase(**vars(case) | {"options": options})
 
 
+class OperatorsOfPetx(TorchDispatchMode):
+    """Names of petx's operators that ran, so that an eager arm is known to be one."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace == "petx":
+            self.names.append(function._opname)
+        return function(*args, **kwargs or {})
+
+
 def outputs_and_grads(arm, case, problem, activations):
     forward, leaves = arm.build(case, problem)
     leaves = leaves + [t for t in activations.values() if t.requires_grad]
@@ -88,7 +101,9 @@ def test_peers_compute_the_same(case):
     by_name = {arm.name: arm for arm in case.arms}
     wanted = outputs_and_grads(by_name[PETX], case, problem, activations)
     for name in (peers.LITERAL, peers.BEST):
-        got = outputs_and_grads(by_name[name], case, problem, activations)
+        with OperatorsOfPetx() as seen:
+            got = outputs_and_grads(by_name[name], case, problem, activations)
+        assert not seen.names
         for a, b in zip(got, wanted, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)  # of float64: sums in another order
 
@@ -249,6 +264,9 @@ def test_a_layer_in_a_dtype_without_products_is_left_out():
     assert run.too_slow(single, rates) is None
     assert run.too_slow(half, rates).startswith("torch multiplies bfloat16 at 1.0 GFLOP/s here")
     assert run.too_slow(ALL[0], rates) is None
+    slow = {"gemm_flops_per_second": {"float32": 1e11, "float64": 1e9}}
+    assert [case.frozen_products for case in TINY["mode_update"]] == [False, True]
+    assert run.too_slow(TINY["mode_update"][0], slow) is None and run.too_slow(TINY["mode_update"][1], slow)
 
 
 def test_the_better_of_two_measurements():
@@ -273,15 +291,25 @@ def as_results(median, spread=0.01, device="A", peer=2.0, sizes=None):
 
     arms = {PETX: {"fwd": times(median)}, "best eager": {"fwd": times(peer) | {"ratio": times(peer / median)}}}
     case = {"operation": "toy", "name": "one", "dtype": "float32", "sizes": sizes or {"N": 8}, "arms": arms}
-    return {"version": 1, "machine": {"device": device, "threads": 2, "torch": "2"}, "cases": [case]}
+    return {"version": compare.VERSION, "machine": {"device": device, "threads": 2, "torch": "2"}, "cases": [case]}
 
 
-def test_ratio_of_a_file_without_rounds():
-    (case,) = as_results(1.0)["cases"]
-    rounds = compare.ratio_of(case, "best eager", "fwd")
-    del case["arms"]["best eager"]["fwd"]["ratio"]
-    assert compare.ratio_of(case, "best eager", "fwd")["median"] == rounds["median"] == 2.0
-    assert compare.ratio_of(case, "torch.compile", "fwd") is None
+def test_summary():
+    few, many = timing.summary([3.0, 1.0, 2.0]), timing.summary([float(i) for i in range(21)])
+    assert few == {"median": 2.0, "low": 1.0, "high": 3.0, "rounds": 3}
+    assert many == {"median": 10.0, "low": 2.0, "high": 18.0, "rounds": 21}
+
+
+def test_reproduced():
+    """A ratio of 2 (1.98 to 2.02) comes again, or does not; an arm that one of the runs lacks does not count."""
+    inside, outside = compare.reproduced(as_results(2.0, peer=4.02), as_results(1.0))
+    assert inside == ["toy/one float32 fwd, best eager: 2.00x (1.98 to 2.02) then, 2.01x now"] and outside == []
+    inside, outside = compare.reproduced(as_results(2.0, peer=4.2), as_results(1.0))
+    assert outside == ["toy/one float32 fwd, best eager: 2.00x (1.98 to 2.02) then, 2.10x now"] and inside == []
+    without = as_results(1.0)
+    del without["cases"][0]["arms"]["best eager"]
+    assert compare.reproduced(as_results(1.0), without) == ([], [])
+    assert compare.reproduced(as_results(1.0, sizes={"N": 9}), as_results(1.0)) == ([], [])
 
 
 @pytest.mark.parametrize(
@@ -299,10 +327,19 @@ def test_ratio_of_a_file_without_rounds():
 def test_regressions(now, found):
     got, notes = compare.regressions(now, as_results(1.0))
     assert got == found
-    assert bool(notes) == (now["machine"]["device"] == "B" or now["cases"][0]["sizes"] != {"N": 8})
+    assert ("another machine" in notes[0]) == (now["machine"]["device"] == "B")
+    assert ("other sizes" in notes[-1]) == (now["cases"][0]["sizes"] != {"N": 8})
 
 
-@pytest.mark.parametrize("text,message", [(None, "cannot read"), ("{", "not JSON"), ("[]", "not a results.json")])
+@pytest.mark.parametrize(
+    "text,message",
+    [
+        (None, "cannot read"),
+        ("{", "not JSON"),
+        ("[]", "not a results.json"),
+        ('{"version": 1, "cases": []}', "version 1"),
+    ],
+)
 def test_compare_refuses(tmp_path, text, message):
     path = tmp_path / "then.json"
     if text is not None:
@@ -352,19 +389,6 @@ def test_growth(monkeypatch, tmp_path):
     written = plots.write_plots(tmp_path, results)
     assert [path.name for path in written] == ["ratios-expert_mixture.png", "roofline.png", "growth.png"]
     assert all(path.read_bytes()[:4] == b"\x89PNG" for path in written)
-
-
-class OperatorsOfPetx(TorchDispatchMode):
-    """Names of petx's operators that ran, so that an eager arm is known to be one."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if function.namespace == "petx":
-            self.names.append(function._opname)
-        return function(*args, **kwargs or {})
 
 
 LAYERS = {

@@ -57,6 +57,11 @@ class BenchCase:
     whole: bool = False
 
     @property
+    def frozen_products(self):
+        """Whether products of a frozen model, torch's own in every arm, are part of the case."""
+        return not self.work or bool(self.sizes.get("projections"))
+
+    @property
     def label(self):
         return f"{self.operation}/{self.name}"
 

@@ -1,10 +1,12 @@
 """What got slower since an earlier run."""
 
+import itertools
 import json
 
 from petx.bench.case import FLOORS, PETX
 from petx.errors import UserError
 
+VERSION = 2  # of results.json
 TOLERANCE = 0.10
 SAME_MACHINE = ("device", "threads", "torch")
 
@@ -18,23 +20,31 @@ def load(path):
         raise UserError(f"--compare: cannot read {str(path)!r}: {error.strerror}") from error
     except ValueError as error:
         raise UserError(f"--compare: {str(path)!r} is not JSON: {error}") from error
-    if not isinstance(results, dict) or results.get("version") != 1 or "cases" not in results:
+    if not isinstance(results, dict) or "version" not in results or "cases" not in results:
         raise UserError(f"--compare: {str(path)!r} is not a results.json of petx bench")
+    if results["version"] != VERSION:
+        raise UserError(
+            f"--compare: {str(path)!r} is version {results['version']!r} of results.json, this petx reads {VERSION}"
+        )
     return results
 
 
 def regressions(now, before, tolerance=TOLERANCE):
     """(regressions, notes): cases in which petx got slower, in words.
 
-    On the same machine, threads and torch: petx's median grew by more than ``tolerance`` and its quartiles do not
-    overlap with the earlier ones. Elsewhere times do not compare, and the ratio to the best peer is taken in place of
-    them, without quartiles and with twice the tolerance.
+    On the same machine, threads and torch: petx's median grew by more than ``tolerance`` and its spread does not
+    overlap with the earlier one. Elsewhere times do not compare, and the ratio to the best peer is taken in place of
+    them, without spreads and with twice the tolerance.
     """
     differing = [n for n in SAME_MACHINE if now["machine"].get(n) != before["machine"].get(n)]
     notes = []
     if differing:
         said = ", ".join(f"{n}: {before['machine'].get(n)} then, {now['machine'].get(n)} now" for n in differing)
         notes.append(f"another machine or torch ({said}), so ratios to the best peer are compared, not times")
+    else:
+        inside, outside = reproduced(now, before)
+        notes.append(f"{len(inside)} of {len(inside) + len(outside)} ratios lie within the spread of the earlier ones")
+        notes += [f"outside it: {text}" for text in outside]
     earlier = {_key(case): case for case in before["cases"]}
     found = []
     for case in now["cases"]:
@@ -62,6 +72,24 @@ def regressions(now, before, tolerance=TOLERANCE):
     return found, notes
 
 
+def reproduced(now, before):
+    """(inside, outside), in words: ratios whose median lies within the earlier run's spread, and those where not."""
+    earlier = {_key(case): case for case in before["cases"]}
+    found = [], []
+    for case in now["cases"]:
+        old = earlier.get(_key(case))
+        if old is None or case["sizes"] != old["sizes"]:
+            continue
+        for arm, direction in itertools.product(case.get("arms", {}), times_of(case)):
+            new_ratio, old_ratio = ratio_of(case, arm, direction), ratio_of(old, arm, direction)
+            if arm == PETX or not (new_ratio and old_ratio):
+                continue
+            within = old_ratio["low"] <= new_ratio["median"] <= old_ratio["high"]
+            then = "{median:.2f}x ({low:.2f} to {high:.2f})".format(**old_ratio)
+            found[not within].append(f"{_name(case)} {direction}, {arm}: {then} then, {new_ratio['median']:.2f}x now")
+    return found
+
+
 def by_dtype(cases):
     """Cases as a reader looks for them: those of a dtype together, the widest first."""
     order = ("float32", "bfloat16", "float16")
@@ -74,12 +102,8 @@ def times_of(case, arm="petx"):
 
 
 def ratio_of(case, arm, direction):
-    """Summary of an arm's time over petx's, round by round, or None where it was not measured. Of an older file, which
-    has no rounds, that of the medians."""
-    times, own = times_of(case, arm).get(direction), times_of(case).get(direction)
-    if times is None or "ratio" in times:
-        return times and times["ratio"]
-    return {key: times[key] / own["median"] for key in ("low", "median", "high")}
+    """Summary of an arm's time over petx's, round by round, or None where it was not measured."""
+    return times_of(case, arm).get(direction, {}).get("ratio")
 
 
 def best_ratio(case, direction):

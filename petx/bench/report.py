@@ -27,8 +27,9 @@ def _head(results):
     cuda = f", CUDA {m['cuda']}" if m["cuda"] else ""
     lines.append(f"{m['device']}, {where}; petx {m['petx']} ({built}), torch {m['torch']}{cuda}, Python {m['python']}.")
     lines.append(
-        "Arms take turns in one run, on random inputs that rotate past the caches. Times are medians with quartiles; "
-        "a ratio is a peer's time over petx's in the same round, above 1 where petx is faster, with its quartiles."
+        "Arms take turns in one run, on random inputs that rotate past the caches. A time is the median of the rounds; "
+        "in brackets the middle 80 % of them (of fewer than ten, all), and their number. A ratio is a peer's time over "
+        "petx's in the same round, above 1 where petx is faster."
     )
     return "\n\n".join(lines)
 

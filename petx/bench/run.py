@@ -7,7 +7,7 @@ import time
 
 import torch
 
-from petx.bench import calls, machine, process, table
+from petx.bench import calls, compare, machine, process, table
 from petx.bench.case import PETX, Unavailable, dtype_name, select
 from petx.bench.peers import BEST
 from petx.bench.timing import measure, reason
@@ -28,7 +28,7 @@ def run(
     chosen = select(table.cases(device, quick), cases, peers)
     start = time.perf_counter()
     results = {
-        "version": 1,
+        "version": compare.VERSION,
         "command": command,
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
         "machine": machine.facts(device),
@@ -100,11 +100,11 @@ def describe(case):
 
 
 def too_slow(case, constants):
-    """Why a layer or step is left out: its frozen products are torch's own, and a CPU without instructions for a dtype
-    takes minutes for them. None where it is not."""
+    """Why a case with a frozen model is left out: its products are torch's own, and a CPU without instructions for a
+    dtype takes minutes for them. None where it is not."""
     rates = constants["gemm_flops_per_second"]
     own, single = rates.get(dtype_name(case.dtype)), rates.get("float32")
-    if case.work or not (own and single) or own > single / 20:
+    if not case.frozen_products or not (own and single) or own > single / 20:
         return None
     return (
         f"torch multiplies {dtype_name(case.dtype)} at {own / 1e9:.1f} GFLOP/s here, so the frozen model takes minutes"

@@ -34,12 +34,13 @@ class Clock:
         return time.perf_counter()
 
 
-def measure(case, device, *, seconds, least_rounds=3, most_rounds=40, least_patience=30, say=lambda text: None):
+def measure(case, device, *, seconds, least_rounds=8, most_rounds=40, least_patience=30, say=lambda text: None):
     """Every arm's times and memory: name -> ``{direction: summary, "peak_bytes", "kept_bytes"}`` or
     ``{"unavailable": reason}``. The summary of a peer has the one of its time over petx's in ``"ratio"``.
 
     Arms take turns in rounds, whose order shifts from round to round, until ``seconds`` are over and ``least_rounds``
-    are done; where that would take four times as long, fewer. Raises Unavailable where petx itself cannot run.
+    are done; where those would take four times as long, fewer, but three. Raises Unavailable where petx itself
+    cannot run.
     """
     if any(arm.name in (COMPILED, GRAPHS) for arm in case.arms):
         importlib.import_module("torch._inductor.compile_fx")  # given up half-way, an import stays broken
@@ -96,9 +97,11 @@ def patience(seconds):
 
 
 def summary(values):
-    """Median and quartiles."""
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
-    return {"median": middle, "low": low, "high": high, "rounds": len(values)}
+    """Median and spread: the middle 80 % of the rounds, all of them where there are fewer than ten."""
+    low, high = min(values), max(values)
+    if len(values) >= 10:
+        low, *_, high = statistics.quantiles(values, n=10, method="inclusive")
+    return {"median": statistics.median(values), "low": low, "high": high, "rounds": len(values)}
 
 
 def _take_turns(case, arms, sets, device, seconds, least_rounds, most_rounds):
@@ -111,7 +114,7 @@ def _take_turns(case, arms, sets, device, seconds, least_rounds, most_rounds):
         start = time.perf_counter()
         for round_ in range(most_rounds):
             spent = time.perf_counter() - start
-            if round_ and (spent > 4 * seconds or spent > seconds and round_ >= least_rounds):
+            if round_ >= min(3, least_rounds) and spent > (1 if round_ >= least_rounds else 4) * seconds:
                 break
             shift = round_ % len(names)
             for name in names[shift:] + names[:shift]:
