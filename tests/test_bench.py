@@ -77,7 +77,7 @@ def outputs_and_grads(arm, case, problem, activations):
 
 @pytest.mark.parametrize("case", ALL, ids=str)
 def test_products_alone_are_the_work(case):
-    """Multiplications and additions of the forward; of a backward all but what makes ΔW and narrow cores anew."""
+    """Multiplications and additions of the forward and the backward, but for those that make narrow cores."""
     (arm,) = [arm for arm in case.arms if arm.name == PRODUCTS]
     problem = case.make(case, "cpu")
     forward, leaves = arm.build(case, problem)
@@ -88,9 +88,8 @@ def test_products_alone_are_the_work(case):
         torch.autograd.grad(outputs, leaves, [torch.ones_like(y) for y in outputs], allow_unused=True)
         counted.append(counter.get_total_flops() - counted[0])
     full = case.sizes.get("core") == "full"  # whose small products are no part of the case's least work
-    remake = 2 * case.work["bwd"][0] // 6 if case.sizes.get("gate") == "soft" else 0
     assert counted[0] == case.work["fwd"][0] or full and counted[0] > case.work["fwd"][0]
-    assert counted[1] == case.work["bwd"][0] - remake or full and counted[1] > case.work["bwd"][0]
+    assert counted[1] == case.work["bwd"][0] or full and counted[1] > case.work["bwd"][0]
 
 
 @pytest.mark.parametrize("case", ALL, ids=str)

@@ -1,5 +1,7 @@
 """What is particular to `cp_reconstruct`; tests/test_operations.py holds it to its reference."""
 
+import importlib
+
 import pytest
 import torch
 
@@ -8,6 +10,7 @@ from tests.cases.cp_reconstruct import CASES, LARGE, ReconstructCase, reconstruc
 from tests.checks import outputs_and_grads, wrong
 from tests.test_operations_torch import Recorder
 
+MODULE = importlib.import_module("petx.functional.cp_reconstruct")  # the package has the function by that name
 BY_NAME = {case.name: case for case in CASES}
 GATED = [dict(gate="none"), dict(gate="soft"), dict(gate="hard"), dict(gate="sigmoid", temperature=0.05)]
 both_paths = pytest.mark.parametrize("path", ["kernel", "reference"])
@@ -140,12 +143,51 @@ def test_results_that_nobody_uses(on_path, threshold):
 
 
 def test_nothing_of_a_weights_size_is_kept():
-    case = reconstruct("memory", modules=5, d_out=64, d_in=96, rank=4, gate="sigmoid", threshold=5)
-    tensors, held = case.inputs(torch.float32), []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: held.append(t) or t, lambda t: t):
-        case.run(tensors)
-    factors = {tensors[name].data_ptr() for name in ("u", "v", "cores", "threshold")}
-    assert {t.data_ptr() for t in held} == factors and all(t.numel() < 64 * 96 for t in held)
+    """Beside the factors nothing, or two bits for each entry."""
+    held = []
+    for gate, bytes_ in (("sigmoid", 0), ("soft", 5 * 64 * 25), ("hard", 5 * 64 * 25)):
+        case = reconstruct("memory", modules=5, d_out=64, d_in=98, rank=4, gate=gate, threshold=5)
+        tensors = case.inputs(torch.float32)
+        held.clear()
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: held.append(t) or t, lambda t: t):
+            case.run(tensors)
+        factors = {tensors[name].data_ptr() for name in ("u", "v", "cores", "threshold")}
+        new = [t for t in held if t.numel() and t.data_ptr() not in factors]
+        assert sum(t.nbytes for t in new) == bytes_ and all(t.dtype == torch.uint8 for t in new)
+    tensors["weight 0"].requires_grad_()
+    frozen = {name: t if name == "weight 0" else t.detach() for name, t in tensors.items()}
+    with Recorder() as recorder:
+        case.run(frozen)
+    assert recorder.calls[0][1][-1] is False  # nobody will ask for a factor's gradient
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in [*CASES, *LARGE] if case.options.get("gate") in ("soft", "hard")], ids=str
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_sides_and_remade_updates_agree(case, dtype, monkeypatch):
+    tensors, results = case.inputs(dtype), []
+    results.append(outputs_and_grads(case.run, tensors))
+    monkeypatch.setattr(MODULE, "_keeps_sides", lambda *args: False)
+    results.append(outputs_and_grads(case.run, tensors))
+    for name, value in results[0].items():
+        if name == "threshold":  # a sum of many values, in another order
+            torch.testing.assert_close(value, results[1][name], rtol=1e-2 if dtype.itemsize == 2 else 1e-5, atol=1e-4)
+        else:
+            assert torch.equal(value, results[1][name]), name
+
+
+def test_sides_of_a_value_at_its_threshold_or_none():
+    """The backward from sides has the gradients of `test_gate_at_its_threshold`, whatever the length of a row."""
+    for length in range(1, 14):
+        values = torch.tensor([0.5, -0.5, 0.75, -0.75, 0.25, 0.0, float("nan")] * 2)[:length]
+        u, t = values[None].clone().requires_grad_(), torch.tensor([0.5], requires_grad=True)
+        one = torch.ones(1, 1)
+        (out,) = functional.cp_reconstruct([torch.zeros(1, length)], u, one, one[None], t, gate="soft")
+        du, dt = torch.autograd.grad(out, [u, t], torch.arange(1.0, length + 1)[None])
+        places = torch.arange(1.0, length + 1)
+        assert torch.equal(du[0], torch.where(values.abs() > 0.5, places, 0.0))
+        assert dt.item() == -(places * values.sign() * (values.abs() > 0.5)).nan_to_num().sum().item()
 
 
 def test_weights_pass_their_gradient_on_without_a_copy():
@@ -290,9 +332,24 @@ def test_bad_input_names_the_argument(on_path, changes, message):
         (dict(threshold=torch.ones(3)), r"threshold must be \[1\] or \[2\], got \[3\]"),
         (dict(gate=4), r"gate must be in \[0, 4\), got 4"),
         (dict(temperature=0.0), "temperature must be positive"),
+        (dict(gate=3, keep=True), "keep is for the soft and the hard gate"),
     ],
 )
 def test_the_operator_itself_refuses_bad_input(changes, message):
-    t = arguments("soft", requires_grad=False) | dict(gate=1, temperature=1.0, scale=1.0) | changes
+    t = arguments("soft", requires_grad=False) | dict(gate=1, temperature=1.0, scale=1.0, keep=False) | changes
     with pytest.raises(RuntimeError, match=f"cp_reconstruct: {message}"):
         torch.ops.petx.cp_reconstruct_fwd(*t.values())
+
+
+@pytest.mark.parametrize(
+    "sides, gate, message",
+    [
+        (torch.ones(2, 24, 9, dtype=torch.uint8), 1, r"sides must be \[2, 24, 10\], got \[2, 24, 9\]"),
+        (torch.ones(2, 24, 10), 1, "sides must have scalar type"),
+        (torch.ones(2, 24, 10, dtype=torch.uint8), 3, "sides are for the soft and the hard gate"),
+    ],
+)
+def test_the_backward_refuses_sides_that_do_not_fit(sides, gate, message):
+    t = arguments("soft", requires_grad=False)
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.petx.cp_reconstruct_bwd(*t.values(), sides, 15, gate, 1.0, 1.0)

@@ -7,6 +7,7 @@ import torch
 
 from petx import functional
 from tests.cases.gated_adapter import CASES, site
+from tests.checks import outputs_and_grads
 
 BY_NAME = {case.name: case for case in CASES}
 MODULE = importlib.import_module("petx.functional.gated_adapter")  # the package has the function by that name
@@ -112,6 +113,14 @@ def test_kept_and_remade_products_agree(case, monkeypatch):
         results.append((out, *torch.autograd.grad((out * weights).sum(), leaves, allow_unused=True)))
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("granularity", ["none", "large"])
+def test_no_width(granularity):
+    """Channels of h may be none at all."""
+    case = site("no-width", d=0, granularity=granularity)
+    got = outputs_and_grads(case.run, case.inputs(torch.float32))
+    assert got["out"].shape == (3, 5, 0) and not got["down_bias"].any()
 
 
 def test_value_adapter_is_a_parallel_site():

@@ -1,5 +1,6 @@
 // Forward of cp_reconstruct on the CPU: for each tile of a weight, the update by one product, then gate and sum in one
-// pass. Weights are read and results written once, and nothing of their size lies in between.
+// pass. Weights are read and results written once, and nothing of their size lies in between but, where the caller asks
+// for them, two bits for each entry.
 
 #include "cpu/cp_reconstruct_factors.h"
 
@@ -23,7 +24,11 @@ void forward(const CpReconstructParams& p, const void* const* weights, void* con
         gemm<C>(host::matrix(mixed.get(), rows, p.rank), factors.u_panel(first, columns),
                 host::matrix(update.get(), rows, columns));
         for (int64_t i = 0; i < rows; ++i) {
-          int64_t at = (tiles.first_row(item) + i) * p.d_in + first;
+          int64_t row = tiles.first_row(item) + i, at = row * p.d_in + first;
+          if (p.sides) {
+            reconstruct_rows<T>().sides(update.get() + i * columns, columns, threshold,
+                                        factors.sides(module, row, first));
+          }
           reconstruct_rows<T>().forward(p.gate, static_cast<const T*>(weights[module]) + at, update.get() + i * columns,
                                         columns, threshold, inverse_temperature, static_cast<T*>(out[module]) + at);
         }

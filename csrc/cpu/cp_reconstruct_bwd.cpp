@@ -3,7 +3,7 @@
 //   D = dW'_k gate'(A_k U);   dA_k = D U^T;   dU = sum_k A_k^T D;   dM_k = dA_k^T scale V;   dV = sum_k dA_k scale M_k
 //
 // The update is made anew tile by tile, and D takes its place while it is in cache; only dA, R values a row of a
-// module, is kept. Without a gate D is dW' and no update is made.
+// module, is kept. Without a gate D is dW', and from the sides that the forward kept it follows: no update is made.
 
 #include "cpu/cp_reconstruct_factors.h"
 
@@ -44,6 +44,7 @@ class Backward {
 
   int64_t width() const { return p_.modules * p_.rank; }  // of a row of dA
   bool gated() const { return p_.gate != Gate::none; }
+  bool remakes() const { return gated() && !p_.sides; }
   bool in_place() const { return !gated() && std::is_same_v<T, C>; }
 
   // dA [d_out, K R]: a row of all modules lies together, so that dV is one product.
@@ -55,17 +56,20 @@ class Backward {
     int64_t module = tiles_.module(item), row = tiles_.first_row(item), rows = tiles_.rows(item);
     C threshold = factors_.threshold(module);
     double dthreshold = 0;
-    if (gated() || g_.u) factors_.mix(item, mixed);
+    if (remakes() || g_.u) factors_.mix(item, mixed);
     host::Matrix a = host::matrix(mixed, rows, p_.rank);
     for (int64_t panel = 0; panel < tiles_.panels.parts(); ++panel) {
       int64_t first = tiles_.panels.begin(panel), columns = tiles_.panels.begin(panel + 1) - first;
       const T* dout = static_cast<const T*>(dout_[module]) + row * p_.d_in + first;
       host::Matrix d = host::matrix(tile, rows, columns), u = factors_.u_panel(first, columns);
-      if (gated()) gemm<C>(a, u, d);
+      if (remakes()) gemm<C>(a, u, d);
       for (int64_t i = 0; i < rows && !in_place(); ++i) {
         const T* from = dout + i * p_.d_in;
         C* to = tile + i * columns;
-        if (gated()) {
+        if (p_.sides) {
+          dthreshold += reconstruct_rows<T>().backward_of_sides(p_.gate, from, columns,
+                                                                factors_.sides(module, row + i, first), to);
+        } else if (gated()) {
           dthreshold +=
               reconstruct_rows<T>().backward(p_.gate, from, columns, threshold, factors_.inverse_temperature(), to);
         } else {

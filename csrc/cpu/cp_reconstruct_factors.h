@@ -16,7 +16,7 @@ struct Tiles {
 
   explicit Tiles(const CpReconstructParams& p) : modules(p.modules) {
     constexpr int64_t kMostColumns = 1024, kValues = 96 * 1024;
-    panels = {p.d_in, ceil_div(p.d_in, ceil_div(p.d_in, kMostColumns))};
+    panels = {p.d_in, ceil_div(ceil_div(p.d_in, ceil_div(p.d_in, kMostColumns)), kSides) * kSides};
     int64_t rows = std::clamp<int64_t>(kValues / panels.size, 64, 1024);
     blocks = {p.d_out, std::min(rows, p.d_out)};
   }
@@ -52,6 +52,10 @@ class ReconstructFactors {
     return p_.thresholds ? C(load(static_cast<const T*>(p_.threshold)[p_.threshold_of(module)])) : C(0);
   }
   C inverse_temperature() const { return C(1) / C(p_.temperature); }
+  // Of a row of a module's update, from a panel's first column on.
+  uint8_t* sides(int64_t module, int64_t row, int64_t column) const {
+    return p_.sides + (module * p_.d_out + row) * ceil_div(p_.d_in, kSides) + column / kSides;
+  }
 
   // mixed [rows, R] = scale V M^T of an item.
   void mix(int64_t item, C* mixed) const {

@@ -1,8 +1,8 @@
 // What the driver (expert_mixture.cpp) and the row loops (expert_mixture_rows.inl) agree on.
 //
 // T is the storage type of the tensors, G the type matrix products run in, C the compute type. A block is `rows`
-// consecutive tokens. What goes through a product is `width` wide: K r columns of the experts and, where there is a
-// gate, K more.
+// consecutive tokens. What goes through a product has K r columns of the experts and, where there is a gate, K more;
+// its rows lie `width` apart, which may be further, and what is between them is never read.
 #pragma once
 
 #include "kernels/expert_mixture.h"

@@ -67,7 +67,7 @@ class ExpertWeights {
       gemm<G>(columns(hidden, n, column, weight.cols), weight.transposed(), host::matrix(out, n, d_), more);
     });
   }
-  // q [n, width] = dout [n, d] times the same, the other way; columns past up_width become zeros.
+  // q [n, width] = dout [n, d] times the same, the other way; columns from up_width to down_width become zeros.
   void up_bwd(const G* dout, int64_t n, G* q) const {
     each(up_, [&](const host::Matrix& weight, int64_t column, bool) {
       gemm<G>(host::matrix(dout, n, d_), weight, columns(q, n, column, weight.cols));

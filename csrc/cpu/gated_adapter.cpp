@@ -1,8 +1,9 @@
 // VL-PET site on the CPU: which blocks, which products, in what order. The loops over a row's values are in
 // gated_adapter_rows.inl, the products are the host library's.
 //
-// A block of rows stays in cache from its first product to its last store, so nothing of width d but the result
-// reaches memory. The forward keeps z (and the gate's z), the backward recomputes the rest of a block from them.
+// A block of rows stays in cache from its first product to its last store. The forward keeps z (and the gate's z), from
+// which the backward makes the rest of a block anew, so nothing of width d but the result reaches memory; or, where the
+// caller asks for it, the last products, too.
 
 #include "cpu/gated_adapter_site.h"
 

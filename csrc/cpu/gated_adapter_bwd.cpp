@@ -1,7 +1,7 @@
 // Backward of the VL-PET site on the CPU.
 //
-// Row-local work (dh, dx) needs no order; gradients of parameters are sums over tokens (split_sums.h). A block's S,
-// gate and gelu(z) are rebuilt from the saved z.
+// Row-local work (dh, dx) needs no order; gradients of parameters are sums over tokens (split_sums.h). A block's
+// gelu(z) is rebuilt from the saved z, and S and the gate, unless the forward kept their products.
 
 #include "cpu/gated_adapter_site.h"
 #include "cpu/split_sums.h"

@@ -24,6 +24,10 @@ struct CpReconstructParams {
   const void* cores;      // [K, R, R], or the diagonals [K, R]
   const void* threshold;  // [thresholds]
 
+  // On a CPU, or null: [K, d_out, ceil(d_in / 4)], two bits for each entry of the update, whether it lies above the
+  // threshold or below its negative. All that the backward of a soft or hard gate needs of the update.
+  uint8_t* sides;
+
   PETX_HD int64_t threshold_of(int64_t module) const { return thresholds == 1 ? 0 : module; }
 };
 

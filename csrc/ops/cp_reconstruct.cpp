@@ -63,12 +63,24 @@ CpReconstructParams checked(const char* op, const char* name, const std::vector<
   return p;
 }
 
+// Shape of the sides, none unless they are kept.
+std::vector<int64_t> sides_shape(const CpReconstructParams& p, bool keep) {
+  return {keep ? p.modules : 0, p.d_out, (p.d_in + 3) / 4};
+}
+
+bool has_sides(const CpReconstructParams& p, const Tensor& like) {
+  return (p.gate == Gate::soft || p.gate == Gate::hard) && like.is_cpu();
+}
+
 template <class Launch>
-std::vector<Tensor> forward(const std::vector<Tensor>& weights, const Factors& f, const Options& o,
+std::vector<Tensor> forward(const std::vector<Tensor>& weights, const Factors& f, const Options& o, bool keep,
                             const Launch& launch) {
+  const char* op = "cp_reconstruct";
   std::vector<const void*> in;
-  CpReconstructParams p = checked("cp_reconstruct", "weights", weights, f, o, in);
-  std::vector<Tensor> results;
+  CpReconstructParams p = checked(op, "weights", weights, f, o, in);
+  if (keep && !has_sides(p, weights[0])) fail(op, "keep is for the soft and the hard gate on a CPU");
+  std::vector<Tensor> results{empty(weights[0], sides_shape(p, keep), ScalarType::Byte)};
+  if (keep) p.sides = static_cast<uint8_t*>(results[0].mutable_data_ptr());
   std::vector<void*> out;
   for (const Tensor& weight : weights) {
     results.push_back(empty(weight, {p.d_out, p.d_in}, weight.scalar_type()));
@@ -94,8 +106,8 @@ void fwd_on_cuda(const Tensor& like, const CpReconstructParams& p, const void* c
 template <void (*launch)(const Tensor& like, const CpReconstructParams& p, const void* const* weights,
                          void* const* out)>
 std::vector<Tensor> fwd(std::vector<Tensor> weights, Tensor u, Tensor v, Tensor cores, OptionalTensor threshold,
-                        int64_t gate, double temperature, double scale) {
-  return forward(weights, {u, v, cores, threshold}, {gate, temperature, scale},
+                        int64_t gate, double temperature, double scale, bool keep) {
+  return forward(weights, {u, v, cores, threshold}, {gate, temperature, scale}, keep,
                  [&](const CpReconstructParams& p, const void* const* in, void* const* out) { launch(u, p, in, out); });
 }
 
@@ -117,11 +129,15 @@ void bwd_on_cuda(const Tensor& like, const CpReconstructParams& p, const void* c
 
 template <void (*launch)(const Tensor& like, const CpReconstructParams& p, const void* const* dout,
                          const CpReconstructGrads& g)>
-Grads bwd(std::vector<Tensor> dout, Tensor u, Tensor v, Tensor cores, OptionalTensor threshold, int64_t needs,
-          int64_t gate, double temperature, double scale) {
+Grads bwd(std::vector<Tensor> dout, Tensor u, Tensor v, Tensor cores, OptionalTensor threshold, Tensor sides,
+          int64_t needs, int64_t gate, double temperature, double scale) {
+  const char* op = "cp_reconstruct (backward)";
   std::vector<const void*> in;
-  CpReconstructParams p =
-      checked("cp_reconstruct (backward)", "dout", dout, {u, v, cores, threshold}, {gate, temperature, scale}, in);
+  CpReconstructParams p = checked(op, "dout", dout, {u, v, cores, threshold}, {gate, temperature, scale}, in);
+  bool kept = sides.dim() > 0 && sides.sizes()[0] > 0;
+  const void* bits = Checker(op, dout[0]).of_type("sides", sides, sides_shape(p, kept), ScalarType::Byte);
+  if (kept && !has_sides(p, dout[0])) fail(op, "sides are for the soft and the hard gate on a CPU");
+  if (kept) p.sides = static_cast<uint8_t*>(const_cast<void*>(bits));
   bool any = p.d_out && p.d_in;  // with no values nothing is launched, so the sums must start as zeros
   auto compute = compute_type(u);
   CpReconstructGrads g = {};
@@ -136,9 +152,10 @@ Grads bwd(std::vector<Tensor> dout, Tensor u, Tensor v, Tensor cores, OptionalTe
 }  // namespace petx
 
 STABLE_TORCH_LIBRARY_FRAGMENT(petx, m) {
-  m.def("cp_reconstruct_fwd(Tensor[] weights, " PETX_RECONSTRUCT_FACTORS ", " PETX_RECONSTRUCT_OPTIONS ") -> Tensor[]");
-  m.def("cp_reconstruct_bwd(Tensor[] dout, " PETX_RECONSTRUCT_FACTORS ", int needs, " PETX_RECONSTRUCT_OPTIONS
-        ") -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("cp_reconstruct_fwd(Tensor[] weights, " PETX_RECONSTRUCT_FACTORS ", " PETX_RECONSTRUCT_OPTIONS
+        ", bool keep) -> Tensor[]");
+  m.def("cp_reconstruct_bwd(Tensor[] dout, " PETX_RECONSTRUCT_FACTORS
+        ", Tensor sides, int needs, " PETX_RECONSTRUCT_OPTIONS ") -> (Tensor, Tensor, Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(petx, CPU, m) {

@@ -203,7 +203,7 @@ Grads bwd(Tensor dout, Tensor h, OptionalTensor x, Tensor down_weight, OptionalT
   p.token_gate = const_cast<void*>(check.of_type("token_gate", token_gate, {token ? p.rows : 0}, compute));
   p.norm_stats =
       const_cast<void*>(check.of_type("norm_stats", norm_stats, {p.norm == Norm::none ? 0 : p.rows, 2}, compute));
-  KeptRows kept(p, up_product.numel() > 0);
+  KeptRows kept(p, up_product.dim() > 0 && up_product.sizes()[0] > 0);
   const void* up = check("up_product", up_product, {kept.up, p.d});
   const void* gate = check("gate_product", gate_product, {kept.gate, p.d});
   if (kept.up && !keeps_products(h)) fail(op, "up_product is for float32 and float64 on a CPU");

@@ -34,7 +34,8 @@ def cp_reconstruct(weights, u, v, cores, threshold=None, *, gate="none", tempera
     A call with ``-scale`` takes the update out again: the update is the same to the bit with its sign turned, so two
     roundings remain and \|W'' - W\| ≤ 2⁻²⁴ (\|W'\| + \|W''\|) in float32. Keep W where it must come back exactly.
     All weights go through one launch (on a GPU, one for every 240), which reads and writes each once; the backward
-    makes ΔW anew tile by tile and stores nothing of its size. Weights that are not contiguous are copied first.
+    makes ΔW anew tile by tile and stores nothing of its size. On a CPU the soft and the hard gate spare it that: the
+    forward keeps two bits for each entry, its side of the threshold. Weights that are not contiguous are copied first.
     Autocast changes nothing here.
 
     Raises ValueError naming the argument, what came and what was wanted.
@@ -46,7 +47,17 @@ def cp_reconstruct(weights, u, v, cores, threshold=None, *, gate="none", tempera
         with torch.autocast(weights[0].device.type, enabled=False):
             return reference.cp_reconstruct(weights, *factors, gate=gate, temperature=temperature, scale=float(scale))
     options = (GATES.index(gate), float(temperature), float(scale))
-    return _CPReconstruct.call((*factors, *weights), *options, *factors, *(w.contiguous() for w in weights))
+    keep = _keeps_sides(weights[0], factors, gate)
+    leaves = (*factors, *weights)
+    return _CPReconstruct.call(leaves, keep, *options, *factors, *(w.contiguous() for w in weights))[1:]
+
+
+def _keeps_sides(weight, factors, gate):
+    """Whether the forward keeps the two bits for each entry that the backward needs of ΔW: a sixteenth of a float32
+    weight, for one of four products."""
+    if gate not in ("soft", "hard") or not weight.is_cpu or torch.compiler.is_compiling():
+        return False
+    return torch.is_grad_enabled() and any(t.requires_grad for t in factors)
 
 
 def check(weights, u, v, cores, threshold, gate, temperature, scale):
@@ -82,39 +93,43 @@ def check(weights, u, v, cores, threshold, gate, temperature, scale):
 
 
 class _CPReconstruct(Differentiable):
-    """Keeps the factors and nothing else: the updates are made anew by the backward, tile by tile."""
+    """(sides, W'_0, ..., W'_(K-1)). Keeps the factors, and the sides or nothing: then the updates are made anew by the
+    backward, tile by tile."""
 
     @staticmethod
-    def forward(gate, temperature, scale, u, v, cores, threshold, *weights):
+    def forward(keep, gate, temperature, scale, u, v, cores, threshold, *weights):
         factors = operands((u, v, cores, threshold), weights[0].dtype)
-        return tuple(torch.ops.petx.cp_reconstruct_fwd(weights, *factors, gate, temperature, scale))
+        return tuple(torch.ops.petx.cp_reconstruct_fwd(weights, *factors, gate, temperature, scale, keep))
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.options = inputs[:3]
-        ctx.save_for_backward(*inputs[3:7])
+        ctx.options = inputs[1:4]
+        ctx.save_for_backward(*inputs[4:8], output[0])
+        ctx.mark_non_differentiable(output[0])
         ctx.set_materialize_grads(False)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, *douts):
-        factors, needs = ctx.saved_tensors, ctx.needs_input_grad
+    def backward(ctx, _, *douts):
+        (*factors, sides), needs = ctx.saved_tensors, ctx.needs_input_grad
         used = [k for k, dout in enumerate(douts) if dout is not None]
         grads = [None] * 4
-        if used and any(needs[3:7]):
-            grads = _factor_grads([douts[k] for k in used], used, factors, needs[3:7], ctx.options)
-        return (None, None, None, *grads, *(d if n else None for d, n in zip(douts, needs[7:], strict=True)))
+        if used and any(needs[4:8]):
+            grads = _factor_grads([douts[k] for k in used], used, factors, sides, needs[4:8], ctx.options)
+        return (*[None] * 4, *grads, *(d if n else None for d, n in zip(douts, needs[8:], strict=True)))
 
 
-def _factor_grads(douts, used, factors, needs, options):
+def _factor_grads(douts, used, factors, sides, needs, options):
     """Gradients of the factors in their own dtypes, from those of the results that are ``used``."""
     u, v, cores, threshold = operands(factors, douts[0].dtype)
     count, each = cores.shape[0], threshold is not None and threshold.shape[0] > 1
     partly = len(used) < count
     if partly:
         cores, threshold = cores[used], threshold[used] if each else threshold
+        sides = sides[used] if len(sides) else sides
     bits = sum(1 << i for i, needed in enumerate(needs) if needed)
-    grads = torch.ops.petx.cp_reconstruct_bwd([d.contiguous() for d in douts], u, v, cores, threshold, bits, *options)
+    douts = [d.contiguous() for d in douts]
+    grads = torch.ops.petx.cp_reconstruct_bwd(douts, u, v, cores, threshold, sides, bits, *options)
     grads = [g.to(t.dtype) if n else None for g, t, n in zip(grads, factors, needs, strict=True)]
     if partly:  # what leads to no result has no gradient
         for i, alone in ((2, True), (3, each)):
@@ -123,11 +138,13 @@ def _factor_grads(douts, used, factors, needs, options):
     return grads
 
 
-def _fwd_fake(weights, *_):
-    return [torch.empty_like(w, memory_format=torch.contiguous_format) for w in weights]
+def _fwd_fake(weights, *rest):
+    d_out, d_in = weights[0].shape
+    sides = weights[0].new_empty(len(weights) if rest[-1] else 0, d_out, (d_in + 3) // 4, dtype=torch.uint8)
+    return [sides, *(torch.empty_like(w, memory_format=torch.contiguous_format) for w in weights)]
 
 
-def _bwd_fake(dout, u, v, cores, threshold, needs, *_):
+def _bwd_fake(dout, u, v, cores, threshold, sides, needs, *_):
     compute = torch.promote_types(u.dtype, torch.float32)
     return tuple(
         u.new_empty((0,) if t is None or not needs >> i & 1 else t.shape, dtype=compute)

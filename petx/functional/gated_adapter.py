@@ -166,7 +166,7 @@ def site(tensors, padding_mask, seed, choices, heads, residual, scale, dropout, 
     """:func:`gated_adapter` of what a layer has: ``tensors`` in the order of :data:`ARGUMENTS`, ``choices`` in that of
     :data:`OPTIONS`."""
     h = tensors[0]
-    if padding_mask is None and seed is None and not dropout and straight("gated_adapter", h):
+    if padding_mask is None and seed is None and dropout == 0 and straight("gated_adapter", h):
         try:
             if h.dtype is tensors[2].dtype and h.is_contiguous() and abs(scale) < math.inf:
                 granularity, *others = _CODES[choices]

@@ -32,7 +32,7 @@ def mode_update(x, u, v, cores, bases=None, *, dropout=0.0, shared_mask=False, s
 
     Raises ValueError naming the argument, what came and what was wanted.
     """
-    if seed is None and not dropout and straight("mode_update", x):
+    if seed is None and dropout == 0 and straight("mode_update", x):
         try:
             if x.dtype is v.dtype and x.is_contiguous():
                 given = () if bases is None else bases

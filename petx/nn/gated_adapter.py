@@ -46,6 +46,9 @@ class GatedAdapter(nn.Module):
     Shape: ``h [..., L, d]``, ``x [..., L, d]``, ``padding_mask [..., L]`` (True where a token counts), gives
     ``[..., L, d]``.
     Any floating dtype; parameters are cast to ``h``'s dtype, gradients come back in their own.
+
+    ``down``, ``up``, ``gate_down`` and ``gate`` only hold the weights, which one operation reads: they are not called,
+    so hooks on them do not run, and a wrapper around one of them changes nothing but its ``weight`` and ``bias``.
     """
 
     def __init__(

@@ -59,10 +59,10 @@ class _Adapted(nn.Module):
         self.factors = factors
 
     def _update(self, x, modes, bases):
-        factors = self._modules["factors"]
+        factors = self.factors
         u, v = parameters_of(factors, "u", "v")
         dropout = self.dropout if self.training else 0.0
-        cores = factors._modules["cores"](modes)
+        cores = factors.cores(modes)
         return functional.mode_update(x, u, v, cores, bases, dropout=dropout, shared_mask=self.shared_mask)
 
 

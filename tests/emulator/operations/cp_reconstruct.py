@@ -16,19 +16,20 @@ def described(emulator, like, count, factors, gate, temperature, scale):
 
 
 def forward(emulator, weights, *args):
-    """The K adapted weights."""
-    call = described(emulator, weights[0], len(weights), args[:4], *args[4:])
+    """The sides, which only a CPU keeps, and the K adapted weights."""
+    call = described(emulator, weights[0], len(weights), args[:4], *args[4:-1])
     inputs = [emulator.buffer(f"weights[{k}]", weight) for k, weight in enumerate(weights)]
     results = [emulator.result(f"out[{k}]", weight.shape, weight.dtype) for k, weight in enumerate(weights)]
     scratch = workspace(emulator, "cp_reconstruct_fwd_workspace", *call)
     outputs = addresses(*(address for _, address in results))
     emulator.call("cp_reconstruct_fwd", *call, addresses(*inputs), outputs, scratch)
-    return [tensor for tensor, _ in results]
+    d_out, d_in = weights[0].shape
+    return [torch.empty(0, d_out, -(-d_in // 4), dtype=torch.uint8), *(tensor for tensor, _ in results)]
 
 
 def backward(emulator, dout, *args):
     """Gradients of the factors, empty where bit i of ``needs`` does not ask for them."""
-    factors, needs, options = args[:4], args[4], args[5:]
+    factors, needs, options = args[:4], args[5], args[6:]
     call = described(emulator, dout[0], len(dout), factors, *options)
     inputs = [emulator.buffer(f"dout[{k}]", grad) for k, grad in enumerate(dout)]
     compute = torch.float64 if dout[0].dtype == torch.float64 else torch.float32
