@@ -172,6 +172,18 @@ def test_measure(monkeypatch):
     assert results[PETX]["kept_bytes"] < results[peers.BEST]["kept_bytes"] <= results[peers.BEST]["peak_bytes"]
 
 
+def test_visits_gather_their_rounds(monkeypatch):
+    monkeypatch.setattr(timing, "ROTATED_BYTES", {"cpu": 1 << 12})
+    case, rounds = select([TINY["expert_mixture"][0]], peers=[peers.BEST])[0], {}
+    first = timing.measure(case, "cpu", seconds=0.0, rounds=rounds, least_rounds=3)
+    second = timing.measure(case, "cpu", seconds=0.0, rounds=rounds, least_rounds=4)
+    for arm in (PETX, peers.BEST):
+        assert first[arm]["fwd"]["rounds"] == 3 and second[arm]["fwd"]["rounds"] == len(rounds[arm]["fwd"]) == 6
+        assert second[arm]["fwd"]["low"] == min(seconds for seconds, _ in rounds[arm]["fwd"])
+    ratios = [a / b for (a, _), (b, _) in zip(rounds[peers.BEST]["bwd"], rounds[PETX]["bwd"], strict=True)]
+    assert second[peers.BEST]["bwd"]["ratio"] == timing.summary(ratios)
+
+
 def test_memory_counts_what_is_allocated():
     def twice(t):
         wide = t["x"].repeat(4)  # 32 KB, released before the result is made
@@ -273,6 +285,27 @@ def test_the_better_of_two_measurements():
     other = {"copy_bytes_per_second": {"1": 4.0}, "gemm_flops_per_second": {"float32": 6.0}, "launch_seconds": 1.0}
     best = {"copy_bytes_per_second": {"1": 5.0}, "gemm_flops_per_second": {"float32": 6.0}, "launch_seconds": 1.0}
     assert machine.better(one, other) == best
+
+
+def test_two_visits(small, tmp_path):
+    """The rounds of both count; a peer that fails the second time keeps those of the first."""
+    done = []
+
+    def once_only(t):
+        done.append(None)
+        if len(done) > 5:  # compilation, memory, three rounds
+            raise ValueError("not again")
+        return (t["x"] + t["x"],)
+
+    small[1] = toy("two", arms=[plain("best eager", once_only)])
+    small[2] = toy("three", function=raises(ValueError("never")))
+    said = []
+    one, two, three = run_small(tmp_path / "results.json", visits=2, say=said.append)["cases"]
+    assert one["arms"][PETX]["fwd"]["rounds"] == one["arms"]["best eager"]["fwd"]["ratio"]["rounds"] == 6
+    assert two["arms"][PETX]["fwd"]["rounds"] == 6 and two["arms"]["best eager"]["fwd"]["rounds"] == 3
+    assert "peak_bytes" in two["arms"]["best eager"] and "unavailable" not in two["arms"]["best eager"]
+    assert "skipped" in three and "[2/3] toy/two float32, visit 2" in said
+    assert not any("three" in text and "visit" in text for text in said)
 
 
 def test_names(small):

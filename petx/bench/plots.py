@@ -6,6 +6,7 @@ import matplotlib
 
 from petx.bench.case import FLOORS
 from petx.bench.compare import by_dtype, ratio_of, times_of
+from petx.bench.peers import BEST, COMPILED, GRAPHS, LITERAL, LORA, LYCORIS
 from petx.data.cache import written_whole
 
 matplotlib.use("Agg")
@@ -15,6 +16,7 @@ from matplotlib import ticker  # noqa: E402
 _COLOURS = ["#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#F0E442"]  # Okabe and Ito's palette
 _PETX, _FLOOR = "#D55E00", "#999999"
 _MARKERS = "osD^vP*X"
+_PEERS = (LITERAL, BEST, COMPILED, GRAPHS, LORA, LYCORIS)
 
 
 def write_plots(folder, results):
@@ -43,31 +45,43 @@ def _ratios(path, operation, cases):
     ]
     if not peers:
         return []
-    height = 1.4 + len(cases) * (0.22 * len(peers) + 0.18)
-    figure, axes = plt.subplots(figsize=(8, height), layout="constrained")
-    thick = 0.8 / len(peers)
+    dtypes = list(dict.fromkeys(case["dtype"] for case in cases))
+    groups = [[case for case in cases if case["dtype"] == dtype] for dtype in dtypes]
+    heights = [0.9 + len(group) * (0.22 * len(peers) + 0.18) for group in groups]
+    figure, panels = plt.subplots(
+        len(groups), 1, figsize=(8, 0.8 + sum(heights)), height_ratios=heights, layout="constrained", squeeze=False
+    )
+    for axes, dtype, group in zip(panels.flat, dtypes, groups, strict=True):
+        _bars(axes, group, peers, direction)
+        axes.set_title(dtype, fontsize=10, loc="left")
+    panels.flat[-1].set_xlabel(f"time over petx's ({direction}); right of the line petx is faster")
+    figure.suptitle(operation)
+    return [_save(figure, panels.flat[0], path, panels.flat)]
+
+
+def _bars(axes, cases, peers, direction):
+    """A dtype's ratios, on a scale of its own: those of two dtypes may differ by an order of magnitude."""
+    peers = [peer for peer in peers if any(ratio_of(case, peer, direction) for case in cases)]
+    colours = {peer: _FLOOR if peer in FLOORS else _COLOURS[_PEERS.index(peer) % len(_COLOURS)] for peer in peers}
+    thick = 0.8 / max(len(peers), 1)
     for i, peer in enumerate(peers):
+        label = peer
         for row, case in enumerate(cases):
             measured = ratio_of(case, peer, direction)
             if measured is None:
                 continue
             ratio, at = measured["median"], row + (i - (len(peers) - 1) / 2) * thick
-            label = peer if row == next(r for r, c in enumerate(cases) if direction in times_of(c, peer)) else None
-            axes.barh(
-                at, ratio, thick * 0.9, color=_FLOOR if peer in FLOORS else _COLOURS[i % len(_COLOURS)], label=label
-            )
+            axes.barh(at, ratio, thick * 0.9, color=colours[peer], label=label)
+            label = None
             spread = [[ratio - measured["low"]], [measured["high"] - ratio]]
             axes.errorbar(ratio, at, xerr=spread, color="black", linewidth=0.8, capsize=1.5)
             axes.annotate(f" {ratio:.2f}", (measured["high"], at), va="center", fontsize=7)
     axes.axvline(1, color=_PETX, linewidth=1.5)
-    axes.set_yticks(range(len(cases)), [f"{case['name']}\n{case['dtype']}" for case in cases], fontsize=8)
+    axes.set_yticks(range(len(cases)), [case["name"] for case in cases], fontsize=8)
     axes.invert_yaxis()
-    axes.set_xlabel(f"time over petx's ({direction}); right of the line petx is faster")
-    axes.set_title(operation)
     axes.margins(x=0.1)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="x", alpha=0.3)
-    return [_save(figure, axes, path)]
 
 
 def _roofline(path, cases, constants, device):

@@ -2,6 +2,7 @@
 
 import datetime
 import gc
+import itertools
 import math
 import time
 
@@ -10,19 +11,34 @@ import torch
 from petx.bench import calls, compare, machine, process, table
 from petx.bench.case import PETX, Unavailable, dtype_name, select
 from petx.bench.peers import BEST
-from petx.bench.timing import measure, reason
+from petx.bench.timing import LEAST_ROUNDS, measure, reason
 from petx.data.cache import write_json
 
 SWEPT = (PETX, BEST)
 
 
 def run(
-    device, path, *, quick, seconds, minutes, cases=None, peers=None, growth=True, figures=True, command="", say=None
+    device,
+    path,
+    *,
+    quick,
+    seconds,
+    minutes,
+    visits=1,
+    cases=None,
+    peers=None,
+    growth=True,
+    figures=True,
+    command="",
+    say=None,
 ):
     """Measure the set for ``device`` into the JSON file ``path`` and return its contents.
 
-    ``seconds`` a case, ``minutes`` for all: what is not reached by then is listed as skipped. ``cases`` and ``peers``
-    are names (:func:`petx.bench.case.select`). An interrupt ends the run, with ``"interrupted": true``.
+    ``seconds`` a case, ``minutes`` for all: what is not reached by then is listed as skipped. All cases are gone
+    through ``visits`` times, so that the rounds of each lie minutes apart and their spread tells how the machine
+    changes.
+    ``cases`` and ``peers`` are names (:func:`petx.bench.case.select`). An interrupt ends the run, with
+    ``"interrupted": true``.
     """
     say = say or _say
     chosen = select(table.cases(device, quick), cases, peers)
@@ -32,7 +48,7 @@ def run(
         "command": command,
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
         "machine": machine.facts(device),
-        "settings": dict(quick=quick, seconds=seconds, minutes=minutes),
+        "settings": dict(quick=quick, seconds=seconds, minutes=minutes, visits=visits),
         "interrupted": False,
         "constants": None,
         "process": {},
@@ -53,17 +69,30 @@ def run(
         before = results["constants"]
         sweeping = growth and not cases and peers is None
         until = start + 60 * minutes * (0.85 if sweeping else 1.0)
-        for number, case in enumerate(chosen, 1):
-            say(f"[{number}/{len(chosen)}] {case}")
+        rounds = [{} for _ in chosen]
+
+        def visit(number, case):
+            return attempt(case, device, seconds / visits, say, rounds[number], -(-LEAST_ROUNDS // visits))
+
+        for number, case in enumerate(chosen):
+            say(f"[{number + 1}/{len(chosen)}] {case}")
             record = describe(case)
             if reason_against := too_slow(case, results["constants"]):
                 record["skipped"] = reason_against
             elif time.perf_counter() > until:
                 record["skipped"] = f"not reached within {minutes:g} minutes"
             else:
-                record |= attempt(case, device, seconds, say)
+                record |= visit(number, case)
             results["cases"].append(record)
             keep()
+        for again, number in itertools.product(range(1, visits), range(len(chosen))):
+            arms = results["cases"][number].get("arms")
+            if arms and time.perf_counter() < until:
+                say(f"[{number + 1}/{len(chosen)}] {chosen[number]}, visit {again + 1}")
+                (case,) = select([chosen[number]], peers=[arm for arm in rounds[number] if arm != PETX])
+                for arm, measured in visit(number, case).get("arms", {}).items():
+                    arms[arm] |= measured
+                keep()
         if time.perf_counter() < until:  # a shared machine may have been slower then
             say("the machine's own rates once more")
             results["constants"] = machine.better(before, machine.constants(device))
@@ -111,10 +140,11 @@ def too_slow(case, constants):
     )
 
 
-def attempt(case, device, seconds, say):
+def attempt(case, device, seconds, say, rounds=None, least_rounds=LEAST_ROUNDS):
     """``{"arms": ...}`` or ``{"skipped": reason}``."""
+    options = dict(seconds=seconds, rounds=rounds, least_rounds=least_rounds)
     try:
-        return {"arms": measure(case, device, seconds=seconds, say=lambda text: say(f"    {text}"))}
+        return {"arms": measure(case, device, say=lambda text: say(f"    {text}"), **options)}
     except Exception as error:  # the cases after it are worth having
         say(f"    skipped: {reason(error)}")
         return {"skipped": reason(error)}

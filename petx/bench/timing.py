@@ -20,6 +20,7 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # the profiler, which counts mem
 # Activations rotate through at least this many bytes: past the last-level cache of common CPUs, and a GPU's L2.
 ROTATED_BYTES = {"cpu": 96 << 20, "cuda": 256 << 20}
 MOST_SETS = 32
+LEAST_ROUNDS = 8
 
 
 class Clock:
@@ -34,9 +35,22 @@ class Clock:
         return time.perf_counter()
 
 
-def measure(case, device, *, seconds, least_rounds=8, most_rounds=40, least_patience=30, say=lambda text: None):
+def measure(
+    case,
+    device,
+    *,
+    seconds,
+    rounds=None,
+    least_rounds=LEAST_ROUNDS,
+    most_rounds=40,
+    least_patience=30,
+    say=lambda text: None,
+):
     """Every arm's times and memory: name -> ``{direction: summary, "peak_bytes", "kept_bytes"}`` or
     ``{"unavailable": reason}``. The summary of a peer has the one of its time over petx's in ``"ratio"``.
+
+    ``rounds``, a dict that is empty at first, gathers what several visits of one case measured: each adds its rounds,
+    and returns the summary of all.
 
     Arms take turns in rounds, whose order shifts from round to round, until ``seconds`` are over and ``least_rounds``
     are done; where those would take four times as long, fewer, but three. Raises Unavailable where petx itself
@@ -68,12 +82,17 @@ def measure(case, device, *, seconds, least_rounds=8, most_rounds=40, least_pati
             results[arm.name] = {"unavailable": why}
             _release(device)
     times = _take_turns(case, arms, sets, device, seconds, least_rounds, most_rounds)
+    rounds = {} if rounds is None else rounds
     for name, by_direction in times.items():
-        measured = {d: summary(values) for d, values in by_direction.items()}
-        if name != PETX:  # round by round, so that a machine that slows down for both changes nothing
-            for d, values in by_direction.items():
-                measured[d]["ratio"] = summary([a / b for a, b in zip(values, times[PETX][d], strict=True)])
-        results[name] = measured | results[name]
+        for direction, values in by_direction.items():  # over petx's of the same round: both slow down with the machine
+            pairs = [(a, a / b) for a, b in zip(values, times[PETX][direction], strict=True)]
+            rounds.setdefault(name, {}).setdefault(direction, []).extend(pairs)
+    for name, by_direction in rounds.items():
+        measured = {d: summary([seconds for seconds, _ in pairs]) for d, pairs in by_direction.items()}
+        if name != PETX:
+            for d, pairs in by_direction.items():
+                measured[d]["ratio"] = summary([ratio for _, ratio in pairs])
+        results[name] = measured | {key: v for key, v in results[name].items() if key != "unavailable"}
     return {arm.name: results[arm.name] for arm in case.arms}
 
 

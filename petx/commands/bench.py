@@ -73,6 +73,7 @@ def _measure(args, device, torch, chosen):
             quick=args.quick,
             seconds=args.seconds or (2.0 if args.quick else 3.0),
             minutes=args.minutes or MINUTES[device, args.quick],
+            visits=2 if device == "cpu" and not args.quick else 1,
             cases=args.cases,
             peers=args.peers,
             command=_command(args),
