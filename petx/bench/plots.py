@@ -47,12 +47,13 @@ def _ratios(path, operation, cases):
         return []
     dtypes = list(dict.fromkeys(case["dtype"] for case in cases))
     groups = [[case for case in cases if case["dtype"] == dtype] for dtype in dtypes]
-    heights = [0.9 + len(group) * (0.22 * len(peers) + 0.18) for group in groups]
+    measured = [[peer for peer in peers if any(ratio_of(case, peer, direction) for case in group)] for group in groups]
+    heights = [0.9 + len(group) * (0.22 * len(own) + 0.18) for group, own in zip(groups, measured, strict=True)]
     figure, panels = plt.subplots(
         len(groups), 1, figsize=(8, 0.8 + sum(heights)), height_ratios=heights, layout="constrained", squeeze=False
     )
-    for axes, dtype, group in zip(panels.flat, dtypes, groups, strict=True):
-        _bars(axes, group, peers, direction)
+    for axes, dtype, group, own in zip(panels.flat, dtypes, groups, measured, strict=True):
+        _bars(axes, group, own, direction)
         axes.set_title(dtype, fontsize=10, loc="left")
     panels.flat[-1].set_xlabel(f"time over petx's ({direction}); right of the line petx is faster")
     figure.suptitle(operation)
@@ -61,7 +62,6 @@ def _ratios(path, operation, cases):
 
 def _bars(axes, cases, peers, direction):
     """A dtype's ratios, on a scale of its own: those of two dtypes may differ by an order of magnitude."""
-    peers = [peer for peer in peers if any(ratio_of(case, peer, direction) for case in cases)]
     colours = {peer: _FLOOR if peer in FLOORS else _COLOURS[_PEERS.index(peer) % len(_COLOURS)] for peer in peers}
     thick = 0.8 / max(len(peers), 1)
     for i, peer in enumerate(peers):
