@@ -60,13 +60,16 @@ def run(
         results["elapsed_seconds"] = round(time.perf_counter() - start, 1)
         write_json(path, results)
 
+    def rates_again():  # a shared machine may have been slower before
+        say("the machine's own rates once more")
+        results["constants"] = machine.better(results["constants"], machine.constants(device))
+
     try:
         say("the machine's own rates")
         results["constants"] = machine.constants(device)
         if figures:
             _process_figures(results["process"], device, quick, keep, say)
         keep()
-        before = results["constants"]
         sweeping = growth and not cases and peers is None
         until = start + 60 * minutes * (0.85 if sweeping else 1.0)
         rounds = [{} for _ in chosen]
@@ -85,6 +88,8 @@ def run(
                 record |= visit(number, case)
             results["cases"].append(record)
             keep()
+        if visits > 1:
+            rates_again()
         for again, number in itertools.product(range(1, visits), range(len(chosen))):
             arms = results["cases"][number].get("arms")
             if arms and time.perf_counter() < until:
@@ -93,9 +98,7 @@ def run(
                 for arm, measured in visit(number, case).get("arms", {}).items():
                     arms[arm] |= measured
                 keep()
-        if time.perf_counter() < until:  # a shared machine may have been slower then
-            say("the machine's own rates once more")
-            results["constants"] = machine.better(before, machine.constants(device))
+        rates_again()
         if sweeping:
             for operation, size, swept in table.sweeps(device, quick):
                 if time.perf_counter() > start + 60 * minutes:
