@@ -1,6 +1,20 @@
 """How results are compared, in every test of an operation."""
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class Recorder(TorchDispatchMode):
+    """Keeps the arguments of every call of a petx operator."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "petx":
+            self.calls.append((func, args))
+        return func(*args, **(kwargs or {}))
 
 
 def outputs(result):

@@ -4,13 +4,13 @@ import time
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from petx.bench import case as bench_case
 from petx.bench import layers, operations, peers, run, table, timing
 from petx.bench.case import PETX, PRODUCTS, Unavailable, plain, select
 from tests.cases import TABLES
+from tests.checks import Recorder
 
 TINY = {
     "gated_adapter": [
@@ -35,19 +35,6 @@ ALL = [case for cases in TINY.values() for case in cases]
 def without_dropout(case):
     options = case.options | {"dropout": 0.0} if "dropout" in case.options else case.options
     return bench_case.BenchCase(**vars(case) | {"options": options})
-
-
-class OperatorsOfPetx(TorchDispatchMode):
-    """Names of petx's operators that ran, so that an eager arm is known to be one."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if function.namespace == "petx":
-            self.names.append(function._opname)
-        return function(*args, **kwargs or {})
 
 
 def outputs_and_grads(arm, case, problem, activations):
@@ -84,9 +71,9 @@ def test_peers_compute_the_same(case):
     by_name = {arm.name: arm for arm in case.arms}
     wanted = outputs_and_grads(by_name[PETX], case, problem, activations)
     for name in (peers.LITERAL, peers.BEST):
-        with OperatorsOfPetx() as seen:
+        with Recorder() as seen:
             got = outputs_and_grads(by_name[name], case, problem, activations)
-        assert not seen.names
+        assert not seen.calls
         for a, b in zip(got, wanted, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)  # of float64: sums in another order
 
@@ -214,9 +201,9 @@ def test_layers(name, monkeypatch):
     for arm in case.arms:
         forward, leaves = arm.build(case, problem)
         counts[arm.name] = sum(p.numel() for p in leaves)
-        with OperatorsOfPetx() as seen:
+        with Recorder() as seen:
             forward(problem.fresh())
-        assert bool(seen.names) == (arm.name == PETX), (arm.name, seen.names)
+        assert bool(seen.calls) == (arm.name == PETX), (arm.name, seen.calls)
     assert counts[PETX] == counts[peers.LITERAL] > 0 and counts[peers.LORA] > 0 and counts[layers.FROZEN] == 0
     results = timing.measure(case, "cpu", seconds=0.0)
     assert not [arm for arm in results.values() if "unavailable" in arm]

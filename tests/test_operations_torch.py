@@ -2,26 +2,12 @@
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from petx.functional._autograd import Differentiable
 from tests.cases import few
-from tests.checks import outputs, outputs_and_grads, weights_of
+from tests.checks import Recorder, outputs, outputs_and_grads, weights_of
 
 by_few = pytest.mark.parametrize("case", few(), ids=str)
-
-
-class Recorder(TorchDispatchMode):
-    """Keeps the arguments of every call of a petx operator."""
-
-    def __init__(self):
-        super().__init__()
-        self.calls = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace == "petx":
-            self.calls.append((func, args))
-        return func(*args, **(kwargs or {}))
 
 
 @by_few

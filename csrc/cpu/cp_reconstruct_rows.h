@@ -16,14 +16,11 @@ struct ReconstructRows {
                   T* out);
   // `update` becomes its own gradient; returns the threshold's, a sum of many values of both signs.
   double (*backward)(Gate gate, const T* dout, int64_t count, C threshold, C inverse_temperature, C* update);
-  // The sides of `count` updates, and the same gradients from them alone, of a soft or a hard gate.
+  // The sides of `count` updates, and the same gradients from them alone, of a soft or a hard gate. A byte has those of
+  // one value from each quarter of the piece, so that a loop reads consecutive values.
   void (*sides)(const C* update, int64_t count, C threshold, uint8_t* sides);
   double (*backward_of_sides)(Gate gate, const T* dout, int64_t count, const uint8_t* sides, C* dupdate);
 };
-
-// A byte has the sides of four updates, one from each quarter of a row's piece, so that a loop reads consecutive
-// values.
-inline constexpr int64_t kSides = 4;
 
 template <class T>
 const ReconstructRows<T>& reconstruct_rows();

@@ -10,6 +10,9 @@
 
 namespace petx {
 
+// Entries of the update whose sides one byte holds.
+inline constexpr int64_t kSides = 4;
+
 struct CpReconstructParams {
   DType dtype;
   int64_t modules;  // K
@@ -24,8 +27,8 @@ struct CpReconstructParams {
   const void* cores;      // [K, R, R], or the diagonals [K, R]
   const void* threshold;  // [thresholds]
 
-  // On a CPU, or null: [K, d_out, ceil(d_in / 4)], two bits for each entry of the update, whether it lies above the
-  // threshold or below its negative. All that the backward of a soft or hard gate needs of the update.
+  // On a CPU, or null: [K, d_out, ceil(d_in / kSides)], two bits for each entry of the update, whether it lies above
+  // the threshold or below its negative. All that the backward of a soft or hard gate needs of the update.
   uint8_t* sides;
 
   PETX_HD int64_t threshold_of(int64_t module) const { return thresholds == 1 ? 0 : module; }

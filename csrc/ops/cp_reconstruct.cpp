@@ -65,7 +65,7 @@ CpReconstructParams checked(const char* op, const char* name, const std::vector<
 
 // Shape of the sides, none unless they are kept.
 std::vector<int64_t> sides_shape(const CpReconstructParams& p, bool keep) {
-  return {keep ? p.modules : 0, p.d_out, (p.d_in + 3) / 4};
+  return {keep ? p.modules : 0, p.d_out, (p.d_in + kSides - 1) / kSides};
 }
 
 bool has_sides(const CpReconstructParams& p, const Tensor& like) {

@@ -1,4 +1,4 @@
-"""What got slower since an earlier run."""
+"""What got slower since an earlier run, and which ratios came again."""
 
 import itertools
 import json
@@ -45,12 +45,8 @@ def regressions(now, before, tolerance=TOLERANCE):
         inside, outside = reproduced(now, before)
         notes.append(f"{len(inside)} of {len(inside) + len(outside)} ratios lie within the spread of the earlier ones")
         notes += [f"outside it: {text}" for text in outside]
-    earlier = {_key(case): case for case in before["cases"]}
     found = []
-    for case in now["cases"]:
-        old = earlier.get(_key(case))
-        if old is None or "arms" not in case or "arms" not in old:
-            continue
+    for case, old in _in_both(now, before):
         if case["sizes"] != old["sizes"]:
             notes.append(f"{_name(case)}: other sizes than then, not compared")
             continue
@@ -74,13 +70,11 @@ def regressions(now, before, tolerance=TOLERANCE):
 
 def reproduced(now, before):
     """(inside, outside), in words: ratios whose median lies within the earlier run's spread, and those where not."""
-    earlier = {_key(case): case for case in before["cases"]}
     found = [], []
-    for case in now["cases"]:
-        old = earlier.get(_key(case))
-        if old is None or case["sizes"] != old["sizes"]:
+    for case, old in _in_both(now, before):
+        if case["sizes"] != old["sizes"]:
             continue
-        for arm, direction in itertools.product(case.get("arms", {}), times_of(case)):
+        for arm, direction in itertools.product(case["arms"], times_of(case)):
             new_ratio, old_ratio = ratio_of(case, arm, direction), ratio_of(old, arm, direction)
             if arm == PETX or not (new_ratio and old_ratio):
                 continue
@@ -88,6 +82,12 @@ def reproduced(now, before):
             then = "{median:.2f}x ({low:.2f} to {high:.2f})".format(**old_ratio)
             found[not within].append(f"{_name(case)} {direction}, {arm}: {then} then, {new_ratio['median']:.2f}x now")
     return found
+
+
+def _in_both(now, before):
+    """Pairs of a case and the same one of the earlier run, where both were measured."""
+    earlier = {_key(case): case for case in before["cases"] if "arms" in case}
+    return [(case, earlier[_key(case)]) for case in now["cases"] if "arms" in case and _key(case) in earlier]
 
 
 def by_dtype(cases):

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from petx import functional
 
-LITERAL, BEST, COMPILED, GRAPHS, LORA, LYCORIS = (
+LITERAL, BEST, COMPILED, GRAPHS, LORA, LYCORIS = NAMES = (
     "literal eager",
     "best eager",
     "torch.compile",

@@ -6,7 +6,7 @@ import matplotlib
 
 from petx.bench.case import FLOORS
 from petx.bench.compare import by_dtype, ratio_of, times_of
-from petx.bench.peers import BEST, COMPILED, GRAPHS, LITERAL, LORA, LYCORIS
+from petx.bench.peers import NAMES
 from petx.data.cache import written_whole
 
 matplotlib.use("Agg")
@@ -16,7 +16,6 @@ from matplotlib import ticker  # noqa: E402
 _COLOURS = ["#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#F0E442"]  # Okabe and Ito's palette
 _PETX, _FLOOR = "#D55E00", "#999999"
 _MARKERS = "osD^vP*X"
-_PEERS = (LITERAL, BEST, COMPILED, GRAPHS, LORA, LYCORIS)
 
 
 def write_plots(folder, results):
@@ -62,7 +61,7 @@ def _ratios(path, operation, cases):
 
 def _bars(axes, cases, peers, direction):
     """A dtype's ratios, on a scale of its own: those of two dtypes may differ by an order of magnitude."""
-    colours = {peer: _FLOOR if peer in FLOORS else _COLOURS[_PEERS.index(peer) % len(_COLOURS)] for peer in peers}
+    colours = {peer: _FLOOR if peer in FLOORS else _COLOURS[NAMES.index(peer) % len(_COLOURS)] for peer in peers}
     thick = 0.8 / max(len(peers), 1)
     for i, peer in enumerate(peers):
         label = peer

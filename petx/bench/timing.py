@@ -50,7 +50,7 @@ def measure(
     ``{"unavailable": reason}``. The summary of a peer has the one of its time over petx's in ``"ratio"``.
 
     ``rounds``, a dict that is empty at first, gathers what several visits of one case measured: each adds its rounds,
-    and returns the summary of all.
+    and returns the summary of all. Memory, which is the same at every visit, is the first's to measure.
 
     Arms take turns in rounds, whose order shifts from round to round, until ``seconds`` are over and ``least_rounds``
     are done; where those would take four times as long, fewer, but three. Raises Unavailable where petx itself
@@ -69,7 +69,7 @@ def measure(
                 forward, leaves = arm.build(case, problem)
                 sets = sets or _sets(case, problem, forward, device)
                 _step(case, forward, leaves, *sets[1], Clock(device))  # threads, compilation
-                memory = _memory(case, forward, leaves, *sets[0], device)
+                memory = {} if rounds else _memory(case, forward, leaves, *sets[0], device)
             arms[arm.name] = (forward, leaves)
             results[arm.name] = memory
         except KeyboardInterrupt:

@@ -31,6 +31,11 @@ def straight(stem, tensor):
     )
 
 
+def wants_gradient(leaves):
+    """Whether autograd will ask for the gradient of one of the tensors, or None, in ``leaves``."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in leaves)
+
+
 def guarded(run, check, arguments, *more):
     """``run(*arguments, *more)``; where that refuses, ``check(*arguments)`` says what does not fit."""
     try:
@@ -65,6 +70,6 @@ class Differentiable(torch.autograd.Function):
         """``cls(*inputs)``; ``leaves`` are the tensors, or None, that may need a gradient."""
         if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
             return cls.apply(*inputs)
-        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in leaves):
+        if wants_gradient(leaves):
             return cls.Eager.apply(*inputs)
         return cls.forward(*inputs)

@@ -7,7 +7,7 @@ from torch.autograd.function import once_differentiable
 
 from petx import ops, reference
 from petx.functional._arguments import GATES, cast, checked_finite, checked_shape, checked_threshold, operands
-from petx.functional._autograd import Differentiable
+from petx.functional._autograd import Differentiable, wants_gradient
 
 __all__ = ["cp_reconstruct"]
 
@@ -57,7 +57,7 @@ def _keeps_sides(weight, factors, gate):
     weight, for one of four products."""
     if gate not in ("soft", "hard") or not weight.is_cpu or torch.compiler.is_compiling():
         return False
-    return torch.is_grad_enabled() and any(t.requires_grad for t in factors)
+    return wants_gradient(factors)
 
 
 def check(weights, u, v, cores, threshold, gate, temperature, scale):

@@ -8,7 +8,7 @@ from torch.autograd.function import once_differentiable
 
 from petx import ops, reference
 from petx.functional._arguments import autocast_dtype, cast, checked_seed, checked_shape, operands
-from petx.functional._autograd import MISFITS, Differentiable, guarded, operator_checks, straight
+from petx.functional._autograd import MISFITS, Differentiable, guarded, operator_checks, straight, wants_gradient
 
 __all__ = ["gated_adapter", "value_adapter", "value_adapters"]
 
@@ -240,7 +240,7 @@ def _keeps_products(h, tensors, choices, residual, dropout):
     more than their memory, with few rows or little between the products."""
     if not h.is_cpu or h.dtype not in (torch.float32, torch.float64) or torch.compiler.is_compiling():
         return False
-    if not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)):
+    if not wants_gradient(tensors):
         return False
     tail = residual or dropout > 0 or choices[-1] is not None
     return h.numel() <= (KEPT_VALUES if tail else KEPT_VALUES_BARE)
