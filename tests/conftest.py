@@ -31,11 +31,11 @@ def petx_cache(tmp_path_factory):
 @pytest.fixture(scope="session")
 def own(tmp_path_factory):
     """Folder with a little image-text data and a tiny BART."""
-    from tests import image_text_fixture
+    from tests.fixtures import image_text
 
     folder = tmp_path_factory.mktemp("own")
-    image_text_fixture.write_data(folder / "data")
-    image_text_fixture.write_host(folder / "bart")
+    image_text.write_data(folder / "data")
+    image_text.write_host(folder / "bart")
     return folder
 
 

@@ -47,8 +47,9 @@ for wanted in $steps; do
       step links 60 bash -c 'ldd petx/_C*.so | grep torch_cuda && python3 -m petx info' || break
       ;;
     test)
-      step test 900 python3 -m pytest -q -p no:cacheprovider tests/test_operations.py tests/test_operations_torch.py \
-        tests/test_gpu.py tests/test_library.py tests/test_nn.py --durations=20
+      step test 900 python3 -m pytest -q -p no:cacheprovider tests/operations/test_operations.py \
+        tests/operations/test_operations_torch.py tests/operations/test_gpu.py tests/operations/test_library.py \
+        tests/unit/test_vlpet_nn.py --durations=20
       ;;
     sanitize)
       for tool in memcheck racecheck initcheck synccheck; do

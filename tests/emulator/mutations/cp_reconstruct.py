@@ -4,7 +4,7 @@ import torch
 
 from tests.cases.cp_reconstruct import CASES, WIDE
 from tests.emulator.mutations import Mutation, of_assertions, of_case
-from tests.test_cp_reconstruct_cuda import (
+from tests.emulator.test_cp_reconstruct_cuda import (
     test_a_block_takes_several_tiles_of_a_large_call,
     test_launches_that_nobody_needs_are_left_out,
     test_more_modules_than_a_table_holds,

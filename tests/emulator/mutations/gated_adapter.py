@@ -4,7 +4,7 @@ import torch
 
 from tests.cases import BY_NAME
 from tests.emulator.mutations import Mutation, of_assertions, of_case
-from tests.test_gated_adapter_cuda import SITES, test_cost, test_dropout_mask
+from tests.emulator.test_gated_adapter_cuda import SITES, test_cost, test_dropout_mask
 
 SOURCES = ("gated_adapter", "gated_adapter_bwd")
 GLUE = ("gated_adapter",)

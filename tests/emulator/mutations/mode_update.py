@@ -4,7 +4,7 @@ import torch
 
 from tests.cases.mode_update import CASES, WIDE
 from tests.emulator.mutations import Mutation, of_assertions, of_case
-from tests.test_mode_update_cuda import test_nothing_is_made_for_gradients_that_nobody_asks_for
+from tests.emulator.test_mode_update_cuda import test_nothing_is_made_for_gradients_that_nobody_asks_for
 
 SOURCES = ("mode_update", "mode_update_bwd")
 GLUE = ("mode_update",)

@@ -4,7 +4,7 @@ import torch
 
 from tests.cases.gated_adapter import BART_TAIL, site
 from tests.emulator.mutations import Mutation, of_assertions, of_case
-from tests.test_gated_adapter_cuda import SITES, test_cost, test_heads_do_not_touch_each_other
+from tests.emulator.test_gated_adapter_cuda import SITES, test_cost, test_heads_do_not_touch_each_other
 
 SOURCES = ("gated_adapter", "gated_adapter_bwd")
 GLUE = ("gated_adapter",)

@@ -14,7 +14,7 @@ from petx.errors import UserError
 from petx.train import checkpoints, petal, stages, tuned
 from petx.train.petal import RECIPE, arms, data, host
 from petx.train.trainer import Progress, training_arguments
-from tests import instruct_blip_fixture as fixture
+from tests.fixtures import instruct_blip as fixture
 
 
 @pytest.fixture(scope="module")

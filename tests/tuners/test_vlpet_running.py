@@ -9,7 +9,7 @@ from peft import get_peft_model
 
 from petx.nn import GatedAdapter
 from petx.tuners import VLPetConfig
-from tests.tiny_hosts import HOSTS, WIDTH, batch, layers, logits, make_host, tuned
+from tests.fixtures.tiny_hosts import HOSTS, WIDTH, batch, layers, logits, make_host, tuned
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 

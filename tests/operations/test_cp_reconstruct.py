@@ -1,4 +1,4 @@
-"""What is particular to `cp_reconstruct`; tests/test_operations.py holds it to its reference."""
+"""What is particular to `cp_reconstruct`; tests/operations/test_operations.py holds it to its reference."""
 
 import importlib
 

@@ -36,10 +36,11 @@ def test_kernels_are_registered(info):
 
 def test_products_through_torchs_dispatcher():
     """The way that is taken where torch's library exports no BLAS."""
-    tests = ["tests/test_operations.py", "-q", "-k", "test_kernel_matches_reference and (float32 or float64)"]
+    chosen = "test_kernel_matches_reference and (float32 or float64)"
+    tests = ["tests/operations/test_operations.py", "-q", "-k", chosen]
     environment = os.environ | {"PETX_BLAS": "torch"}
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *tests]
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 

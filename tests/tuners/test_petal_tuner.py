@@ -7,9 +7,9 @@ from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state
 import petx.functional
 from petx.errors import UserError
 from petx.tuners import PetalConfig, VLPetConfig, adapted, describe, parameter_counts
-from tests import petal_literal
-from tests.tiny_hosts import make_host
-from tests.tiny_vlms import (
+from tests.fixtures import petal_literal
+from tests.fixtures.tiny_hosts import make_host
+from tests.fixtures.tiny_vlms import (
     IMAGE_WIDTH,
     QUERIES,
     VLMS,

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from petx.errors import UserError
 from petx.train import vlpet
 from petx.train.vlpet import arguments, arms
-from tests import image_text_fixture as fixture
+from tests.fixtures import image_text as fixture
 
 
 def test_four_tasks_in_turn(own, tmp_path, capsys):
@@ -66,7 +66,7 @@ def test_two_processes_train_as_one(own, tmp_path):
 
 
 def test_video_questions_and_captions(own, tmp_path):
-    from tests import video_text_fixture
+    from tests.fixtures import video_text as video_text_fixture
 
     data_dir = video_text_fixture.write_data(tmp_path / "video")
     small = dict(data_dir=str(data_dir), host=str(own / "bart"), output_dir=str(tmp_path / "out"), visual_tokens=4)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from petx.errors import UserError
 from petx.tuners import VLPetConfig
-from tests.tiny_hosts import HOSTS, batch, layers, logits, make_host, randomise, tuned
+from tests.fixtures.tiny_hosts import HOSTS, batch, layers, logits, make_host, randomise, tuned
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 

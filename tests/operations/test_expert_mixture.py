@@ -1,4 +1,4 @@
-"""What is particular to the compiled `expert_mixture`; tests/test_operations.py holds it to its reference."""
+"""What is particular to the compiled `expert_mixture`; test_operations.py holds it to its reference."""
 
 import pytest
 import torch

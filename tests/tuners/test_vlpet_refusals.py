@@ -11,7 +11,7 @@ from peft.utils.peft_types import PeftType
 from petx.errors import UserError
 from petx.tuners import VLPetConfig
 from petx.tuners._register import add_peft_type
-from tests.tiny_hosts import WIDTH, make_host, tuned
+from tests.fixtures.tiny_hosts import WIDTH, make_host, tuned
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 

@@ -11,8 +11,8 @@ import torch
 from petx.data import image_text, video_text
 from petx.data.tokenizer import word_tokenizer
 from petx.errors import UserError
-from tests import video_text_fixture
-from tests.image_text_fixture import GRID, WIDTH, write_data
+from tests.fixtures import video_text as video_text_fixture
+from tests.fixtures.image_text import GRID, WIDTH, write_data
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""What is particular to `mode_update`; tests/test_operations.py holds it to its reference."""
+"""What is particular to `mode_update`; tests/operations/test_operations.py holds it to its reference."""
 
 import pytest
 import torch

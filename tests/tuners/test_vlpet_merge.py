@@ -5,7 +5,7 @@ import torch
 from peft import PeftModel, get_peft_model
 
 from petx.tuners import VLPetConfig
-from tests.tiny_hosts import layers, logits, tuned
+from tests.fixtures.tiny_hosts import layers, logits, tuned
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 

@@ -12,8 +12,8 @@ from petx.errors import UserError
 from petx.tuners import PetalConfig
 from petx.tuners.petal.hosts import find_places
 from petx.tuners.petal.parts import check_that_it_can_train, new_parts
-from tests.tiny_hosts import make_host
-from tests.tiny_vlms import make_vlm, petal
+from tests.fixtures.tiny_hosts import make_host
+from tests.fixtures.tiny_vlms import make_vlm, petal
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 

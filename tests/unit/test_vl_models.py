@@ -11,7 +11,7 @@ from transformers import AutoModelForSeq2SeqLM
 from petx.errors import UserError
 from petx.models import VisualEmbedding
 from petx.models.vl_t5 import TextBiasAttention
-from tests.tiny_hosts import HOSTS, VISUAL_WIDTH, VOCABULARY, WIDTH, batch, make_host
+from tests.fixtures.tiny_hosts import HOSTS, VISUAL_WIDTH, VOCABULARY, WIDTH, batch, make_host
 
 VISUAL = ["vl_bart", "vl_t5"]
 

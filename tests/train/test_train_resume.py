@@ -12,7 +12,7 @@ from petx.errors import UserError
 from petx.train import checkpoints, stages, vlpet
 from petx.train.trainer import PetTrainer, Progress, training_arguments
 from petx.train.vlpet import arguments, arms, host
-from tests import image_text_fixture as fixture
+from tests.fixtures import image_text as fixture
 
 
 def make_trainer(own, folder, *, steps=8, arm="vlpet", decay="clean", workers=0, callbacks=()):

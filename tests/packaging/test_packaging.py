@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 
 import petx
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PYTHON = f"python{sys.version_info[0]}.{sys.version_info[1]}"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 

@@ -1,4 +1,4 @@
-"""What is particular to the compiled `gated_adapter`; tests/test_operations.py holds it to its reference."""
+"""What is particular to the compiled `gated_adapter`; tests/operations/test_operations.py holds it to its reference."""
 
 import importlib
 

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 import petx.functional
 from petx.errors import UserError
 from petx.tuners import PetalConfig, VLPetConfig, load_adapter
-from tests.tiny_hosts import make_host
-from tests.tiny_vlms import VLMS, make_vlm, petal, petal_layers, randomise, vlm_batch, vlm_logits
+from tests.fixtures.tiny_hosts import make_host
+from tests.fixtures.tiny_vlms import VLMS, make_vlm, petal, petal_layers, randomise, vlm_batch, vlm_logits
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 KIND = "instructblip-t5"

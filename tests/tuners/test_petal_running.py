@@ -8,8 +8,17 @@ from peft import get_peft_model
 
 import petx.functional
 from petx.tuners import PetalConfig
-from tests.test_petal_tuner import qformer_inputs
-from tests.tiny_vlms import IMAGE_TOKEN, IMAGE_WIDTH, VLMS, make_vlm, petal, petal_layers, vlm_batch, vlm_logits
+from tests.fixtures.tiny_vlms import (
+    IMAGE_TOKEN,
+    IMAGE_WIDTH,
+    VLMS,
+    make_vlm,
+    petal,
+    petal_layers,
+    vlm_batch,
+    vlm_logits,
+)
+from tests.tuners.test_petal_tuner import qformer_inputs
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 QFORMERS = ("instructblip-t5", "blip2-t5")

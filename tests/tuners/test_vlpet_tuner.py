@@ -12,7 +12,7 @@ from transformers import PegasusConfig, PegasusForConditionalGeneration
 
 from petx import reference
 from petx.tuners import VLPetConfig, describe, parameter_counts
-from tests.tiny_hosts import BART, HOSTS, WIDTH, batch, layers, logits, make_host, tuned
+from tests.fixtures.tiny_hosts import BART, HOSTS, WIDTH, batch, layers, logits, make_host, tuned
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 GRANULARITIES = ("large", "middleX", "middleY", "small", "none")
