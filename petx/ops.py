@@ -2,11 +2,14 @@
 
 import importlib
 import os
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import torch  # its libraries must be loaded before petx._C
 
-_load_error = None
-_C = None
+_load_error: ImportError | None = None
+_C: Any = None
 if os.environ.get("PETX_DISABLE_KERNELS", "0") != "1":
     try:
         _C = importlib.import_module("petx._C")
@@ -15,25 +18,31 @@ if os.environ.get("PETX_DISABLE_KERNELS", "0") != "1":
 
 
 _DEVICE_KEYS = {"cpu": "CPU", "cuda": "CUDA"}
-# No card has run or measured the CUDA kernels yet: torch's own products stay the default on a GPU until one has.
+# No card has run or measured the CUDA kernels yet: torch's own GEMMs stay the default on a GPU until one has.
 _use_cuda_kernels = os.environ.get("PETX_CUDA_KERNELS", "0") == "1"
-_fused = set()  # (operation, device type) with both directions compiled
+_fused: set[tuple[str, str]] = set()  # (operation, device type) with both directions compiled
+_stems: list[str] = []  # what :func:`register` was called with
 
 
-def has_kernel(stem, device_type):
+def stems() -> list[str]:
+    """The operations that :mod:`petx.functional` has, compiled or not, by name."""
+    return sorted(_stems)
+
+
+def has_kernel(stem: str, device_type: str) -> bool:
     """Whether operation ``stem`` runs compiled on ``device_type``; else callers use :mod:`petx.reference`."""
     return (stem, device_type) in _fused
 
 
-def takes(stem, tensor):
-    """The same of a tensor's device, which is an object that torch makes anew for every look at it."""
+def takes(stem: str, tensor: torch.Tensor) -> bool:
+    """Like :func:`has_kernel` for a tensor; avoids ``tensor.device``, which makes a Python object at every access."""
     if tensor.is_cpu:
         return (stem, "cpu") in _fused
     return tensor.is_cuda and (stem, "cuda") in _fused
 
 
-def why_absent(stem, device_type):
-    """Why operation ``stem`` has no compiled kernel for ``device_type`` here, or None where it has one."""
+def why_absent(stem: str, device_type: str) -> str | None:
+    """Why operation ``stem`` has no compiled kernel for ``device_type`` here, or None if it has one."""
     if has_kernel(stem, device_type):
         return None
     if _C is None:
@@ -52,12 +61,18 @@ def why_absent(stem, device_type):
     return f"no {_DEVICE_KEYS[device_type]} kernel of {stem}_{' and '.join(missing)} yet"
 
 
-def register(stem, fwd_fake, bwd_fake):
-    """Take up operation ``stem``: shape functions for torch.compile and fake tensors, and which devices run it."""
+def register(
+    stem: str, forward_shapes: Callable[[SimpleNamespace], Any], backward_shapes: Callable[[SimpleNamespace], Any]
+) -> None:
+    """Take up operation ``stem``: which devices run it, and its results' shapes for torch.compile and fake tensors.
+
+    The shape functions get the operator's arguments by the names that its schema gives them.
+    """
+    _stems.append(stem)
     if _C is None or stem not in _C.build_info()["operations"]:
         return
-    torch.library.register_fake(f"petx::{stem}_fwd", _on_one_device(stem, fwd_fake))
-    torch.library.register_fake(f"petx::{stem}_bwd", _on_one_device(stem, bwd_fake))
+    for direction, shapes in (("fwd", forward_shapes), ("bwd", backward_shapes)):
+        torch.library.register_fake(f"petx::{stem}_{direction}", _by_name(stem, direction, shapes))
     for device_type in _DEVICE_KEYS:
         if device_type == "cuda" and not _use_cuda_kernels:
             continue
@@ -65,17 +80,20 @@ def register(stem, fwd_fake, bwd_fake):
             _fused.add((stem, device_type))
 
 
-def _on_one_device(stem, fake):
-    """``fake`` for tensors of one device: with one of them on the device meta, torch takes it for the kernel."""
+def _by_name(stem: str, direction: str, shapes: Callable[[SimpleNamespace], Any]) -> Callable[..., Any]:
+    """The shape function as torch calls it: with positions, and tensors of one device. If one of them is on the device
+    meta, torch takes the shape function for the kernel."""
+    schema = getattr(torch.ops.petx, f"{stem}_{direction}").default._schema
+    names = [argument.name for argument in schema.arguments]
 
-    def checked(*args):
+    def checked(*args: Any) -> Any:
         devices = {t.device for t in torch.utils._pytree.tree_leaves(args) if isinstance(t, torch.Tensor)}
         if len(devices) > 1:
             raise RuntimeError(f"{stem}: tensors must be on one device, got {', '.join(sorted(map(str, devices)))}")
-        return fake(*args)
+        return shapes(SimpleNamespace(**dict(zip(names, args, strict=True))))
 
     return checked
 
 
-def _registered(name, device_type):
+def _registered(name: str, device_type: str) -> bool:
     return torch._C._dispatch_has_kernel_for_dispatch_key(f"petx::{name}", _DEVICE_KEYS[device_type])

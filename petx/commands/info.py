@@ -5,12 +5,11 @@ Put its output (--json for programs) into a bug report.
 
 import importlib.metadata
 import json
-import pkgutil
 import platform
 
 import torch
 
-from petx import functional, ops
+from petx import ops
 from petx.version import __version__
 
 PACKAGES = ("numpy", "transformers", "peft", "accelerate")
@@ -28,7 +27,7 @@ def run(args):
 
 def gather():
     """All that ``petx info`` tells, as a dict that JSON can hold; ``library`` is None where none could be loaded."""
-    stems = sorted(info.name for info in pkgutil.iter_modules(functional.__path__) if not info.name.startswith("_"))
+    stems = ops.stems()
     kernels = {stem: {device: ops.why_absent(stem, device) for device in ("cpu", "cuda")} for stem in stems}
     return {
         "petx": __version__,

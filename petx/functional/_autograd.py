@@ -1,48 +1,14 @@
-"""How the public functions reach their autograd functions: by the shortest way that a call allows."""
+"""The base of the autograd functions, and whether autograd will ask for a gradient."""
+
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 
-from petx import ops
 
-# What an argument that does not fit makes torch, the operator or Python raise.
-MISFITS = (RuntimeError, AttributeError, TypeError, LookupError)
-
-
-def operator_checks(stem, tensor):
-    """Whether a call goes straight to a compiled operator, which checks its arguments before it does anything.
-
-    The Python checks, which say it in the user's words, then run only where something was refused: on a GPU they would
-    take as long as the rest of the call.
-    """
-    if not isinstance(tensor, torch.Tensor) or not ops.takes(stem, tensor):
-        return False
-    return not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
-
-
-def straight(stem, tensor):
-    """Whether the operator may be tried on a call's tensors as they are: eagerly, without gradients and autocast.
-
-    What it refuses then goes the long way, which converts and checks.
-    """
-    return (
-        not torch.is_grad_enabled()
-        and operator_checks(stem, tensor)
-        and not torch.is_autocast_enabled("cpu" if tensor.is_cpu else "cuda")
-    )
-
-
-def wants_gradient(leaves):
+def wants_gradient(leaves: Iterable[torch.Tensor | None]) -> bool:
     """Whether autograd will ask for the gradient of one of the tensors, or None, in ``leaves``."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in leaves)
-
-
-def guarded(run, check, arguments, *more):
-    """``run(*arguments, *more)``; where that refuses, ``check(*arguments)`` says what does not fit."""
-    try:
-        return run(*arguments, *more)
-    except MISFITS:
-        check(*arguments)
-        raise
 
 
 class Differentiable(torch.autograd.Function):
@@ -53,8 +19,9 @@ class Differentiable(torch.autograd.Function):
     """
 
     generate_vmap_rule = True
+    Eager: Any
 
-    def __init_subclass__(cls):
+    def __init_subclass__(cls) -> None:
         super().__init_subclass__()
 
         def forward(ctx, *inputs):
@@ -66,7 +33,7 @@ class Differentiable(torch.autograd.Function):
         cls.Eager = type(cls.__name__, (torch.autograd.Function,), members)
 
     @classmethod
-    def call(cls, leaves, *inputs):
+    def call(cls, leaves: Iterable[torch.Tensor | None], *inputs: Any) -> Any:
         """``cls(*inputs)``; ``leaves`` are the tensors, or None, that may need a gradient."""
         if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
             return cls.apply(*inputs)

@@ -1,5 +1,27 @@
 """Drop-in ``torch.nn`` modules over :mod:`petx.functional`."""
 
-from petx._discover import export_modules
+from petx.nn.context_enhancement import ContextEnhancement as ContextEnhancement
+from petx.nn.expert_mixture import ExpertMixture as ExpertMixture
+from petx.nn.gated_adapter import GatedAdapter as GatedAdapter
+from petx.nn.mode_cores import ModeCores as ModeCores
+from petx.nn.mode_update import ModeFactors as ModeFactors
+from petx.nn.mode_update import ModeLinear as ModeLinear
+from petx.nn.mode_update import ModeProjections as ModeProjections
+from petx.nn.phm_linear import PHMLinear as PHMLinear
+from petx.nn.query_transformation import QueryTransformation as QueryTransformation
+from petx.nn.value_adapter import ValueAdapter as ValueAdapter
+from petx.nn.value_adapter import ValueAdapters as ValueAdapters
 
-__all__ = export_modules(__name__, __path__, globals())
+__all__ = [
+    "ContextEnhancement",
+    "ExpertMixture",
+    "GatedAdapter",
+    "ModeCores",
+    "ModeFactors",
+    "ModeLinear",
+    "ModeProjections",
+    "PHMLinear",
+    "QueryTransformation",
+    "ValueAdapter",
+    "ValueAdapters",
+]

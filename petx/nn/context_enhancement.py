@@ -1,11 +1,9 @@
 """PETAL's context enhancement of the first query token."""
 
-import math
-
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from petx.nn._arguments import checked_option
+from petx._checks import check_choice, check_finite, check_floating
 
 __all__ = ["ContextEnhancement"]
 
@@ -25,14 +23,16 @@ class ContextEnhancement(nn.Module):
     made of them; returns ``[B, Q, d]`` and leaves its arguments alone.
     """
 
-    def __init__(self, context="off", weight=0.1):
+    def __init__(self, context: str = "off", weight: float = 0.1) -> None:
         super().__init__()
-        checked_option("ContextEnhancement", "context", context, CONTEXTS)
-        if not abs(weight) < math.inf:
-            raise ValueError(f"ContextEnhancement: weight must be finite, got {weight}")
+        check_choice("ContextEnhancement", "context", context, CONTEXTS)
+        check_finite("ContextEnhancement", weight=weight)
         self.context, self.weight = context, float(weight)
 
-    def forward(self, output, queries):
+    def forward(self, output: Tensor, queries: Tensor) -> Tensor:
+        """``output [B, Q, d]`` of the cross-attention and ``queries [B, Q, d]`` before it give ``[B, Q, d]``."""
+        check_floating("ContextEnhancement", "output", output, "[B, Q, d]")
+        check_floating("ContextEnhancement", "queries", queries, "[B, Q, d]")
         if output.shape != queries.shape or output.dim() != 3:
             raise ValueError(
                 "ContextEnhancement: output and queries must be [B, Q, d] both, got "
@@ -47,5 +47,5 @@ class ContextEnhancement(nn.Module):
         first = output[:, :1] + self.weight * context.to(output.dtype)
         return torch.cat([first, output[:, 1:]], dim=1)
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return f"context={self.context!r}, weight={self.weight}"

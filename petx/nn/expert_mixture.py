@@ -1,10 +1,11 @@
 """PETAL's mixture of instruction experts as a layer (arXiv 2312.12458)."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from petx.functional.expert_mixture import ACTIVATIONS, ARGUMENTS, GATES, mixture
-from petx.nn._arguments import checked_option, checked_size, parameters_of
+from petx._checks import check_choice, check_finite, check_flag, check_not_negative, check_size, is_integer
+from petx.functional._expert_mixture import ACTIVATIONS, ARGUMENTS, GATES, mixture
+from petx.nn._parameters import Device, parameters_of, place_of
 
 __all__ = ["ExpertMixture"]
 
@@ -31,34 +32,37 @@ class ExpertMixture(nn.Module):
 
     def __init__(
         self,
-        features,
-        experts=6,
-        rank=64,
+        features: int,
+        experts: int = 6,
+        rank: int = 64,
         *,
-        gate="uniform",
-        top_k=None,
-        activation=None,
-        alpha=0.6,
-        beta=0.4,
-        bias=True,
-        init_std=0.02,
-        device=None,
-        dtype=None,
-    ):
+        gate: str = "uniform",
+        top_k: int | None = None,
+        activation: str | None = None,
+        alpha: float = 0.6,
+        beta: float = 0.4,
+        bias: bool = True,
+        init_std: float = 0.02,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
-        checked_size("ExpertMixture", features=features, experts=experts, rank=rank)
-        checked_option("ExpertMixture", "gate", gate, GATES)
-        checked_option("ExpertMixture", "activation", activation, ACTIVATIONS)
-        if top_k is not None and (gate == "uniform" or not isinstance(top_k, int) or not 1 <= top_k <= experts):
+        check_size("ExpertMixture", features=features, experts=experts, rank=rank)
+        check_choice("ExpertMixture", "gate", gate, GATES)
+        check_choice("ExpertMixture", "activation", activation, ACTIVATIONS)
+        check_finite("ExpertMixture", alpha=alpha, beta=beta)
+        check_flag("ExpertMixture", bias=bias)
+        check_not_negative("ExpertMixture", init_std=init_std)
+        if top_k is not None and (gate == "uniform" or not is_integer(top_k) or not 1 <= top_k <= experts):
             raise ValueError(
                 f"ExpertMixture: top_k must be from 1 to experts = {experts} and needs a gate that is not 'uniform', "
                 f"got {top_k!r} with gate={gate!r}"
             )
         self.features, self.experts, self.rank, self.gate, self.top_k = features, experts, rank, gate, top_k
         self.activation, self.alpha, self.beta, self.init_std = activation, float(alpha), float(beta), init_std
-        place = dict(device=device, dtype=dtype)
+        place = place_of("ExpertMixture", device, dtype)
 
-        def parameter(name, *shape, wanted=True):
+        def parameter(name: str, *shape: int, wanted: bool = True) -> None:
             self.register_parameter(name, nn.Parameter(torch.empty(*shape, **place)) if wanted else None)
 
         parameter("down_weight", experts * rank, features)
@@ -70,14 +74,19 @@ class ExpertMixture(nn.Module):
         self.reset_parameters()
 
     @torch.no_grad()
-    def reset_parameters(self):
+    def reset_parameters(self) -> None:
         for weight in (self.down_weight, self.up_weight):
             weight.normal_(0, self.init_std)
         for zero in (self.down_bias, self.up_bias, self.gate_weight, self.gate_bias):
             if zero is not None:
                 zero.zero_()
 
-    def forward(self, x, scope_mask=None, pool_mask=None):
+    def forward(self, x: Tensor, scope_mask: Tensor | None = None, pool_mask: Tensor | None = None) -> Tensor:
+        """``x [..., L, d]`` gives ``[..., L, d]``.
+
+        ``scope_mask [..., L]`` is non-zero if a token is mixed, ``pool_mask [..., L]`` if it counts in the mean of the
+        gate ``"sample"``; other gates do not look at it.
+        """
         return mixture(
             x,
             parameters_of(self, *PARAMETERS),
@@ -90,7 +99,7 @@ class ExpertMixture(nn.Module):
             self.beta,
         )
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         shown = f"features={self.features}, experts={self.experts}, rank={self.rank}, gate={self.gate!r}"
         shown += f", alpha={self.alpha}, beta={self.beta}"
         if self.top_k is not None:

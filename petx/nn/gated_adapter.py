@@ -1,14 +1,21 @@
 """Drop-in modules for VL-PET's granularity-controlled adapter (arXiv 2308.09804, section 3)."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from petx import functional
-from petx.functional.gated_adapter import check_options, site
-from petx.nn._arguments import weight_and_bias
-from petx.nn.phm import PHMLinear
+from petx._checks import (
+    check_choice,
+    check_finite,
+    check_flag,
+    check_not_negative,
+    check_probability,
+    check_size,
+)
+from petx.functional._gated_adapter import OPTIONS, site
+from petx.nn._parameters import Device, place_of, weight_and_bias
+from petx.nn.phm_linear import PHMLinear
 
-__all__ = ["GatedAdapter", "ValueAdapter", "ValueAdapters"]
+__all__ = ["GatedAdapter"]
 
 DESIGNS = ("down", "up", "down-up", "down-up-pair")
 
@@ -32,10 +39,10 @@ class GatedAdapter(nn.Module):
             ``"original"`` (H, the paper).
         middle_y: ``"linear"`` (1 + z, released code) or ``"sigmoid"`` (1 + σ(z), the paper).
         placement: ``"sequential"`` (the modification reads ``h``) or ``"parallel"`` (it reads ``x``).
-        x_features: width of ``x``; may differ from ``features`` only where nothing but a parallel modification
-            reads it.
+        x_features: width of ``x``; may differ from ``features`` only if nothing but a parallel modification or a
+            large gate reads it.
         scale: the constant s.
-        dropout: probability of the host layer's dropout after the gate (training only).
+        dropout: probability of the frozen layer's dropout after the gate (training only).
         residual: add ``x`` after dropout.
         norm: ``None``, ``"layer"`` or ``"rms"``, applied last, with its own ``norm_weight`` (and ``norm_bias``).
         eps: of the norm.
@@ -43,7 +50,7 @@ class GatedAdapter(nn.Module):
         init: ``"normal"`` (N(0, ``init_std``²), zero biases: BART) or ``"uniform"`` (torch's Linear default: T5).
         zero_init_up, zero_init_gate: then set the up projection, resp. the gate's last layer, to zero (T5).
 
-    Shape: ``h [..., L, d]``, ``x [..., L, d]``, ``padding_mask [..., L]`` (True where a token counts), gives
+    Shape: ``h [..., L, d]``, ``x [..., L, d]``, ``padding_mask [..., L]`` (True if a token counts), gives
     ``[..., L, d]``.
     Any floating dtype; parameters are cast to ``h``'s dtype, gradients come back in their own.
 
@@ -53,58 +60,63 @@ class GatedAdapter(nn.Module):
 
     def __init__(
         self,
-        features,
-        rank,
-        heads=4,
+        features: int,
+        rank: int,
+        heads: int = 4,
         *,
-        design="down",
-        granularity="large",
-        gate_rank=None,
-        bias=True,
-        activation="gelu_tanh",
-        gate_input="modified",
-        middle_y="linear",
-        placement="sequential",
-        x_features=None,
-        scale=1.0,
-        dropout=0.0,
-        residual=False,
-        norm=None,
-        eps=1e-5,
-        modification="linear",
-        phm_order=2,
-        init="normal",
-        init_std=0.02,
-        zero_init_up=False,
-        zero_init_gate=False,
-        device=None,
-        dtype=None,
-    ):
+        design: str = "down",
+        granularity: str = "large",
+        gate_rank: int | None = None,
+        bias: bool = True,
+        activation: str = "gelu_tanh",
+        gate_input: str = "modified",
+        middle_y: str = "linear",
+        placement: str = "sequential",
+        x_features: int | None = None,
+        scale: float = 1.0,
+        dropout: float = 0.0,
+        residual: bool = False,
+        norm: str | None = None,
+        eps: float = 1e-5,
+        modification: str = "linear",
+        phm_order: int = 2,
+        init: str = "normal",
+        init_std: float = 0.02,
+        zero_init_up: bool = False,
+        zero_init_gate: bool = False,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         _check_sizes(features, rank, heads, design)
         options = dict(granularity=granularity, activation=activation, gate_input=gate_input, middle_y=middle_y)
         options.update(placement=placement, norm=norm)
-        check_options(**options)
-        if modification not in ("linear", "phm"):
-            raise ValueError(f"GatedAdapter: modification must be 'linear' or 'phm', got {modification!r}")
+        for name, value in options.items():
+            check_choice("GatedAdapter", name, value, OPTIONS[name])
+        check_choice("GatedAdapter", "modification", modification, ("linear", "phm"))
+        check_choice("GatedAdapter", "init", init, ("normal", "uniform"))
+        for name, size in dict(gate_rank=gate_rank, x_features=x_features, phm_order=phm_order).items():
+            if size is not None or name == "phm_order":
+                check_size("GatedAdapter", **{name: size})
+        check_flag("GatedAdapter", bias=bias, residual=residual)
+        check_flag("GatedAdapter", zero_init_up=zero_init_up, zero_init_gate=zero_init_gate)
+        check_finite("GatedAdapter", scale=scale)
+        check_probability("GatedAdapter", dropout=dropout)
+        check_not_negative("GatedAdapter", eps=eps, init_std=init_std)
         if modification == "phm" and design == "down-up-pair":
             raise ValueError(
                 "GatedAdapter: modification='phm' has no block-diagonal form, so not design='down-up-pair'"
             )
-        if init not in ("normal", "uniform"):
-            raise ValueError(f"GatedAdapter: init must be 'normal' or 'uniform', got {init!r}")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"GatedAdapter: dropout must be in [0, 1), got {dropout}")
         for name, value in options.items():
             setattr(self, name, value)
         self.features, self.rank, self.heads, self.design = features, rank, heads, design
         self.x_features = features if x_features is None else x_features
-        self.scale, self.dropout, self.residual, self.eps = float(scale), float(dropout), bool(residual), eps
+        self.scale, self.dropout, self.residual, self.eps = float(scale), float(dropout), residual, float(eps)
         self.modification, self.init, self.init_std = modification, init, init_std
         self.zero_init_up, self.zero_init_gate = zero_init_up, zero_init_gate
 
-        kind = dict(bias=bias, device=device, dtype=dtype)
-        place = dict(device=device, dtype=dtype)
+        place = place_of("GatedAdapter", device, dtype)
+        kind = dict(bias=bias, **place)
         read = features if placement == "sequential" else self.x_features
         if modification == "phm":
             self.down = PHMLinear(read, rank, order=phm_order, **kind)
@@ -128,12 +140,13 @@ class GatedAdapter(nn.Module):
         self.reset_parameters()
 
     @property
-    def blocks(self):
+    def blocks(self) -> int:
         """Diagonal blocks of the up projection: ``heads`` for the pair, else 1."""
         return self.heads if self.design == "down-up-pair" else 1
 
     @torch.no_grad()
-    def reset_parameters(self):
+    def reset_parameters(self) -> None:
+        """Every weight as ``init``, ``zero_init_up`` and ``zero_init_gate`` say; the norm starts as the identity."""
         for layer in (self.down, self.up, self.gate_down, self.gate):
             if layer is None:
                 continue
@@ -157,7 +170,13 @@ class GatedAdapter(nn.Module):
         if self.norm_bias is not None:
             self.norm_bias.zero_()
 
-    def forward(self, h, x=None, padding_mask=None):
+    def forward(self, h: Tensor, x: Tensor | None = None, padding_mask: Tensor | None = None) -> Tensor:
+        """``h [..., L, d]`` gives ``[..., L, d]``.
+
+        ``x [..., L, d_x]``, the residual branch's input, is needed by the granularities ``large``, ``middleX`` and
+        ``small``, a parallel modification and a residual. ``padding_mask [..., L]``, non-zero if a token counts, is for
+        the mean of ``small``.
+        """
         layers, granularity, norm = self._modules, self.granularity, self.norm
         tensors = (h, x, *weight_and_bias(layers["down"]), *weight_and_bias(layers["up"]))
         if granularity == "large":
@@ -179,7 +198,7 @@ class GatedAdapter(nn.Module):
             self.eps,
         )
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         shown = f"features={self.features}, rank={self.rank}, heads={self.heads}, design={self.design!r}"
         shown += f", granularity={self.granularity!r}, scale={self.scale}"
         if self.modification != "linear":
@@ -191,93 +210,9 @@ class GatedAdapter(nn.Module):
         return shown
 
 
-class ValueAdapter(GatedAdapter):
-    r"""VL-PET's decoder module beside a frozen value projection,
-    :math:`V = v + \mathrm{up}(\mathrm{gelu}(\mathrm{down}(e)))`.
-
-    ``e [..., L, in_features]`` is the encoder output, ``v [..., L, out_features]`` the frozen projection of it
-    (arXiv 2308.09804, section 3.4). Parallel, one head, no gate, s = 1; other options as in :class:`GatedAdapter`.
-    """
-
-    def __init__(self, in_features, out_features, rank, *, heads=1, **options):
-        options = {"granularity": "none", "placement": "parallel", "x_features": in_features} | options
-        super().__init__(out_features, rank, heads, **options)
-
-    def forward(self, e, v, padding_mask=None):
-        return super().forward(v, e, padding_mask)
-
-
-class ValueAdapters(nn.Module):
-    r"""The :class:`ValueAdapter` of every decoder layer in one operation, since all read one encoder output
-    (arXiv 2308.09804, section 3.4).
-
-    ``e [..., L_e, in_features]`` is the encoder output, ``v [..., L_e, layers, out_features]`` the frozen value
-    projections of it, as one product with the layers' weights stacked gives them. Each layer has its own parameters,
-    stacked: ``down_weight [layers, rank, in_features]``, ``up_weight [layers, out_features, rank]`` and their biases.
-    Weights start at N(0, ``init_std``²), biases at zero; ``zero_init_up`` starts the up projections at zero.
-    """
-
-    def __init__(
-        self,
-        in_features,
-        out_features,
-        rank,
-        layers,
-        *,
-        bias=True,
-        activation="gelu_tanh",
-        scale=1.0,
-        init_std=0.02,
-        zero_init_up=False,
-        device=None,
-        dtype=None,
-    ):
-        super().__init__()
-        for name, value in dict(in_features=in_features, out_features=out_features, rank=rank, layers=layers).items():
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"ValueAdapters: {name} must be a positive integer, got {value!r}")
-        check_options(activation=activation)
-        place = dict(device=device, dtype=dtype)
-        self.in_features, self.out_features, self.rank, self.layers = in_features, out_features, rank, layers
-        self.activation, self.scale, self.init_std, self.zero_init_up = activation, float(scale), init_std, zero_init_up
-        self.down_weight = nn.Parameter(torch.empty(layers, rank, in_features, **place))
-        self.up_weight = nn.Parameter(torch.empty(layers, out_features, rank, **place))
-        self.down_bias = nn.Parameter(torch.empty(layers, rank, **place)) if bias else None
-        self.up_bias = nn.Parameter(torch.empty(layers, out_features, **place)) if bias else None
-        self.reset_parameters()
-
-    @torch.no_grad()
-    def reset_parameters(self):
-        self.down_weight.normal_(0, self.init_std)
-        self.up_weight.normal_(0, self.init_std)
-        if self.zero_init_up:
-            self.up_weight.zero_()
-        for bias in (self.down_bias, self.up_bias):
-            if bias is not None:
-                bias.zero_()
-
-    def forward(self, e, v):
-        return functional.value_adapters(
-            e,
-            v,
-            self.down_weight,
-            self.down_bias,
-            self.up_weight,
-            self.up_bias,
-            activation=self.activation,
-            scale=self.scale,
-        )
-
-    def extra_repr(self):
-        return f"{self.in_features}, {self.out_features}, rank={self.rank}, layers={self.layers}"
-
-
-def _check_sizes(features, rank, heads, design):
-    if design not in DESIGNS:
-        raise ValueError(f"GatedAdapter: design must be one of {', '.join(DESIGNS)}, got {design!r}")
-    for name, value in (("features", features), ("rank", rank), ("heads", heads)):
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"GatedAdapter: {name} must be a positive integer, got {value!r}")
+def _check_sizes(features: int, rank: int, heads: int, design: str) -> None:
+    check_choice("GatedAdapter", "design", design, DESIGNS)
+    check_size("GatedAdapter", features=features, rank=rank, heads=heads)
     if "down" in design and rank % heads:
         raise ValueError(f"GatedAdapter: heads must divide rank for design={design!r}, got heads={heads}, rank={rank}")
     if "up" in design and features % heads:

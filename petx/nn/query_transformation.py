@@ -1,9 +1,10 @@
 """PETAL's query transformation, a small residual by channel."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from petx.nn._arguments import checked_size
+from petx._checks import check_finite, check_not_negative, check_size, refuse
+from petx.nn._parameters import Device, check_input, place_of
 
 __all__ = ["QueryTransformation"]
 
@@ -17,26 +18,41 @@ class QueryTransformation(nn.Module):
         features: width d. factor: the 0.1.
         init_std: a and b start as N(0, ``init_std``²).
 
-    Zero where a and b are. Shape: ``[..., d]`` to ``[..., d]``; given ``to`` of the same shape, the sum is returned.
+    Zero if a and b are. Shape: ``[..., d]`` to ``[..., d]``; given ``to`` of the same shape, the sum is returned.
     """
 
-    def __init__(self, features, *, factor=0.1, init_std=0.0002, device=None, dtype=None):
+    def __init__(
+        self,
+        features: int,
+        *,
+        factor: float = 0.1,
+        init_std: float = 0.0002,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
-        checked_size("QueryTransformation", features=features)
+        check_size("QueryTransformation", features=features)
+        check_finite("QueryTransformation", factor=factor)
+        check_not_negative("QueryTransformation", init_std=init_std)
+        place = place_of("QueryTransformation", device, dtype)
         self.features, self.factor, self.init_std = features, float(factor), init_std
-        self.scale = nn.Parameter(torch.empty(features, device=device, dtype=dtype))
-        self.shift = nn.Parameter(torch.empty(features, device=device, dtype=dtype))
+        self.scale = nn.Parameter(torch.empty(features, **place))
+        self.shift = nn.Parameter(torch.empty(features, **place))
         self.reset_parameters()
 
     @torch.no_grad()
-    def reset_parameters(self):
+    def reset_parameters(self) -> None:
         self.scale.normal_(0, self.init_std)
         self.shift.normal_(0, self.init_std)
 
-    def forward(self, x, to=None):
+    def forward(self, x: Tensor, to: Tensor | None = None) -> Tensor:
+        """``x [..., d]`` gives the residual ``[..., d]``, or with ``to [..., d]`` the sum of both."""
+        check_input("QueryTransformation", "x", x, self.features)
+        if to is not None and not (isinstance(to, Tensor) and to.shape == x.shape):
+            refuse("QueryTransformation", "to", f"a tensor {list(x.shape)} like x, or None", to)
         scale, shift = (self.factor * t.to(x.dtype) for t in (self.scale, self.shift))
         residual = torch.addcmul(shift, x, scale)
         return residual if to is None else to + residual
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return f"features={self.features}, factor={self.factor}"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from petx import reference
-from petx.functional.expert_mixture import ARGUMENTS
+from petx.functional._expert_mixture import ARGUMENTS
 from tests.cases.case import Case
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from petx.functional.gated_adapter import ARGUMENTS, _by_reference
+from petx.functional._gated_adapter import ARGUMENTS, _by_reference
 from tests.cases.case import Case
 
 DROPOUT_SEED = 20_230_809

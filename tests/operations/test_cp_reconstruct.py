@@ -1,15 +1,13 @@
 """What is particular to `cp_reconstruct`; tests/operations/test_operations.py holds it to its reference."""
 
-import importlib
-
 import pytest
 import torch
 
 from petx import functional
+from petx.functional import _cp_reconstruct
 from tests.cases.cp_reconstruct import CASES, LARGE, ReconstructCase, reconstruct
 from tests.checks import Recorder, outputs_and_grads, wrong
 
-MODULE = importlib.import_module("petx.functional.cp_reconstruct")  # the package has the function by that name
 BY_NAME = {case.name: case for case in CASES}
 GATED = [dict(gate="none"), dict(gate="soft"), dict(gate="hard"), dict(gate="sigmoid", temperature=0.05)]
 both_paths = pytest.mark.parametrize("path", ["kernel", "reference"])
@@ -167,7 +165,7 @@ def test_nothing_of_a_weights_size_is_kept():
 def test_sides_and_remade_updates_agree(case, dtype, monkeypatch):
     tensors, results = case.inputs(dtype), []
     results.append(outputs_and_grads(case.run, tensors))
-    monkeypatch.setattr(MODULE, "_keeps_sides", lambda *args: False)
+    monkeypatch.setattr(_cp_reconstruct, "_keeps_sides", lambda *args: False)
     results.append(outputs_and_grads(case.run, tensors))
     for name, value in results[0].items():
         if name == "threshold":  # a sum of many values in another order, in bf16 rounded to it

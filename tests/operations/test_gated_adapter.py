@@ -1,16 +1,14 @@
 """What is particular to the compiled `gated_adapter`; tests/operations/test_operations.py holds it to its reference."""
 
-import importlib
-
 import pytest
 import torch
 
 from petx import functional
+from petx.functional import _gated_adapter
 from tests.cases.gated_adapter import CASES, site
 from tests.checks import outputs_and_grads
 
 BY_NAME = {case.name: case for case in CASES}
-MODULE = importlib.import_module("petx.functional.gated_adapter")  # the package has the function by that name
 
 
 def test_inputs_may_alias():
@@ -81,12 +79,12 @@ def _held(dtype=torch.float32, **options):
 
 def _limits(monkeypatch, values):
     for name in ("KEPT_VALUES", "KEPT_VALUES_BARE"):
-        monkeypatch.setattr(MODULE, name, values)
+        monkeypatch.setattr(_gated_adapter, name, values)
 
 
 def test_saved_tensors_are_rank_wide(monkeypatch):
     """Only inputs, parameters, the seed, statistics and [N, r] tensors are kept for the backward."""
-    monkeypatch.setattr(MODULE, "KEPT_VALUES", 64 * 64 * 256 - 1)
+    monkeypatch.setattr(_gated_adapter, "KEPT_VALUES", 64 * 64 * 256 - 1)
     held, rows = _held(dropout=0.1, residual=True, norm="layer")
     assert held == rows * (8 + 8 + 2)
 

@@ -6,10 +6,9 @@ from dataclasses import dataclass, field
 from peft import PeftConfig
 
 from petx.errors import UserError
-from petx.functional._arguments import GATES as THRESHOLDS
-from petx.functional.expert_mixture import ACTIVATIONS, GATES
 from petx.nn.context_enhancement import CONTEXTS
-from petx.nn.mode_cores import FORMS
+from petx.nn.expert_mixture import ACTIVATIONS, GATES
+from petx.nn.mode_cores import FORMS, THRESHOLDS
 from petx.tuners._register import add_peft_type
 
 __all__ = ["PETAL_PRESETS", "PetalConfig"]

@@ -7,7 +7,7 @@ from torch import nn
 
 from petx import functional
 from petx.errors import UserError
-from petx.functional._arguments import autocast_dtype, cast
+from petx.functional._operation import autocast_dtype, cast
 
 __all__ = ["PetalLayer", "ProjectionGroup", "refuse_several"]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from peft import PeftConfig
 
 from petx.errors import UserError
-from petx.functional.gated_adapter import check_options
+from petx.functional._gated_adapter import check_options
 from petx.nn.gated_adapter import DESIGNS
 from petx.tuners._register import add_peft_type
 

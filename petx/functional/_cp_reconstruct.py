@@ -1,20 +1,35 @@
 """PETAL's adapted weights written out, for all modules that share factors at once."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from types import SimpleNamespace
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from petx import ops, reference
-from petx.functional._arguments import GATES, cast, checked_finite, checked_shape, checked_threshold, operands
+from petx import reference
+from petx._checks import check_finite, check_shape, refuse_type
 from petx.functional._autograd import Differentiable, wants_gradient
+from petx.functional._operation import Operation, as_leaves, cast, needed_bits, operands
+from petx.functional._threshold import THRESHOLDS, check_threshold
 
 __all__ = ["cp_reconstruct"]
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-def cp_reconstruct(weights, u, v, cores, threshold=None, *, gate="none", temperature=1.0, scale=1.0):
+def cp_reconstruct(
+    weights: Iterable[Tensor],
+    u: Tensor,
+    v: Tensor,
+    cores: Tensor,
+    threshold: Tensor | None = None,
+    *,
+    gate: str = "none",
+    temperature: float = 1.0,
+    scale: float = 1.0,
+) -> tuple[Tensor, ...]:
     r"""``W'_k = W_k + gate(scale · V M_kᵀ U)`` entry by entry, for K frozen weights (PETAL, arXiv 2312.12458).
 
     The update's low-rank form is :func:`mode_update`; this one is for merging, and for a gate on the entries of ΔW.
@@ -28,13 +43,13 @@ def cp_reconstruct(weights, u, v, cores, threshold=None, *, gate="none", tempera
         temperature: of the sigmoid, positive. scale: a constant factor of the update.
 
     Returns a tuple of K tensors ``[d_out, d_in]``. The sum is made in float32 (float64 for float64) and rounded once
-    to the weights' dtype: in bfloat16 an update below 2⁻⁹ of its weight is lost, so merge in float32 where that
+    to the weights' dtype: in bfloat16 an update below 2⁻⁹ of its weight is lost, so merge in float32 if that
     matters. Gradients flow to weights, factors and threshold, in their own dtypes. Not twice differentiable.
 
     A call with ``-scale`` takes the update out again: the update is the same to the bit with its sign turned, so two
-    roundings remain and \|W'' - W\| ≤ 2⁻²⁴ (\|W'\| + \|W''\|) in float32. Keep W where it must come back exactly.
+    roundings remain and \|W'' - W\| ≤ 2⁻²⁴ (\|W'\| + \|W''\|) in float32. Keep W if it must come back exactly.
     All weights go through one launch (on a GPU, one for every 240), which reads and writes each once; the backward
-    makes ΔW anew tile by tile and stores nothing of its size. On a CPU the soft and the hard gate spare it that: the
+    recomputes ΔW tile by tile and stores nothing of its size. On a CPU the soft and the hard gate spare it that: the
     forward keeps two bits for each entry, its side of the threshold. Weights that are not contiguous are copied first.
     Autocast changes nothing here.
 
@@ -42,59 +57,61 @@ def cp_reconstruct(weights, u, v, cores, threshold=None, *, gate="none", tempera
     """
     weights = check(weights, u, v, cores, threshold, gate, temperature, scale)
     factors = (u, v, cores, threshold)
-    if not ops.has_kernel("cp_reconstruct", weights[0].device.type):
-        factors = (cast(t, weights[0].dtype) for t in factors)
+    if OPERATION.runs_reference(weights[0]):
+        factors = tuple(cast(t, weights[0].dtype) for t in factors)
         with torch.autocast(weights[0].device.type, enabled=False):
             return reference.cp_reconstruct(weights, *factors, gate=gate, temperature=temperature, scale=float(scale))
-    options = (GATES.index(gate), float(temperature), float(scale))
+    options = (THRESHOLDS.index(gate), float(temperature), float(scale))
     keep = _keeps_sides(weights[0], factors, gate)
     leaves = (*factors, *weights)
     return _CPReconstruct.call(leaves, keep, *options, *factors, *(w.contiguous() for w in weights))[1:]
 
 
-def _keeps_sides(weight, factors, gate):
+def _keeps_sides(weight: Tensor, factors: Sequence[Tensor | None], gate: str) -> bool:
     """Whether the forward keeps the two bits for each entry that the backward needs of ΔW: a sixteenth of a float32
-    weight, for one of four products."""
+    weight, for one of four GEMMs."""
     if gate not in ("soft", "hard") or not weight.is_cpu or torch.compiler.is_compiling():
         return False
     return wants_gradient(factors)
 
 
-def check(weights, u, v, cores, threshold, gate, temperature, scale):
-    """Raise ValueError where an argument does not fit the others; returns the weights as a tuple."""
-    if not isinstance(weights, Iterable):
-        raise ValueError(f"cp_reconstruct: weights must be tensors [d_out, d_in], got {type(weights).__name__}")
+def check(
+    weights: Any, u: Any, v: Any, cores: Any, threshold: Any, gate: Any, temperature: Any, scale: Any
+) -> tuple[Tensor, ...]:
+    """Raise ValueError if an argument does not fit the others; returns the weights as a tuple."""
+    if not isinstance(weights, Iterable) or isinstance(weights, str):
+        refuse_type("cp_reconstruct", "weights", "tensors [d_out, d_in]", weights)
     weights = tuple(weights)
     if not weights:
         raise ValueError("cp_reconstruct: weights must be at least one tensor [d_out, d_in], got none")
     first = weights[0]
-    checked_shape("cp_reconstruct", "weights[0]", first, [-1, -1])
+    check_shape("cp_reconstruct", "weights[0]", first, [-1, -1])
     if first.dtype not in DTYPES:
         known = ", ".join(map(str, DTYPES))
         raise ValueError(f"cp_reconstruct: weights[0] must have one of the dtypes {known}, got {first.dtype}")
     for k, weight in enumerate(weights):
-        checked_shape("cp_reconstruct", f"weights[{k}]", weight, list(first.shape), like=first)
+        check_shape("cp_reconstruct", f"weights[{k}]", weight, list(first.shape), like=first)
         if weight.dtype != first.dtype:
             raise ValueError(
                 f"cp_reconstruct: weights[{k}] must have the first's dtype {first.dtype}, got {weight.dtype}"
             )
-    if not isinstance(cores, torch.Tensor):
-        raise ValueError(f"cp_reconstruct: cores must be [K, R, R] or [K, R], got {type(cores).__name__}")
+    if not isinstance(cores, Tensor):
+        refuse_type("cp_reconstruct", "cores", "[K, R, R] or [K, R]", cores)
     if cores.dim() not in (2, 3) or cores.shape[0] != len(weights) or cores.shape[-1] < 1:
         wanted = f"[{len(weights)}, R, R] or [{len(weights)}, R]"
         raise ValueError(f"cp_reconstruct: cores must be {wanted}, one for each weight, got {list(cores.shape)}")
     rank = cores.shape[-1]
-    checked_shape("cp_reconstruct", "cores", cores, [len(weights), *[rank] * (cores.dim() - 1)], like=first)
-    checked_shape("cp_reconstruct", "u", u, [rank, first.shape[1]], like=first)
-    checked_shape("cp_reconstruct", "v", v, [first.shape[0], rank], like=first)
-    checked_threshold("cp_reconstruct", threshold, gate, temperature, (len(weights),), first)
-    checked_finite("cp_reconstruct", scale=scale)
+    check_shape("cp_reconstruct", "cores", cores, [len(weights), *[rank] * (cores.dim() - 1)], like=first)
+    check_shape("cp_reconstruct", "u", u, [rank, first.shape[1]], like=first)
+    check_shape("cp_reconstruct", "v", v, [first.shape[0], rank], like=first)
+    check_threshold("cp_reconstruct", threshold, gate, temperature, (len(weights),), first)
+    check_finite("cp_reconstruct", scale=scale)
     return weights
 
 
 class _CPReconstruct(Differentiable):
-    """(sides, W'_0, ..., W'_(K-1)). Keeps the factors, and the sides or nothing: then the updates are made anew by the
-    backward, tile by tile."""
+    """(sides, W'_0, ..., W'_(K-1)). Keeps the factors, and the sides or nothing: then the backward
+    recomputes the updates, tile by tile."""
 
     @staticmethod
     def forward(keep, gate, temperature, scale, u, v, cores, threshold, *weights):
@@ -127,10 +144,10 @@ def _factor_grads(douts, used, factors, sides, needs, options):
     if partly:
         cores, threshold = cores[used], threshold[used] if each else threshold
         sides = sides[used] if len(sides) else sides
-    bits = sum(1 << i for i, needed in enumerate(needs) if needed)
+    bits = needed_bits(needs)
     douts = [d.contiguous() for d in douts]
     grads = torch.ops.petx.cp_reconstruct_bwd(douts, u, v, cores, threshold, sides, bits, *options)
-    grads = [g.to(t.dtype) if n else None for g, t, n in zip(grads, factors, needs, strict=True)]
+    grads = as_leaves(grads, factors, needs)
     if partly:  # what leads to no result has no gradient
         for i, alone in ((2, True), (3, each)):
             if needs[i] and alone:
@@ -138,18 +155,12 @@ def _factor_grads(douts, used, factors, sides, needs, options):
     return grads
 
 
-def _fwd_fake(weights, *rest):
+def _shapes(given: SimpleNamespace) -> list[Tensor]:
+    """The sides, and the K weights."""
+    weights = given.weights
     d_out, d_in = weights[0].shape
-    sides = weights[0].new_empty(len(weights) if rest[-1] else 0, d_out, (d_in + 3) // 4, dtype=torch.uint8)
+    sides = weights[0].new_empty(len(weights) if given.keep else 0, d_out, (d_in + 3) // 4, dtype=torch.uint8)
     return [sides, *(torch.empty_like(w, memory_format=torch.contiguous_format) for w in weights)]
 
 
-def _bwd_fake(dout, u, v, cores, threshold, sides, needs, *_):
-    compute = torch.promote_types(u.dtype, torch.float32)
-    return tuple(
-        u.new_empty((0,) if t is None or not needs >> i & 1 else t.shape, dtype=compute)
-        for i, t in enumerate((u, v, cores, threshold))
-    )
-
-
-ops.register("cp_reconstruct", _fwd_fake, _bwd_fake)
+OPERATION = Operation("cp_reconstruct", ("u", "v", "cores", "threshold"), shapes=_shapes)

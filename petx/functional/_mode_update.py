@@ -1,25 +1,48 @@
 """PETAL's low-rank update beside the frozen projections of one input: one differentiable function."""
 
 import math
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from petx import ops, reference
-from petx.functional._arguments import autocast_dtype, cast, checked_dropout, checked_seed, checked_shape, operands
-from petx.functional._autograd import MISFITS, Differentiable, guarded, operator_checks, straight
+from petx import reference
+from petx._checks import check_flag, check_floating, check_probability, check_seed, check_shape, refuse, told
+from petx.functional._autograd import Differentiable
+from petx.functional._operation import (
+    ARGUMENT_ERRORS,
+    Operation,
+    as_leaves,
+    autocast_dtype,
+    cast,
+    needed_bits,
+    operands,
+)
 
 __all__ = ["mode_update"]
 
 MOST_MODES = 4
 
 
-def mode_update(x, u, v, cores, bases=None, *, dropout=0.0, shared_mask=False, seed=None):
+def mode_update(
+    x: Tensor,
+    u: Tensor | None,
+    v: Tensor,
+    cores: Tensor,
+    bases: Sequence[Tensor] | None = None,
+    *,
+    dropout: float = 0.0,
+    shared_mask: bool = False,
+    seed: Tensor | None = None,
+) -> tuple[Tensor, ...]:
     """``y_k = base_k + drop_k(x Uᵀ) M_k Vᵀ`` for the K projections of one input (PETAL, arXiv 2312.12458).
 
     Args:
         x: ``[..., d_in]``. Floating; its dtype is the compute and output dtype (under autocast, the autocast dtype).
-        u: ``[R, d_in]``, or None where ``x`` is already projected, ``[..., R]``: so one product serves several calls.
+        u: ``[R, d_in]``, or None if ``x`` is already projected, ``[..., R]``: so one GEMM serves several calls.
         v: ``[d_out, R]``.
         cores: ``[K, R, R]``, or their diagonals ``[K, R]``; K from 1 to 4 (:func:`mode_cores` makes them).
         bases: K tensors ``[..., d_out]``, what the frozen projections returned, or None for the updates alone.
@@ -32,23 +55,20 @@ def mode_update(x, u, v, cores, bases=None, *, dropout=0.0, shared_mask=False, s
 
     Raises ValueError naming the argument, what came and what was wanted.
     """
-    if seed is None and dropout == 0 and straight("mode_update", x):
+    if seed is None and dropout == 0 and OPERATION.can_try_fast_path(x):
         try:
             if x.dtype is v.dtype and x.is_contiguous():
                 given = () if bases is None else bases
                 return tuple(torch.ops.petx.mode_update_fwd(x, u, v, cores, given, None, 0.0, shared_mask)[1:])
-        except MISFITS:
+        except ARGUMENT_ERRORS:
             pass
-    arguments = (x, u, v, cores, bases, dropout, seed)
-    if not operator_checks("mode_update", x):
-        check(*arguments)
-        return _run(*arguments, shared_mask)
-    if seed is not None:
-        checked_seed("mode_update", seed, x.device)
-    return guarded(_run, check, arguments, shared_mask)
+    arguments = (x, u, v, cores, bases, dropout, shared_mask, seed)
+    return OPERATION.call_or_explain(x, _run, check, arguments, check_first=seed is not None)
 
 
-def _run(x, u, v, cores, bases, dropout, seed, shared_mask):
+def _run(
+    x: Tensor, u: Any, v: Tensor, cores: Tensor, bases: Any, dropout: float, shared_mask: bool, seed: Any
+) -> tuple[Tensor, ...]:
     dtype = autocast_dtype(x)
     if dropout == 0:
         seed = None
@@ -59,40 +79,44 @@ def _run(x, u, v, cores, bases, dropout, seed, shared_mask):
     x = cast(x, dtype)
     bases = () if bases is None else [cast(base, dtype) for base in bases]
     # torch.func's vmap has no rule for an operator that takes a list of tensors.
-    if not ops.has_kernel("mode_update", x.device.type) or torch._C._are_functorch_transforms_active():
+    if OPERATION.runs_reference(x) or torch._C._are_functorch_transforms_active():
         return _by_reference(x, u, v, cores, bases, seed, dropout, shared_mask)
     leaves = (x, u, v, cores, *bases)
     return _ModeUpdate.call(leaves, x, u, v, cores, seed, float(dropout), shared_mask, *bases)[1:]
 
 
-def check(x, u, v, cores, bases, dropout, seed):
-    """Raise ValueError where an argument does not fit the others."""
-    for name, tensor in (("x", x), ("cores", cores)):
-        if not isinstance(tensor, torch.Tensor):
-            raise ValueError(f"mode_update: {name} must be a tensor, got {type(tensor).__name__}")
-    if x.dim() < 1 or not x.is_floating_point():
-        raise ValueError(f"mode_update: x must be floating [..., d_in], got {x.dtype} {list(x.shape)}")
+def check(x: Any, u: Any, v: Any, cores: Any, bases: Any, dropout: Any, shared_mask: Any, seed: Any) -> None:
+    """Raise ValueError if an argument does not fit the others."""
+    check_floating("mode_update", "x", x, "[..., d_in]", least_dims=1)
+    wanted = f"[K, R, R] or [K, R] with K from 1 to {MOST_MODES}"
+    check_floating("mode_update", "cores", cores, wanted)
     if cores.dim() not in (2, 3) or not 1 <= cores.shape[0] <= MOST_MODES:
-        raise ValueError(f"mode_update: cores must be [K, R, R] or [K, R] with K from 1 to 4, got {list(cores.shape)}")
+        raise ValueError(f"mode_update: cores must be {wanted}, got {list(cores.shape)}")
     count, rank = cores.shape[0], cores.shape[-1]
     if rank < 1:
         raise ValueError(f"mode_update: the rank R must be at least 1, got cores {list(cores.shape)}")
-    checked_shape("mode_update", "cores", cores, [count, *[rank] * (cores.dim() - 1)], like=x)
+    check_shape("mode_update", "cores", cores, [count, *[rank] * (cores.dim() - 1)], like=x)
     if u is not None:
-        checked_shape("mode_update", "u", u, [rank, x.shape[-1]], like=x)
+        check_shape("mode_update", "u", u, [rank, x.shape[-1]], like=x)
     elif x.shape[-1] != rank:
         raise ValueError(f"mode_update: x must be [..., R = {rank}] where u is None, got {list(x.shape)}")
-    checked_shape("mode_update", "v", v, [-1, rank], like=x)
+    check_shape("mode_update", "v", v, [-1, rank], like=x)
     if bases is not None:
+        if isinstance(bases, Tensor) or not isinstance(bases, Sequence):
+            refuse("mode_update", "bases", f"a list of {count} tensors, one for each core, or None", bases)
         if len(bases) != count:
-            raise ValueError(f"mode_update: bases must be {count} tensors, one for each core, got {len(bases)}")
+            got = len(bases) if isinstance(bases, list | tuple) else told(bases)
+            raise ValueError(f"mode_update: bases must be {count} tensors, one for each core, got {got}")
         for k, base in enumerate(bases):
-            checked_shape("mode_update", f"bases[{k}]", base, [*x.shape[:-1], v.shape[0]], like=x)
-    checked_dropout("mode_update", dropout)
-    checked_seed("mode_update", seed, x.device)
+            check_shape("mode_update", f"bases[{k}]", base, [*x.shape[:-1], v.shape[0]], like=x)
+    check_probability("mode_update", dropout=dropout)
+    check_flag("mode_update", shared_mask=shared_mask)
+    check_seed("mode_update", seed, x)
 
 
-def _by_reference(x, u, v, cores, bases, seed, dropout, shared_mask):
+def _by_reference(
+    x: Tensor, u: Any, v: Tensor, cores: Tensor, bases: Any, seed: Any, dropout: float, shared_mask: bool
+) -> tuple[Tensor, ...]:
     """The reference on ``[N, d]`` views, factors cast to x's dtype."""
     u, v, cores = (cast(t, x.dtype) for t in (u, v, cores))
     shape = (*x.shape[:-1], v.shape[0])
@@ -123,7 +147,7 @@ class _ModeUpdate(Differentiable):
     def backward(ctx, _, *douts):
         needs, grads = ctx.needs_input_grad, [None] * 4
         used = [k for k, dout in enumerate(douts) if dout is not None]
-        bits = sum(1 << i for i in range(4) if needs[i])
+        bits = needed_bits(needs[:4])
         if used and bits:
             x, *factors, seed, hidden = ctx.saved_tensors
             grads = torch.ops.petx.mode_update_bwd(
@@ -136,22 +160,16 @@ class _ModeUpdate(Differentiable):
                 bits,
                 *ctx.options,
             )
-            grads = [cast(g, t.dtype) if n else None for g, t, n in zip(grads, (x, *factors), needs, strict=False)]
+            grads = as_leaves(grads, (x, *factors), needs)
         passed = [dout if need else None for dout, need in zip(douts, needs[7:], strict=False)]
         return (*grads, None, None, None, *passed)
 
 
-def _fwd_fake(x, u, v, cores, bases, *_):
-    hidden = x.new_empty(0 if u is None else math.prod(x.shape[:-1]), cores.shape[1])
-    return [hidden, *(x.new_empty(*x.shape[:-1], v.shape[0]) for _ in range(cores.shape[0]))]
+def _shapes(given: SimpleNamespace) -> list[Tensor]:
+    """x Uᵀ, and the K results."""
+    x, cores = given.x, given.cores
+    hidden = x.new_empty(0 if given.u is None else math.prod(x.shape[:-1]), cores.shape[1])
+    return [hidden, *(x.new_empty(*x.shape[:-1], given.v.shape[0]) for _ in range(cores.shape[0]))]
 
 
-def _bwd_fake(douts, used, x, u, v, cores, seed, h, needs, *_):
-    compute = torch.promote_types(x.dtype, torch.float32)
-    return tuple(
-        x.new_empty((0,) if t is None or not needs >> i & 1 else t.shape, dtype=compute if i else x.dtype)
-        for i, t in enumerate((x, u, v, cores))
-    )
-
-
-ops.register("mode_update", _fwd_fake, _bwd_fake)
+OPERATION = Operation("mode_update", ("x", "u", "v", "cores"), activations=("x",), shapes=_shapes)

@@ -3,7 +3,10 @@
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from petx._checks import check_flag, check_size
+from petx.nn._parameters import Device, check_input, place_of
 
 __all__ = ["PHMLinear"]
 
@@ -15,14 +18,25 @@ class PHMLinear(nn.Module):
     takes this one, and autograd carries the gradient to the factors.
     """
 
-    def __init__(self, in_features, out_features, *, order=2, bias=True, device=None, dtype=None):
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        order: int = 2,
+        bias: bool = True,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
+        check_size("PHMLinear", in_features=in_features, out_features=out_features, order=order)
+        check_flag("PHMLinear", bias=bias)
+        place = place_of("PHMLinear", device, dtype)
         if in_features % order or out_features % order:
             raise ValueError(
                 f"PHMLinear: order must divide both widths, got order={order}, in_features={in_features}, "
                 f"out_features={out_features}"
             )
-        place = dict(device=device, dtype=dtype)
         self.in_features, self.out_features, self.order = in_features, out_features, order
         self.rule = nn.Parameter(torch.empty(order, order, order, **place))
         self.factor = nn.Parameter(torch.empty(order, out_features // order, in_features // order, **place))
@@ -30,7 +44,7 @@ class PHMLinear(nn.Module):
         self.reset_parameters()
 
     @torch.no_grad()
-    def reset_parameters(self):
+    def reset_parameters(self) -> None:
         """Rule N(0, 0.01²), factors Glorot uniform over the whole matrix, bias zero (Compacter's released settings)."""
         self.rule.normal_(0, 0.01)
         bound = math.sqrt(6 / (self.in_features + self.out_features))
@@ -39,12 +53,14 @@ class PHMLinear(nn.Module):
             self.bias.zero_()
 
     @property
-    def weight(self):
+    def weight(self) -> Tensor:
         """Dense ``[out, in]`` weight."""
         return torch.einsum("nab,ncd->acbd", self.rule, self.factor).reshape(self.out_features, self.in_features)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
+        """``x [..., in_features]`` gives ``[..., out_features]``."""
+        check_input("PHMLinear", "x", x, self.in_features)
         return nn.functional.linear(x, self.weight, self.bias)
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, order={self.order}"

@@ -1,0 +1,193 @@
+"""What the Python side of every operation shares, from the fast path to the shape functions for torch.compile.
+
+A public function goes one of two ways. Fast path: eager, without gradients and autocast, the compiled operator is
+called on the arguments as they are. Slow path: everything else, and what the fast path refused; it casts, makes
+contiguous, and either runs the compiled operator under autograd or the readable reference.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch.autograd import forward_ad
+from torch.autograd.function import once_differentiable
+
+from petx import ops
+from petx.functional._autograd import Differentiable
+
+# What an argument that does not fit makes torch, the operator or Python raise.
+ARGUMENT_ERRORS = (RuntimeError, AttributeError, TypeError, ValueError, LookupError)
+NUMBERS = (float, int)  # the types of a number that need no further look; others are checked
+
+
+class Operation:
+    """The compiled operators ``petx::<stem>_fwd`` and ``petx::<stem>_bwd``.
+
+    Args:
+        stem: of the operators' names.
+        leaves: the differentiable arguments, in the schemas' order; bit i of ``needs`` asks the backward for the
+            gradient of leaf i.
+        activations: those leaves, the first ones, that give the compute dtype; the others are cast to it. Their
+            gradients come in it, the others' in float32 (float64 for float64).
+        constants: tensors without a gradient that follow the leaves in the schemas (masks, the seed).
+        forward_only: number of last arguments of the forward that the backward does not have.
+        shapes: the forward's results for torch.compile, from its arguments by name.
+    """
+
+    def __init__(
+        self,
+        stem: str,
+        leaves: Sequence[str],
+        *,
+        activations: Sequence[str] = (),
+        constants: Sequence[str] = (),
+        forward_only: int = 0,
+        shapes: Callable[[SimpleNamespace], Any],
+    ) -> None:
+        self.stem, self.leaves, self.activations = stem, tuple(leaves), tuple(activations)
+        self._function = _function_of(self, len(constants), forward_only)
+        ops.register(stem, shapes, self._gradient_shapes)
+
+    def validates(self, tensor: Any) -> bool:
+        """Whether a call reaches the compiled operator, which validates its arguments before it does anything.
+
+        The Python checks, which say it in the user's words, then run only after a refusal: on a GPU they would take as
+        long as the rest of the call.
+        """
+        if not isinstance(tensor, torch.Tensor) or not ops.takes(self.stem, tensor):
+            return False
+        # Transforms of torch.func and levels of forward-mode differentiation must see torch's own operations: a
+        # compiled operator would lose a tangent without a word.
+        transformed = forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+        return not (transformed or torch.compiler.is_compiling())
+
+    def can_try_fast_path(self, tensor: Any) -> bool:
+        """Whether the operator may be tried on a call's arguments as they are.
+
+        If it raises one of :data:`ARGUMENT_ERRORS`, the slow path converts or explains.
+        """
+        return (
+            not torch.is_grad_enabled()
+            and self.validates(tensor)
+            and not torch.is_autocast_enabled("cpu" if tensor.is_cpu else "cuda")
+        )
+
+    def call_or_explain(
+        self,
+        first: Any,
+        run: Callable[..., Any],
+        check: Callable[..., Any],
+        arguments: tuple[Any, ...],
+        *,
+        check_first: bool = False,
+    ) -> Any:
+        """``run(*arguments)``; if that is refused, ``check(*arguments)`` says which argument does not fit.
+
+        ``first`` is the tensor whose device decides; ``check_first`` if the operator may not see what is wrong.
+        """
+        if check_first or not self.validates(first):
+            check(*arguments)
+            return run(*arguments)
+        try:
+            return run(*arguments)
+        except ARGUMENT_ERRORS:
+            check(*arguments)
+            raise
+
+    def runs_reference(self, tensor: torch.Tensor) -> bool:
+        """Whether the readable reference serves a call: no kernel for the device, or forward-mode derivatives, which
+        the operators do not have."""
+        return not ops.takes(self.stem, tensor) or forward_ad._current_level >= 0
+
+    def differentiable(self, *inputs: Any) -> Any:
+        """The forward operator under autograd, on all its arguments in the schema's order."""
+        return self._function.call(inputs[: len(self.leaves)], *inputs)
+
+    def _gradient_shapes(self, given: SimpleNamespace) -> tuple[torch.Tensor, ...]:
+        leaves = [getattr(given, name) for name in self.leaves]
+        first = leaves[0]
+        wide = torch.promote_types(first.dtype, torch.float32)
+        return tuple(
+            first.new_empty(
+                (0,) if leaf is None or not given.needs >> i & 1 else leaf.shape,
+                dtype=first.dtype if name in self.activations else wide,
+            )
+            for i, (name, leaf) in enumerate(zip(self.leaves, leaves, strict=True))
+        )
+
+
+def _function_of(operation: Operation, constants: int, forward_only: int) -> type[Differentiable]:
+    """The autograd function of an operation whose results are one tensor and what it keeps for the backward."""
+    leaves, cast_from = len(operation.leaves), len(operation.activations)
+    tensors = leaves + constants
+    forward_name, backward_name = f"{operation.stem}_fwd", f"{operation.stem}_bwd"
+
+    class Function(Differentiable):
+        @staticmethod
+        def forward(*inputs):
+            parameters = operands(inputs[cast_from:leaves], inputs[0].dtype)
+            operator = getattr(torch.ops.petx, forward_name)
+            return operator(*inputs[:cast_from], *parameters, *inputs[leaves:])
+
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            kept = output[1:] if isinstance(output, tuple) else ()
+            ctx.options = inputs[tensors : len(inputs) - forward_only]
+            ctx.save_for_backward(*inputs[:tensors], *kept)
+            if kept:
+                ctx.mark_non_differentiable(*kept)
+                ctx.set_materialize_grads(False)
+
+        @staticmethod
+        @once_differentiable
+        def backward(ctx, dout, *_):
+            needs = ctx.needs_input_grad
+            if dout is None:
+                return (None,) * len(needs)
+            saved = ctx.saved_tensors
+            parameters = operands(saved[cast_from:leaves], saved[0].dtype)
+            grads = getattr(torch.ops.petx, backward_name)(
+                dout.contiguous(),
+                *saved[:cast_from],
+                *parameters,
+                *saved[leaves:],
+                needed_bits(needs[:leaves]),
+                *ctx.options,
+            )
+            return (*as_leaves(grads, saved[:leaves], needs), *(None,) * (len(needs) - leaves))
+
+    Function.__name__ = Function.__qualname__ = "".join(part.capitalize() for part in operation.stem.split("_"))
+    return Function
+
+
+def needed_bits(needs: Iterable[bool]) -> int:
+    """``needs`` as the backward operators take it: bit i asks for the gradient of leaf i."""
+    return sum(1 << i for i, needed in enumerate(needs) if needed)
+
+
+def as_leaves(
+    grads: Sequence[torch.Tensor], leaves: Sequence[torch.Tensor | None], needs: Sequence[bool]
+) -> list[torch.Tensor | None]:
+    """The gradients in their leaves' dtypes, None for those that nobody asked for."""
+    return [cast(grad, leaf.dtype) if need else None for grad, leaf, need in zip(grads, leaves, needs, strict=False)]
+
+
+def autocast_dtype(tensor: torch.Tensor) -> torch.dtype:
+    """The dtype that autocast asks for if it is on (float64 is left alone, as by torch's layers), else tensor's."""
+    if torch.is_autocast_enabled(tensor.device.type) and tensor.dtype != torch.float64:
+        return torch.get_autocast_dtype(tensor.device.type)
+    return tensor.dtype
+
+
+def cast(tensor: torch.Tensor | None, dtype: torch.dtype) -> Any:
+    return tensor if tensor is None or tensor.dtype == dtype else tensor.to(dtype)
+
+
+def operands(tensors: Iterable[torch.Tensor | None], dtype: torch.dtype) -> list[torch.Tensor | None]:
+    """``tensors`` as an operator takes them: of ``dtype`` and contiguous; None stays None."""
+    return [t if t is None or t.dtype == dtype and t.is_contiguous() else _operand(t, dtype) for t in tensors]
+
+
+def _operand(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return cast(tensor, dtype).contiguous() if tensor.is_floating_point() else tensor  # for the operator to refuse
