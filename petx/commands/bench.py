@@ -56,7 +56,7 @@ def run(args):
 def _measure(args, device, torch, chosen):
     from petx.bench import compare, report
     from petx.bench.run import run as run_set
-    from petx.data.cache import require_writable, written_whole
+    from petx.files import require_writable, written_whole
 
     earlier = compare.load(args.compare) if args.compare else None
     folder = Path(args.output_dir)

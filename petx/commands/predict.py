@@ -12,9 +12,9 @@ def add_arguments(parser):
 
 
 def run(args):
-    from petx.data.cache import require_writable
     from petx.data.features import read_image
     from petx.errors import UserError
+    from petx.files import require_writable
     from petx.train import answering, tuned
 
     output = Path(args.output or f"{Path(args.image).stem}-answer.png")

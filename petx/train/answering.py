@@ -6,8 +6,8 @@ import matplotlib
 import torch
 from PIL import Image
 
-from petx.data.cache import written_whole
 from petx.data.collators import collator_for
+from petx.files import written_whole
 from petx.train import recipe
 
 matplotlib.use("Agg")

@@ -3,7 +3,7 @@
 import matplotlib
 import numpy as np
 
-from petx.data.cache import written_whole
+from petx.files import written_whole
 from petx.train import recipe
 
 matplotlib.use("Agg")

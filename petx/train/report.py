@@ -2,7 +2,7 @@
 
 import statistics
 
-from petx.data.cache import write_json, written_whole
+from petx.files import write_json, written_whole
 from petx.train import recipe
 
 BASELINES = {"majority": "majority answer", "blind": "best answer per question, no image"}

@@ -9,8 +9,8 @@ import transformers
 from accelerate import PartialState
 from safetensors import SafetensorError
 
-from petx.data.cache import write_json
 from petx.errors import UserError
+from petx.files import write_json
 from petx.train import plots, recipe, report, stages
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from accelerate import PartialState
 from transformers import set_seed
 
-from petx.data.cache import require_writable, write_json, written_whole
 from petx.data.tasks import RoundRobinBatches
 from petx.errors import UserError
+from petx.files import require_writable, write_json, written_whole
 from petx.train import checkpoints, recipe, scoring, tuned
 from petx.train.trainer import training_arguments
 

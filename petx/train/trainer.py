@@ -12,10 +12,10 @@ from tqdm import tqdm
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
 from transformers.trainer_callback import PrinterCallback, TrainerCallback
 
-from petx.data.cache import written_whole
 from petx.data.collators import collator_for
 from petx.data.tasks import IGNORED, RoundRobinBatches, TaskMixture
 from petx.errors import UserError
+from petx.files import written_whole
 from petx.train import checkpoints, recipe, scoring
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from peft import PeftModel
 
-from petx.data.cache import written_whole
 from petx.errors import UserError
+from petx.files import written_whole
 from petx.train import checkpoints, recipe
 from petx.train.settings import Common, checked
 from petx.version import __version__
