@@ -4,7 +4,7 @@
 #include <pybind11/pybind11.h>
 
 #include "build_info.h"  // written by buildtools/compile.py
-#include "cpu/isa.h"
+#include "cpu/common/isa.h"
 
 namespace py = pybind11;
 

@@ -30,12 +30,15 @@ def build(sources, library, csrc=CSRC, flags=FLAGS):
     sources = [*sources, *sorted(HERE.glob("*.cpp"))]
 
     def compiled(source):
-        return compile_unit(
-            source, library.with_name(f"{library.stem}-{source.parent.name}-{source.stem}.o"), csrc, flags
-        )
+        return compile_unit(source, library.with_name(f"{library.stem}-{object_name(source)}"), csrc, flags)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return link(list(pool.map(compiled, sources)), library, flags)
+
+
+def object_name(source):
+    """Of a source's object file: with its folder, since each operation has a forward.cu."""
+    return f"{source.parent.name}-{source.stem}.o"
 
 
 def compile_unit(source, target, csrc=CSRC, flags=FLAGS):
@@ -60,7 +63,7 @@ def run(command):
 
 def build_kernels(library, csrc=CSRC, flags=FLAGS):
     """All of ``csrc/cuda`` with what calls it."""
-    return build([*sorted(csrc.glob("cuda/*.cu")), *sorted(HERE.glob("operations/*.cpp"))], library, csrc, flags)
+    return build([*sorted(csrc.glob("cuda/*/*.cu")), *sorted(HERE.glob("operations/*.cpp"))], library, csrc, flags)
 
 
 def kernels():

@@ -19,14 +19,14 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.emulator import CSRC, HERE, Emulator, KernelFault, compile_unit, link
+from tests.emulator import CSRC, HERE, Emulator, KernelFault, compile_unit, link, object_name
 from tests.emulator.mutations import modules, mutations
 from tests.emulator.operations import in_place_of_cpu_kernels
 
 SECONDS = 120  # of a processor that the checks of one mutant may take, most of them under two
 WAIT = 4 * SECONDS  # by the clock
 FLAGS = ["-std=c++20", "-O1", "-fPIC", "-w"]
-INCLUDE = re.compile(r'#include "(cuda|kernels)/([\w.]+)"')
+INCLUDE = re.compile(r'#include "((?:cuda|kernels)/[\w./]+)"')
 
 
 class Bench:
@@ -36,26 +36,25 @@ class Bench:
     def __init__(self, module, folder):
         self.module, self.folder, self.csrc = module, folder, folder / "csrc"
         shutil.copytree(CSRC, self.csrc)
-        common = self.csrc / "cuda" / "common.cuh"
+        common = self.csrc / "cuda" / "common" / "kernel.cuh"
         text, count = re.subn(r" *case DType::f(64|16):\n.*\n", "", common.read_text())
-        assert count == 2, "common.cuh no longer lists the dtypes as expected"
+        assert count == 2, "kernel.cuh no longer lists the dtypes as expected"
         common.write_text(text)
-        self.sources = [self.csrc / "cuda" / f"{name}.cu" for name in module.SOURCES]
-        glue = [HERE / "operations" / f"{name}.cpp" for name in module.GLUE]
-        self.fixed = [*sorted(HERE.glob("*.cpp")), *glue]
+        self.sources = sorted((self.csrc / "cuda" / module.OPERATION).glob("*.cu"))
+        self.fixed = [*sorted(HERE.glob("*.cpp")), HERE / "operations" / f"{module.OPERATION}.cpp"]
         self.objects = {}
 
     @staticmethod
     def compile(source, folder, csrc):
-        return compile_unit(source, folder / f"{source.parent.name}-{source.stem}.o", csrc, FLAGS)
+        return compile_unit(source, folder / object_name(source), csrc, FLAGS)
 
     def reads(self, source, file, seen=None):
         """Whether ``source`` is ``file`` or includes it, directly or not."""
-        if source.name == file:
+        if source == self.csrc / "cuda" / file:
             return True
         seen = set() if seen is None else seen
         seen.add(source)
-        included = [self.csrc / folder / name for folder, name in INCLUDE.findall(source.read_text())]
+        included = [self.csrc / name for name in INCLUDE.findall(source.read_text())]
         return any(self.reads(path, file, seen) for path in included if path not in seen)
 
     def library(self, name, mutation=None):
@@ -71,9 +70,8 @@ class Bench:
         missing = [source for source in [*self.sources, *self.fixed] if source not in {*touched, *self.objects}]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             whole = pool.map(lambda source: self.compile(source, self.folder, self.csrc), missing)
-            changed = pool.map(
-                lambda source: self.compile(folder / "csrc" / "cuda" / source.name, folder, folder / "csrc"), touched
-            )
+            copies = [folder / "csrc" / source.relative_to(self.csrc) for source in touched]
+            changed = pool.map(lambda source: self.compile(source, folder, folder / "csrc"), copies)
             self.objects.update(zip(missing, whole, strict=True))
             objects = self.objects | dict(zip(touched, changed, strict=True))
         return link(objects.values(), folder / "kernels.so")

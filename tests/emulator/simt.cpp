@@ -13,8 +13,10 @@ namespace simt {
 Machine m;
 
 std::string text(Line line) {
+  // Folder and name: each operation has a forward.cu.
   std::string file = line.file_name();
-  return file.substr(file.rfind('/') + 1) + ":" + std::to_string(line.line());
+  size_t folder = file.rfind('/', file.rfind('/') - 1);
+  return file.substr(folder == std::string::npos ? 0 : folder + 1) + ":" + std::to_string(line.line());
 }
 
 std::string thread_text(int thread) {

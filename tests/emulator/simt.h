@@ -1,7 +1,8 @@
 // Runs CUDA kernels on a CPU, one fiber a thread, and stops with a report where a kernel does what a GPU would leave
 // undefined: a barrier that some threads miss, an index out of bounds, a race, a value read before it was written.
 //
-// A kernel is compiled with tests/emulator/cuda/primitives.cuh in place of csrc/cuda/primitives.cuh and ends up here.
+// A kernel is compiled with tests/emulator/cuda/common/primitives.cuh in place of csrc/cuda/common/primitives.cuh and
+// ends up here.
 #pragma once
 
 #include <cstdint>

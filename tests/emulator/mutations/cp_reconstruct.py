@@ -11,9 +11,8 @@ from tests.emulator.test_cp_reconstruct_cuda import (
     test_sixteen_bit_updates_are_rounded_once,
 )
 
-SOURCES = ("cp_reconstruct", "cp_reconstruct_bwd")
-GLUE = ("cp_reconstruct",)
-FILES = ("cp_reconstruct_tile.cuh", "cp_reconstruct.cu", "cp_reconstruct_bwd.cu")
+OPERATION = "cp_reconstruct"
+FILES = ("cp_reconstruct/block.cuh", "cp_reconstruct/forward.cu", "cp_reconstruct/backward.cu")
 
 BY_NAME = {case.name: case for case in [*CASES, *WIDE]}
 NAMES = """soft sigmoid-each soft-each none-scaled diagonal-soft diagonal-sigmoid odd odd-diagonal many wide-diagonal
@@ -30,7 +29,7 @@ CHECKS = [
     of_assertions("more modules than a table holds", test_more_modules_than_a_table_holds),
 ]
 
-TILE, FORWARD, BACKWARD = "cp_reconstruct_tile.cuh", "cp_reconstruct.cu", "cp_reconstruct_bwd.cu"
+TILE, FORWARD, BACKWARD = "cp_reconstruct/block.cuh", "cp_reconstruct/forward.cu", "cp_reconstruct/backward.cu"
 
 MUTATIONS = [
     # A and the update

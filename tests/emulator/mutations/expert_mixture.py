@@ -10,9 +10,8 @@ from tests.emulator.mutations import Check, Mutation, of_assertions, of_case
 from tests.emulator.test_emulator import test_inputs_may_begin_anywhere
 from tests.emulator.test_expert_mixture_cuda import test_large_logits, test_ties
 
-SOURCES = ("expert_mixture", "expert_mixture_bwd")
-GLUE = ("expert_mixture",)
-FILES = ("expert_mixture_site.cuh", "expert_mixture.cu", "expert_mixture_bwd.cu")
+OPERATION = "expert_mixture"
+FILES = ("expert_mixture/block.cuh", "expert_mixture/forward.cu", "expert_mixture/backward.cu")
 
 BY_NAME = {case.name: case for case in [*CASES, *WIDE]}
 NAMES = """uniform-scope token-gelu sample-pool-scope token-top-2 sample-top-2 many-experts odd odd-uniform odd-sample
@@ -38,9 +37,9 @@ CHECKS = [
     *(of_assertions(f"large logits of a {gate}", test_large_logits, gate) for gate in ("token", "sample")),
 ]
 
-SITE, FORWARD, BACKWARD = "expert_mixture_site.cuh", "expert_mixture.cu", "expert_mixture_bwd.cu"
-OPERAND = "operand.cuh"
-ROWS = "row_block.cuh"
+SITE, FORWARD, BACKWARD = "expert_mixture/block.cuh", "expert_mixture/forward.cu", "expert_mixture/backward.cu"
+OPERAND = "common/operand.cuh"
+ROWS = "common/row_block.cuh"
 
 MUTATIONS = [
     # the softmax

@@ -5,9 +5,8 @@ import torch
 from tests.cases.mode_cores import CASES, WIDE
 from tests.emulator.mutations import Mutation, of_case
 
-SOURCES = ("mode_cores",)
-GLUE = ("mode_cores",)
-FILES = ("mode_cores.cu",)
+OPERATION = "mode_cores"
+FILES = ("mode_cores/forward.cu",)
 
 BY_NAME = {case.name: case for case in [*CASES, *WIDE]}
 NAMES = """soft sigmoid-each diagonal-sigmoid-each diagonal-soft odd rank-one splits wide-diagonal wide wide-rank
@@ -15,7 +14,7 @@ wide-rank-each""".split()
 
 CHECKS = [of_case(BY_NAME[name], dtype) for name in NAMES for dtype in (torch.float32, torch.bfloat16)]
 
-FILE = "mode_cores.cu"
+FILE = "mode_cores/forward.cu"
 
 MUTATIONS = [
     # the gate

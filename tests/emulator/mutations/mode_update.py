@@ -6,9 +6,8 @@ from tests.cases.mode_update import CASES, WIDE
 from tests.emulator.mutations import Mutation, of_assertions, of_case
 from tests.emulator.test_mode_update_cuda import test_nothing_is_made_for_gradients_that_nobody_asks_for
 
-SOURCES = ("mode_update", "mode_update_bwd")
-GLUE = ("mode_update",)
-FILES = ("mode_update_block.cuh", "mode_update.cu", "mode_update_bwd.cu")
+OPERATION = "mode_update"
+FILES = ("mode_update/block.cuh", "mode_update/forward.cu", "mode_update/backward.cu")
 
 BY_NAME = {case.name: case for case in [*CASES, *WIDE]}
 NAMES = """dropout dropout-shared dropout-diagonal four diagonal projected odd odd-diagonal wide-shares
@@ -19,9 +18,9 @@ CHECKS = [
     of_assertions("x's gradient alone", test_nothing_is_made_for_gradients_that_nobody_asks_for),
 ]
 
-BLOCK, FORWARD, BACKWARD = "mode_update_block.cuh", "mode_update.cu", "mode_update_bwd.cu"
-SUMS = "token_sums.cuh"
-ROWS = "row_block.cuh"
+BLOCK, FORWARD, BACKWARD = "mode_update/block.cuh", "mode_update/forward.cu", "mode_update/backward.cu"
+SUMS = "common/token_sums.cuh"
+ROWS = "common/row_block.cuh"
 
 MUTATIONS = [
     # dropout

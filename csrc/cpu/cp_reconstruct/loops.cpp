@@ -1,0 +1,27 @@
+// Instantiates the loops of cp_reconstruct/rows.inl for every storage type and every instruction set.
+
+#include "cpu/cp_reconstruct/rows.h"
+
+#define PETX_ISA_BODY "cpu/cp_reconstruct/rows.inl"
+#include "cpu/common/foreach_isa.h"
+
+namespace petx::cpu {
+
+template <class T>
+const ReconstructRows<T>& reconstruct_rows() {
+  static const ReconstructRows<T> rows = [] {
+#if PETX_X86
+    if (best_isa() == Isa::avx512) return avx512::reconstruct_rows<T>();
+    if (best_isa() == Isa::avx2) return avx2::reconstruct_rows<T>();
+#endif
+    return baseline::reconstruct_rows<T>();
+  }();
+  return rows;
+}
+
+template const ReconstructRows<double>& reconstruct_rows();
+template const ReconstructRows<float>& reconstruct_rows();
+template const ReconstructRows<BFloat16>& reconstruct_rows();
+template const ReconstructRows<Half>& reconstruct_rows();
+
+}  // namespace petx::cpu

@@ -1,0 +1,12 @@
+// Instantiates the VL-PET site's row loops for the 16-bit types, for every instruction set. A file of its own, so
+// that two cores share the compilation.
+
+#include "cpu/gated_adapter/loops.h"
+
+namespace petx::cpu {
+
+template const SiteRows<BFloat16, BFloat16>& site_rows();
+template const SiteRows<BFloat16, float>& site_rows();
+template const SiteRows<Half, float>& site_rows();
+
+}  // namespace petx::cpu
