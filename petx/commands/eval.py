@@ -1,15 +1,16 @@
 """Score a tuned model again: ``petx eval --adapter DIR``, greedily or with beams."""
 
+import argparse
 from pathlib import Path
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--adapter", required=True, metavar="DIR", help="folder 'tuned' written by petx train")
     parser.add_argument("--num_beams", "--num-beams", type=int, metavar="N", help="beams (default: as it was trained)")
     parser.add_argument("--split", choices=("dev", "test"), default="test", help="default: test")
 
 
-def run(args):
+def run(args: argparse.Namespace) -> int:
     from petx.errors import UserError
     from petx.train import recipe, scoring, tuned
 

@@ -3,10 +3,12 @@
 Put its output (--json for programs) into a bug report.
 """
 
+import argparse
 import importlib.metadata
 import json
 import pkgutil
 import platform
+from typing import Any
 
 import torch
 
@@ -16,18 +18,18 @@ from petx.version import __version__
 PACKAGES = ("numpy", "transformers", "peft", "accelerate")
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def run(args):
+def run(args: argparse.Namespace) -> int:
     facts = gather()
     print(json.dumps(facts, indent=2) if args.json else as_text(facts))
     return 0
 
 
-def gather():
-    """All that ``petx info`` tells, as a dict that JSON can hold; ``library`` is None where none could be loaded."""
+def gather() -> dict[str, Any]:
+    """All that ``petx info`` tells, as a dict that JSON can hold; ``library`` is None if none could be loaded."""
     stems = sorted(info.name for info in pkgutil.iter_modules(functional.__path__) if not info.name.startswith("_"))
     kernels = {stem: {device: ops.why_absent(stem, device) for device in ("cpu", "cuda")} for stem in stems}
     return {
@@ -43,7 +45,8 @@ def gather():
     }
 
 
-def as_text(facts):
+def as_text(facts: dict[str, Any]) -> str:
+    """The same facts as aligned lines."""
     lines = [
         ("petx", f"{facts['petx']}, Python {facts['python']}, torch {facts['torch']}"),
         ("GPUs", ", ".join(facts["gpus"]) or f"none visible (torch's CUDA: {facts['torch_cuda'] or 'none'})"),
@@ -66,14 +69,14 @@ def as_text(facts):
     return "\n".join(f"{name:<{width}}  {text}" for name, text in lines)
 
 
-def _cuda_text(library):
+def _cuda_text(library: dict[str, Any]) -> str:
     if not library["cuda"]:
         return f"not built: {library['cuda_absent_reason']}"
     text = f"CUDA {library['cuda_version']}, for {', '.join(library['cuda_architectures'])}"
     return f"{text} (a check build: it loads, and cannot run on a GPU)" if library["cuda_mode"] == "check" else text
 
 
-def _version_of(package):
+def _version_of(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 __all__ = ["LabelBag", "label_bag"]
 
@@ -16,27 +17,32 @@ class LabelBag(NamedTuple):
     ``weights [B, L]`` what each position adds to its column, ``means [B, L]`` the value :math:`\bar y` has there.
     """
 
-    columns: torch.Tensor
-    weights: torch.Tensor
-    means: torch.Tensor
+    columns: Tensor
+    weights: Tensor
+    means: Tensor
 
     @property
-    def shape(self):
+    def shape(self) -> torch.Size:
+        """``[B, L]``."""
         return self.columns.shape
 
     @property
-    def device(self):
+    def device(self) -> torch.device:
+        """Of all three tensors."""
         return self.columns.device
 
-    def take(self, rows):
+    def take(self, rows: Tensor) -> "LabelBag":
         """The bag of other samples, ``rows [B]``."""
         return LabelBag(*(part[rows] for part in self))
 
-    def to(self, dtype):
+    def to(self, dtype: torch.dtype) -> "LabelBag":
+        """The bag with weights and means in ``dtype``."""
         return LabelBag(self.columns, self.weights.to(dtype), self.means.to(dtype))
 
 
-def label_bag(labels, vocabulary, *, ignored="skip", dtype=torch.float32):
+def label_bag(
+    labels: Tensor, vocabulary: int, *, ignored: str = "skip", dtype: torch.dtype = torch.float32
+) -> LabelBag:
     """``labels [B, L]`` (int64, -100 where a position does not count) as a :class:`LabelBag`.
 
     ``ignored="skip"`` averages over the positions that count, and a sample without any is a row of zeros;

@@ -1,4 +1,6 @@
-"""The full-size hosts of the VL-PET paper as architecture facts, to be built without weights and counted."""
+"""Sizes of the VL-PET paper's BART-base and T5-base, to be built on the meta device and counted."""
+
+from typing import Any
 
 import torch
 
@@ -10,7 +12,7 @@ __all__ = ["BACKBONES", "FEATURES", "build_skeleton"]
 
 # Vocabularies as VL-PET grows them: BART gets 100 extra_id and 100 vis_extra_id tokens; T5 has the extra_ids among its
 # 32,100 tokens, so that with 100 vis_extra_ids 72 rows are missing in its table of 32,128.
-BACKBONES = {
+BACKBONES: dict[str, dict[str, Any]] = {
     "bart-base": {
         "model": VLBartForConditionalGeneration,
         "config": VLBartConfig,
@@ -46,10 +48,12 @@ BACKBONES = {
 }
 
 # Width of the visual features: CLIP-RN101's grid for images, CLIP-ViT's frames for video.
-FEATURES = {"image": 2048, "video": 512}
+FEATURES: dict[str, int] = {"image": 2048, "video": 512}
 
 
-def build_skeleton(backbone, features="image"):
+def build_skeleton(
+    backbone: str, features: str = "image"
+) -> VLBartForConditionalGeneration | VLT5ForConditionalGeneration:
     """The named backbone with a visual embedding for ``features``, on the meta device: shapes without memory.
 
     Raises UserError for a name that is not in :data:`BACKBONES` or :data:`FEATURES`.

@@ -1,6 +1,10 @@
-"""What the visual BART and T5 share: forward and generate take visual inputs and hand the encoder's output on."""
+"""What VL-BART and VL-T5 share: forward and generate take visual inputs and hand the encoder's output on."""
+
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 
 from petx.errors import UserError
 from petx.models.visual_embedding import join_masks
@@ -8,14 +12,30 @@ from petx.models.visual_embedding import join_masks
 VISUAL = ("visual_features", "boxes", "image_ids", "visual_attention_mask")
 
 
-class VisualInputs:
+if TYPE_CHECKING:
+    from transformers import GenerationMixin, PreTrainedModel
+
+    from petx.models.visual_embedding import VisualEmbedding
+
+    class _Host(PreTrainedModel, GenerationMixin):
+        visual_embedding: VisualEmbedding
+
+        def encode_joint(
+            self, encoder: Any, input_ids: Tensor, vision: Tensor, mask: Tensor | None, **kwargs: Any
+        ) -> BaseModelOutput: ...
+
+else:
+    _Host = object
+
+
+class VisualInputs(_Host):
     """Mixin in front of a transformers encoder-decoder; the class after it defines ``encode_joint``.
 
     The encoder runs on [text; vision] here, and the host's own forward and generate receive its output and the joined
     mask: nothing of theirs is rewritten.
     """
 
-    def _init_weights(self, module):
+    def _init_weights(self, module: nn.Module) -> None:
         visual = getattr(self, "visual_embedding", None)  # not there yet when the host's own constructor asks
         if visual is not None and any(module is part for part in visual.children()):
             visual.reset_layer(module)  # the host's rule for linears (T5: N(0, 1)) is not the projector's
@@ -24,25 +44,25 @@ class VisualInputs:
 
     def forward(
         self,
-        input_ids=None,
-        attention_mask=None,
-        visual_features=None,
-        boxes=None,
-        image_ids=None,
-        visual_attention_mask=None,
-        decoder_input_ids=None,
-        labels=None,
-        encoder_outputs=None,
-        **kwargs,
-    ):
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        visual_features: Tensor | None = None,
+        boxes: Tensor | None = None,
+        image_ids: Tensor | None = None,
+        visual_attention_mask: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        encoder_outputs: Any = None,
+        **kwargs: Any,
+    ) -> Seq2SeqLMOutput:
         """As the host's forward, with the encoder reading [text; vision].
 
         Args:
             input_ids, attention_mask: ``[B, L]`` text.
             visual_features: ``[B, V, F]``; None for text alone.
             boxes, image_ids: ``[B, V, 4]`` and ``[B, V]``, see :class:`VisualEmbedding`.
-            visual_attention_mask: ``[B, V]``, zero where a visual token is padding.
-            labels: ``[B, T]`` target tokens, -100 where they do not count.
+            visual_attention_mask: ``[B, V]``, zero for padding.
+            labels: ``[B, T]`` target tokens, -100 for those that do not count.
 
         Raises UserError for visual inputs that do not fit.
         """
@@ -61,14 +81,14 @@ class VisualInputs:
 
     def _encode(
         self,
-        input_ids,
-        attention_mask,
-        visual_features,
-        boxes=None,
-        image_ids=None,
-        visual_attention_mask=None,
-        **kwargs,
-    ):
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        visual_features: Tensor,
+        boxes: Tensor | None = None,
+        image_ids: Tensor | None = None,
+        visual_attention_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[BaseModelOutput, Tensor | None]:
         """Encoder output on [text; vision] and the mask over it."""
         if input_ids is None:
             raise UserError("visual_features need input_ids beside them, got None")
@@ -79,7 +99,7 @@ class VisualInputs:
         return self.encode_joint(encoder, input_ids, vision, mask, **wanted), mask
 
     @torch.no_grad()
-    def generate(self, inputs=None, generation_config=None, **kwargs):
+    def generate(self, inputs: Tensor | None = None, generation_config: Any = None, **kwargs: Any) -> Any:
         """As the host's generate; visual inputs as in :meth:`forward`. The encoder runs once."""
         visual = {name: kwargs.pop(name) for name in VISUAL if name in kwargs}
         if visual.get("visual_features") is not None and kwargs.get("encoder_outputs") is None:
