@@ -45,7 +45,7 @@ def require_writable(folder: str | os.PathLike, argument: str) -> None:
     """Create ``folder`` and prove that a file can be written there, or raise :class:`UserError` naming ``argument``."""
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
+        with tempfile.TemporaryFile(dir=Path(folder)) as file:
             file.write(b"petx")
     except OSError as error:
         raise UserError(f"{argument}: cannot write in {str(folder)!r}: {error.strerror or error}") from error
