@@ -30,14 +30,13 @@ PACKAGES = [name for name in FACES if is_static(name)]
 
 
 def public_names(package):
-    """name -> module, of what the public modules of a package offer in their ``__all__``."""
+    """name -> module, of what the modules of a package offer in their ``__all__``."""
     names = {}
     for info in pkgutil.iter_modules(package.__path__):
-        if not info.name.startswith("_"):
-            module = importlib.import_module(f"{package.__name__}.{info.name}")
-            for name in getattr(module, "__all__", ()):
-                assert name not in names, f"{name} is public in {names[name]} and in {module.__name__}"
-                names[name] = module.__name__
+        module = importlib.import_module(f"{package.__name__}.{info.name}")
+        for name in getattr(module, "__all__", ()):
+            assert name not in names, f"{name} is public in {names[name]} and in {module.__name__}"
+            names[name] = module.__name__
     return names
 
 
