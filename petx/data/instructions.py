@@ -6,10 +6,9 @@ from pathlib import Path
 
 import torch
 from PIL import Image, UnidentifiedImageError
-from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer
 
-from petx.data.tasks import IGNORED, Collator, Task, sampled_answer
+from petx.data.tasks import Task, sampled_answer
 from petx.errors import UserError
 
 QFORMER_TOKENIZER = "qformer_tokenizer"  # subfolder, where InstructBLIP's processor keeps it too
@@ -130,9 +129,11 @@ class InstructTask(Task):
     def item(self, pixels, text, answer="", score=1.0):
         texts = [instruction(template, text) for template in self.templates]
         texts = [plain(each) for each in texts] if self.clean else texts
-        return {
+        read = {}
+        if self.tokenizers.qformer is not None:
+            read["qformer_input_ids"] = [self.encode(each, self.max_text, self.tokenizers.qformer) for each in texts]
+        return read | {
             "pixel_values": pixels,
-            "qformer_input_ids": [self.encode(each, self.max_text, self.tokenizers.qformer) for each in texts],
             "input_ids": self.encode(texts[0], self.max_text, self.tokenizers.text),
             "labels": self.encode(answer, self.max_target, None),
             "weight": score,
@@ -145,73 +146,3 @@ class InstructTask(Task):
             return torch.tensor(tokens[-limit:] if limit else tokens, dtype=torch.long)
         tokens = self.tokenizers.text(text, add_special_tokens=False)["input_ids"]
         return torch.tensor([*tokens[: limit - 1], self.tokenizers.text.eos_token_id], dtype=torch.long)
-
-
-class InstructCollator(Collator):
-    """Pads :class:`InstructTask`'s items to a batch for an InstructBLIP of configuration ``config``.
-
-    Gives ``pixel_values``, ``qformer_input_ids`` and ``qformer_attention_mask`` (``[B, L]``, or ``[B, I, L]`` of I
-    instructions), ``input_ids`` (the image token ``num_query_tokens`` times, then the instruction) and
-    ``attention_mask``, ``labels``, ``loss_weight``, ``loss_over``; and ``decoder_input_ids`` for an encoder-decoder. A
-    decoder-only language model gets the answer behind the instruction in ``input_ids``; its ``labels`` are as long.
-    """
-
-    inputs = ("pixel_values", "qformer_input_ids", "qformer_attention_mask", "input_ids", "attention_mask")
-
-    def __init__(self, config, tokenizers):
-        start = getattr(config.text_config, "decoder_start_token_id", None)
-        super().__init__(tokenizers.pad_token_id, start)
-        self.image_tokens = torch.full((config.num_query_tokens,), config.image_token_id)
-        self.decoder_only = config.use_decoder_only_language_model
-        self.qformer_pad = tokenizers.qformer.pad_token_id
-
-    def __call__(self, items):
-        batch = self._images_and_instructions(items)
-        prompts, answers = [self._prompt(item) for item in items], [item["labels"] for item in items]
-        if self.decoder_only:
-            labels = [torch.cat([torch.full_like(p, IGNORED), a]) for p, a in zip(prompts, answers, strict=True)]
-            prompts = [torch.cat(pair) for pair in zip(prompts, answers, strict=True)]
-        else:
-            labels = answers
-            targets = pad_sequence(answers, batch_first=True, padding_value=self.pad)
-            batch["decoder_input_ids"] = torch.cat([torch.full((len(items), 1), self.start), targets[:, :-1]], dim=1)
-        batch["input_ids"], batch["attention_mask"] = _padded(prompts, self.pad)
-        batch["labels"] = pad_sequence(labels, batch_first=True, padding_value=IGNORED)
-        batch["loss_weight"] = torch.tensor([item["weight"] for item in items])
-        batch["loss_over"] = items[0]["loss"]
-        return batch
-
-    def prompts(self, items):
-        batch = self._images_and_instructions(items)
-        side = "left" if self.decoder_only else "right"  # generation goes on at the right end
-        batch["input_ids"], batch["attention_mask"] = _padded([self._prompt(item) for item in items], self.pad, side)
-        return batch
-
-    def token_losses(self, logits, labels):
-        if not self.decoder_only:
-            return super().token_losses(logits, labels)
-        shifted = super().token_losses(logits[:, :-1], labels[:, 1:].contiguous())
-        return torch.nn.functional.pad(shifted, (1, 0))
-
-    def generate(self, model, inputs, **options):
-        tokens = model.generate(**inputs, **options)
-        return tokens[:, inputs["input_ids"].shape[1] if self.decoder_only else 1 :]
-
-    def _prompt(self, item):
-        return torch.cat([self.image_tokens, item["input_ids"]])
-
-    def _images_and_instructions(self, items):
-        count = len(items[0]["qformer_input_ids"])
-        flat = [ids for item in items for ids in item["qformer_input_ids"]]
-        ids, mask = _padded(flat, self.qformer_pad)
-        if count > 1:
-            ids, mask = (tensor.unflatten(0, (len(items), count)) for tensor in (ids, mask))
-        pixels = torch.stack([item["pixel_values"] for item in items])
-        return {"pixel_values": pixels, "qformer_input_ids": ids, "qformer_attention_mask": mask}
-
-
-def _padded(sequences, padding, side="right"):
-    """``(ids [B, L], mask [B, L])``."""
-    ids = pad_sequence(sequences, batch_first=True, padding_value=padding, padding_side=side)
-    ones = [torch.ones_like(sequence) for sequence in sequences]
-    return ids, pad_sequence(ones, batch_first=True, padding_value=0, padding_side=side)

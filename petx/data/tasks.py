@@ -5,8 +5,6 @@ import functools
 import random
 
 import torch
-import torch.nn.functional as F
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset, Sampler
 
 from petx import metrics
@@ -170,48 +168,3 @@ class RoundRobinBatches(Sampler):
             batches += [keys[start : start + size] for start in range(0, length, size)]
         order_of.shuffle(batches)
         return batches
-
-
-class Collator:
-    """Pads :class:`Task`'s items to one batch for :class:`petx.models.VLBartForConditionalGeneration` and its like.
-
-    Gives ``input_ids`` and ``attention_mask [B, L]``, ``visual_features [B, V, F]``, ``boxes [B, V, 4]``,
-    ``image_ids [B, V]``, ``labels`` and ``decoder_input_ids [B, M]`` (the labels one place later),
-    ``loss_weight [B]`` and ``loss_over``.
-    """
-
-    inputs = ("input_ids", "attention_mask", "visual_features", "boxes", "image_ids")  # what generating needs
-
-    def __init__(self, pad_token_id, decoder_start_token_id):
-        self.pad, self.start = pad_token_id, decoder_start_token_id
-
-    def __call__(self, items):
-        texts, answers = [item["input_ids"] for item in items], [item["labels"] for item in items]
-        input_ids = pad_sequence(texts, batch_first=True, padding_value=self.pad)
-        targets = pad_sequence(answers, batch_first=True, padding_value=self.pad)
-        kept = torch.arange(targets.shape[1]) < torch.tensor([[len(answer)] for answer in answers])
-        return {
-            "input_ids": input_ids,
-            "attention_mask": (torch.arange(input_ids.shape[1]) < torch.tensor([[len(text)] for text in texts])).long(),
-            "visual_features": torch.stack([item["visual_features"] for item in items]),
-            "boxes": torch.stack([item["boxes"] for item in items]),
-            "image_ids": torch.stack([item["image_ids"] for item in items]),
-            "labels": targets.masked_fill(~kept, IGNORED),
-            "decoder_input_ids": torch.cat([torch.full((len(items), 1), self.start), targets[:, :-1]], dim=1),
-            "loss_weight": torch.tensor([item["weight"] for item in items]),
-            "loss_over": items[0]["loss"],
-        }
-
-    def prompts(self, items):
-        """The batch without its answers: arguments of the model's ``generate``."""
-        batch = self(items)
-        return {name: batch[name] for name in self.inputs}
-
-    def token_losses(self, logits, labels):
-        """Cross entropy ``[B, M]`` of each label, zero where there is none."""
-        losses = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="none")
-        return losses.view_as(labels)
-
-    def generate(self, model, inputs, **options):
-        """The generated tokens ``[B, M]``, without the prompt or the decoder's first token."""
-        return model.generate(**inputs, **options)[:, 1:]

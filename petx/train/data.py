@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+from petx import baselines
 from petx.data import easy_vqa, packages
 from petx.data.features import STRIDE, ImageEncoder, grid_boxes, image_features, read_image
 from petx.data.tasks import ArrayFeatures, Example
@@ -81,8 +82,8 @@ def check_own_data(settings, known, wanted_host):
             given = settings.splits.get(name, {}).get(split)
             if not isinstance(given, list):
                 raise UserError(f"splits.{name}.{split} must be a list of split names, got {given!r}")
-    for arm in ("scratch", "random-host"):
-        if arm in settings.all_arms:
+    for arm in settings.all_arms:
+        if baselines.find(arm, settings.recipe).random_host:
             raise UserError(f"arm {arm} is for the small host of easy-vqa")
 
 

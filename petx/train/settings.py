@@ -9,16 +9,11 @@ from pathlib import Path
 
 import yaml
 
+from petx import baselines
 from petx.errors import UserError
+from petx.options import option
 
 PLAIN = ("output_dir", "resume")  # flags whose value is not read as YAML
-
-
-def option(default, text, **metadata):
-    metadata["help"] = text
-    if isinstance(default, list | dict):
-        return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclasses.dataclass
@@ -31,7 +26,6 @@ class Common:
     recipe: typing.ClassVar[str]  # its name: petx train NAME
     presets: typing.ClassVar[Path]  # folder of its presets
     default_preset: typing.ClassVar[str] = "easy-vqa"
-    known_arms: typing.ClassVar[tuple]
     positive: typing.ClassVar[tuple] = (  # must be at least 1 where they are not None
         *("seeds", "steps", "epochs", "batch_size", "host_steps", "host_batch_size"),
         *("eval_every", "save_every", "log_every", "eval_batch_size"),
@@ -80,20 +74,41 @@ class Common:
         """The default of ``output_dir``."""
         return f"petx-runs/{preset}"
 
+    @classmethod
+    def known_arms(cls):
+        """Names of the baselines that the recipe offers, in the order of its table."""
+        return list(baselines.of_method(cls.recipe))
+
     @property
     def all_arms(self):
-        return list(dict.fromkeys([*self.arms, *self.with_arms]))
+        """What is compared: ``arms`` and ``with_arms``, a group as those of its baselines that apply."""
+        offered, wanted = baselines.of_method(self.recipe), []
+        for arm in [*self.arms, *self.with_arms]:
+            group = [one for one in offered.values() if one.group == arm]
+            wanted += [one.name for one in group if one.applies(self)] if group else [arm]
+        return list(dict.fromkeys(wanted))
 
     def check(self):
         """Raise :class:`UserError` where values do not fit together; a recipe adds its own checks to these."""
         for arm in self.all_arms:
-            if arm not in self.known_arms:
-                raise UserError(f"unknown arm {arm!r}; there are: {', '.join(self.known_arms)}")
+            if arm not in self.known_arms():
+                raise UserError(f"unknown arm {arm!r}; there are: {', '.join(self.known_arms())}")
+            baselines.find(arm, self.recipe).check(self)
         if (self.steps is None) == (self.epochs is None):
             raise UserError(f"one of steps and epochs must be given, got steps={self.steps}, epochs={self.epochs}")
         for name in self.positive:
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+def with_baselines(kind):
+    """``kind`` with the settings that the baselines of its recipe bring along."""
+    brought = {}
+    for baseline in baselines.of_method(kind.recipe).values():
+        brought |= baseline.options
+    fields = [(name, hint, field) for name, (hint, field) in brought.items()]
+    namespace = {"__doc__": kind.__doc__, "__module__": kind.__module__}
+    return dataclasses.make_dataclass(kind.__name__, fields, bases=(kind,), namespace=namespace)
 
 
 def parse(kind, argv=None, description=None):

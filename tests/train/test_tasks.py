@@ -4,8 +4,9 @@ import random
 
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, BartConfig
 
+from petx import hosts
 from petx.data import features, tasks
 from petx.data.tokenizer import word_tokenizer
 
@@ -50,7 +51,7 @@ def test_collator_pads_and_shifts(tokenizer):
         tasks.Example("is there?", ("second",), (("no red shape", 1.0),)),
     ]
     task = make_task(tokenizer, examples)
-    batch = tasks.Collator(tokenizer.pad_token_id, decoder_start_token_id=0)([task[0], task[1]])
+    batch = hosts.find("vl_bart")(BartConfig(decoder_start_token_id=0), tokenizer).collate([task[0], task[1]])
     yes, no, red, shape, end = tokenizer.convert_tokens_to_ids(["yes", "no", "red", "shape", "</s>"])
     assert batch["labels"].tolist() == [[yes, end, -100, -100], [no, red, shape, end]]
     assert batch["decoder_input_ids"].tolist() == [[0, yes, end, 1], [0, no, red, shape]]

@@ -7,30 +7,20 @@ from typing import ClassVar
 
 from petx.data.instructions import instruction
 from petx.errors import UserError
+from petx.options import option
 from petx.train import settings
-from petx.train.settings import Common, option
+from petx.train.settings import Common, with_baselines
 
-# PETAL without one of its parts, as what the part's settings become; "core" is the other of the two.
-ABLATIONS = {
-    "no-experts": {"experts": 0},
-    "no-gate": {"expert_gate": "uniform"},
-    "no-ib": {"ib": "off"},
-    "no-threshold": {"threshold": "none"},
-    "diagonal-core": {"core": "diagonal"},
-    "full-core": {"core": "full"},
-}
-CONTROLS = ("everything", "scratch", "random-host")
-ARMS = ("frozen", "petal", "lora", "adapter", "head", "full", *ABLATIONS, *CONTROLS)
 GENERATION = ("num_beams", "max_new_tokens", "min_new_tokens", "length_penalty", "repetition_penalty")
 
 
+@with_baselines
 @dataclasses.dataclass
 class Settings(Common):
     """Everything one run of PETAL's recipe depends on."""
 
     recipe: ClassVar[str] = "petal"
     presets: ClassVar[Path] = Path(__file__).parent / "presets"
-    known_arms: ClassVar[tuple] = ARMS
     positive: ClassVar[tuple] = ("rank", "expert_rank", "queries", "lm_layers", "layers", *Common.positive)
 
     # data
@@ -97,13 +87,11 @@ class Settings(Common):
     ib_sign: int = option(1, "authors: 1 as released, which lowers I(Z;Y) where κ > 0; or -1", choices=(1, -1))
 
     # tuning
-    arms: list = option(["frozen", "petal", "lora", "adapter", "head", "full"], f"what to compare: {', '.join(ARMS)}")
+    arms: list = option(
+        ["frozen", "petal", "lora", "adapter", "head", "full"], "what to compare; --list shows what there is"
+    )
     with_arms: list = option([], "further arms: an ablation, a control, or all 'ablations'", flag="with")
     lr: float = option(3e-3, "peak learning rate of PETAL")
-    lr_lora: float = option(3e-3, "peak learning rate of LoRA")
-    lr_adapter: float = option(3e-3, "peak learning rate of the adapter")
-    lr_head: float = option(3e-3, "peak learning rate of the head")
-    lr_full: float = option(1e-3, "peak learning rate of full tuning, and from scratch")
     lr_min: float = option(0.0, "learning rate at the end")
     lr_warmup: float = option(0.0, "learning rate at the beginning of the warm-up")
     schedule: str = option(
@@ -118,22 +106,8 @@ class Settings(Common):
     def default_folder(cls, preset):
         return f"petx-runs/petal-{preset}"
 
-    @property
-    def all_arms(self):
-        wanted = []
-        for arm in [*self.arms, *self.with_arms]:
-            wanted += [one for one in ABLATIONS if not self._is_petal_itself(one)] if arm == "ablations" else [arm]
-        return list(dict.fromkeys(wanted))
-
-    def _is_petal_itself(self, ablation):
-        return all(getattr(self, name) == value for name, value in ABLATIONS[ablation].items())
-
     def check(self):
         super().check()
-        for arm in self.all_arms:
-            if arm in ABLATIONS and self._is_petal_itself(arm):
-                ((name, value),) = ABLATIONS[arm].items()
-                raise UserError(f"arm {arm} would be PETAL itself: {name} is {value!r} already")
         if self.expert_top_k is not None and not 1 <= self.expert_top_k <= max(self.experts, 1):
             raise UserError(f"expert_top_k must be between 1 and experts={self.experts}, got {self.expert_top_k}")
         if self.experts < 0:

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from tokenizers import AddedToken
 
+from petx import hosts
 from petx.data import easy_vqa, image_text, packages, smollm2
 from petx.data.instructions import ImageFiles, InstructTask, Tokenizers
 from petx.data.tasks import Example
 from petx.data.tokenizer import unknown_words, word_tokenizer, words
 from petx.errors import UserError
 from petx.train.data import MAX_ANSWER, RunData, check_easy_vqa, check_own_data, encode_image, load_easy_vqa
-from petx.train.petal import host
 
 TASKS = ("vqa", "gqa", "caption")  # of image_text; NLVR2 has two images
 METRICS = ("exact", "vqa", "matches", "caption")
@@ -20,33 +20,29 @@ IMAGE_TOKEN = smollm2.IMAGE_TOKEN
 DESCRIBE, SAY = "describe the image", "say"  # instructions of the pretraining
 
 
-def check_available(settings):
+def check_data(settings):
     """Raise :class:`UserError` if something the run will read is missing or too small, before any work."""
     if settings.data == "easy-vqa":
         check_easy_vqa(settings)
-        if settings.host is None and settings.language_model == "smollm2":
-            smollm2.check()
     else:
-        check_own_data(settings, TASKS, "InstructBLIP")
+        check_own_data(settings, TASKS, hosts.wanted("petal"))
         for task, metric in settings.metrics.items():
             if metric not in METRICS:
                 raise UserError(f"metrics.{task} must be one of {', '.join(METRICS)}; got {metric!r}")
-    if settings.host is not None:
-        host.load_tokenizers(settings.host)
 
 
-def load(settings):
+def load(settings, host):
     """The :class:`RunData` that ``settings`` ask for; :class:`UserError` for what is missing or does not fit."""
-    return easy_vqa_data(settings) if settings.data == "easy-vqa" else own_data(settings)
+    return easy_vqa_data(settings, host) if settings.data == "easy-vqa" else own_data(settings, host)
 
 
-def easy_vqa_data(settings):
+def easy_vqa_data(settings, host):
     """easy-VQA: the whole of VQA as the task to tune on; captions, "what" questions and words to pretrain a host with.
 
     A host that reads pixels gets the image files, any other their features.
     """
     source = load_easy_vqa(settings)
-    tokenizers = _own_tokenizers(source, settings) if settings.host is None else host.load_tokenizers(settings.host)
+    tokenizers = _own_tokenizers(source, settings) if settings.host is None else host.tokenizers(settings.host)
     features = source.features
     if tokenizers.image_processor is not None:
         features = ImageFiles(packages.require("easy-vqa")["easy_vqa"] / "data", tokenizers.image_processor)
@@ -95,9 +91,9 @@ def _own_tokenizers(source, settings):
     return Tokenizers(smollm2.tokenizer() if settings.language_model == "smollm2" else qformer, qformer)
 
 
-def own_data(settings):
+def own_data(settings, host):
     """The tasks under ``data_dir`` with image files, for a pretrained host: :mod:`petx.data.image_text`."""
-    tokenizers = host.load_tokenizers(settings.host)
+    tokenizers = host.tokenizers(settings.host)
     if tokenizers.image_processor is None:
         raise UserError(
             f"host: {settings.host} was trained on features; data {settings.data} needs one that reads images"

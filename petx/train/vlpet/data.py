@@ -4,33 +4,33 @@ from pathlib import Path
 
 import torch
 
+from petx import hosts
 from petx.data import image_text, video_text
 from petx.data.image_text import PROMPTS
 from petx.data.tasks import Task
 from petx.data.tokenizer import unknown_words, word_tokenizer
 from petx.errors import UserError
 from petx.train.data import MAX_ANSWER, RunData, check_easy_vqa, check_own_data, encode_image, load_easy_vqa
-from petx.train.vlpet import host
 
 _FORMATS = {"image-text": image_text, "video-text": video_text}
 
 
-def check_available(settings):
+def check_data(settings):
     """Raise :class:`UserError` if something the run will read is missing or too small, before any work."""
     if settings.data == "easy-vqa":
         check_easy_vqa(settings)
     else:
-        check_own_data(settings, _FORMATS[settings.data].OPTIONS, "BART or T5")
+        check_own_data(settings, _FORMATS[settings.data].OPTIONS, hosts.wanted("vlpet"))
 
 
-def load(settings):
+def load(settings, host):
     """The :class:`RunData` that ``settings`` ask for; :class:`UserError` for what is missing or does not fit."""
-    return easy_vqa_data(settings) if settings.data == "easy-vqa" else own_data(settings)
+    return easy_vqa_data(settings) if settings.data == "easy-vqa" else own_data(settings, host)
 
 
-def own_data(settings):
+def own_data(settings, host):
     """The tasks under ``data_dir``, for a pretrained host: :mod:`petx.data.image_text`, :mod:`petx.data.video_text`."""
-    tokenizer = host.pretrained_tokenizer(settings)
+    tokenizer = host.pretrained_tokenizers(settings)
     form = _FORMATS[settings.data]
     folder = Path(settings.features_dir or Path(settings.data_dir, form.FEATURES_DIR))
     features = form.Features(folder, settings.feature_width, settings.visual_tokens)
