@@ -1,5 +1,5 @@
 # The few commands of daily work; CONTRIBUTING.md explains them. They use the activated environment.
-.PHONY: help build test test-fast style fix types kernels mutants bench ci
+.PHONY: help build test test-fast style fix types kernels mutants docs bench ci
 
 help:  ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' Makefile | expand -t 14
@@ -32,6 +32,9 @@ kernels:  ## compile the CUDA kernels without a GPU (needs nvcc), and run them i
 
 mutants:  ## mutation tests of the CUDA kernels (hours; --only NAME in tests/emulator/mutants.py runs some)
 	python -m tests.emulator.mutants
+
+docs:  ## the API site, into site/
+	NO_MKDOCS_2_WARNING=1 python -m mkdocs build --strict
 
 bench:  ## the main benchmarks
 	petx bench --quick

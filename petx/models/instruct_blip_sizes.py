@@ -46,6 +46,7 @@ INSTRUCT_BLIPS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
+"""name -> class name of the language model's configuration, and its fields."""
 
 
 def build_instruct_blip(language_model: str) -> "transformers.InstructBlipForConditionalGeneration":

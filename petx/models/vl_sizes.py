@@ -46,9 +46,10 @@ BACKBONES: dict[str, dict[str, Any]] = {
         },
     },
 }
+"""name -> ``model`` and ``config`` classes and the configuration's ``facts``."""
 
-# Width of the visual features: CLIP-RN101's grid for images, CLIP-ViT's frames for video.
 FEATURES: dict[str, int] = {"image": 2048, "video": 512}
+"""Width of the visual features: CLIP-RN101's grid for images, CLIP-ViT's frames for video."""
 
 
 def build_skeleton(

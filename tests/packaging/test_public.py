@@ -55,7 +55,9 @@ class TestPackage:
             for alias in node.names
         }
         (listed,) = (
-            node.value for node in face(name).body if isinstance(node, ast.Assign) and node.targets[0].id == "__all__"
+            node.value
+            for node in face(name).body
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
         )
         assert set(ast.literal_eval(listed)) - imported == set()
 
@@ -71,6 +73,13 @@ class TestPackage:
                 missing += [text for text, part in documented.items() if not (part.__doc__ or "").strip()]
                 inspect.signature(thing)
         assert missing == []
+
+
+@pytest.mark.parametrize("name", FACES)
+def test_api_site_has_a_page(name):
+    page = (ROOT / "docs" / "api" / f"{name}.md").read_text(encoding="utf-8")
+    assert f"::: petx.{name}\n" in page
+    assert f"api/{name}.md" in (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
 
 
 USER = """\
