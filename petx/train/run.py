@@ -36,7 +36,9 @@ class Run:
 
     def __init__(self, recipe: Recipe, settings: Common) -> None:
         self.recipe, self.settings, self.out = recipe, settings, Path(settings.output_dir)
-        self.host = self.data = self.host_folder = None
+        self.host: Any = None
+        self.data: Any = None
+        self.host_folder: Any = None
 
     def baseline(self, arm: str) -> Baseline:
         """The baseline called ``arm``."""
