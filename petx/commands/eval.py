@@ -20,7 +20,7 @@ def run(args: argparse.Namespace) -> int:
     loaded = tuned.load(Path(args.adapter))
     run = Run(loaded.recipe, loaded.settings)
     run.prepare()
-    tasks = getattr(run.recipe.load_data(run.settings, run.host), args.split)
+    tasks = getattr(run.load_data(), args.split)
     beams = args.num_beams or loaded.settings.num_beams
     scored = scoring.scores(
         loaded.model, tasks, loaded.tokenizer, batch_size=loaded.settings.eval_batch_size, num_beams=beams

@@ -1,5 +1,6 @@
 """What hosts share that read an image and an instruction in front of a language model: batches, losses, generating."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,15 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoProcessor, PreTrainedModel
 from transformers.utils import logging
 
-from petx.data.instructions import Tokenizers
-from petx.data.tasks import IGNORED
+from petx.data.batches import IGNORED
+from petx.data.examples import Example
+from petx.data.instructions import InstructTask
+from petx.data.stores import ImageFiles
+from petx.data.tokenizers import Tokenizers, unknown_words
 from petx.errors import UserError
 from petx.hosts.base import Host
+
+MAX_ANSWER = 4  # tokens of an answer of petx predict, unless settings allow more
 
 
 class Instructed(Host):
@@ -73,6 +79,51 @@ class Instructed(Host):
         """The class of the model in ``folder``."""
         return cls.model_class
 
+    @classmethod
+    def adapted(cls, spec: Any, settings: Any) -> Any:
+        target = settings.max_target.get(spec.name, spec.max_target)
+        return dataclasses.replace(spec, max_target=target, metric=settings.metrics.get(spec.name, spec.metric))
+
+    @classmethod
+    def store(cls, spec: Any, settings: Any, tokenizer: Tokenizers, split: str) -> ImageFiles:
+        """Image files; those of training are augmented."""
+        if tokenizer.image_processor is None:
+            raise UserError(
+                f"host: {settings.host} was trained on features; data {settings.data} needs one that reads images"
+            )
+        folder = Path(settings.images_dir or Path(settings.data_dir, "images"))
+        return ImageFiles(folder, tokenizer.image_processor, settings.augment if split == "train" else "none")
+
+    @classmethod
+    def dataset(
+        cls, spec: Any, examples: list[Example], store: Any, tokenizer: Tokenizers, settings: Any, split: str
+    ) -> InstructTask:
+        """The question stands in the templates of ``spec``, or in those of ``settings`` for ``split``."""
+        if settings.targets == "first" if split == "train" else spec.metric == "exact":
+            examples = [_first_answer(example) for example in examples]
+        templates = spec.templates or settings.task_instructions.get(spec.name, settings.instructions)
+        if split == "pretraining" and not spec.templates:
+            templates = settings.instructions[:1]
+        elif split in ("dev", "test") and settings.eval_instructions:
+            templates = settings.eval_instructions
+        limits = dict(metric=spec.metric, max_target=spec.max_target, loss=spec.loss)
+        return _task(settings, spec.name, examples, store, tokenizer, templates, **limits)
+
+    @classmethod
+    def question_item(
+        cls, source: Any, settings: Any, tokenizer: Tokenizers, image: str, question: str
+    ) -> dict[str, Any]:
+        unknown = []
+        if tokenizer.image_processor is not None:
+            pixels, _ = ImageFiles(".", tokenizer.image_processor).read(Path(image))
+        else:
+            pixels = source.encode(image, settings)[0][0]
+            unknown = unknown_words(question, tokenizer.qformer)
+        templates = settings.eval_instructions or settings.instructions
+        task = _task(settings, "vqa", [], None, tokenizer, templates, max_target=MAX_ANSWER, metric="exact")
+        limit = settings.generation.get("max_new_tokens", max([MAX_ANSWER, *settings.max_target.values()]))
+        return task.item(pixels, question) | {"max_target": limit, "unknown": unknown}
+
     def collate(self, items: list[dict]) -> dict[str, Any]:
         batch = self._images_and_instructions(items)
         prompts, answers = [self._prompt(item) for item in items], [item["labels"] for item in items]
@@ -110,6 +161,28 @@ class Instructed(Host):
 
     def _images_and_instructions(self, items: list[dict]) -> dict[str, torch.Tensor]:
         return {"pixel_values": torch.stack([item["pixel_values"] for item in items])}
+
+
+def _first_answer(example: Example) -> Example:
+    """``example`` with the first of its answers alone: the first annotator's if they are given."""
+    first = example.references[0] if example.references else example.answers[0][0]
+    return dataclasses.replace(example, answers=((first, 1.0 if first else example.answers[0][1]),))
+
+
+def _task(
+    settings: Any, name: str, examples: list[Example], store: Any, tokenizers: Tokenizers, templates: Any, **limits: Any
+) -> InstructTask:
+    return InstructTask(
+        name,
+        examples,
+        store,
+        tokenizers,
+        templates=templates,
+        clean=settings.clean_instructions,
+        max_text=settings.max_text,
+        generation=settings.generation,
+        **limits,
+    )
 
 
 def padded(sequences: list[torch.Tensor], padding: int, side: str = "right") -> tuple[torch.Tensor, torch.Tensor]:

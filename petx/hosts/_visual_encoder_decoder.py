@@ -1,5 +1,6 @@
 """What the visual BART and T5 share as hosts: tokens for the visual embedding, batches, LoRA's targets."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,15 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
-from petx.data.tasks import IGNORED
+from petx.data.batches import IGNORED
+from petx.data.examples import Example
+from petx.data.task import Task
+from petx.data.tokenizers import unknown_words, word_tokenizer
 from petx.errors import UserError
 from petx.hosts.base import Host
 
 PROJECTOR = "visual_embedding"
+MAX_ANSWER = 4  # tokens of an answer of petx predict
 
 
 class VisualEncoderDecoder(Host):
@@ -70,6 +75,41 @@ class VisualEncoderDecoder(Host):
         logging.set_verbosity_warning()
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
         return model
+
+    lessons = ("caption", "what")
+
+    @classmethod
+    def small_tokenizer(cls, texts: list[str], settings: Any, visual_tokens: int) -> Any:
+        return word_tokenizer(["vqa: ", "caption: ", *texts], visual_tokens=visual_tokens)
+
+    @classmethod
+    def store(cls, spec: Any, settings: Any, tokenizer: Any, split: str) -> Any:
+        folder = Path(settings.features_dir or Path(settings.data_dir, spec.store.default_folder))
+        return spec.store(folder, settings.feature_width, settings.visual_tokens)
+
+    @classmethod
+    def dataset(cls, spec: Any, examples: list[Example], store: Any, tokenizer: Any, settings: Any, split: str) -> Task:
+        """The task's prompt stands in front of every text."""
+        examples = [dataclasses.replace(example, text=spec.prompt + example.text) for example in examples]
+        return Task(spec.name, examples, store, tokenizer, **spec.limits())
+
+    @classmethod
+    def question_item(cls, source: Any, settings: Any, tokenizer: Any, image: str, question: str) -> dict[str, Any]:
+        if not source.encodes_images:
+            raise UserError("petx predict encodes images by EfficientNet-Lite0, which this model was not trained with")
+        features, boxes = source.encode(image, settings)
+        task = Task("vqa", [], None, tokenizer, max_target=MAX_ANSWER, metric="exact")
+        return {
+            "input_ids": task.encode("vqa: " + question),
+            "labels": task.encode(""),
+            "visual_features": features[0],
+            "boxes": boxes[0],
+            "image_ids": torch.zeros(len(boxes[0]), dtype=torch.long),
+            "weight": 1.0,
+            "loss": "sample",
+            "max_target": MAX_ANSWER,
+            "unknown": unknown_words(question, tokenizer),
+        }
 
     @classmethod
     def always(cls, model: nn.Module) -> list[nn.Module]:

@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from petx.data.tasks import IGNORED
+from petx.data.batches import IGNORED
+from petx.data.examples import Example
+from petx.data.task import Task
 
 
 class Host:
@@ -26,6 +28,7 @@ class Host:
         has_qformer: whether there is a Q-Former, which some baselines need.
         full_words: what follows "full tuning" in a table.
         inputs: entries of a batch that generating needs.
+        lessons: what its small version is pretrained on, of easy-VQA's.
     """
 
     methods: ClassVar[tuple[str, ...]]
@@ -38,6 +41,7 @@ class Host:
     has_qformer: ClassVar[bool] = False
     full_words: ClassVar[str] = ""
     inputs: ClassVar[tuple[str, ...]]
+    lessons: ClassVar[tuple[str, ...]] = ()
 
     pad: int  # token that fills up texts
     start: int | None  # first token of a decoder
@@ -85,6 +89,36 @@ class Host:
         """A model like ``model`` without memory for its parameters, to count on."""
         with torch.device("meta"):
             return type(model)(model.config)
+
+    # ---- its data ----
+
+    @classmethod
+    def small_tokenizer(cls, texts: list[str], settings: Any, visual_tokens: int) -> Any:
+        """Tokenizer of the small host over the words of ``texts`` and of what the host itself says."""
+        raise NotImplementedError
+
+    @classmethod
+    def adapted(cls, spec: Any, settings: Any) -> Any:
+        """``spec`` (:class:`petx.tasks.TaskSpec`) as ``settings`` change it; by default as it is."""
+        return spec
+
+    @classmethod
+    def store(cls, spec: Any, settings: Any, tokenizer: Any, split: str) -> Any:
+        """What reads the features or pixels of ``spec`` below ``settings.data_dir``."""
+        raise NotImplementedError
+
+    @classmethod
+    def dataset(cls, spec: Any, examples: list[Example], store: Any, tokenizer: Any, settings: Any, split: str) -> Task:
+        """``examples`` of ``spec`` as this host reads them; ``split``: train, dev, test or pretraining."""
+        raise NotImplementedError
+
+    @classmethod
+    def question_item(cls, source: Any, settings: Any, tokenizer: Any, image: str, question: str) -> dict[str, Any]:
+        """An item of one question on an image file, for ``petx predict``; ``source``: :class:`petx.tasks.Source`.
+
+        Beside what batches are made of it has ``max_target``, and ``unknown``: words the vocabulary lacks.
+        """
+        raise NotImplementedError
 
     # ---- its parts ----
 

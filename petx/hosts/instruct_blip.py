@@ -4,15 +4,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import AddedToken
 from torch import nn
 from transformers import AutoConfig, AutoProcessor, LlamaConfig, T5Config
 from transformers.utils import logging
 
 from petx.data import smollm2
-from petx.data.instructions import QFORMER_TOKENIZER, Tokenizers
+from petx.data.tokenizers import QFORMER_TOKENIZER, Tokenizers, word_tokenizer
 from petx.errors import UserError
 from petx.hosts._instructed import WithQFormer, padded
 from petx.models import FeatureInstructBlip, InstructBlip, feature_config
+from petx.tasks.easy_vqa import LESSONS
 
 LEAST_STD = 1e-2  # features that never move are not blown up
 FEATURES = FeatureInstructBlip.config_class.model_type
@@ -64,6 +66,17 @@ class InstructBlipHost(WithQFormer):
     @classmethod
     def class_of(cls, folder: str | Path) -> type[InstructBlip]:
         return FeatureInstructBlip if AutoConfig.from_pretrained(folder).model_type == FEATURES else InstructBlip
+
+    lessons = ("caption", "what", "words")
+
+    @classmethod
+    def small_tokenizer(cls, texts: list[str], settings: Any, visual_tokens: int) -> Tokenizers:
+        """Words for the Q-Former, and for the language model unless that is SmolLM2, which brings its own."""
+        own = [template.replace("{q}", "") for spec in LESSONS.values() for template in spec.templates]
+        texts = [*own, *settings.instructions, *settings.eval_instructions, *texts]
+        qformer = word_tokenizer(texts, visual_tokens=0)
+        qformer.add_tokens([AddedToken(smollm2.IMAGE_TOKEN, special=True)], special_tokens=True)
+        return Tokenizers(smollm2.tokenizer() if settings.language_model == "smollm2" else qformer, qformer)
 
     @classmethod
     def small(cls, settings: Any, data: Any) -> nn.Module:

@@ -6,7 +6,7 @@ import matplotlib
 import torch
 from PIL import Image
 
-from petx import hosts
+from petx import hosts, tasks
 from petx.files import written_whole
 
 matplotlib.use("Agg")
@@ -24,7 +24,7 @@ class Answer:
 def answer(loaded, image, question, num_beams=1):
     """:class:`Answer` of ``loaded`` (:class:`petx.train.tuned.Tuned`) to ``question`` on the file ``image``."""
     model, tokenizer = loaded.model, loaded.tokenizer
-    item = loaded.recipe.question_item(loaded, image, question)
+    item = loaded.host.question_item(tasks.source(loaded.settings.data), loaded.settings, tokenizer, image, question)
     host = hosts.bound(model, tokenizer)
     prompt = host.prompts([item])
     tokens = host.generate(model, prompt, num_beams=num_beams, max_new_tokens=item["max_target"])

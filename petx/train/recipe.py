@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from petx import hosts
+from petx import hosts, tasks
 from petx.baselines import Baseline
 from petx.baselines import of_method as baselines_of
 from petx.errors import UserError
@@ -34,10 +34,12 @@ class Recipe:
 
     def prepared_host(self, settings: Common) -> type[Host]:
         """The host of ``settings``; :class:`UserError` if something the run will read is missing, before any work."""
-        self.check_data(settings)
+        tasks.source(settings.data).check(settings)
         host = hosts.find(self.small_host) if settings.host is None else self.given_host(settings)
         host.check(settings)
         for arm in settings.all_arms:
+            if self.baselines[arm].random_host and settings.host is not None:
+                raise UserError(f"arm {arm} is for the small host of easy-vqa")
             if self.baselines[arm].needs_qformer and not host.has_qformer:
                 raise UserError(f"arm {arm} needs a host with a Q-Former, and {host.words} has none")
         return host
@@ -47,21 +49,6 @@ class Recipe:
         host = hosts.of_checkpoint(settings.host, self.name)
         host.pretrained_tokenizers(settings)
         return host
-
-    def check_data(self, settings: Common) -> None:
-        """Raise :class:`UserError` if data is missing."""
-        raise NotImplementedError
-
-    def load_data(self, settings: Common, host: type[Host]) -> Any:
-        """:class:`petx.train.data.RunData` for ``host``."""
-        raise NotImplementedError
-
-    def question_item(self, loaded: Any, image: str, question: str) -> dict[str, Any]:
-        """An item of one question on an image file, for ``petx predict`` (``loaded``: :class:`petx.train.tuned.Tuned`).
-
-        Beside what the host's batches are made of it has ``max_target``, and ``unknown``: words the vocabulary lacks.
-        """
-        raise NotImplementedError
 
     def trainer(
         self,

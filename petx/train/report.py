@@ -60,7 +60,7 @@ def aligned(header, lines):
 
 def notes(run, results):
     """The caveats that belong beside the table, or nothing where the data is the user's own."""
-    if run.settings.data != "easy-vqa":
+    if not run.source.caveats:
         return ""
     count = max(map(len, results["arms"].values()))
     one = "One seed: differences under a point mean little (--seeds 3)."

@@ -11,11 +11,12 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import Seq2SeqTrainingArguments
 
-from petx import baselines
+from petx import baselines, tasks
 from petx._quiet import ignore_known_warnings
 from petx.baselines import Baseline
 from petx.errors import UserError
 from petx.files import write_json
+from petx.tasks import RunData
 from petx.train import plots, report, stages
 from petx.train.recipe import Recipe
 from petx.train.settings import Common
@@ -29,13 +30,15 @@ class Run:
         recipe: :class:`petx.train.recipe.Recipe`.
         settings: :class:`petx.train.settings.Common` of that recipe.
         out: output folder.
+        source: :class:`petx.tasks.Source` that ``settings.data`` names.
         host: class of :class:`petx.hosts.Host` that ``settings`` name; None until it is known to be there.
-        data: :class:`petx.train.data.RunData`; None until it is loaded.
+        data: :class:`petx.tasks.RunData`; None until it is loaded.
         host_folder: folder or hub name of the frozen host; None until it is prepared.
     """
 
     def __init__(self, recipe: Recipe, settings: Common) -> None:
         self.recipe, self.settings, self.out = recipe, settings, Path(settings.output_dir)
+        self.source = tasks.source(settings.data)
         self.host: Any = None
         self.data: Any = None
         self.host_folder: Any = None
@@ -74,6 +77,11 @@ class Run:
         """Find the host and check that everything is there that will be read, before any work."""
         self.host = self.recipe.prepared_host(self.settings)
 
+    def load_data(self) -> RunData:
+        """:attr:`data`, as the host reads it."""
+        self.data = self.source.load(self.settings, self.host)
+        return self.data
+
     def main(self) -> int:
         """:meth:`execute`, with words for an interruption and a full disk; returns the exit code."""
         resume = f"What was finished, and the last whole checkpoint, is in {self.out}; --resume goes on from there."
@@ -99,7 +107,7 @@ class Run:
         if getattr(settings, "notice", None):
             stages.say(f"This takes longer: {settings.notice}.")
         with state.main_process_first():  # the first writes the features to the cache, the others read them there
-            self.data = self.recipe.load_data(settings, self.host)
+            self.load_data()
         if state.is_main_process:
             write_json(out / stages.SETTINGS, dataclasses.asdict(settings))
         self.host_folder = stages.prepare_host(self)

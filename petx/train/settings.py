@@ -13,6 +13,7 @@ from petx import baselines
 from petx.errors import UserError
 from petx.options import option
 
+PRESETS = Path(__file__).parents[1] / "recipes"  # a folder each recipe
 PLAIN = ("output_dir", "resume")  # flags whose value is not read as YAML
 
 
@@ -24,7 +25,6 @@ class Common:
     """
 
     recipe: typing.ClassVar[str]  # its name: petx train NAME
-    presets: typing.ClassVar[Path]  # folder of its presets
     default_preset: typing.ClassVar[str] = "easy-vqa"
     positive: typing.ClassVar[tuple] = (  # must be at least 1 where they are not None
         *("seeds", "steps", "epochs", "batch_size", "host_steps", "host_batch_size"),
@@ -125,6 +125,7 @@ def parse(kind, argv=None, description=None):
     names = f"one of {', '.join(presets(kind))} (default: {kind.default_preset})"
     parser.add_argument("--preset", default=kind.default_preset, metavar="NAME", help=names)
     parser.add_argument("--config", metavar="FILE", help="YAML file of settings, over the preset")
+    parser.add_argument("--list", action=_List, kind=kind, help="show tasks, baselines, hosts and presets, and stop")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="one setting; KEY.SUBKEY too")
     for field in dataclasses.fields(kind):
         flag = field.metadata.get("flag", field.name)
@@ -137,7 +138,7 @@ def parse(kind, argv=None, description=None):
     preset, config, assignments = given.pop("preset"), given.pop("config", None), given.pop("set")
     values = read_preset(kind, preset)
     if config is not None:
-        values = _laid_over(values, _read_yaml(Path(config)))
+        values = _laid_over(values, _extended(kind, Path(config), ()))
     for assignment in assignments:
         values = _laid_over(values, _assigned(values, assignment))
     fields = {field.name: field for field in dataclasses.fields(kind)}
@@ -145,14 +146,54 @@ def parse(kind, argv=None, description=None):
     return checked(kind, {"output_dir": kind.default_folder(preset)} | _laid_over(values, flags))
 
 
-def presets(kind):
-    return sorted(path.stem for path in kind.presets.glob("*.yaml"))
+class _List(argparse.Action):
+    """Prints what there is to choose from, as ``--help`` prints the settings."""
+
+    def __init__(self, *args, kind, **kwargs):
+        super().__init__(*args, nargs=0, **kwargs)
+        self.kind = kind
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        from petx.train.listing import listing
+
+        print(listing(self.kind))
+        parser.exit()
 
 
-def read_preset(kind, name):
+def presets(kind: type[Common]) -> list[str]:
+    """Names of the presets of a recipe; files that begin with an underscore are only there to be extended."""
+    return sorted(path.stem for path in (PRESETS / kind.recipe).glob("[!_]*.yaml"))
+
+
+def read_preset(kind: type[Common], name: str) -> dict[str, typing.Any]:
+    """The settings of the preset ``name``, over those of the preset that it ``extends``, and so on."""
     if name not in presets(kind):
         raise UserError(f"unknown preset {name!r}; there are: {', '.join(presets(kind))}")
-    return _read_yaml(kind.presets / f"{name}.yaml")
+    return _extended(kind, PRESETS / kind.recipe / f"{name}.yaml", ())
+
+
+def preset_line(kind: type[Common], name: str) -> str:
+    """The first line of a preset, its comment, for listings."""
+    return (PRESETS / kind.recipe / f"{name}.yaml").read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
+
+
+def _extended(kind, path, extending):
+    """The settings in the file ``path``, over those that it extends: a preset's name, or a file beside it."""
+    if path in extending:
+        raise UserError(f"{path}: extends itself, by way of {', '.join(str(one) for one in extending)}")
+    values = _read_yaml(path)
+    base = values.pop("extends", None)
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise UserError(f"{path}: extends must be the name of a preset or a file, got {base!r}")
+    beside = path.parent / base
+    if beside.suffix in (".yaml", ".yml"):
+        return _laid_over(_extended(kind, beside, (*extending, path)), values)
+    preset = PRESETS / kind.recipe / f"{base}.yaml"
+    if not preset.is_file():
+        raise UserError(f"{path}: extends unknown preset {base!r}; there are: {', '.join(presets(kind))}")
+    return _laid_over(_extended(kind, preset, (*extending, path)), values)
 
 
 def checked(kind, values):

@@ -12,7 +12,7 @@ from accelerate import PartialState
 from transformers import set_seed
 
 from petx.baselines._sizes import counts
-from petx.data.tasks import RoundRobinBatches
+from petx.data.batches import RoundRobinBatches
 from petx.errors import UserError
 from petx.files import require_writable, write_json, written_whole
 from petx.train import checkpoints, scoring, tuned

@@ -13,7 +13,7 @@ from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
 from transformers.trainer_callback import PrinterCallback, TrainerCallback
 
 from petx import hosts
-from petx.data.tasks import IGNORED, RoundRobinBatches, TaskMixture
+from petx.data.batches import IGNORED, RoundRobinBatches, TaskMixture
 from petx.errors import UserError
 from petx.files import written_whole
 from petx.train import checkpoints, scoring

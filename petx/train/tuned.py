@@ -27,6 +27,7 @@ class Tuned:
     settings: Common
     manifest: dict[str, Any]
     recipe: Recipe
+    host: type[hosts.Host]
 
 
 def save(model, folder, host_folder, *, arm, seed, settings, scores):
@@ -71,4 +72,4 @@ def load(folder):
     else:
         model = baselines.find(manifest["arm"], recipe.name).build(host, model, settings)
         checkpoints.load_trainable(model, folder)
-    return Tuned(model.eval(), host.tokenizers(host_folder), settings, manifest, recipe)
+    return Tuned(model.eval(), host.tokenizers(host_folder), settings, manifest, recipe, host)

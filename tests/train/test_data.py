@@ -13,9 +13,10 @@ from PIL import Image
 
 from petx import files
 from petx.cli import main as petx
-from petx.data import cache, easy_vqa, features, packages
-from petx.data.easy_vqa import Question
+from petx.data import cache, features, packages
 from petx.errors import UserError
+from petx.tasks import easy_vqa
+from petx.tasks.easy_vqa import Question
 
 # ---- cache ----
 

@@ -142,7 +142,7 @@ def test_decoder_only_language_models(petx_cache, tmp_path, monkeypatch, languag
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     from petx.data import smollm2
-    from petx.data.tokenizer import word_tokenizer
+    from petx.data.tokenizers import word_tokenizer
 
     monkeypatch.setenv("PETX_CACHE", str(petx_cache))
     if language_model == "smollm2":

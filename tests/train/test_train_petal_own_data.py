@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from petx import hosts
 from petx.baselines._sizes import ESTIMATORS
 from petx.cli import main as petx
-from petx.data.instructions import ImageFiles, instruction, plain
+from petx.data.instructions import instruction, plain
+from petx.data.stores import ImageFiles
 from petx.errors import UserError
 from petx.hosts.instruct_blip import HOST
 from petx.train import checkpoints, petal, stages, tuned
@@ -30,7 +31,7 @@ def mine(tmp_path_factory):
 def loaded_run(settings):
     run = Run(petal.RECIPE, settings)
     run.prepare()
-    run.data = run.recipe.load_data(settings, run.host)
+    run.load_data()
     return run
 
 

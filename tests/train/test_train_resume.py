@@ -22,7 +22,7 @@ def make_trainer(own, folder, *, steps=8, arm="vlpet", decay="clean", workers=0,
     more = dict(save_every=3, log_every=3, dropout=0.2, workers=workers, decay=decay)
     run = Run(vlpet.RECIPE, fixture.settings(own, folder, **more))
     run.prepare()
-    run.data = run.recipe.load_data(run.settings, run.host)
+    run.load_data()
     set_seed(7)
     model = run.baseline(arm).build(run.host, run.host.pretrained(run.settings, run.data.tokenizer), run.settings)
     args = run.training_arguments(folder, steps=steps, lr=1e-2, seed=7)

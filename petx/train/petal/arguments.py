@@ -2,9 +2,9 @@
 
 import dataclasses
 import functools
-from pathlib import Path
 from typing import ClassVar
 
+from petx import metrics, tasks
 from petx.data.instructions import instruction
 from petx.errors import UserError
 from petx.options import option
@@ -20,14 +20,13 @@ class Settings(Common):
     """Everything one run of PETAL's recipe depends on."""
 
     recipe: ClassVar[str] = "petal"
-    presets: ClassVar[Path] = Path(__file__).parent / "presets"
     positive: ClassVar[tuple] = ("rank", "expert_rank", "queries", "lm_layers", "layers", *Common.positive)
 
     # data
-    data: str = option("easy-vqa", "data set", choices=("easy-vqa", "image-text"))
+    data: str = option("easy-vqa", "data set", choices=tasks.kinds("petal"))
     images_dir: str | None = option(None, "own data: folder of the image files (default: images in DATA_DIR)")
     augment: str = option("none", "own data: what is done to training images", choices=("none", "crop", "crop-flip"))
-    metrics: dict = option({}, "own data: {task: exact, vqa, matches or caption}, over the task's own")
+    metrics: dict = option({}, "own data: {task: metric}, over the task's own")
     targets: str = option("sampled", "own data: which answer is trained on", choices=("sampled", "first"))
     instructions: list = option(
         ["{q}"], "instruction templates, a YAML list; several: one Q-Former pass each", sentences=True
@@ -116,6 +115,9 @@ class Settings(Common):
             raise UserError(f"ib_learnable and ib_sign are for ib=authors, got ib={self.ib}")
         if not 0 <= self.adapter_dropout < 1:
             raise UserError(f"adapter_dropout must be in [0, 1), got {self.adapter_dropout}")
+        for task, metric in self.metrics.items():
+            if metric not in metrics.names():
+                raise UserError(f"metrics.{task} must be one of {', '.join(metrics.names())}; got {metric!r}")
         if not self.instructions:
             raise UserError("instructions must name at least one template")
         for template in [*self.instructions, *self.eval_instructions, *sum(self.task_instructions.values(), [])]:

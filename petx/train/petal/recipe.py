@@ -5,9 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from petx.hosts import Host
-from petx.train.data import RunData
-from petx.train.petal import arguments, data
+from petx.train.petal import arguments
 from petx.train.petal.trainer import PetalTrainer
 from petx.train.recipe import Recipe
 from petx.train.settings import Common
@@ -44,15 +42,6 @@ _HOSTS = {
 class Petal(Recipe):
     name, settings, small_host = "petal", arguments.Settings, "instruct_blip"
     pretraining = "captions, 'what' questions and repeating words"
-
-    def check_data(self, settings: Common) -> None:
-        data.check_data(settings)
-
-    def load_data(self, settings: Common, host: type[Host]) -> RunData:
-        return data.load(settings, host)
-
-    def question_item(self, loaded: Any, image: str, question: str) -> dict[str, Any]:
-        return data.question_item(loaded, image, question)
 
     def trainer(
         self,

@@ -5,7 +5,7 @@ import math
 from torch.optim.lr_scheduler import LambdaLR
 
 from petx.baselines._sizes import ESTIMATORS
-from petx.data.tasks import RoundRobinBatches
+from petx.data.batches import RoundRobinBatches
 from petx.train.trainer import PetTrainer
 
 _EXEMPT = ("bias", "ln", "bn")  # parts of names, in the released code

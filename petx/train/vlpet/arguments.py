@@ -2,9 +2,9 @@
 
 import dataclasses
 import functools
-from pathlib import Path
 from typing import ClassVar
 
+from petx import tasks
 from petx.errors import UserError
 from petx.options import option
 from petx.train import settings
@@ -19,11 +19,10 @@ class Settings(Common):
     """Everything one run of VL-PET's recipe depends on."""
 
     recipe: ClassVar[str] = "vlpet"
-    presets: ClassVar[Path] = Path(__file__).parent / "presets"
     positive: ClassVar[tuple] = ("rank", "heads", *Common.positive)
 
     # data
-    data: str = option("easy-vqa", "data set", choices=("easy-vqa", "image-text", "video-text"))
+    data: str = option("easy-vqa", "data set", choices=tasks.kinds("vlpet"))
     features_dir: str | None = option(None, "folder of the feature files (default: in DATA_DIR)")
     visual_tokens: int = option(4, "visual tokens an image or video; longer features are max-pooled to this many")
 

@@ -4,11 +4,9 @@ from typing import Any
 
 from torch import nn
 
-from petx.hosts import Host
-from petx.train.data import RunData
 from petx.train.recipe import Recipe
 from petx.train.settings import Common
-from petx.train.vlpet import arguments, data
+from petx.train.vlpet import arguments
 from petx.train.vlpet.trainer import VLPetTrainer
 
 _NOTES = """\
@@ -34,15 +32,6 @@ What these numbers show, and what they do not:
 class VLPet(Recipe):
     name, settings, small_host = "vlpet", arguments.Settings, "vl_bart"
     columns = (("of that projector", "projector"),)
-
-    def check_data(self, settings: Common) -> None:
-        data.check_data(settings)
-
-    def load_data(self, settings: Common, host: type[Host]) -> RunData:
-        return data.load(settings, host)
-
-    def question_item(self, loaded: Any, image: str, question: str) -> dict[str, Any]:
-        return data.question_item(loaded, image, question)
 
     def trainer(
         self,

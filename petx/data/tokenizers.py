@@ -1,10 +1,13 @@
-"""A word-level tokenizer made from the texts of a data set: enough for a host of a few dozen words."""
+"""A word-level tokenizer made from the texts of a data set, and the two tokenizers of a host with a Q-Former."""
 
+import dataclasses
 import re
+from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+QFORMER_TOKENIZER = "qformer_tokenizer"  # subfolder, as InstructBLIP's processor keeps it
 _PIECE = r"\w+|[^\w\s]"
 
 
@@ -34,3 +37,27 @@ def word_tokenizer(texts, visual_tokens):
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 2)])
     names = dict(zip(("bos_token", "pad_token", "eos_token", "unk_token"), special, strict=True))
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+
+
+@dataclasses.dataclass
+class Tokenizers:
+    """The language model's tokenizer and the Q-Former's, and the host's image processor where it reads pixels."""
+
+    text: object
+    qformer: object
+    image_processor: object = None
+
+    def __getattr__(self, name):
+        if name.startswith("__") or "text" not in self.__dict__:
+            raise AttributeError(name)
+        return getattr(self.text, name)  # pad_token_id, batch_decode and the like are the language model's
+
+    def save_pretrained(self, folder):
+        self.text.save_pretrained(folder)
+        self.qformer.save_pretrained(Path(folder, QFORMER_TOKENIZER))
+
+    @classmethod
+    def from_pretrained(cls, folder):
+        return cls(
+            AutoTokenizer.from_pretrained(folder), AutoTokenizer.from_pretrained(folder, subfolder=QFORMER_TOKENIZER)
+        )

@@ -1,90 +1,22 @@
-"""Scores of generated answers and captions: VQA soft accuracy, exact match, BLEU, ROUGE-L and CIDEr-D."""
+"""Captions against references: CIDEr-D, BLEU and ROUGE-L as the COCO evaluation computes them on the same words."""
 
 import math
 import re
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 
-__all__ = [
-    "bleu",
-    "cider_d",
-    "exact_match",
-    "match_accuracy",
-    "normalize_answer",
-    "rouge_l",
-    "vqa_accuracy",
-    "vqa_scores",
-]
+from petx.data.examples import Example
+from petx.metrics._mean import mean
 
-_NUMBERS = {word: str(i) for i, word in enumerate("zero one two three four five six seven eight nine ten".split())}
-_NUMBERS["none"] = "0"
-_ARTICLES = {"a", "an", "the"}
-_CONTRACTIONS = {
-    word.replace("'", ""): word
-    for word in (
-        "ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd how'll how's "
-        "i'm i've isn't it'd it'll let's ma'am might've mightn't must've mustn't needn't not've o'clock shan't she'd "
-        "should've shouldn't somebody's someone's something's that's there'd there're there's they'd they'll they're "
-        "they've wasn't we've weren't what'll what're what's what've when's where'd where's where've who'd who'll "
-        "who's who've why'll why're why's won't would've wouldn't y'all you'd you'll you're you've"
-    ).split()
-}
-_PUNCTUATION = r"""[;/\[\]"{}()=+\\_\-><@`,?!:*&%$#~^|]"""
+__all__ = ["bleu", "caption_words", "cider_d", "rouge_l", "score"]
 
 
-def normalize_answer(text):
-    """An answer as the VQA evaluation compares it: lower case, no articles or punctuation, digits, full contractions.
-
-    A punctuation mark beside a space or an end vanishes, one inside a word becomes a space; a comma between digits
-    and a full stop that is no decimal point vanish.
-    """
-    text = re.sub(r"(?<=\d),(?=\d)", "", text.lower().replace("\n", " ").replace("\t", " ").strip())
-    # Between two other characters a mark becomes a space; beside a space or an end it goes.
-    text = re.sub(rf"(?<=\S){_PUNCTUATION}(?=\S)", " ", text)
-    text = re.sub(_PUNCTUATION, "", text)
-    text = re.sub(r"(?<!\d)\.|\.(?!\d)", "", text)
-    kept = [_NUMBERS.get(word, word) for word in text.split() if word not in _ARTICLES]
-    return " ".join(_CONTRACTIONS.get(word, word) for word in kept)
-
-
-def vqa_scores(annotations):
-    """``{normalised answer: soft accuracy}`` for one question's annotators' answers.
-
-    An answer scores min(matches / 3, 1) against each set that leaves one annotator out, averaged over the sets.
-    """
-    given = [normalize_answer(answer) for answer in annotations]
-    scores = {}
-    for answer, count in Counter(given).items():
-        without_one_of_it = min((count - 1) / 3, 1)
-        scores[answer] = (count * without_one_of_it + (len(given) - count) * min(count / 3, 1)) / len(given)
-    return scores
-
-
-def vqa_accuracy(predictions, annotations):
-    """Mean VQA soft accuracy; ``annotations`` holds one list of the annotators' answers (normally ten) a question."""
-    pairs = zip(predictions, annotations, strict=True)
-    return _mean([vqa_scores(answers).get(normalize_answer(prediction), 0.0) for prediction, answers in pairs])
-
-
-def match_accuracy(predictions, annotations):
-    """Mean of min(matches / 3, 1) over all annotators' answers, as A-OKVQA's direct answers are scored."""
-    scores = []
-    for prediction, answers in zip(predictions, annotations, strict=True):
-        given = [normalize_answer(answer) for answer in answers]
-        scores.append(min(given.count(normalize_answer(prediction)) / 3, 1.0))
-    return _mean(scores)
-
-
-def exact_match(predictions, answers):
-    """Share of predictions equal to their answer."""
-    return _mean([float(prediction == answer) for prediction, answer in zip(predictions, answers, strict=True)])
-
-
-def caption_words(text):
+def caption_words(text: str) -> list[str]:
     """Words of a caption, lower case, without punctuation. Simpler than the PTB tokenizer of the COCO evaluation."""
     return re.findall(r"[a-z0-9]+(?:'[a-z]+)?", text.lower())
 
 
-def bleu(captions, references, order=4):
+def bleu(captions: list[str], references: list[Iterable[str]], order: int = 4) -> list[float]:
     """Corpus BLEU-1 to BLEU-``order`` (Papineni et al., 2002), the closest reference's length for brevity.
 
     ``captions``: list of texts; ``references``: for each, a list of texts. A precision of zero counts as 1e-15 over its
@@ -109,7 +41,7 @@ def bleu(captions, references, order=4):
     return scores
 
 
-def rouge_l(captions, references, beta=1.2):
+def rouge_l(captions: list[str], references: list[Iterable[str]], beta: float = 1.2) -> float:
     """Mean ROUGE-L (Lin, 2004): F-measure of the longest common subsequence, with the references' best precision
     and best recall."""
     scores = []
@@ -121,10 +53,10 @@ def rouge_l(captions, references, beta=1.2):
             recall = max(recall, common / max(len(other), 1))
         weighted = recall + beta**2 * precision
         scores.append((1 + beta**2) * precision * recall / weighted if weighted else 0.0)
-    return _mean(scores)
+    return mean(scores)
 
 
-def cider_d(captions, references, order=4, sigma=6.0):
+def cider_d(captions: list[str], references: list[Iterable[str]], order: int = 4, sigma: float = 6.0) -> float:
     """Mean CIDEr-D (Vedantam et al., 2015), document frequencies from ``references``; 10 is a perfect match.
 
     The mean over n-gram orders and references of the cosine of clipped tf-idf vectors, times a Gaussian penalty on the
@@ -153,11 +85,7 @@ def cider_d(captions, references, order=4, sigma=6.0):
                     clipped = sum(min(value, other[gram]) * other[gram] for gram, value in hypothesis[n].items())
                     score += penalty * clipped / (hypothesis_norms[n] * norms[n])
         scores.append(10 * score / (order * len(texts)))
-    return _mean(scores)
-
-
-def _mean(values):
-    return sum(values) / len(values) if values else float("nan")
+    return mean(scores)
 
 
 def _ngrams(words, n):
@@ -175,3 +103,13 @@ def _common_subsequence(first, second):
         for j, other in enumerate(second):
             previous, row[j + 1] = row[j + 1], previous + 1 if word == other else max(row[j], row[j + 1])
     return row[-1]
+
+
+def score(predictions: list[str], examples: list[Example]) -> dict[str, float]:
+    """``cider``, ``bleu4`` and ``rouge_l`` in per cent; the first is the main one."""
+    references = [example.references for example in examples]
+    return {
+        "cider": 100 * cider_d(predictions, references),
+        "bleu4": 100 * bleu(predictions, references)[3],
+        "rouge_l": 100 * rouge_l(predictions, references),
+    }
