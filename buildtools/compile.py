@@ -139,4 +139,4 @@ def run_ninja(folder):
 
     jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
     if subprocess.run([Path(BIN_DIR, "ninja"), "-C", folder, *jobs]).returncode:
-        stop("compiling failed, the compiler's own words are above (MAX_JOBS=1 helps where memory ran out)")
+        stop("compiling failed, the compiler's own words are above (MAX_JOBS=1 helps if memory ran out)")

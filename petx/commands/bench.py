@@ -1,7 +1,8 @@
 """Measure petx's operations, layers and training steps against named peers on this machine.
 
 Writes results.json (after every case, so that an interrupted run keeps what it measured), report.md and plots into
---output-dir. Finds a GPU by itself; arms take turns in one run, so the ratios hold even if the times are disturbed.
+--output-dir. Finds a GPU by itself. petx and its peers take turns in one run, so the ratios hold even if the times are
+disturbed.
 
   petx bench --quick
   petx bench --output-dir now --compare then/results.json

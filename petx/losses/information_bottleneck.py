@@ -115,7 +115,7 @@ class InformationBottleneck(nn.Module):
             return self.kappa * term + (fit - fit.detach())
 
     def divergence(self, z: Tensor) -> Tensor:
-        r"""``KL(N(z, diag σ²) || N(0, I)) = ½ Σ (z² + σ² - 1 - log σ²)``, summed over a sample, averaged over them."""
+        r"""``KL(N(z, diag σ²) || N(0, I)) = ½ Σ (z² + σ² - 1 - log σ²)``, summed per sample, averaged over samples."""
         values = z.square() + self.log_variance.exp() - 1 - self.log_variance
         return 0.5 * values.flatten(1).sum(1).mean()
 

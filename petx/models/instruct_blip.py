@@ -95,8 +95,8 @@ class FeatureVision(nn.Module):
 class FeatureInstructBlip(InstructBlip):
     """InstructBLIP without a vision tower: ``pixel_values`` are image features ``[B, V, vision_config.hidden_size]``.
 
-    The query tokens begin at N(0, ``initializer_range``²); transformers leaves them at zero, where all queries of an
-    untrained Q-Former stay equal.
+    The query tokens begin at N(0, ``initializer_range``²); transformers leaves them at zero, which keeps all
+    queries of an untrained Q-Former equal.
     """
 
     config_class = FeatureInstructBlipConfig
@@ -122,7 +122,7 @@ def feature_config(
 ) -> FeatureInstructBlipConfig:
     """:class:`FeatureInstructBlipConfig` for features of ``width``; ``qformer`` are fields of its Q-Former.
 
-    ``image_token`` is the id that the language model's input holds ``queries`` times where the soft tokens go.
+    ``image_token`` is the id that the language model's input holds ``queries`` times, in place of the soft tokens.
     """
     return FeatureInstructBlipConfig(
         # Layers of a vision tower are never built; this is only the width of what the Q-Former reads.

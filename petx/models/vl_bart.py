@@ -26,7 +26,7 @@ class VLBartConfig(BartConfig):
 
 
 class VLBartEncoder(BartEncoder):
-    """BART's encoder; with ``vision [B, V, d]`` it runs on [text; vision], where only the text is normalised first."""
+    """BART's encoder; with ``vision [B, V, d]`` it runs on [text; vision] and normalises only the text."""
 
     def forward(
         self,
