@@ -3,7 +3,9 @@
 :func:`build` compiles kernels and emulator with g++ into one library, :class:`Emulator` calls it with torch tensors.
 """
 
+import contextlib
 import ctypes
+import fcntl
 import hashlib
 import os
 import subprocess
@@ -66,6 +68,21 @@ def build_kernels(library, csrc=CSRC, flags=FLAGS):
     return build([*sorted(csrc.glob("cuda/*/*.cu")), *sorted(HERE.glob("operations/*.cpp"))], library, csrc, flags)
 
 
+@contextlib.contextmanager
+def made_once(target):
+    """Yields a path to make ``target`` at, or None where it is there; others who want it wait."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with open(target.with_name(f"{target.name}.lock"), "w") as lock:
+        if not target.exists():
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if target.exists():
+            yield None
+            return
+        unfinished = target.with_name(f"{target.name}.{os.getpid()}")
+        yield unfinished
+        os.replace(unfinished, target)
+
+
 def kernels():
     """The library of :func:`build_kernels` for the sources as they are now, kept in the build folder."""
     folders = (CSRC / "cuda", CSRC / "kernels", HERE)
@@ -74,10 +91,10 @@ def kernels():
     for path in files:
         content.update(str(path).encode() + path.read_bytes())
     library = HERE.parents[1] / "build" / "emulator" / content.hexdigest()[:16] / "kernels.so"
-    if not library.is_file():
-        library.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
-            os.replace(build_kernels(Path(scratch, "kernels.so")), library)
+    with made_once(library) as unfinished:
+        if unfinished:
+            with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
+                os.replace(build_kernels(Path(scratch, "kernels.so")), unfinished)
     return library
 
 

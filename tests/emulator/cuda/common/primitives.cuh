@@ -134,7 +134,7 @@ struct alignas(16) Pack {
 
 template <class T>
 PETX_DEVICE void copy_async(Shared<Pack<T>> to, int i, const T* from, simt::Line line = simt::Line::current()) {
-  simt::copy_async(to.address(i), from, 16, line);
+  simt::copy_async(to.address(i), from, 16, line, 16);
 }
 PETX_DEVICE void commit_copies() { simt::commit_copies(); }
 template <int newest>
@@ -210,7 +210,14 @@ inline const char* runtime_error_text(int) { return simt::report().c_str(); }
 template <class... Parameters, class... Arguments>
 int launch(void (*kernel)(Parameters...), int64_t grid_x, int64_t grid_y, int threads, int shared_bytes, void*,
            Arguments... arguments) {
-  return simt::launch(grid_x, grid_y, threads, shared_bytes, [&] { kernel(arguments...); }) ? 0 : 1;
+  auto launched = [&](Parameters... values) {
+    void* addresses[] = {&values...};
+    simt::Body other =
+        simt::other_body({reinterpret_cast<const void*>(kernel), grid_x, grid_y, threads, shared_bytes});
+    auto run = [&] { other ? other(addresses) : kernel(values...); };
+    return simt::launch(grid_x, grid_y, threads, shared_bytes, run);
+  };
+  return launched(arguments...) ? 0 : 1;
 }
 
 }  // namespace petx::cuda
