@@ -42,6 +42,10 @@ class Baseline:
     def check(self, settings: Any) -> None:
         """Raise :class:`petx.errors.UserError` if it makes no sense under ``settings``."""
 
+    def misfit(self, host: type[Host]) -> str | None:
+        """What it needs of a host and ``host`` does not have, in words; None if it fits."""
+        return "a Q-Former" if self.needs_qformer and not host.has_qformer else None
+
     def build(self, host: type[Host], model: nn.Module, settings: Any) -> nn.Module:
         """``model``, a ``host`` loaded anew, made into this: its trainable parameters have ``requires_grad``."""
         raise NotImplementedError

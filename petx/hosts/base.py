@@ -26,6 +26,7 @@ class Host:
         projector: name of the module between image and language, counted apart; None if it is not.
         towers: parts of the model that PETAL adapts; None for the tuner's default.
         has_qformer: whether there is a Q-Former, which some baselines need.
+        has_biases: whether what full tuning trains has biases beside those of new modules.
         full_words: what follows "full tuning" in a table.
         inputs: entries of a batch that generating needs.
         lessons: what its small version is pretrained on, of easy-VQA's.
@@ -39,6 +40,7 @@ class Host:
     projector: ClassVar[str | None] = None
     towers: ClassVar[list[str] | None] = None
     has_qformer: ClassVar[bool] = False
+    has_biases: ClassVar[bool] = True
     full_words: ClassVar[str] = ""
     inputs: ClassVar[tuple[str, ...]]
     lessons: ClassVar[tuple[str, ...]] = ()

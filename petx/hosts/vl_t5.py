@@ -10,6 +10,7 @@ class VLT5(VisualEncoderDecoder):
     model_types = ("t5", "vl_t5")
     words, order = "T5", 1
     model_class = VLT5ForConditionalGeneration
+    has_biases = False
     extra_ids = False  # they are in its vocabulary
 
     @classmethod

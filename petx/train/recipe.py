@@ -40,8 +40,9 @@ class Recipe:
         for arm in settings.all_arms:
             if self.baselines[arm].random_host and settings.host is not None:
                 raise UserError(f"arm {arm} is for the small host of easy-vqa")
-            if self.baselines[arm].needs_qformer and not host.has_qformer:
-                raise UserError(f"arm {arm} needs a host with a Q-Former, and {host.words} has none")
+            needed = self.baselines[arm].misfit(host)
+            if needed is not None:
+                raise UserError(f"arm {arm} needs {needed}, and {host.words} has none")
         return host
 
     def given_host(self, settings: Common) -> type[Host]:
