@@ -25,7 +25,9 @@ class Settings(Common):
     # data
     data: str = option("easy-vqa", "data set", choices=tasks.kinds("petal"))
     images_dir: str | None = option(None, "own data: folder of the image files (default: images in DATA_DIR)")
-    augment: str = option("none", "own data: what is done to training images", choices=("none", "crop", "crop-flip"))
+    augment: str = option(
+        "none", "own data: augmentation of the training images", choices=("none", "crop", "crop-flip")
+    )
     metrics: dict = option({}, "own data: {task: metric}, over the task's own")
     targets: str = option("sampled", "own data: which answer is trained on", choices=("sampled", "first"))
     instructions: list = option(
@@ -35,15 +37,17 @@ class Settings(Common):
     eval_instructions: list = option([], "templates of evaluation, where other than in training", sentences=True)
     clean_instructions: bool = option(False, "lower case without punctuation, as released")
     aggregation: str = option(
-        "attention_score", "how several instructions' features are joined", choices=("mean", "attention_score")
+        "attention_score",
+        "how the features of several instructions are aggregated",
+        choices=("mean", "attention_score"),
     )
-    max_text: int = option(128, "tokens of an instruction; what is longer loses its beginning")
+    max_text: int = option(128, "longest instruction in tokens; longer ones lose their beginning")
     max_target: dict = option({}, "own data: {task: tokens of an answer}, over the task's own")
     generation: dict = option({}, f"how answers are generated: {', '.join(GENERATION)}")
 
     # host
     host: str | None = option(
-        None, "pretrained InstructBLIP, folder or hub name (default: a small one pretrained here)"
+        None, "pretrained InstructBLIP, BLIP-2 or LLaVA, folder or hub name (default: a small one pretrained here)"
     )
     dtype: str = option("float32", "own host: type of its weights", choices=("float32", "bfloat16", "float16"))
     language_model: str = option("t5", "small host: its language model", choices=("t5", "llama", "smollm2"))
@@ -68,7 +72,9 @@ class Settings(Common):
     shared_mask: bool = option(False, "one dropout mask for the projections of one input")
     experts: int = option(6, "instruction experts; 0: none")
     expert_rank: int = option(8, "bottleneck of an expert")
-    expert_gate: str = option("token", "what weighs the experts", choices=("uniform", "token", "sample"))
+    expert_gate: str = option(
+        "token", "gate of the experts: all alike, per token or per sample", choices=("uniform", "token", "sample")
+    )
     expert_top_k: int | None = option(None, "experts a token goes through (default: all)")
     expert_scope: str = option("all", "tokens the experts read", choices=("all", "text"))
     expert_alpha: float = option(0.6, "share of the embedding itself")
@@ -96,9 +102,13 @@ class Settings(Common):
     schedule: str = option(
         "linear", "decay by step, or as released: cosine, by epoch", choices=("linear", "cosine", "cosine-by-epoch")
     )
-    warmup: float = option(0.1, "share of the steps with rising learning rate, or their number from 1 on")
-    decay: str = option("clean", "what weight decay spares", choices=("clean", "paper"))
-    notice: str | None = option(None, "said before the run begins")
+    warmup: float = option(0.1, "linear warm-up: share of the steps, or their number from 1 on")
+    decay: str = option(
+        "clean",
+        "weight decay exempts norms and biases (clean), or what the released code exempts (paper)",
+        choices=("clean", "paper"),
+    )
+    notice: str | None = option(None, "note printed before the run begins")
     amp: str | None = option(None, "mixed precision on a GPU", choices=(None, "fp16", "bf16"))
 
     @classmethod
