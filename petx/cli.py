@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from petx import commands
+from petx._quiet import ignore_known_warnings
 from petx.errors import UserError
 from petx.version import __version__
 
@@ -53,6 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     if chosen.command is None:
         parser.print_help()
         return 2
+    ignore_known_warnings()
     try:
         return _run_command(chosen.command, chosen.arguments, names)
     except UserError as error:

@@ -53,7 +53,7 @@ class Common:
     epochs: int | None = option(None, "tuning epochs, instead of steps")
     batch_size: int = option(64, "examples a tuning step")
     batch_sizes: dict = option({}, "examples a step for each task, over batch_size")
-    clip: float = option(5.0, "largest norm of the gradient; 0: any")
+    clip: float = option(5.0, "gradient clipping norm; 0: off")
     weight_decay: float = option(0.01, "AdamW's weight decay")
     adam_epsilon: float = option(1e-6, "AdamW's epsilon")
 

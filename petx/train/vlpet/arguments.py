@@ -42,11 +42,19 @@ class Settings(Common):
     heads: int = option(4, "heads of VL-PET's multi-head modification")
     scale: float = option(1.0, "VL-PET's scaling factor s")
     zero_init: bool = option(False, "start VL-PET's up projections and gates at zero, as on T5")
-    arms: list = option(["frozen", "projector", "vlpet", "lora", "full"], "what to compare; --list shows what there is")
+    arms: list = option(
+        ["frozen", "projector", "vlpet", "lora", "full"], "methods and baselines to compare; --list shows them"
+    )
     with_arms: list = option([], "further arms on request: scratch, random-host", flag="with")
     lr: float = option(3e-3, "peak learning rate of VL-PET")
-    warmup: float = option(0.1, "share of the steps with rising learning rate; linear decay to 0 after")
-    decay: str = option("clean", "what it spares: norms and biases, or as released", choices=("clean", "paper"))
+    warmup: float = option(
+        0.1, "linear warm-up: share of the steps, or their number from 1 on; linear decay to 0 after"
+    )
+    decay: str = option(
+        "clean",
+        "weight decay exempts norms and biases (clean), or what the released code exempts (paper)",
+        choices=("clean", "paper"),
+    )
 
     def check(self):
         super().check()
