@@ -23,7 +23,7 @@ class SplitSums {
     void* to;
     int64_t offset, count;
     bool overwritten;
-    // Its accumulators among a split's; the caller's own in the first, which null stands for.
+    // This sum inside a split's accumulators. A null `split` is split 0, which adds into the caller's result itself.
     C* in(C* split) const { return !to ? nullptr : split ? split + offset : static_cast<C*>(to); }
   };
 

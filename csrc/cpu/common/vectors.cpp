@@ -2,27 +2,15 @@
 
 #include "cpu/common/vectors.h"
 
+#include "cpu/common/loops.h"
+
 #define PETX_ISA_BODY "cpu/common/vectors.inl"
 #include "cpu/common/foreach_isa.h"
 
 namespace petx::cpu {
 
-template <class T, class G>
-const Vectors<T, G>& vectors() {
-  static const Vectors<T, G> chosen = [] {
-#if PETX_X86
-    if (best_isa() == Isa::avx512) return avx512::vectors_for<T, G>();
-    if (best_isa() == Isa::avx2) return avx2::vectors_for<T, G>();
-#endif
-    return baseline::vectors_for<T, G>();
-  }();
-  return chosen;
-}
-
-template const Vectors<double, double>& vectors();
-template const Vectors<float, float>& vectors();
-template const Vectors<BFloat16, BFloat16>& vectors();
-template const Vectors<BFloat16, float>& vectors();
-template const Vectors<Half, float>& vectors();
+PETX_LOOPS(Vectors, vectors)
+PETX_INSTANTIATE_WHOLE(Vectors, vectors)
+PETX_INSTANTIATE_16BIT(Vectors, vectors)
 
 }  // namespace petx::cpu

@@ -2,8 +2,9 @@
 //
 //   D = dW'_k gate'(A_k U);   dA_k = D U^T;   dU = sum_k A_k^T D;   dM_k = dA_k^T scale V;   dV = sum_k dA_k scale M_k
 //
-// The update is made anew tile by tile, and D takes its place while it is in cache; only dA, R values a row of a
-// module, is kept. Without a gate D is dW', and from the sides that the forward kept it follows: no update is made.
+// The update is recomputed per tile and overwritten by its gradient D while it is in cache; only dA, R values per row
+// of a module, is kept. Without a gate D is dW'. If the forward saved `sides` (two bits per entry: above +t, below -t),
+// D follows from them. In both cases the update is not recomputed.
 
 #include "cpu/cp_reconstruct/call.h"
 

@@ -1,5 +1,6 @@
 // Instantiates the loops of cp_reconstruct/rows.inl for every storage type and every instruction set.
 
+#include "cpu/common/loops.h"
 #include "cpu/cp_reconstruct/rows.h"
 
 #define PETX_ISA_BODY "cpu/cp_reconstruct/rows.inl"
@@ -9,14 +10,8 @@ namespace petx::cpu {
 
 template <class T>
 const ReconstructRows<T>& reconstruct_rows() {
-  static const ReconstructRows<T> rows = [] {
-#if PETX_X86
-    if (best_isa() == Isa::avx512) return avx512::reconstruct_rows<T>();
-    if (best_isa() == Isa::avx2) return avx2::reconstruct_rows<T>();
-#endif
-    return baseline::reconstruct_rows<T>();
-  }();
-  return rows;
+  static const ReconstructRows<T> chosen = PETX_BEST(rows_for<T>);
+  return chosen;
 }
 
 template const ReconstructRows<double>& reconstruct_rows();

@@ -69,10 +69,10 @@ class Backward {
     int64_t n = std::min({rows, p_.rows, kMostRows<G>});
     return {operand_buffer<T, G>(n * p_.d),
             operand_buffer<T, G>(n * p_.d),
-            buffer<G>(n * weights_.width),
+            weights_.hidden_buffer(n),
             buffer<G>(g_.dx ? n * p_.d : 0),
             buffer<G>(sums_.scratch({down_, gate_, up_, up_bias_})),
-            buffer<C>(3 * p_.stacked),
+            buffer<C>(2 * p_.stacked),
             buffer<C>(n * p_.experts)};
   }
 
@@ -85,7 +85,7 @@ class Backward {
   // sample: du of all rows, and every token's part of its sample's logits' gradient beside it.
   void all_hidden_grads() {
     const int64_t experts = p_.experts, width = weights_.width;
-    du_ = buffer<G>(p_.rows * width);
+    du_ = weights_.hidden_buffer(p_.rows);
     Buffer<C> dgates = buffer<C>(p_.rows * experts), dlogits = buffer<C>(p_.samples() * experts);
     Division blocks = expert_blocks<G>(p_.rows);
     host::parallel(blocks.parts(), [&](int64_t begin, int64_t end) {

@@ -1,8 +1,8 @@
 // The weights of one call of the expert mixture as operands of products, and these products.
 //
-// Where there is a gate, its K columns ride along: x meets the down weights and the gate's in one product, the hidden
-// values and the gates meet the up weights and the up biases in one. That takes a copy of the weights, one below the
-// other, which costs about as much as K columns of their own do over K r rows: with fewer rows they have their own.
+// If there is a gate, its K rows are concatenated to the down weight (one GEMM for both), and the K up biases to the up
+// weight. The concatenation copies the weights, which pays from N = K r tokens on: with fewer the gate and the biases
+// have a small GEMM of their own.
 #pragma once
 
 #include <algorithm>
@@ -12,8 +12,8 @@
 
 namespace petx::cpu {
 
-// Row blocks: as row_blocks, but more rows are few: the weights that a product packs anew for each block are large, and
-// there is little to do beside the products.
+// Row blocks, as row_blocks has them, but one block up to 512 rows: the weights that a product packs anew for each
+// block are large, and there is little to do beside the products.
 inline constexpr int64_t kFewExpertRows = 512;
 template <class G>
 Division expert_blocks(int64_t rows) {
@@ -43,7 +43,7 @@ class ExpertWeights {
   // Columns of a block's hidden values: how many the down projection makes, with what stride from row to row, and how
   // many of them the up projection reads.
   const int64_t down_width, width, up_width;
-  const bool many_rows;  // whether joining pays
+  const bool many_rows;  // whether concatenating pays
 
   const C* down_bias() const { return down_bias_.get(); }
   const C* gate_bias() const { return gate_bias_.get(); }
@@ -74,6 +74,16 @@ class ExpertWeights {
     });
     if (up_width < down_width)
       for (int64_t i = 0; i < n; ++i) std::fill_n(q + i * width + up_width, down_width - up_width, G{});
+  }
+
+  // A buffer of `rows` rows of `width` values, for hidden values and their gradients. What no product writes is zero:
+  // the host library's 16-bit GEMM reads an operand some columns past its last one and multiplies them by zero, and
+  // zero times what happens to lie there may be NaN.
+  Buffer<G> hidden_buffer(int64_t rows) const {
+    auto values = buffer<G>(rows * width);
+    for (int64_t i = 0; width > down_width && i < rows; ++i)
+      std::fill_n(values.get() + i * width + down_width, width - down_width, G{});
+    return values;
   }
 
   host::Matrix columns(const G* data, int64_t n, int64_t first, int64_t count) const {

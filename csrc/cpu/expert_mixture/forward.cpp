@@ -48,8 +48,8 @@ class Forward {
   void each_block(Division blocks, const Body& body) {
     int64_t most = std::min(blocks.size, blocks.rows);
     host::parallel(blocks.parts(), [&](int64_t begin, int64_t end) {
-      Scratch t{operand_buffer<T, G>(most * p_.d), buffer<G>(most * weights_.width), buffer<G>(most * p_.d),
-                buffer<C>(3 * p_.stacked)};
+      Scratch t{operand_buffer<T, G>(most * p_.d), weights_.hidden_buffer(most), buffer<G>(most * p_.d),
+                buffer<C>(2 * p_.stacked)};
       for (int64_t block = begin; block < end; ++block)
         body(t, blocks.begin(block), blocks.begin(block + 1) - blocks.begin(block));
     });

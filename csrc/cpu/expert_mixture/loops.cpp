@@ -4,7 +4,6 @@
 
 namespace petx::cpu {
 
-template const ExpertRows<double, double>& expert_rows();
-template const ExpertRows<float, float>& expert_rows();
+PETX_INSTANTIATE_WHOLE(ExpertRows, expert_rows)
 
 }  // namespace petx::cpu

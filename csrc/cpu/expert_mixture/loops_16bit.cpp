@@ -5,8 +5,6 @@
 
 namespace petx::cpu {
 
-template const ExpertRows<BFloat16, BFloat16>& expert_rows();
-template const ExpertRows<BFloat16, float>& expert_rows();
-template const ExpertRows<Half, float>& expert_rows();
+PETX_INSTANTIATE_16BIT(ExpertRows, expert_rows)
 
 }  // namespace petx::cpu

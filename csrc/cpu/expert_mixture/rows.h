@@ -2,7 +2,7 @@
 //
 // T is the storage type of the tensors, G the type matrix products run in, C the compute type. A block is `rows`
 // consecutive tokens. What goes through a product has K r columns of the experts and, where there is a gate, K more;
-// its rows lie `width` apart, which may be further, and what is between them is never read.
+// its rows lie `width` apart, which may be further; what lies between them is zero (hidden_buffer).
 #pragma once
 
 #include "kernels/expert_mixture.h"
@@ -14,7 +14,7 @@ struct ExpertBlock {
   using C = Compute<T>;
   const ExpertMixtureParams* p;
   int64_t first, rows, width;
-  C* work;  // [3 K r] of the calling thread
+  C* work;  // [2 K r] of the calling thread
 };
 
 template <class T, class G>

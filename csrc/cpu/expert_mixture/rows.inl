@@ -235,7 +235,7 @@ static void scope_sums(const ExpertBlock<T, G>& b, const T* dout, Compute<T>* su
 }
 
 template <class T, class G>
-static ExpertRows<T, G> expert_rows() {
+static ExpertRows<T, G> rows_for() {
   using C = Compute<T>;
   return {pre_activation<T, G>, softmax<C>,       hidden<T, G>,    forward<T, G>,     hidden_bwd<T, G>,
           softmax_bwd<C>,       put_logits<T, G>, finish_dx<T, G>, column_sums<G, C>, scope_sums<T, G>};

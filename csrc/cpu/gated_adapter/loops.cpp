@@ -4,7 +4,6 @@
 
 namespace petx::cpu {
 
-template const SiteRows<double, double>& site_rows();
-template const SiteRows<float, float>& site_rows();
+PETX_INSTANTIATE_WHOLE(SiteRows, site_rows)
 
 }  // namespace petx::cpu

@@ -5,8 +5,6 @@
 
 namespace petx::cpu {
 
-template const SiteRows<BFloat16, BFloat16>& site_rows();
-template const SiteRows<BFloat16, float>& site_rows();
-template const SiteRows<Half, float>& site_rows();
+PETX_INSTANTIATE_16BIT(SiteRows, site_rows)
 
 }  // namespace petx::cpu

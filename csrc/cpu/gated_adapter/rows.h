@@ -35,7 +35,7 @@ struct SiteBlock {
   const G* up;     // [rows, d] up projection without bias
   const G* gate;   // [rows, d] large: the gate's last product without bias
   const C* token;  // [rows] middle_x, small: gate per token (small: the sample's)
-  C* work;         // [4 (d + 8)] of the calling thread
+  C* work;         // of the calling thread: [3 (d + 8)] in the forward, [5 (d + 8)] in the backward
   // forward
   T* out;  // [rows, d]
   // backward

@@ -17,22 +17,12 @@ static inline C dot_storage(const T* a, const C* b, int64_t n) {
   return sum;
 }
 
-// Fills mask[0..d) with 0 or 1 / (1 - p) for row `row`; `words` holds d + 8 values and the result lies inside it.
+#include "cpu/common/dropout.inl"
+
+// The mask of row `row`; `words` holds d + 8 values and the result lies inside it.
 template <class C>
 static inline const C* dropout_row(const GatedAdapterParams& p, int64_t row, C* words) {
-  uint64_t seed = static_cast<uint64_t>(*p.seed), begin = static_cast<uint64_t>(row) * p.d;
-  uint64_t first = begin / 4, count = (begin + p.d + 3) / 4 - first;
-  uint32_t threshold = dropout_threshold(p.dropout);
-  C keep = C(1.0 / (1.0 - p.dropout));
-#pragma omp simd
-  for (uint64_t k = 0; k < count; ++k) {
-    Philox4 random = philox(seed, first + k);
-    words[4 * k + 0] = (random.word[0] >> 8) >= threshold ? keep : C(0);
-    words[4 * k + 1] = (random.word[1] >> 8) >= threshold ? keep : C(0);
-    words[4 * k + 2] = (random.word[2] >> 8) >= threshold ? keep : C(0);
-    words[4 * k + 3] = (random.word[3] >> 8) >= threshold ? keep : C(0);
-  }
-  return words + (begin - 4 * first);
+  return dropout_mask(static_cast<uint64_t>(*p.seed), static_cast<uint64_t>(row) * p.d, p.d, p.dropout, words);
 }
 
 // The activation is a template argument, so that the branch on it stays outside the vector loops.
@@ -207,7 +197,7 @@ static void forward(const SiteBlock<T, G>& b) {
 #include "cpu/gated_adapter/rows_backward.inl"
 
 template <class T, class G>
-static SiteRows<T, G> site_rows() {
+static SiteRows<T, G> rows_for() {
   using C = Compute<T>;
   return {activate<T, G, C>, reactivate<T, G>,    activate_bwd<T, G, C>, token_gate<T, G, C>,
           forward<T, G>,     backward_dots<T, G>, backward<T, G>,        finish_dh<T, G>};

@@ -130,14 +130,14 @@ class Backward : ModeCall<T, G> {
   // What dh gives: dx and U's part, or where x came projected dx alone.
   void input(Scratch& t, int64_t first, int64_t n, C* into, bool later) const {
     if (!p_.x) {
-      this->rows.round(t.dh.get(), n * p_.rank, static_cast<T*>(g_.dx) + first * p_.rank);
+      vectors<T, C>().narrow(t.dh.get(), n * p_.rank, static_cast<T*>(g_.dx) + first * p_.rank);
       return;
     }
     const G* dh = nullptr;
     if constexpr (std::is_same_v<G, C>) {
       dh = t.dh.get();
     } else {
-      this->rows.narrow(t.dh.get(), n * p_.rank, t.dh_operand.get());
+      vectors<G, C>().narrow(t.dh.get(), n * p_.rank, t.dh_operand.get());
       dh = t.dh_operand.get();
     }
     host::Matrix left = host::matrix(dh, n, p_.rank);

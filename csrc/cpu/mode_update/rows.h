@@ -25,8 +25,6 @@ struct ModeRows {
   void (*take_more)(const G* part, const C* mask, int64_t count, C* sum);
   // sum[j] += sum over rows of a[., j] b[., j].
   void (*dots)(const G* a, const G* b, int64_t rows, int64_t rank, C* sum);
-  void (*round)(const C* from, int64_t count, T* to);
-  void (*narrow)(const C* from, int64_t count, G* to);
 };
 
 // Defined in mode_update/loops.cpp for the pairs that with_types (products.h) names.

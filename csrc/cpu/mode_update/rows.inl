@@ -1,20 +1,6 @@
 // Row loops of mode_update, compiled once per instruction set (foreach_isa.h).
 
-template <class C>
-static const C* mode_mask(uint64_t seed, uint64_t first, int64_t count, double dropout, C* words) {
-  uint64_t begin = first / 4, counters = (first + count + 3) / 4 - begin;
-  uint32_t threshold = dropout_threshold(dropout);
-  C keep = C(1.0 / (1.0 - dropout));
-#pragma omp simd
-  for (uint64_t k = 0; k < counters; ++k) {
-    Philox4 random = philox(seed, begin + k);
-    words[4 * k + 0] = (random.word[0] >> 8) >= threshold ? keep : C(0);
-    words[4 * k + 1] = (random.word[1] >> 8) >= threshold ? keep : C(0);
-    words[4 * k + 2] = (random.word[2] >> 8) >= threshold ? keep : C(0);
-    words[4 * k + 3] = (random.word[3] >> 8) >= threshold ? keep : C(0);
-  }
-  return words + (first - 4 * begin);
-}
+#include "cpu/common/dropout.inl"
 
 template <class T, class G, class C>
 static void mode_keep(const T* h, const C* mask, int64_t count, G* to) {
@@ -55,15 +41,9 @@ static void mode_dots(const G* a, const G* b, int64_t rows, int64_t rank, C* sum
   }
 }
 
-template <class From, class To>
-static void mode_convert(const From* from, int64_t count, To* to) {
-#pragma omp simd
-  for (int64_t j = 0; j < count; ++j) store(to[j], load(from[j]));
-}
-
 template <class T, class G>
-static ModeRows<T, G> mode_rows_for() {
+static ModeRows<T, G> rows_for() {
   using C = Compute<T>;
-  return {mode_mask<C>,          mode_keep<T, G, C>, mode_scale<G, C>,   mode_add<T, G>,    mode_take<false, G, C>,
-          mode_take<true, G, C>, mode_dots<G, C>,    mode_convert<C, T>, mode_convert<C, G>};
+  return {dropout_mask<C>,        mode_keep<T, G, C>,    mode_scale<G, C>, mode_add<T, G>,
+          mode_take<false, G, C>, mode_take<true, G, C>, mode_dots<G, C>};
 }
