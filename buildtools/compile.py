@@ -108,6 +108,8 @@ def write_ninja_file(path, library, torch, cuda, compiler):
     units = [(csrc / "module.cpp", "cxx", [*HOST_FLAGS, *own, *module])]
     units += [(source, "cxx", [*HOST_FLAGS, *own, *ops]) for source in sorted(csrc.glob("ops/*.cpp"))]
     units += [(source, "cxx", [*HOST_FLAGS, *own]) for source in sorted(csrc.glob("cpu/*/*.cpp"))]
+    # What a GPU would launch is asked on machines without one too.
+    units += [(source, "cxx", [*HOST_FLAGS, *own]) for source in sorted(csrc.glob("cuda/*/*.cpp"))]
     links = [f"-L{lib}", "-Wl,--as-needed", "-Wl,--exclude-libs,ALL", "-ltorch_cpu", "-lc10"]
     if cuda.mode != "absent":
         cuda_flags = [*NVCC_FLAGS, *own, *cuda.compile_flags()]

@@ -41,6 +41,7 @@ def gather() -> dict[str, Any]:
         "library": None if ops._C is None else ops._C.build_info(),
         "library_absent_reason": ops.why_absent(stems[0], "cpu") if ops._C is None else None,
         "kernel_absent_reason": kernels,
+        "cuda_plans": _plans(),
         "packages": {name: _version_of(name) for name in PACKAGES},
     }
 
@@ -64,9 +65,20 @@ def as_text(facts: dict[str, Any]) -> str:
     for stem, reasons in facts["kernel_absent_reason"].items():
         for device, reason in reasons.items():
             lines.append((f"{stem}, {device}", f"reference, because {reason}" if reason else "compiled kernel"))
+    for stem, plan in facts["cuda_plans"].items():
+        sizes = ", ".join(f"{name} {size:,}" for name, size in plan["sizes"].items())
+        lines.append((f"{stem}, plan", f"{plan['kernel']} at {sizes} in bfloat16: {plan['why']}"))
     lines += [(name, version or "not installed") for name, version in facts["packages"].items()]
     width = max(len(name) for name, _ in lines)
     return "\n".join(f"{name:<{width}}  {text}" for name, text in lines)
+
+
+def _plans() -> dict[str, dict[str, Any]]:
+    """What a call of each operation at its published sizes would launch on a GPU of compute capability 9.0."""
+    library = ops._C
+    if library is None:
+        return {}
+    return {stem: {"sizes": sizes, **library.cuda_plan(stem)} for stem, sizes in library.cuda_usual_sizes().items()}
 
 
 def _cuda_text(library: dict[str, Any]) -> str:

@@ -65,7 +65,7 @@ def run(command):
 
 def build_kernels(library, csrc=CSRC, flags=FLAGS):
     """All of ``csrc/cuda`` with what calls it."""
-    return build([*sorted(csrc.glob("cuda/*/*.cu")), *sorted(HERE.glob("operations/*.cpp"))], library, csrc, flags)
+    return build([*sorted(csrc.glob("cuda/*/*.c*[!h]")), *sorted(HERE.glob("operations/*.cpp"))], library, csrc, flags)
 
 
 @contextlib.contextmanager

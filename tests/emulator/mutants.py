@@ -46,7 +46,10 @@ class Bench:
             text, count = re.subn(r" *case DType::f(64|16):\n.*\n", "", common.read_text())
             assert count == 2, "kernel.cuh no longer lists the dtypes as expected"
             common.write_text(text)
-        self.sources = sorted((self.csrc / "cuda" / module.OPERATION).glob("*.cu"))
+        self.sources = [
+            *sorted((self.csrc / "cuda" / module.OPERATION).glob("*.c*[!h]")),
+            self.csrc / "cuda/common/plan.cpp",
+        ]
         self.fixed = [*sorted(HERE.glob("*.cpp")), HERE / "operations" / f"{module.OPERATION}.cpp"]
         self.objects = {}
 

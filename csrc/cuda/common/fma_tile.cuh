@@ -71,7 +71,7 @@ class FmaTile {
   PETX_DEVICE static void stage(Shared<C> to, const Operand& from, int64_t k0, int64_t depth) {
 #pragma unroll 1
     for (int e = thread_index(); e < kM * kDepth; e += kThreads) {
-      int i = Operand::kTurned ? e % kM : e / kDepth, k = Operand::kTurned ? e / kM : e % kDepth;
+      int i = Operand::kTransposed ? e % kM : e / kDepth, k = Operand::kTransposed ? e / kM : e % kDepth;
       to.set(k * kStride + i, k0 + k < depth ? from(i, k0 + k) : C(0));
     }
   }

@@ -3,6 +3,7 @@
 
 #include "cuda/common/fma_tile.cuh"
 #include "cuda/common/mma_tile.cuh"
+#include "cuda/common/plan.h"
 
 #include <type_traits>
 
@@ -43,6 +44,8 @@ class Workspace {
 // 16-bit types have matrix units, the others are multiplied plainly.
 template <class T>
 using TileOf = std::conditional_t<sizeof(T) == 2, MmaTile<T>, FmaTile<T>>;
+static_assert(TileOf<double>::kM == kTile && TileOf<double>::kN == kTile);
+static_assert(TileOf<Half>::kM == kTile && TileOf<Half>::kN == kTile);
 static_assert(fits(kTileLaunch, TileOf<double>::shared_bytes(2)) && fits(kTileLaunch, TileOf<Half>::shared_bytes(2)));
 
 // Calls f.operator()<T>() with a dtype's storage type.
@@ -58,6 +61,27 @@ int with_storage(DType dtype, const F& f) {
     default:
       return f.template operator()<float>();
   }
+}
+
+// One call of an operation as its class `Call` lays it out: Call<T>(workspace, arguments...) takes its parts of the
+// workspace, and run(stream, more...) queues the launches.
+template <template <class> class Call, class... Arguments>
+int64_t count_workspace(DType dtype, const Arguments&... arguments) {
+  int64_t bytes = 0;
+  with_storage(dtype, [&]<class T>() {
+    Workspace counted(nullptr);
+    Call<T>(counted, arguments...);
+    bytes = counted.used();
+    return 0;
+  });
+  return bytes;
+}
+template <template <class> class Call, class... Arguments>
+int run_call(DType dtype, void* base, void* stream, const Arguments&... arguments) {
+  return with_storage(dtype, [&]<class T>() {
+    Workspace workspace(base);
+    return Call<T>(workspace, arguments...).run(stream);
+  });
 }
 
 }  // namespace petx::cuda

@@ -1,6 +1,8 @@
 // How the kernels are launched: one table, the rule for token splits, and what experiments may override.
 //
-// Nothing here asks which GPU it is: the same launches, and with them the same bits, on every card.
+// Nothing here asks which GPU it is, so every card gets the same launches and the same order of sums. Bits are the same
+// on every card in fp32 and fp64; matrix units add up 16-bit products differently from one architecture to the next, so
+// 16-bit results have the same bits from run to run on one architecture.
 #pragma once
 
 #include <cstdint>
@@ -37,8 +39,8 @@ constexpr bool fits(Launch launch, int shared_bytes) {
   return launch.blocks * (shared_bytes + kSharedMemoryOfSystem) <= kSharedMemory;
 }
 
-// The environment's number in place of `usual`, for experiments: bits may differ then.
-inline int64_t chosen(const char* name, int64_t usual, int64_t most) {
+// The environment's number if it is set, else `usual`; for experiments, bits may differ.
+inline int64_t env_int_or(const char* name, int64_t usual, int64_t most) {
   const char* text = std::getenv(name);
   int64_t value = text ? std::atoll(text) : usual;
   return value < 1 ? usual : value > most ? most : value;
@@ -48,7 +50,7 @@ inline int64_t chosen(const char* name, int64_t usual, int64_t most) {
 // and partial sums that stay in the second-level cache. PETX_CUDA_SPLITS overrides.
 inline int64_t token_splits(int64_t tokens) {
   int64_t wanted = (tokens + 511) / 512;
-  int64_t splits = chosen("PETX_CUDA_SPLITS", wanted > 16 ? 16 : wanted, 65535);
+  int64_t splits = env_int_or("PETX_CUDA_SPLITS", wanted > 16 ? 16 : wanted, 65535);
   return splits > tokens ? tokens : splits;
 }
 

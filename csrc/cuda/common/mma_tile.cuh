@@ -53,19 +53,19 @@ class MmaTile {
       for (int k = 0; k < kDepth; k += 16) {
         uint32_t rows[4];
         // Matrices: rows 0-7 and 8-15, then the same eight further in depth.
-        fragment<A::kTurned>(rows, left, first_row + lane % 16 / 8 * 8, k + lane / 16 * 8);
+        fragment<A::kTransposed>(rows, left, first_row + lane % 16 / 8 * 8, k + lane / 16 * 8);
 #pragma unroll
         for (int pair = 0; pair < kWarpColumns / 16; ++pair) {
           uint32_t columns[4];
           // Matrices: columns 0-7, the same eight further in depth, then columns 8-15.
-          fragment<B::kTurned>(columns, right, first_column + pair * 16 + lane / 16 * 8, k + lane % 16 / 8 * 8);
+          fragment<B::kTransposed>(columns, right, first_column + pair * 16 + lane / 16 * 8, k + lane % 16 / 8 * 8);
           multiply_matrices(sum[2 * pair], rows, columns[0], columns[1], T{});
           multiply_matrices(sum[2 * pair + 1], rows, columns[2], columns[3], T{});
         }
       }
       sync_block();
     }
-    lane = renewed(lane);  // sixteen addresses are not kept from one product to the next
+    lane = opaque(lane);  // sixteen addresses are not kept from one product to the next
 #pragma unroll
     for (int n = 0; n < kWarpColumns / 8; ++n)
 #pragma unroll
@@ -79,10 +79,10 @@ class MmaTile {
   PETX_DEVICE static int place(int line, int pack) { return line * kLinePacks + (pack ^ line % 8); }
 
   // Loads the four matrices whose rows begin at `i` and depths at `k`, as this lane's matrix has them.
-  template <bool turned>
+  template <bool transposed>
   PETX_DEVICE static void fragment(uint32_t (&to)[4], Shared<Pack<T>> from, int i, int k) {
     int within = thread_index() % 8;
-    load_matrices<turned>(to, from, turned ? place(k + within, i / kPack) : place(i + within, k / kPack));
+    load_matrices<transposed>(to, from, transposed ? place(k + within, i / kPack) : place(i + within, k / kPack));
   }
 
   template <class A, class B>
@@ -94,8 +94,9 @@ class MmaTile {
 
   template <class Operand>
   PETX_DEVICE static void stage(Shared<Pack<T>> to, const Operand& from, int64_t k0, int64_t depth) {
-    int64_t lines = Operand::kTurned ? depth - k0 : from.count, length = Operand::kTurned ? from.count : depth - k0;
-    int64_t first_line = Operand::kTurned ? k0 : 0, first_value = Operand::kTurned ? 0 : k0;
+    int64_t lines = Operand::kTransposed ? depth - k0 : from.count,
+            length = Operand::kTransposed ? from.count : depth - k0;
+    int64_t first_line = Operand::kTransposed ? k0 : 0, first_value = Operand::kTransposed ? 0 : k0;
     bool aligned = from.aligned();
 #pragma unroll 1
     for (int e = thread_index(); e < kM * kLinePacks; e += kThreads) {

@@ -6,20 +6,20 @@
 
 namespace petx::cuda {
 
-// A matrix as one side of a product: `count` vectors along the depth; vectors past `count` are zeros. Consecutive in
-// memory are a vector's values or, where `turned`, the vectors' values at one depth.
-template <class T, bool turned>
+// A matrix as one operand of a product: `count` rows along the depth (the reduction dimension); rows past `count` are
+// zeros. By default a row is contiguous along the depth (K-major); `transposed`: contiguous across rows (MN-major).
+template <class T, bool transposed>
 struct Operand {
-  static constexpr bool kTurned = turned;
+  static constexpr bool kTransposed = transposed;
   const T* data;
-  int64_t stride;  // between vectors or, where turned, between depths
+  int64_t stride;  // between rows or, if transposed, between depths
   int64_t count;
 
   PETX_DEVICE Compute<T> operator()(int i, int64_t k) const {
     if (i >= count) return Compute<T>(0);
-    return load(read(data + (turned ? i + k * stride : i * stride + k)));
+    return load(read(data + (transposed ? i + k * stride : i * stride + k)));
   }
-  // What lies consecutively in memory: vector l or, where turned, all vectors at depth l.
+  // What is contiguous in memory: row l or, if transposed, all rows at depth l.
   PETX_DEVICE const T* line(int64_t l) const { return data + l * stride; }
   // Whether every line begins where sixteen bytes may be moved at once.
   PETX_DEVICE bool aligned() const {
@@ -30,7 +30,7 @@ struct Operand {
 // Rows of two matrices of one width, one below the other: the first `head` vectors and those that follow.
 template <class T>
 struct JoinedRows {
-  static constexpr bool kTurned = false;
+  static constexpr bool kTransposed = false;
   const T* first;
   const T* second;
   int64_t stride, head, count;
@@ -50,9 +50,8 @@ using Rows = Operand<T, false>;
 template <class T>
 using Columns = Operand<T, true>;
 
-// Where a result of 64 x 64 values has (row, column). Its columns are exchanged row by row, so that a warp finds its
-// values in 32 different banks in either of the ways it goes about it: as the fragments of a matrix product, eight rows
-// of four pairs of columns, and as the owners of eight rows, each of whom looks at every eighth column.
+// Where a result of 64 x 64 values has (row, column): XOR-swizzled, free of bank conflicts both for the fragments of a
+// matrix product (eight rows of four pairs of columns) and for the owners of eight rows, each at every eighth column.
 PETX_INLINE int result_place(int row, int column) { return row * 64 + (column ^ (row % 8 + row / 2 % 4 * 8)); }
 
 }  // namespace petx::cuda

@@ -17,9 +17,9 @@ PETX_DEVICE int thread_index() { return threadIdx.x; }
 PETX_DEVICE int64_t block_x() { return blockIdx.x; }
 PETX_DEVICE int64_t block_y() { return blockIdx.y; }
 
-// `i` as a number of which the compiler knows nothing: what is made from it is computed where it is used, instead of
-// being held in registers all through a loop around it.
-PETX_DEVICE int renewed(int i) {
+// Optimisation barrier: an opaque copy of i, so that values derived from it are recomputed where they are used instead
+// of living in registers across a loop.
+PETX_DEVICE int opaque(int i) {
   asm volatile("" : "+r"(i));
   return i;
 }

@@ -290,13 +290,14 @@ PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
 
 // One call: where everything lies, and the launches in their order.
 template <class T>
-class Launches {
+class BackwardCall {
   using Tile = TileOf<T>;
   using C = Compute<T>;
 
  public:
-  Launches(const CpReconstructParams& params, const CpReconstructGrads& grads, void* base)
-      : p(params), g(grads), workspace_(base), rows_(tiles_of(p.d_out)), chunks_(tiles_of(p.rank)) {
+  BackwardCall(Workspace& workspace, const CpReconstructParams& params, const void* const* dout,
+               const CpReconstructGrads& grads)
+      : p(params), g(grads), dout_(dout), rows_(tiles_of(p.d_out)), chunks_(tiles_of(p.rank)) {
     bool gated = p.gate != Gate::none, through_mixed = g.v || g.cores;
     by_rows_ = through_mixed || g.threshold;
     needs_mixed_ = g.u || (gated && by_rows_);
@@ -307,22 +308,20 @@ class Launches {
       splits_ += splits.count;
       blocks = std::max(blocks, splits.count * tiles_of(p.d_in) * chunks_);
     }
-    to_.mixed = Mixed<T>::take(workspace_, needs_mixed_ ? p.modules * p.d_out * p.rank : 0);
-    to_.tiles = workspace_.template take<T>(gated ? blocks * 64 * 64 : 0);
-    to_.dmixed = workspace_.template take<T>(through_mixed ? p.d_out * p.modules * p.rank : 0);
-    to_.du = workspace_.template take<C>(g.u ? splits_ * p.rank * p.d_in : 0);
-    to_.dthreshold = workspace_.template take<C>(g.threshold ? p.modules * rows_ : 0);
+    to_.mixed = Mixed<T>::take(workspace, needs_mixed_ ? p.modules * p.d_out * p.rank : 0);
+    to_.tiles = workspace.take<T>(gated ? blocks * 64 * 64 : 0);
+    to_.dmixed = workspace.take<T>(through_mixed ? p.d_out * p.modules * p.rank : 0);
+    to_.du = workspace.take<C>(g.u ? splits_ * p.rank * p.d_in : 0);
+    to_.dthreshold = workspace.take<C>(g.threshold ? p.modules * rows_ : 0);
   }
 
-  int64_t workspace_bytes() const { return workspace_.used(); }
-
-  int run(const void* const* dout, void* stream) const {
+  int run(void* stream) const {
     if (needs_mixed_)
       if (int error = start(mix_all<T>, p.modules * rows_, 1, stream, p, to_.mixed)) return error;
     int64_t first_split = 0;
     for (int64_t first = 0; first < p.modules; first += kTableModules) {
       Table table = {};
-      for (int64_t k = 0; k < modules(first); ++k) table.dout[k] = dout[first + k];
+      for (int64_t k = 0; k < modules(first); ++k) table.dout[k] = dout_[first + k];
       if (by_rows_)
         if (int error =
                 start(row_blocks<T>, rows_ * row_chunks_, modules(first), stream, p, table, first, row_chunks_, to_))
@@ -354,7 +353,7 @@ class Launches {
 
   const CpReconstructParams& p;
   const CpReconstructGrads& g;
-  Workspace workspace_;
+  const void* const* dout_;
   int64_t rows_, chunks_, row_chunks_, splits_ = 0;  // tiles of rows, of the rank, splits of dU
   bool by_rows_, needs_mixed_;
   Intermediate<T> to_ = {};
@@ -363,18 +362,12 @@ class Launches {
 }  // namespace
 
 int64_t cp_reconstruct_bwd_workspace(const CpReconstructParams& p, const CpReconstructGrads& g) {
-  int64_t bytes = 0;
-  with_storage(p.dtype, [&]<class T>() {
-    bytes = Launches<T>(p, g, nullptr).workspace_bytes();
-    return 0;
-  });
-  return bytes;
+  return count_workspace<BackwardCall>(p.dtype, p, nullptr, g);
 }
 
 int cp_reconstruct_bwd(const CpReconstructParams& p, const void* const* dout, const CpReconstructGrads& g,
                        void* workspace, void* stream) {
-  if (p.d_out == 0 || p.d_in == 0) return 0;
-  return with_storage(p.dtype, [&]<class T>() { return Launches<T>(p, g, workspace).run(dout, stream); });
+  return p.d_out && p.d_in ? run_call<BackwardCall>(p.dtype, workspace, stream, p, dout, g) : 0;
 }
 
 }  // namespace petx::cuda

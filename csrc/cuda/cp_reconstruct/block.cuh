@@ -6,13 +6,10 @@
 #pragma once
 
 #include "cuda/common/kernel.cuh"
+#include "cuda/cp_reconstruct/plan.h"
 #include "kernels/cp_reconstruct.h"
 
 namespace petx::cuda {
-
-// Pointers travel in the launch's own parameters, which a graph capture keeps and no copy has to bring to the device.
-// They may take 4 KB: 240 weights and as many results.
-constexpr int kTableModules = 240;
 
 // A [.., R] where it is an operand.
 template <class T>
@@ -96,7 +93,7 @@ class ReconstructTile {
     int row, column, count;
   };
   PETX_DEVICE Place place(int n, int64_t column) const {
-    int e = n * Tile::kThreads + renewed(thread_index());
+    int e = n * Tile::kThreads + opaque(thread_index());
     Place to{e / kRowPacks, e % kRowPacks * kPack, 0};
     int64_t left = p.d_in - column - to.column;
     if (to.row < rows && left > 0) to.count = left < kPack ? static_cast<int>(left) : kPack;
@@ -165,8 +162,8 @@ struct TileSum {
     for (; depth > 0; depth -= kDepth) {
       Tile::multiply(0, a, b, depth < kDepth ? depth : kDepth);
       add();
-      a.data += kDepth * (A::kTurned ? a.stride : 1);
-      b.data += kDepth * (B::kTurned ? b.stride : 1);
+      a.data += kDepth * (A::kTransposed ? a.stride : 1);
+      b.data += kDepth * (B::kTransposed ? b.stride : 1);
     }
   }
   PETX_DEVICE static int row(int n) { return (n * Tile::kThreads + static_cast<int>(thread_index())) / Tile::kN; }

@@ -20,27 +20,6 @@ struct Table {
   void* out[kTableModules];
 };
 
-// How many blocks a call has before a block takes more than one tile: what fits on the largest GPUs at once.
-constexpr int64_t kManyBlocks = 256;
-
-struct Grid {
-  int64_t row_tiles, column_tiles, tiles_a_block, groups;
-  explicit Grid(const CpReconstructParams& p) : row_tiles(tiles_of(p.d_out)), column_tiles(tiles_of(p.d_in)) {
-    int64_t many = p.modules * row_tiles * column_tiles / kManyBlocks;
-    int64_t most = many < 1 ? 1 : many < column_tiles ? many : column_tiles;
-    groups = (column_tiles + most - 1) / most;
-    tiles_a_block = (column_tiles + groups - 1) / groups;
-    groups = (column_tiles + tiles_a_block - 1) / tiles_a_block;
-  }
-  int64_t blocks_a_module() const { return row_tiles * groups; }
-};
-
-// Of A, one piece for each block of a launch.
-int64_t mixed_values(const CpReconstructParams& p) {
-  int64_t modules = p.modules < kTableModules ? p.modules : kTableModules;
-  return modules * Grid(p).blocks_a_module() * 64 * p.rank;
-}
-
 template <class T>
 PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
     reconstruct(CpReconstructParams p, Table table, int64_t first_module, int64_t groups, int64_t tiles_a_block,
@@ -78,35 +57,51 @@ PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
   }
 }
 
+// One call: where everything lies, and the launches in their order.
+template <class T>
+class ForwardCall {
+  using Tile = TileOf<T>;
+
+ public:
+  ForwardCall(Workspace& workspace, const CpReconstructParams& params, const void* const* weights, void* const* out)
+      : p(params), plan_(p), weights_(weights), out_(out) {
+    // Of A, one piece for each block of a launch.
+    mixed_ = Mixed<T>::take(workspace, modules(0) * plan_.blocks_a_module() * Tile::kM * p.rank);
+  }
+
+  int run(void* stream) const {
+    for (int64_t first = 0; first < p.modules; first += kTableModules) {
+      Table table = {};
+      for (int64_t k = 0; k < modules(first); ++k)
+        table.weights[k] = weights_[first + k], table.out[k] = out_[first + k];
+      int error = launch(reconstruct<T>, plan_.blocks_a_module(), modules(first), Tile::kThreads,
+                         Tile::shared_bytes(ReconstructTile<T>::kResults), stream, p, table, first, plan_.groups,
+                         plan_.tiles_a_block, mixed_);
+      if (error) return error;
+    }
+    return 0;
+  }
+
+ private:
+  // Of the table that begins with module `first`.
+  int64_t modules(int64_t first) const { return p.modules - first < kTableModules ? p.modules - first : kTableModules; }
+
+  const CpReconstructParams& p;
+  CpReconstructPlan plan_;
+  const void* const* weights_;
+  void* const* out_;
+  Mixed<T> mixed_;
+};
+
 }  // namespace
 
 int64_t cp_reconstruct_fwd_workspace(const CpReconstructParams& p) {
-  Workspace counted(nullptr);
-  with_storage(p.dtype, [&]<class T>() {
-    Mixed<T>::take(counted, mixed_values(p));
-    return 0;
-  });
-  return counted.used();
+  return count_workspace<ForwardCall>(p.dtype, p, nullptr, nullptr);
 }
 
 int cp_reconstruct_fwd(const CpReconstructParams& p, const void* const* weights, void* const* out, void* workspace,
                        void* stream) {
-  if (p.d_out == 0 || p.d_in == 0) return 0;
-  return with_storage(p.dtype, [&]<class T>() {
-    Grid grid(p);
-    Workspace parts(workspace);
-    Mixed<T> mixed = Mixed<T>::take(parts, mixed_values(p));
-    for (int64_t first = 0; first < p.modules; first += kTableModules) {
-      int64_t count = p.modules - first < kTableModules ? p.modules - first : kTableModules;
-      Table table = {};
-      for (int64_t k = 0; k < count; ++k) table.weights[k] = weights[first + k], table.out[k] = out[first + k];
-      int error = launch(reconstruct<T>, grid.blocks_a_module(), count, TileOf<T>::kThreads,
-                         TileOf<T>::shared_bytes(ReconstructTile<T>::kResults), stream, p, table, first, grid.groups,
-                         grid.tiles_a_block, mixed);
-      if (error) return error;
-    }
-    return 0;
-  });
+  return p.d_out && p.d_in ? run_call<ForwardCall>(p.dtype, workspace, stream, p, weights, out) : 0;
 }
 
 }  // namespace petx::cuda

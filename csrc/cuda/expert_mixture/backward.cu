@@ -195,33 +195,29 @@ PETX_KERNEL void __launch_bounds__(kSumLaunch.threads, kSumLaunch.blocks)
 
 // One call: where everything lies, and the launches in their order.
 template <class T>
-class Launches {
+class BackwardCall {
   using C = Compute<T>;
   using Tile = TileOf<T>;
 
  public:
-  Launches(const ExpertMixtureParams& params, const ExpertMixtureGrads& grads, void* workspace)
-      : p(params),
-        g(grads),
-        hybrid_(expert_mixture_hybrid(p)),
-        blocks_((p.rows + Tile::kM - 1) / Tile::kM),
-        workspace_(workspace),
-        sums_(p.rows) {
+  BackwardCall(Workspace& workspace, const ExpertMixtureParams& params, const ExpertMixtureGrads& grads,
+               const Products& products)
+      : p(params), g(grads), plan_(p), products_(products), sums_(p.rows) {
     const bool gates = p.gated() && g.hidden(), sample = gates && p.gate == ExpertGate::sample;
     const int64_t narrow = p.rows * p.experts, weight = p.stacked * p.d;
-    work_.du = workspace_.template take<T>(g.hidden() ? p.rows * p.stacked : 0);
-    work_.hidden = workspace_.template take<T>(g.up_weight ? p.rows * p.stacked : 0);
-    work_.scaled_gate = workspace_.template take<T>(g.up_bias ? narrow : 0);
-    work_.dgates = workspace_.template take<C>(gates ? narrow : 0);
-    work_.raw_dgates = workspace_.template take<T>(hybrid_ && gates && p.up_bias ? narrow : 0);
-    work_.dlogits = workspace_.template take<T>(gates ? narrow : 0);
-    work_.sample = workspace_.template take<C>(sample ? p.samples() * p.experts : 0);
-    work_.token = workspace_.template take<C>(sample ? p.samples() * p.experts : 0);
-    const bool narrowed = hybrid_ && sizeof(T) < sizeof(C);
-    work_.down_weight = workspace_.template take<T>(narrowed && g.down_weight ? weight : 0);
-    work_.up_weight = workspace_.template take<T>(narrowed && g.up_weight ? weight : 0);
+    work_.du = workspace.take<T>(g.hidden() ? p.rows * p.stacked : 0);
+    work_.hidden = workspace.take<T>(g.up_weight ? p.rows * p.stacked : 0);
+    work_.scaled_gate = workspace.take<T>(g.up_bias ? narrow : 0);
+    work_.dgates = workspace.take<C>(gates ? narrow : 0);
+    work_.raw_dgates = workspace.take<T>(plan_.hybrid && gates && p.up_bias ? narrow : 0);
+    work_.dlogits = workspace.take<T>(gates ? narrow : 0);
+    work_.sample = workspace.take<C>(sample ? p.samples() * p.experts : 0);
+    work_.token = workspace.take<C>(sample ? p.samples() * p.experts : 0);
+    const bool narrowed = plan_.hybrid && sizeof(T) < sizeof(C);
+    work_.down_weight = workspace.take<T>(narrowed && g.down_weight ? weight : 0);
+    work_.up_weight = workspace.take<T>(narrowed && g.up_weight ? weight : 0);
 
-    if (!hybrid_) {
+    if (!plan_.hybrid) {
       sums_.product(g.up_weight, g.dout, work_.hidden, p.d, p.stacked);
       sums_.product(g.down_weight, work_.du, p.x, p.stacked, p.d);
     }
@@ -230,20 +226,19 @@ class Launches {
     sums_.column(g.down_bias, work_.du, nullptr, p.stacked);
     if (p.gate == ExpertGate::token) sums_.column(g.gate_bias, work_.dlogits, nullptr, p.experts);
     if (sample) sums_.finish(g.gate_bias, work_.sample, p.samples(), p.experts, p.experts);
-    sums_.place(workspace_);
+    sums_.place(workspace);
   }
 
-  int64_t workspace_bytes() const { return workspace_.used(); }
-
-  int run(const Products& products, void* stream) const {
-    if (int error = hybrid_ ? hybrid(products, stream) : fused(stream)) return error;
+  int run(void* stream) const {
+    if (int error = plan_.hybrid ? hybrid(stream) : fused(stream)) return error;
     return sums_.run(stream);
   }
 
  private:
   int fused(void* stream) const {
     auto rows = [&](Stage stage) {
-      return launch(mixture_backward<T>, blocks_, 1, Tile::kThreads, Tile::shared_bytes(1), stream, p, g, work_, stage);
+      return launch(mixture_backward<T>, plan_.blocks, 1, Tile::kThreads, Tile::shared_bytes(1), stream, p, g, work_,
+                    stage);
     };
     if (!work_.sample) return work_.du || work_.hidden || work_.scaled_gate ? rows(Stage::whole) : 0;
     if (int error = rows(Stage::tokens)) return error;
@@ -251,11 +246,11 @@ class Launches {
     return rows(Stage::rest);
   }
 
-  int hybrid(const Products& products, void* stream) const {
+  int hybrid(void* stream) const {
     auto multiply = [&](const host::Matrix& a, const host::Matrix& b, T* to) {
-      return products.multiply(products.context, p.dtype, a, b, host::matrix(to, a.rows, b.cols));
+      return products_.multiply(products_.context, p.dtype, a, b, host::matrix(to, a.rows, b.cols));
     };
-    auto rows = [&](auto* kernel) { return launch(kernel, blocks_, 1, Tile::kThreads, 0, stream, p, g, work_); };
+    auto rows = [&](auto* kernel) { return launch(kernel, plan_.blocks, 1, Tile::kThreads, 0, stream, p, g, work_); };
     const host::Matrix dout = matrix(g.dout, p.rows, p.d), x = matrix(p.x, p.rows, p.d);
     if (work_.du)
       if (int error = multiply(dout, matrix(p.up_weight, p.d, p.stacked), work_.du)) return error;
@@ -293,9 +288,8 @@ class Launches {
 
   const ExpertMixtureParams& p;
   const ExpertMixtureGrads& g;
-  bool hybrid_;
-  int64_t blocks_;
-  Workspace workspace_;
+  ExpertMixturePlan plan_;
+  const Products& products_;
   Work<T> work_ = {};
   TokenSums<T, 4, 6, 12> sums_;
 };
@@ -303,20 +297,13 @@ class Launches {
 }  // namespace
 
 int64_t expert_mixture_bwd_workspace(const ExpertMixtureParams& p, const ExpertMixtureGrads& g) {
-  if (p.empty()) return 0;
-  int64_t bytes = 0;
-  with_storage(p.dtype, [&]<class T>() {
-    bytes = Launches<T>(p, g, nullptr).workspace_bytes();
-    return 0;
-  });
-  return bytes;
+  return p.empty() ? 0 : count_workspace<BackwardCall>(p.dtype, p, g, Products{});
 }
 
 // With no rows, or rows of no width, the caller's gradients are zeros already.
 int expert_mixture_bwd(const ExpertMixtureParams& p, const ExpertMixtureGrads& g, void* workspace,
                        const Products& products, void* stream) {
-  if (p.empty()) return 0;
-  return with_storage(p.dtype, [&]<class T>() { return Launches<T>(p, g, workspace).run(products, stream); });
+  return p.empty() ? 0 : run_call<BackwardCall>(p.dtype, workspace, stream, p, g, products);
 }
 
 }  // namespace petx::cuda

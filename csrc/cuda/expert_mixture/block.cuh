@@ -6,6 +6,7 @@
 #pragma once
 
 #include "cuda/common/row_block.cuh"
+#include "cuda/expert_mixture/plan.h"
 #include "kernels/expert_mixture.h"
 
 namespace petx::cuda {

@@ -12,9 +12,6 @@
 // Hybrid. The wide products belong to the host library; what lies between is one pass over u and, after the last
 // product, one over x and y. The gate's K columns are a tile here and a pass over x.
 
-#include <cstdlib>
-#include <cstring>
-
 #include "cuda/expert_mixture/block.cuh"
 
 namespace petx::cuda {
@@ -160,27 +157,26 @@ PETX_KERNEL void __launch_bounds__(kSumLaunch.threads, kSumLaunch.blocks)
           SampleSums::kThreads);
 }
 
+// One call: where everything lies, and the launches in their order.
 template <class T>
-class Launches {
+class ForwardCall {
   using C = Compute<T>;
   using Tile = TileOf<T>;
 
  public:
-  Launches(const ExpertMixtureParams& params, void* workspace)
-      : p(params),
-        hybrid_(expert_mixture_hybrid(p)),
-        blocks_((p.rows + Tile::kM - 1) / Tile::kM),
-        workspace_(workspace) {
-    work_.hidden = workspace_.template take<T>(p.rows * p.stacked);
-    work_.logits = workspace_.template take<C>(p.gated() ? p.rows * p.experts : 0);
-    if (p.gate == ExpertGate::sample) work_.mean_logits = workspace_.template take<C>(p.samples() * p.experts);
+  ForwardCall(Workspace& workspace, const ExpertMixtureParams& params, void* out, const Products& products)
+      : p(params), plan_(p), out_(static_cast<T*>(out)), products_(products) {
+    work_.hidden = workspace.take<T>(p.rows * p.stacked);
+    work_.logits = workspace.take<C>(p.gated() ? p.rows * p.experts : 0);
+    if (p.gate == ExpertGate::sample) work_.mean_logits = workspace.take<C>(p.samples() * p.experts);
   }
 
-  int64_t workspace_bytes() const { return workspace_.used(); }
+  int run(void* stream) const { return plan_.hybrid ? hybrid(stream) : fused(stream); }
 
-  int fused(T* out, void* stream) const {
+ private:
+  int fused(void* stream) const {
     auto run = [&](Stage stage) {
-      return launch(mixture_forward<T>, blocks_, 1, Tile::kThreads, Tile::shared_bytes(1), stream, p, work_, out,
+      return launch(mixture_forward<T>, plan_.blocks, 1, Tile::kThreads, Tile::shared_bytes(1), stream, p, work_, out_,
                     stage);
     };
     if (p.gate != ExpertGate::sample) return run(Stage::whole);
@@ -189,14 +185,14 @@ class Launches {
     return run(Stage::rest);
   }
 
-  int hybrid(T* out, const Products& products, void* stream) const {
+  int hybrid(void* stream) const {
     auto multiply = [&](const void* a, int64_t rows, int64_t depth, const void* b, int64_t columns, void* to) {
-      return products.multiply(products.context, p.dtype, host::matrix(static_cast<const T*>(a), rows, depth),
-                               host::matrix(static_cast<const T*>(b), columns, depth).transposed(),
-                               host::matrix(static_cast<T*>(to), rows, columns));
+      return products_.multiply(products_.context, p.dtype, host::matrix(static_cast<const T*>(a), rows, depth),
+                                host::matrix(static_cast<const T*>(b), columns, depth).transposed(),
+                                host::matrix(static_cast<T*>(to), rows, columns));
     };
     auto rows = [&](auto* kernel, int bytes) {
-      return launch(kernel, blocks_, 1, Tile::kThreads, bytes, stream, p, work_);
+      return launch(kernel, plan_.blocks, 1, Tile::kThreads, bytes, stream, p, work_);
     };
     if (int error = multiply(p.x, p.rows, p.d, p.down_weight, p.stacked, p.u)) return error;
     if (p.gated())
@@ -204,57 +200,31 @@ class Launches {
     if (p.gate == ExpertGate::sample)
       if (int error = gates(stream)) return error;
     if (int error = rows(mixture_between<T>, 0)) return error;
-    if (int error = multiply(work_.hidden, p.rows, p.stacked, p.up_weight, p.d, out)) return error;
-    return launch(mixture_finish<T>, blocks_, 1, Tile::kThreads, 0, stream, p, work_, out);
+    if (int error = multiply(work_.hidden, p.rows, p.stacked, p.up_weight, p.d, out_)) return error;
+    return launch(mixture_finish<T>, plan_.blocks, 1, Tile::kThreads, 0, stream, p, work_, out_);
   }
 
-  int run(T* out, const Products& products, void* stream) const {
-    return hybrid_ ? hybrid(out, products, stream) : fused(out, stream);
-  }
-
- private:
   int gates(void* stream) const {
     return launch(sample_gates<T>, p.samples(), 1, SampleSums::kThreads, SampleSums::shared_bytes<C>(), stream, p,
                   work_);
   }
 
   const ExpertMixtureParams& p;
-  bool hybrid_;
-  int64_t blocks_;
-  Workspace workspace_;
+  ExpertMixturePlan plan_;
   Work<T> work_ = {};
+  T* out_;
+  const Products& products_;
 };
 
 }  // namespace
 
-// The host library's large tiles make more operations of a byte of shared memory than 64 by 64 do; the fused kernel
-// spares launches and passes over x, y and u. So its products win where operations bound the whole (a rank of 192 and
-// more) and there are rows enough that launches do not count: 4096 for the released K r = 384, more for a lower rank.
-// From a model of bytes and operations; no card has measured it yet.
-bool expert_mixture_hybrid(const ExpertMixtureParams& p) {
-  if (const char* wanted = std::getenv("PETX_EXPERT_MIXTURE")) {
-    if (!std::strcmp(wanted, "hybrid")) return true;
-    if (!std::strcmp(wanted, "fused")) return false;
-  }
-  constexpr int64_t kRank = 192, kRowsTimesRank = 4096 * 384;
-  return p.stacked >= kRank && p.rows >= kRowsTimesRank / p.stacked;
-}
-
 int64_t expert_mixture_fwd_workspace(const ExpertMixtureParams& p) {
-  if (p.empty()) return 0;
-  int64_t bytes = 0;
-  with_storage(p.dtype, [&]<class T>() {
-    bytes = Launches<T>(p, nullptr).workspace_bytes();
-    return 0;
-  });
-  return bytes;
+  return p.empty() ? 0 : count_workspace<ForwardCall>(p.dtype, p, nullptr, Products{});
 }
 
 int expert_mixture_fwd(const ExpertMixtureParams& p, void* out, void* workspace, const Products& products,
                        void* stream) {
-  if (p.empty()) return 0;
-  return with_storage(p.dtype,
-                      [&]<class T>() { return Launches<T>(p, workspace).run(static_cast<T*>(out), products, stream); });
+  return p.empty() ? 0 : run_call<ForwardCall>(p.dtype, workspace, stream, p, out, products);
 }
 
 }  // namespace petx::cuda

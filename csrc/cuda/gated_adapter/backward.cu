@@ -230,25 +230,25 @@ PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
 
 // One call: where everything lies, and the launches in their order.
 template <class T>
-class Launches {
+class BackwardCall {
   using C = Compute<T>;
   using Tile = TileOf<T>;
 
  public:
-  Launches(const GatedAdapterParams& params, const GatedAdapterGrads& grads, void* workspace)
-      : p(params), g(grads), blocks_((p.rows + Tile::kM - 1) / Tile::kM), workspace_(workspace), sums_(p.rows) {
+  BackwardCall(Workspace& workspace, const GatedAdapterParams& params, const GatedAdapterGrads& grads)
+      : p(params), g(grads), plan_(p), sums_(p.rows) {
     bool large = p.granularity == Granularity::large, middle_y = p.granularity == Granularity::middle_y;
     bool small = p.granularity == Granularity::small, token_gate = small || p.granularity == Granularity::middle_x;
-    to_.hidden = {workspace_.template take<T>(p.rows * p.r), workspace_.template take<T>(p.rows * p.r_g)};
-    to_.ds = workspace_.template take<T>(p.rows * p.d);
-    to_.dgate = workspace_.template take<T>(large ? p.rows * p.d : 0);
-    to_.dz = workspace_.template take<T>(p.rows * p.r);
-    to_.dgate_z = workspace_.template take<T>(p.rows * p.r_g);
-    to_.dot = workspace_.template take<C>(small ? p.rows : 0);
-    to_.dlogit = workspace_.template take<C>(token_gate ? p.rows : 0);
+    to_.hidden = {workspace.take<T>(p.rows * p.r), workspace.take<T>(p.rows * p.r_g)};
+    to_.ds = workspace.take<T>(p.rows * p.d);
+    to_.dgate = workspace.take<T>(large ? p.rows * p.d : 0);
+    to_.dz = workspace.take<T>(p.rows * p.r);
+    to_.dgate_z = workspace.take<T>(p.rows * p.r_g);
+    to_.dot = workspace.take<C>(small ? p.rows : 0);
+    to_.dlogit = workspace.take<C>(token_gate ? p.rows : 0);
     bool gate_vector = g.gate_weight && !large && p.granularity != Granularity::none;
-    to_.norm_weight = workspace_.template take<C>(g.norm_weight ? blocks_ * p.d : 0);
-    to_.gate_weight = workspace_.template take<C>(gate_vector ? blocks_ * p.d : 0);
+    to_.norm_weight = workspace.take<C>(g.norm_weight ? plan_.blocks * p.d : 0);
+    to_.gate_weight = workspace.take<C>(gate_vector ? plan_.blocks * p.d : 0);
 
     int64_t rank = p.r / p.heads;
     const void* in = p.reads_x_in_down() ? p.x : p.h;
@@ -263,30 +263,28 @@ class Launches {
     if (large) sums_.column(g.gate_bias, to_.dgate, nullptr, p.d);
     if (token_gate) sums_.column(g.gate_bias, nullptr, to_.dlogit, 1);
     if (small) sums_.column(g.gate_weight, p.x, to_.dlogit, p.d);
-    sums_.finish(g.norm_weight, to_.norm_weight, blocks_, p.d, p.d);
+    sums_.finish(g.norm_weight, to_.norm_weight, plan_.blocks, p.d, p.d);
     bool sigmoid = middle_y && p.middle_y == MiddleY::sigmoid;
     C* gate_weight = g.gate_weight ? static_cast<C*>(g.gate_weight) + (small ? p.d : 0) : nullptr;
-    if (gate_vector) sums_.finish(gate_weight, to_.gate_weight, blocks_, p.d, p.d, sigmoid ? p.gate_weight : nullptr);
-    sums_.place(workspace_);
+    if (gate_vector)
+      sums_.finish(gate_weight, to_.gate_weight, plan_.blocks, p.d, p.d, sigmoid ? p.gate_weight : nullptr);
+    sums_.place(workspace);
   }
-
-  int64_t workspace_bytes() const { return workspace_.used(); }
 
   int run(void* stream) const {
     auto rows = [&](Stage stage) {
-      return launch(site_backward<T>, blocks_, 1, Tile::kThreads, Tile::shared_bytes(2), stream, p, g, to_, stage);
+      return launch(site_backward<T>, plan_.blocks, 1, Tile::kThreads, Tile::shared_bytes(2), stream, p, g, to_, stage);
     };
-    if (p.granularity == Granularity::small)
+    if (plan_.two_steps)
       if (int error = rows(Stage::dots)) return error;
-    if (int error = rows(p.granularity == Granularity::small ? Stage::rest : Stage::whole)) return error;
+    if (int error = rows(plan_.two_steps ? Stage::rest : Stage::whole)) return error;
     return sums_.run(stream);
   }
 
  private:
   const GatedAdapterParams& p;
   const GatedAdapterGrads& g;
-  int64_t blocks_;
-  Workspace workspace_;
+  GatedAdapterPlan plan_;
   Intermediate<T> to_ = {};
   TokenSums<T, 4, 6, 12> sums_;
 };
@@ -294,19 +292,12 @@ class Launches {
 }  // namespace
 
 int64_t gated_adapter_bwd_workspace(const GatedAdapterParams& p, const GatedAdapterGrads& g) {
-  if (p.rows == 0) return 0;
-  int64_t bytes = 0;
-  with_storage(p.dtype, [&]<class T>() {
-    bytes = Launches<T>(p, g, nullptr).workspace_bytes();
-    return 0;
-  });
-  return bytes;
+  return p.rows ? count_workspace<BackwardCall>(p.dtype, p, g) : 0;
 }
 
 // With no rows the caller's gradients are zeros already.
 int gated_adapter_bwd(const GatedAdapterParams& p, const GatedAdapterGrads& g, void* workspace, void* stream) {
-  if (p.rows == 0) return 0;
-  return with_storage(p.dtype, [&]<class T>() { return Launches<T>(p, g, workspace).run(stream); });
+  return p.rows ? run_call<BackwardCall>(p.dtype, workspace, stream, p, g) : 0;
 }
 
 }  // namespace petx::cuda

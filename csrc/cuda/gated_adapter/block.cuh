@@ -5,6 +5,7 @@
 #pragma once
 
 #include "cuda/common/row_block.cuh"
+#include "cuda/gated_adapter/plan.h"
 #include "kernels/gated_adapter.h"
 #include "kernels/philox.h"
 

@@ -122,37 +122,43 @@ PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
   Forward<T>(p, hidden, block_x(), out).run(stage);
 }
 
+// One call: where everything lies, and the launches in their order.
 template <class T>
-Hidden<T> take_hidden(Workspace& workspace, const GatedAdapterParams& p) {
-  return {workspace.take<T>(p.rows * p.r), workspace.take<T>(p.rows * p.r_g)};
-}
+class ForwardCall {
+  using Tile = TileOf<T>;
+
+ public:
+  ForwardCall(Workspace& workspace, const GatedAdapterParams& params, void* out)
+      : p(params),
+        plan_(p),
+        hidden_{workspace.take<T>(p.rows * p.r), workspace.take<T>(p.rows * p.r_g)},
+        out_(static_cast<T*>(out)) {}
+
+  int run(void* stream) const {
+    auto rows = [&](Stage stage) {
+      return launch(site_forward<T>, plan_.blocks, 1, Tile::kThreads, Tile::shared_bytes(2), stream, p, hidden_, out_,
+                    stage);
+    };
+    if (!plan_.two_steps) return rows(Stage::whole);
+    int error = rows(Stage::tokens);
+    return error ? error : rows(Stage::rest);
+  }
+
+ private:
+  const GatedAdapterParams& p;
+  GatedAdapterPlan plan_;
+  Hidden<T> hidden_;
+  T* out_;
+};
 
 }  // namespace
 
 int64_t gated_adapter_fwd_workspace(const GatedAdapterParams& p) {
-  Workspace counted(nullptr);
-  with_storage(p.dtype, [&]<class T>() {
-    take_hidden<T>(counted, p);
-    return 0;
-  });
-  return counted.used();
+  return count_workspace<ForwardCall>(p.dtype, p, nullptr);
 }
 
 int gated_adapter_fwd(const GatedAdapterParams& p, void* out, void* workspace, void* stream) {
-  if (p.rows == 0) return 0;
-  return with_storage(p.dtype, [&]<class T>() {
-    using Tile = TileOf<T>;
-    Workspace parts(workspace);
-    Hidden<T> hidden = take_hidden<T>(parts, p);
-    int64_t blocks = (p.rows + Tile::kM - 1) / Tile::kM;
-    auto run = [&](Stage stage) {
-      return launch(site_forward<T>, blocks, 1, Tile::kThreads, Tile::shared_bytes(2), stream, p, hidden,
-                    static_cast<T*>(out), stage);
-    };
-    if (p.granularity != Granularity::small) return run(Stage::whole);
-    int error = run(Stage::tokens);
-    return error ? error : run(Stage::rest);
-  });
+  return p.rows ? run_call<ForwardCall>(p.dtype, workspace, stream, p, out) : 0;
 }
 
 }  // namespace petx::cuda

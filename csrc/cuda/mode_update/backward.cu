@@ -127,13 +127,14 @@ PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
 
 // One call: where everything lies, and the launches in their order.
 template <class T>
-class Launches {
+class BackwardCall {
   using C = Compute<T>;
   using Tile = TileOf<T>;
 
  public:
-  Launches(const ModeUpdateParams& params, const ModeUpdateGrads& grads, void* workspace)
-      : p(params), g(grads), workspace_(workspace), sums_(p.rows) {
+  BackwardCall(Workspace& workspace, const ModeUpdateParams& params, const ModeUpdateGrads& grads)
+      : p(params), g(grads), plan_(p), sums_(p.rows) {
+    auto take = [&](bool needed) { return workspace.take<T>(needed ? p.rows * p.rank : 0); };
     bool dh = g.dx || g.du;
     if (dh) to_.dh = p.x ? take(true) : static_cast<T*>(g.dx);
     const void *dy[kMostModes], *mixed[kMostModes];
@@ -158,24 +159,19 @@ class Launches {
     }
     sums_.product_of_pairs(g.dv, pairs, dy, mixed, p.d_out, p.rank);
     sums_.product(g.du, to_.dh, p.x, p.rank, p.d_in);
-    sums_.place(workspace_);
+    sums_.place(workspace);
   }
 
-  int64_t workspace_bytes() const { return workspace_.used(); }
-
   int run(void* stream) const {
-    int64_t blocks = (p.rows + Tile::kM - 1) / Tile::kM;
-    if (int error = launch(mode_backward<T>, blocks, 1, Tile::kThreads, Tile::shared_bytes(2), stream, p, g, to_))
+    if (int error = launch(mode_backward<T>, plan_.blocks, 1, Tile::kThreads, Tile::shared_bytes(2), stream, p, g, to_))
       return error;
     return sums_.run(stream);
   }
 
  private:
-  T* take(bool needed) { return workspace_.template take<T>(needed ? p.rows * p.rank : 0); }
-
   const ModeUpdateParams& p;
   const ModeUpdateGrads& g;
-  Workspace workspace_;
+  ModeUpdatePlan plan_;
   Intermediate<T> to_ = {};
   TokenSums<T, 2 * kMostModes + 1, kMostModes, kMostModes + 2> sums_;
 };
@@ -183,19 +179,12 @@ class Launches {
 }  // namespace
 
 int64_t mode_update_bwd_workspace(const ModeUpdateParams& p, const ModeUpdateGrads& g) {
-  if (p.rows == 0 || p.d_out == 0) return 0;
-  int64_t bytes = 0;
-  with_storage(p.dtype, [&]<class T>() {
-    bytes = Launches<T>(p, g, nullptr).workspace_bytes();
-    return 0;
-  });
-  return bytes;
+  return p.rows && p.d_out ? count_workspace<BackwardCall>(p.dtype, p, g) : 0;
 }
 
 // With no rows the caller's gradients are zeros already.
 int mode_update_bwd(const ModeUpdateParams& p, const ModeUpdateGrads& g, void* workspace, void* stream) {
-  if (p.rows == 0 || p.d_out == 0) return 0;
-  return with_storage(p.dtype, [&]<class T>() { return Launches<T>(p, g, workspace).run(stream); });
+  return p.rows && p.d_out ? run_call<BackwardCall>(p.dtype, workspace, stream, p, g) : 0;
 }
 
 }  // namespace petx::cuda

@@ -6,6 +6,7 @@
 #pragma once
 
 #include "cuda/common/row_block.cuh"
+#include "cuda/mode_update/plan.h"
 #include "kernels/mode_update.h"
 #include "kernels/philox.h"
 

@@ -14,11 +14,6 @@
 namespace petx::cuda {
 namespace {
 
-// Blocks that a call should have at least, where there is work for them: about one a multiprocessor of a large card.
-constexpr int64_t kBlocks = 128;
-
-int64_t column_tiles(const ModeUpdateParams& p, int64_t width) { return (p.d_out + width - 1) / width; }
-
 // What a share of the columns leaves behind on its way: [shares, N, R] each, null where not needed.
 template <class T>
 struct Passing {
@@ -100,48 +95,40 @@ PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
   Forward<T>(p, out, passing, share).run(all * share / shares, all * (share + 1) / shares, tiles);
 }
 
-// One call: the grid, and where everything lies.
+// One call: where everything lies, and its launch.
 template <class T>
-struct Call {
+class ForwardCall {
   using Tile = TileOf<T>;
 
-  Call(const ModeUpdateParams& params, void* base) : p(params), workspace(base) {
-    blocks = (p.rows + Tile::kM - 1) / Tile::kM, tiles = column_tiles(p, Tile::kN);
-    shares = kBlocks / blocks;
-    if (shares > p.count * tiles) shares = p.count * tiles;
-    if (shares < 1) shares = 1;
+ public:
+  ForwardCall(Workspace& workspace, const ModeUpdateParams& params, const ModeUpdateOutputs& out)
+      : p(params), plan_(p), out_(out) {
     int64_t size = p.rows * p.rank;
-    passing.h = workspace.template take<T>(p.x ? (shares - 1) * size : 0);
-    passing.kept = workspace.template take<T>(p.dropout > 0 && !p.diagonal ? shares * size : 0);
-    passing.mixed = workspace.template take<T>(shares * size);
+    passing_.h = workspace.take<T>(p.x ? (plan_.shares - 1) * size : 0);
+    passing_.kept = workspace.take<T>(p.dropout > 0 && !p.diagonal ? plan_.shares * size : 0);
+    passing_.mixed = workspace.take<T>(plan_.shares * size);
   }
 
-  int run(const ModeUpdateOutputs& out, void* stream) const {
-    return launch(mode_forward<T>, blocks, shares, Tile::kThreads, Tile::shared_bytes(1), stream, p, out, passing,
-                  tiles, shares);
+  int run(void* stream) const {
+    return launch(mode_forward<T>, plan_.blocks, plan_.shares, Tile::kThreads, Tile::shared_bytes(1), stream, p, out_,
+                  passing_, plan_.tiles, plan_.shares);
   }
 
+ private:
   const ModeUpdateParams& p;
-  Workspace workspace;
-  int64_t blocks, tiles, shares;
-  Passing<T> passing;
+  ModeUpdatePlan plan_;
+  const ModeUpdateOutputs& out_;
+  Passing<T> passing_;
 };
 
 }  // namespace
 
 int64_t mode_update_fwd_workspace(const ModeUpdateParams& p) {
-  if (p.rows == 0 || p.d_out == 0) return 0;
-  int64_t bytes = 0;
-  with_storage(p.dtype, [&]<class T>() {
-    bytes = Call<T>(p, nullptr).workspace.used();
-    return 0;
-  });
-  return bytes;
+  return p.rows && p.d_out ? count_workspace<ForwardCall>(p.dtype, p, ModeUpdateOutputs{}) : 0;
 }
 
 int mode_update_fwd(const ModeUpdateParams& p, const ModeUpdateOutputs& out, void* workspace, void* stream) {
-  if (p.rows == 0 || p.d_out == 0) return 0;
-  return with_storage(p.dtype, [&]<class T>() { return Call<T>(p, workspace).run(out, stream); });
+  return p.rows && p.d_out ? run_call<ForwardCall>(p.dtype, workspace, stream, p, out) : 0;
 }
 
 }  // namespace petx::cuda

@@ -55,7 +55,7 @@ MUTATIONS = [
     ),
     # long sums
     Mutation("long sum of one piece", TILE, r"depth > 0; depth -= kDepth", "depth > 0; depth = 0"),
-    Mutation("second piece of the wrong vectors", TILE, r"A::kTurned \? a.stride : 1", "a.stride"),
+    Mutation("second piece of the wrong vectors", TILE, r"A::kTransposed \? a.stride : 1", "a.stride"),
     Mutation("last piece too long", TILE, r"depth < kDepth \? depth : kDepth", "kDepth"),
     # the forward
     Mutation("weight not added", FORWARD, r"load\(values\[n\].value\[j\]\) \+ tile.gate", "tile.gate"),
@@ -66,7 +66,12 @@ MUTATIONS = [
     Mutation("blocks' A in one place", FORWARD, r"block_y\(\) \* tiles_of\(p.d_out\) \* groups \+ ", ""),
     Mutation("a block makes one tile", FORWARD, r"end = begin \+ tiles_a_block \* 64", "end = begin + 64"),
     Mutation("blocks' tiles overlap", FORWARD, r"begin = group \* tiles_a_block \* 64", "begin = group * 64"),
-    Mutation("last block left out", FORWARD, r"\(column_tiles \+ tiles_a_block - 1\) / tiles", "column_tiles / tiles"),
+    Mutation(
+        "last block left out",
+        "cp_reconstruct/plan.h",
+        r"\(column_tiles \+ tiles_a_block - 1\) / tiles",
+        "column_tiles / tiles",
+    ),
     # the backward
     Mutation("lost slope", BACKWARD, r"d \* slopes.value\)", "d)"),
     Mutation("swapped slopes", BACKWARD, r"d \* slopes.threshold", "d * slopes.value"),

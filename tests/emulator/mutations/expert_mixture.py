@@ -94,7 +94,9 @@ MUTATIONS = [
     Mutation("lost down bias, hybrid", FORWARD, r" \+ at<T>\(p.down_bias, column\)", ""),
     Mutation("second tile has the gate's first rows", FORWARD, r"head < 0 \? -head \* p.d : 0", "0"),
     Mutation("u made again, hybrid", FORWARD, r"down\(p.stacked\); \}", "down(0); }"),
-    Mutation("one block of rows too few", FORWARD, r"p.rows \+ Tile::kM - 1\)", "p.rows + Tile::kM - 2)"),
+    Mutation(
+        "one block of rows too few", "expert_mixture/plan.cpp", r"tiles_along\(p.rows\)", "tiles_along(p.rows - 1)"
+    ),
     Mutation("last rank left out", FORWARD, r"(begin, p.d, p.stacked\)), p.stacked\);", r"\1, p.stacked - 1);"),
     # the backward
     Mutation("lost slope", BACKWARD, r"scale \* q \* activation_slope\(p.activation, u\)", "scale * q"),

@@ -76,11 +76,11 @@ MUTATIONS = [
     ),
     Mutation(
         "one block of rows too few",
-        FORWARD,
-        r"\(p.rows \+ Tile::kM - 1\) / Tile::kM",
-        "(p.rows + Tile::kM - 2) / Tile::kM",
+        "gated_adapter/plan.h",
+        r"tiles_along\(p.rows\)",
+        "tiles_along(p.rows - 1)",
     ),
-    Mutation("small in one launch", FORWARD, r"if \(p.granularity != Granularity::small\) return", "return"),
+    Mutation("small in one launch", FORWARD, r"if \(!plan_.two_steps\) return", "return"),
     Mutation(
         "missing dropout scale in the backward", BACKWARD, r"dy \*= C\(p.scale\) \* dropped;", "dy *= C(p.scale);"
     ),

@@ -60,7 +60,7 @@ MUTATIONS = [
     Mutation("base of the first projection", FORWARD, r"of_mode\(out_.base, k\)", "of_mode(out_.base, 0)"),
     Mutation("h not dropped", FORWARD, r"mix\(kept_, k, mixed_\)", "mix(h_, k, mixed_)"),
     Mutation("last rank left out of V", FORWARD, r"(p.d_out, p.rank\)), p.rank\);", r"\1, p.rank - (p.rank > 1));"),
-    Mutation("one block of rows too few", FORWARD, r"p.rows \+ Tile::kM - 1\)", "p.rows + Tile::kM - 2)"),
+    Mutation("one block of rows too few", "mode_update/plan.h", r"tiles_along\(p.rows\)", "tiles_along(p.rows - 1)"),
     Mutation("share begins with its projection", FORWARD, r"begin > k \* tiles \? begin - k \* tiles : 0", "0"),
     Mutation("share ends with its projection", FORWARD, r" && k \* tiles \+ tile < end", ""),
     Mutation(

@@ -60,7 +60,7 @@ MUTATIONS = [
         "lane / 16 * 8, k + lane % 16 / 8 * 8)",
     ),
     Mutation("sums of one pair twice", MMA, r"sum\[2 \* pair \+ 1\]", "sum[2 * pair]"),
-    Mutation("turned operand not turned", MMA, r"fragment<B::kTurned>", "fragment<false>"),
+    Mutation("turned operand not turned", MMA, r"fragment<B::kTransposed>", "fragment<false>"),
     Mutation("swapped result rows and columns", MMA, r"lane / 4 \+ e / 2 \* 8", "lane / 4 + e % 2 * 8"),
     Mutation("warp's rows by its columns", MMA, r"warp / 2 \* kWarpRows", "warp % 4 * kWarpRows"),
     # tails

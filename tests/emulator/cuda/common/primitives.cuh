@@ -19,7 +19,7 @@ namespace petx::cuda {
 PETX_DEVICE int thread_index() { return simt::thread_index(); }
 PETX_DEVICE int64_t block_x() { return simt::block_x(); }
 PETX_DEVICE int64_t block_y() { return simt::block_y(); }
-PETX_DEVICE int renewed(int i) { return i; }
+PETX_DEVICE int opaque(int i) { return i; }
 
 constexpr uint32_t kWholeWarp = simt::kWholeWarp;
 
