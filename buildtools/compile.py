@@ -51,9 +51,9 @@ class BuildExtension(build_ext):
 
 
 def operation_names(floor):
-    """The operations that have kernels on ``floor`` (cpu or cuda): one stem, there and on the host's floor."""
-    stems = [{path.stem for path in (ROOT / "csrc" / name).glob("*.c*")} for name in ("ops", floor)]
-    return sorted(stems[0] & stems[1])
+    """The operations that have kernels on ``floor`` (cpu or cuda): a folder there, a source of its name in ops."""
+    csrc = ROOT / "csrc"
+    return sorted(path.stem for path in csrc.glob("ops/*.cpp") if (csrc / floor / path.stem).is_dir())
 
 
 def find_compiler():
@@ -107,11 +107,13 @@ def write_ninja_file(path, library, torch, cuda, compiler):
     nvcc = [cuda.nvcc, *(["-ccbin", compiler[0]] if os.environ.get("CXX") else [])]
     units = [(csrc / "module.cpp", "cxx", [*HOST_FLAGS, *own, *module])]
     units += [(source, "cxx", [*HOST_FLAGS, *own, *ops]) for source in sorted(csrc.glob("ops/*.cpp"))]
-    units += [(source, "cxx", [*HOST_FLAGS, *own]) for source in sorted(csrc.glob("cpu/*.cpp"))]
+    units += [(source, "cxx", [*HOST_FLAGS, *own]) for source in sorted(csrc.glob("cpu/*/*.cpp"))]
+    # What a GPU would launch is asked on machines without one too.
+    units += [(source, "cxx", [*HOST_FLAGS, *own]) for source in sorted(csrc.glob("cuda/*/*.cpp"))]
     links = [f"-L{lib}", "-Wl,--as-needed", "-Wl,--exclude-libs,ALL", "-ltorch_cpu", "-lc10"]
     if cuda.mode != "absent":
         cuda_flags = [*NVCC_FLAGS, *own, *cuda.compile_flags()]
-        units += [(source, "nvcc", cuda_flags) for source in sorted(csrc.glob("cuda/*.cu"))]
+        units += [(source, "nvcc", cuda_flags) for source in sorted(csrc.glob("cuda/*/*.cu"))]
         links += [f"-L{folder}" for folder in cuda.library_folders()]
         links += ["-lcudart_static", "-ldl", "-lrt", "-lpthread"]
     if cuda.mode == "full":
@@ -139,4 +141,4 @@ def run_ninja(folder):
 
     jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
     if subprocess.run([Path(BIN_DIR, "ninja"), "-C", folder, *jobs]).returncode:
-        stop("compiling failed, the compiler's own words are above (MAX_JOBS=1 helps where memory ran out)")
+        stop("compiling failed, the compiler's own words are above (MAX_JOBS=1 helps if memory ran out)")

@@ -1,6 +1,6 @@
 """Decides whether and how petx's CUDA kernels are built.
 
-PETX_CUDA=auto (default)  build them where torch has CUDA and nvcc is found, else say why not and build for the CPU
+PETX_CUDA=auto (default)  build them if torch has CUDA and nvcc is found, else say why not and build for the CPU
 PETX_CUDA=1               build them or stop with the reason
 PETX_CUDA=0               CPU only
 PETX_CUDA=check           compile and link them without a GPU and without a CUDA torch, to prove that they build
@@ -18,7 +18,7 @@ from pathlib import Path
 from buildtools import stop
 
 # Ampere, Hopper and both Blackwells; PTX of the newest for what comes after. Set here because torch's own detection
-# fails where no GPU is visible.
+# fails if no GPU is visible.
 DEFAULT_ARCHITECTURES = "8.0;9.0;10.0;12.0+PTX"
 
 

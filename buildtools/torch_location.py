@@ -1,8 +1,8 @@
 """Finds the torch that petx will run with, without importing it.
 
 pip builds in an isolated environment. Were torch a build requirement, pip would fetch a second torch into it:
-gigabytes, and perhaps another version than the one petx is to run with. So torch is looked for where the user has it,
-and required only where there is none.
+gigabytes, and perhaps another version than the one petx is to run with. So torch is looked for in the user's
+environments, and required only if there is none.
 """
 
 import os
@@ -46,7 +46,7 @@ def find_torch():
 
 
 def supported_torch():
-    """Like :func:`find_torch`, and stops the build where there is none or it is outside the supported range."""
+    """Like :func:`find_torch`, and stops the build if there is none or it is outside the supported range."""
     wanted, torch = torch_requirement(), find_torch()
     if torch is None:
         stop(
@@ -59,7 +59,7 @@ def supported_torch():
 
 
 def build_requirements():
-    """What an isolated build needs besides pyproject.toml's list: nothing, or torch where none is installed."""
+    """What an isolated build needs besides pyproject.toml's list: nothing, or torch if none is installed."""
     if find_torch() is None:
         return [str(torch_requirement())]
     supported_torch()

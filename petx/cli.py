@@ -9,16 +9,17 @@ import sys
 from pathlib import Path
 
 from petx import commands
+from petx._quiet import ignore_known_warnings
 from petx.errors import UserError
 from petx.version import __version__
 
 
-def command_names():
+def command_names() -> list[str]:
     """Names of the modules below :mod:`petx.commands`, sorted."""
     return sorted(info.name for info in pkgutil.iter_modules(commands.__path__) if not info.name.startswith("_"))
 
 
-def help_line(name):
+def help_line(name: str) -> str:
     """First line of a command module's docstring, read without importing the module."""
     for folder in commands.__path__:
         for source in (Path(folder, f"{name}.py"), Path(folder, name, "__init__.py")):
@@ -28,7 +29,8 @@ def help_line(name):
     return ""
 
 
-def build_parser(names):
+def build_parser(names: list[str]) -> argparse.ArgumentParser:
+    """The parser of ``petx`` itself, whose help lists the commands ``names``."""
     width = max(map(len, names), default=0)
     listing = "\n".join(f"  {name:<{width}}  {help_line(name)}" for name in names)
     parser = argparse.ArgumentParser(
@@ -44,7 +46,7 @@ def build_parser(names):
     return parser
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> int:
     """Run one command line (default ``sys.argv[1:]``) and return its exit code."""
     names = command_names()
     parser = build_parser(names)
@@ -52,6 +54,7 @@ def main(argv=None):
     if chosen.command is None:
         parser.print_help()
         return 2
+    ignore_known_warnings()
     try:
         return _run_command(chosen.command, chosen.arguments, names)
     except UserError as error:
@@ -59,7 +62,7 @@ def main(argv=None):
         return 2
 
 
-def _run_command(name, arguments, names):
+def _run_command(name: str, arguments: list[str], names: list[str]) -> int:
     if name not in names:
         close = difflib.get_close_matches(name, names, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(names)}"

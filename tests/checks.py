@@ -1,7 +1,10 @@
-"""How results are compared, in every test of an operation."""
+"""How results are compared, in every test of an operation: by the rule that a card is certified with, too."""
 
-import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from petx.certify.rule import exact, outputs, outputs_and_grads, relative, weights_of, wrong
+
+__all__ = ["Recorder", "exact", "outputs", "outputs_and_grads", "relative", "weights_of", "wrong"]
 
 
 class Recorder(TorchDispatchMode):
@@ -15,78 +18,3 @@ class Recorder(TorchDispatchMode):
         if func.namespace == "petx":
             self.calls.append((func, args))
         return func(*args, **(kwargs or {}))
-
-
-def outputs(result):
-    """An operation's result as a tuple of tensors."""
-    return (result,) if isinstance(result, torch.Tensor) else tuple(result)
-
-
-def weights_of(results):
-    """Random gradients for ``results``, the same numbers in every dtype."""
-    generator = torch.Generator().manual_seed(2)
-    return [torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y.device, y.dtype) for y in results]
-
-
-def outputs_and_grads(call, tensors):
-    """Name -> result of one forward and backward of ``call(tensors)``; None for an argument without gradient."""
-    results = outputs(call(tensors))
-    leaves = {name: t for name, t in tensors.items() if t.requires_grad}
-    grads = torch.autograd.grad(results, list(leaves.values()), weights_of(results), allow_unused=True)
-    names = ["out"] if len(results) == 1 else [f"out {k}" for k in range(len(results))]
-    return dict(zip(names, (y.detach() for y in results), strict=True)) | dict(zip(leaves, grads, strict=True))
-
-
-def exact(case, tensors):
-    """Results of the reference in float64 for ``tensors``, which may be of any dtype."""
-    wide = {name: t.detach().double().requires_grad_(t.requires_grad) for name, t in tensors.items()}
-    return outputs_and_grads(case.expected, wide)
-
-
-def relative(value, wanted):
-    """Norm of the difference over the norm of what was wanted."""
-    return ((value.double() - wanted).norm() / wanted.norm().clamp(min=1e-30)).item()
-
-
-# Below a few units in the last place, which of two results is closer is chance.
-FLOOR = {torch.float64: 1e-13, torch.float32: 8 * 2.0**-23, torch.bfloat16: 4 * 2.0**-7, torch.float16: 4 * 2.0**-10}
-
-
-def wrong(got, case, tensors):
-    """What is wrong with the results ``got`` for ``tensors``, or None: an error against float64 above twice torch's
-    own in the same dtype and above the dtype's resolution, a dtype, a shape, a value that is not finite."""
-    want, own = exact(case, tensors), outputs_and_grads(case.expected, tensors)
-    for name, value in got.items():
-        if want[name] is None:  # an argument that this case does not read
-            if value is not None and value.any():
-                return f"{name} should have no gradient"
-            continue
-        like = next(iter(tensors.values())) if name.startswith("out") else tensors[name]
-        if value is None or value.dtype != like.dtype or value.shape != want[name].shape:
-            got_kind = None if value is None else (value.dtype, list(value.shape))
-            return f"{name}: {got_kind}, not {(like.dtype, list(want[name].shape))}"
-        if not torch.isfinite(value).all():
-            return f"{name} is not finite"
-        error, torch_error = relative(value, want[name]), relative(own[name], want[name])
-        bound = max(2 * torch_error, FLOOR[value.dtype])
-        if value.numel() <= FEW_VALUES and bound < error <= 8 * bound:
-            error, torch_error = over_draws(case, name, value.dtype, value.device)
-            bound = max(2 * torch_error, FLOOR[value.dtype])
-        if error > bound:
-            return f"{name}: error {error:.2e}, torch's own {torch_error:.2e}"
-    return None
-
-
-# The rounding errors of so few values do not average out: in one draw of the inputs torch's may be small by luck.
-FEW_VALUES, DRAWS = 8, 16
-
-
-def over_draws(case, name, dtype, device):
-    """Relative errors of ``name``, the kernel's and torch's, over all of :data:`DRAWS` draws of the inputs."""
-    values = []
-    for seed in range(1, DRAWS + 1):
-        tensors = case.inputs(dtype, seed=seed, device=device)
-        results = exact(case, tensors), outputs_and_grads(case.run, tensors), outputs_and_grads(case.expected, tensors)
-        values.append([result[name].double().flatten() for result in results])
-    want, got, own = (torch.cat(several) for several in zip(*values, strict=True))
-    return relative(got, want), relative(own, want)

@@ -2,7 +2,7 @@
 
 #include "kernels/cp_reconstruct.h"
 
-#include "ops/torch.h"
+#include "ops/arguments.h"
 #ifdef USE_CUDA
 #include "ops/cuda.h"
 #endif
@@ -10,18 +10,11 @@
 namespace petx {
 namespace {
 
-#define PETX_RECONSTRUCT_FACTORS "Tensor u, Tensor v, Tensor cores, Tensor? threshold"
-#define PETX_RECONSTRUCT_OPTIONS "int gate, float temperature, float scale"
-
-struct Factors {
-  Tensor u, v, cores;
-  OptionalTensor threshold;
-};
-
-struct Options {
-  int64_t gate;
-  double temperature, scale;
-};
+// The arguments that forward and backward share.
+#define RECONSTRUCT_FACTORS(X) X(Tensor, u) X(Tensor, v) X(Tensor, cores) X(OptionalTensor, threshold)
+#define RECONSTRUCT_OPTIONS(X) X(int64_t, gate) X(double, temperature) X(double, scale)
+PETX_ARGUMENTS(Factors, RECONSTRUCT_FACTORS)
+PETX_ARGUMENTS(Options, RECONSTRUCT_OPTIONS)
 
 // `matrices` are the weights or the gradients of the results.
 CpReconstructParams checked(const char* op, const char* name, const std::vector<Tensor>& matrices, const Factors& f,
@@ -72,24 +65,6 @@ bool has_sides(const CpReconstructParams& p, const Tensor& like) {
   return (p.gate == Gate::soft || p.gate == Gate::hard) && like.is_cpu();
 }
 
-template <class Launch>
-std::vector<Tensor> forward(const std::vector<Tensor>& weights, const Factors& f, const Options& o, bool keep,
-                            const Launch& launch) {
-  const char* op = "cp_reconstruct";
-  std::vector<const void*> in;
-  CpReconstructParams p = checked(op, "weights", weights, f, o, in);
-  if (keep && !has_sides(p, weights[0])) fail(op, "keep is for the soft and the hard gate on a CPU");
-  std::vector<Tensor> results{empty(weights[0], sides_shape(p, keep), ScalarType::Byte)};
-  if (keep) p.sides = static_cast<uint8_t*>(results[0].mutable_data_ptr());
-  std::vector<void*> out;
-  for (const Tensor& weight : weights) {
-    results.push_back(empty(weight, {p.d_out, p.d_in}, weight.scalar_type()));
-    out.push_back(results.back().mutable_data_ptr());
-  }
-  if (p.d_out && p.d_in) launch(p, in.data(), out.data());
-  return results;
-}
-
 void fwd_on_cpu(const Tensor&, const CpReconstructParams& p, const void* const* weights, void* const* out) {
   cpu::cp_reconstruct_fwd(p, weights, out);
 }
@@ -105,10 +80,24 @@ void fwd_on_cuda(const Tensor& like, const CpReconstructParams& p, const void* c
 
 template <void (*launch)(const Tensor& like, const CpReconstructParams& p, const void* const* weights,
                          void* const* out)>
-std::vector<Tensor> fwd(std::vector<Tensor> weights, Tensor u, Tensor v, Tensor cores, OptionalTensor threshold,
-                        int64_t gate, double temperature, double scale, bool keep) {
-  return forward(weights, {u, v, cores, threshold}, {gate, temperature, scale}, keep,
-                 [&](const CpReconstructParams& p, const void* const* in, void* const* out) { launch(u, p, in, out); });
+Tensors fwd(Stack& stack) {
+  auto weights = stack.take<Tensors>();
+  auto f = Factors::take(stack);
+  auto o = Options::take(stack);
+  bool keep = stack.take<bool>();
+  const char* op = "cp_reconstruct";
+  std::vector<const void*> in;
+  CpReconstructParams p = checked(op, "weights", weights, f, o, in);
+  if (keep && !has_sides(p, weights[0])) fail(op, "keep is for the soft and the hard gate on a CPU");
+  std::vector<Tensor> results{empty(weights[0], sides_shape(p, keep), ScalarType::Byte)};
+  if (keep) p.sides = static_cast<uint8_t*>(results[0].mutable_data_ptr());
+  std::vector<void*> out;
+  for (const Tensor& weight : weights) {
+    results.push_back(empty(weight, {p.d_out, p.d_in}, weight.scalar_type()));
+    out.push_back(results.back().mutable_data_ptr());
+  }
+  if (p.d_out && p.d_in) launch(f.u, p, in.data(), out.data());
+  return results;
 }
 
 using Grads = std::tuple<Tensor, Tensor, Tensor, Tensor>;  // of u, v, cores, threshold; empty where not asked for
@@ -129,11 +118,16 @@ void bwd_on_cuda(const Tensor& like, const CpReconstructParams& p, const void* c
 
 template <void (*launch)(const Tensor& like, const CpReconstructParams& p, const void* const* dout,
                          const CpReconstructGrads& g)>
-Grads bwd(std::vector<Tensor> dout, Tensor u, Tensor v, Tensor cores, OptionalTensor threshold, Tensor sides,
-          int64_t needs, int64_t gate, double temperature, double scale) {
+Grads bwd(Stack& stack) {
   const char* op = "cp_reconstruct (backward)";
+  auto dout = stack.take<Tensors>();
+  auto f = Factors::take(stack);
+  auto sides = stack.take<Tensor>();
+  auto needs = stack.take<int64_t>();
+  auto o = Options::take(stack);
+  const auto& [u, v, cores, threshold] = f;
   std::vector<const void*> in;
-  CpReconstructParams p = checked(op, "dout", dout, {u, v, cores, threshold}, {gate, temperature, scale}, in);
+  CpReconstructParams p = checked(op, "dout", dout, f, o, in);
   bool kept = sides.dim() > 0 && sides.sizes()[0] > 0;
   const void* bits = Checker(op, dout[0]).of_type("sides", sides, sides_shape(p, kept), ScalarType::Byte);
   if (kept && !has_sides(p, dout[0])) fail(op, "sides are for the soft and the hard gate on a CPU");
@@ -152,20 +146,24 @@ Grads bwd(std::vector<Tensor> dout, Tensor u, Tensor v, Tensor cores, OptionalTe
 }  // namespace petx
 
 STABLE_TORCH_LIBRARY_FRAGMENT(petx, m) {
-  m.def("cp_reconstruct_fwd(Tensor[] weights, " PETX_RECONSTRUCT_FACTORS ", " PETX_RECONSTRUCT_OPTIONS
-        ", bool keep) -> Tensor[]");
-  m.def("cp_reconstruct_bwd(Tensor[] dout, " PETX_RECONSTRUCT_FACTORS
-        ", Tensor sides, int needs, " PETX_RECONSTRUCT_OPTIONS ") -> (Tensor, Tensor, Tensor, Tensor)");
+  using namespace petx;
+  m.def(schema("cp_reconstruct_fwd", "Tensor[] weights, " + Factors::schema() + Options::schema() + "bool keep, ",
+               "Tensor[]")
+            .c_str());
+  m.def(schema("cp_reconstruct_bwd",
+               "Tensor[] dout, " + Factors::schema() + "Tensor sides, int needs, " + Options::schema(),
+               "(Tensor, Tensor, Tensor, Tensor)")
+            .c_str());
 }
 
 STABLE_TORCH_LIBRARY_IMPL(petx, CPU, m) {
-  m.impl("cp_reconstruct_fwd", TORCH_BOX(&petx::fwd<petx::fwd_on_cpu>));
-  m.impl("cp_reconstruct_bwd", TORCH_BOX(&petx::bwd<petx::bwd_on_cpu>));
+  m.impl("cp_reconstruct_fwd", &petx::boxed<petx::fwd<petx::fwd_on_cpu>>);
+  m.impl("cp_reconstruct_bwd", &petx::boxed<petx::bwd<petx::bwd_on_cpu>>);
 }
 
 #ifdef USE_CUDA
 STABLE_TORCH_LIBRARY_IMPL(petx, CUDA, m) {
-  m.impl("cp_reconstruct_fwd", TORCH_BOX(&petx::fwd<petx::fwd_on_cuda>));
-  m.impl("cp_reconstruct_bwd", TORCH_BOX(&petx::bwd<petx::bwd_on_cuda>));
+  m.impl("cp_reconstruct_fwd", &petx::boxed<petx::fwd<petx::fwd_on_cuda>>);
+  m.impl("cp_reconstruct_bwd", &petx::boxed<petx::bwd<petx::bwd_on_cuda>>);
 }
 #endif

@@ -2,7 +2,7 @@
 
 #include "kernels/expert_mixture.h"
 
-#include "ops/torch.h"
+#include "ops/arguments.h"
 #ifdef USE_CUDA
 #include "ops/cuda.h"
 #include "ops/products.h"
@@ -11,23 +11,20 @@
 namespace petx {
 namespace {
 
-// The arguments that forward and backward share, in the schema's order.
-#define PETX_MIXTURE_TENSORS                                                             \
-  "Tensor x, Tensor down_weight, Tensor? down_bias, Tensor up_weight, Tensor? up_bias, " \
-  "Tensor? gate_weight, Tensor? gate_bias, Tensor? scope_mask, Tensor? pool_mask"
-#define PETX_MIXTURE_OPTIONS "int length, int experts, int gate, int top_k, int activation, float alpha, float beta"
-
-struct MixtureTensors {
-  Tensor x, down_weight;
-  OptionalTensor down_bias;
-  Tensor up_weight;
-  OptionalTensor up_bias, gate_weight, gate_bias, scope_mask, pool_mask;
-};
-
-struct MixtureOptions {
-  int64_t length, experts, gate, top_k, activation;
-  double alpha, beta;
-};
+// The arguments that forward and backward share.
+#define MIXTURE_TENSORS(X)       \
+  X(Tensor, x)                   \
+  X(Tensor, down_weight)         \
+  X(OptionalTensor, down_bias)   \
+  X(Tensor, up_weight)           \
+  X(OptionalTensor, up_bias)     \
+  X(OptionalTensor, gate_weight) \
+  X(OptionalTensor, gate_bias) X(OptionalTensor, scope_mask) X(OptionalTensor, pool_mask)
+#define MIXTURE_OPTIONS(X) \
+  X(int64_t, length)       \
+  X(int64_t, experts) X(int64_t, gate) X(int64_t, top_k) X(int64_t, activation) X(double, alpha) X(double, beta)
+PETX_ARGUMENTS(MixtureTensors, MIXTURE_TENSORS)
+PETX_ARGUMENTS(MixtureOptions, MIXTURE_OPTIONS)
 
 ExpertMixtureParams checked(const char* op, const MixtureTensors& t, const MixtureOptions& o) {
   ExpertMixtureParams p = {};
@@ -83,13 +80,11 @@ void fwd_on_cuda(const Tensor& x, const ExpertMixtureParams& p, void* out) {
 #endif
 
 template <void (*launch)(const Tensor& x, const ExpertMixtureParams& p, void* out)>
-Outputs fwd(Tensor x, Tensor down_weight, OptionalTensor down_bias, Tensor up_weight, OptionalTensor up_bias,
-            OptionalTensor gate_weight, OptionalTensor gate_bias, OptionalTensor scope_mask, OptionalTensor pool_mask,
-            int64_t length, int64_t experts, int64_t gate, int64_t top_k, int64_t activation, double alpha,
-            double beta) {
-  ExpertMixtureParams p = checked(
-      "expert_mixture", {x, down_weight, down_bias, up_weight, up_bias, gate_weight, gate_bias, scope_mask, pool_mask},
-      {length, experts, gate, top_k, activation, alpha, beta});
+Outputs fwd(Stack& stack) {
+  auto t = MixtureTensors::take(stack);
+  auto o = MixtureOptions::take(stack);
+  ExpertMixtureParams p = checked("expert_mixture", t, o);
+  const Tensor& x = t.x;
   Tensor out = empty(x, rows_by(x, p.d), x.scalar_type());
   Tensor u = empty(x, {p.empty() ? 0 : p.rows, p.stacked}, x.scalar_type());
   Tensor gates = empty(x, gates_shape(p), compute_type(x));
@@ -115,14 +110,15 @@ void bwd_on_cuda(const Tensor& x, const ExpertMixtureParams& p, const ExpertMixt
 #endif
 
 template <void (*launch)(const Tensor& x, const ExpertMixtureParams& p, const ExpertMixtureGrads& g)>
-Grads bwd(Tensor dout, Tensor x, Tensor down_weight, OptionalTensor down_bias, Tensor up_weight, OptionalTensor up_bias,
-          OptionalTensor gate_weight, OptionalTensor gate_bias, OptionalTensor scope_mask, OptionalTensor pool_mask,
-          Tensor u, Tensor gates, int64_t needs, int64_t length, int64_t experts, int64_t gate, int64_t top_k,
-          int64_t activation, double alpha, double beta) {
+Grads bwd(Stack& stack) {
   const char* op = "expert_mixture (backward)";
-  ExpertMixtureParams p =
-      checked(op, {x, down_weight, down_bias, up_weight, up_bias, gate_weight, gate_bias, scope_mask, pool_mask},
-              {length, experts, gate, top_k, activation, alpha, beta});
+  auto dout = stack.take<Tensor>();
+  auto t = MixtureTensors::take(stack);
+  auto u = stack.take<Tensor>(), gates = stack.take<Tensor>();
+  auto needs = stack.take<int64_t>();
+  auto o = MixtureOptions::take(stack);
+  ExpertMixtureParams p = checked(op, t, o);
+  const Tensor& x = t.x;
   Checker check(op, x);
   auto compute = compute_type(x);
   ExpertMixtureGrads g = {};
@@ -132,10 +128,10 @@ Grads bwd(Tensor dout, Tensor x, Tensor down_weight, OptionalTensor down_bias, T
 
   // With no rows, or rows of no width, nothing is launched, so sums over rows must start as zeros.
   WantedGrads wanted(x, needs, p.empty());
-  Grads grads{wanted(0, x, x.scalar_type(), g.dx),        wanted(1, down_weight, compute, g.down_weight),
-              wanted(2, down_bias, compute, g.down_bias), wanted(3, up_weight, compute, g.up_weight),
-              wanted(4, up_bias, compute, g.up_bias),     wanted(5, gate_weight, compute, g.gate_weight),
-              wanted(6, gate_bias, compute, g.gate_bias)};
+  Grads grads{wanted(0, x, x.scalar_type(), g.dx),          wanted(1, t.down_weight, compute, g.down_weight),
+              wanted(2, t.down_bias, compute, g.down_bias), wanted(3, t.up_weight, compute, g.up_weight),
+              wanted(4, t.up_bias, compute, g.up_bias),     wanted(5, t.gate_weight, compute, g.gate_weight),
+              wanted(6, t.gate_bias, compute, g.gate_bias)};
   launch(x, p, g);
   return grads;
 }
@@ -144,20 +140,24 @@ Grads bwd(Tensor dout, Tensor x, Tensor down_weight, OptionalTensor down_bias, T
 }  // namespace petx
 
 STABLE_TORCH_LIBRARY_FRAGMENT(petx, m) {
-  m.def("expert_mixture_fwd(" PETX_MIXTURE_TENSORS ", " PETX_MIXTURE_OPTIONS ") -> (Tensor, Tensor, Tensor)");
-  m.def("expert_mixture_bwd(Tensor dout, " PETX_MIXTURE_TENSORS
-        ", Tensor u, Tensor gates, int needs, " PETX_MIXTURE_OPTIONS
-        ") -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  using namespace petx;
+  m.def(schema("expert_mixture_fwd", MixtureTensors::schema() + MixtureOptions::schema(), "(Tensor, Tensor, Tensor)")
+            .c_str());
+  m.def(schema("expert_mixture_bwd",
+               "Tensor dout, " + MixtureTensors::schema() + "Tensor u, Tensor gates, int needs, " +
+                   MixtureOptions::schema(),
+               "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)")
+            .c_str());
 }
 
 STABLE_TORCH_LIBRARY_IMPL(petx, CPU, m) {
-  m.impl("expert_mixture_fwd", TORCH_BOX(&petx::fwd<petx::fwd_on_cpu>));
-  m.impl("expert_mixture_bwd", TORCH_BOX(&petx::bwd<petx::bwd_on_cpu>));
+  m.impl("expert_mixture_fwd", &petx::boxed<petx::fwd<petx::fwd_on_cpu>>);
+  m.impl("expert_mixture_bwd", &petx::boxed<petx::bwd<petx::bwd_on_cpu>>);
 }
 
 #ifdef USE_CUDA
 STABLE_TORCH_LIBRARY_IMPL(petx, CUDA, m) {
-  m.impl("expert_mixture_fwd", TORCH_BOX(&petx::fwd<petx::fwd_on_cuda>));
-  m.impl("expert_mixture_bwd", TORCH_BOX(&petx::bwd<petx::bwd_on_cuda>));
+  m.impl("expert_mixture_fwd", &petx::boxed<petx::fwd<petx::fwd_on_cuda>>);
+  m.impl("expert_mixture_bwd", &petx::boxed<petx::bwd<petx::bwd_on_cuda>>);
 }
 #endif

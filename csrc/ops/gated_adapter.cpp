@@ -2,7 +2,7 @@
 
 #include "kernels/gated_adapter.h"
 
-#include "ops/torch.h"
+#include "ops/arguments.h"
 #ifdef USE_CUDA
 #include "ops/cuda.h"
 #endif
@@ -10,29 +10,36 @@
 namespace petx {
 namespace {
 
-// The arguments that forward and backward share, in the schema's order.
-#define PETX_SITE_TENSORS                                                                                           \
-  "Tensor h, Tensor? x, Tensor down_weight, Tensor? down_bias, Tensor up_weight, Tensor? up_bias, "                 \
-  "Tensor? gate_down_weight, Tensor? gate_down_bias, Tensor? gate_weight, Tensor? gate_bias, Tensor? norm_weight, " \
-  "Tensor? norm_bias, Tensor? mask, Tensor? seed"
-#define PETX_SITE_OPTIONS                                                                                           \
-  "int length, int granularity, int heads, int activation, int gate_input, int middle_y, int placement, int norm, " \
-  "bool residual, float scale, float dropout, float eps"
-
-struct SiteTensors {
-  Tensor h;
-  OptionalTensor x;
-  Tensor down_weight;
-  OptionalTensor down_bias;
-  Tensor up_weight;
-  OptionalTensor up_bias, gate_down_weight, gate_down_bias, gate_weight, gate_bias, norm_weight, norm_bias, mask, seed;
-};
-
-struct SiteOptions {
-  int64_t length, granularity, heads, activation, gate_input, middle_y, placement, norm;
-  bool residual;
-  double scale, dropout, eps;
-};
+// The arguments that forward and backward share.
+#define SITE_TENSORS(X)               \
+  X(Tensor, h)                        \
+  X(OptionalTensor, x)                \
+  X(Tensor, down_weight)              \
+  X(OptionalTensor, down_bias)        \
+  X(Tensor, up_weight)                \
+  X(OptionalTensor, up_bias)          \
+  X(OptionalTensor, gate_down_weight) \
+  X(OptionalTensor, gate_down_bias)   \
+  X(OptionalTensor, gate_weight)      \
+  X(OptionalTensor, gate_bias)        \
+  X(OptionalTensor, norm_weight)      \
+  X(OptionalTensor, norm_bias) X(OptionalTensor, mask) X(OptionalTensor, seed)
+#define SITE_OPTIONS(X)   \
+  X(int64_t, length)      \
+  X(int64_t, granularity) \
+  X(int64_t, heads)       \
+  X(int64_t, activation)  \
+  X(int64_t, gate_input)  \
+  X(int64_t, middle_y)    \
+  X(int64_t, placement)   \
+  X(int64_t, norm) X(bool, residual) X(double, scale) X(double, dropout) X(double, eps)
+// What the forward saved.
+#define SITE_SAVED(X) \
+  X(Tensor, z)        \
+  X(Tensor, gate_z) X(Tensor, token_gate) X(Tensor, norm_stats) X(Tensor, up_product) X(Tensor, gate_product)
+PETX_ARGUMENTS(SiteTensors, SITE_TENSORS)
+PETX_ARGUMENTS(SiteOptions, SITE_OPTIONS)
+PETX_ARGUMENTS(SiteSaved, SITE_SAVED)
 
 GatedAdapterParams checked(const char* op, const SiteTensors& t, const SiteOptions& o) {
   GatedAdapterParams p = {};
@@ -117,8 +124,23 @@ bool keeps_products(const Tensor& h) {
   return whole && h.is_cpu();
 }
 
-template <class Launch>
-Outputs forward(const char* op, const SiteTensors& t, const SiteOptions& o, bool keep, const Launch& launch) {
+void fwd_on_cpu(const Tensor&, const GatedAdapterParams& p, void* out) { cpu::gated_adapter_fwd(p, out); }
+
+#ifdef USE_CUDA
+void fwd_on_cuda(const Tensor& h, const GatedAdapterParams& p, void* out) {
+  Tensor workspace = empty(h, {cuda::gated_adapter_fwd_workspace(p)}, ScalarType::Byte);
+  on_current_stream("gated_adapter", h, [&](void* stream) {
+    return cuda::gated_adapter_fwd(p, out, workspace.mutable_data_ptr(), stream);
+  });
+}
+#endif
+
+template <void (*launch)(const Tensor& h, const GatedAdapterParams& p, void* out)>
+Outputs fwd(Stack& stack) {
+  const char* op = "gated_adapter";
+  auto t = SiteTensors::take(stack);
+  auto o = SiteOptions::take(stack);
+  bool keep = stack.take<bool>();
   GatedAdapterParams p = checked(op, t, o);
   if (keep && !keeps_products(t.h)) fail(op, "keep is for float32 and float64 on a CPU");
   bool token_gate = p.granularity == Granularity::middle_x || p.granularity == Granularity::small;
@@ -133,34 +155,8 @@ Outputs forward(const char* op, const SiteTensors& t, const SiteOptions& o, bool
   p.token_gate = token.mutable_data_ptr(), p.norm_stats = stats.mutable_data_ptr();
   if (kept.up) p.up_product = up.mutable_data_ptr();
   if (kept.gate) p.gate_product = gate.mutable_data_ptr();
-  launch(p, out.mutable_data_ptr());
+  launch(t.h, p, out.mutable_data_ptr());
   return {out, z, gate_z, token, stats, up, gate};
-}
-
-void fwd_on_cpu(const Tensor&, const GatedAdapterParams& p, void* out) { cpu::gated_adapter_fwd(p, out); }
-
-#ifdef USE_CUDA
-void fwd_on_cuda(const Tensor& h, const GatedAdapterParams& p, void* out) {
-  Tensor workspace = empty(h, {cuda::gated_adapter_fwd_workspace(p)}, ScalarType::Byte);
-  on_current_stream("gated_adapter", h, [&](void* stream) {
-    return cuda::gated_adapter_fwd(p, out, workspace.mutable_data_ptr(), stream);
-  });
-}
-#endif
-
-template <void (*launch)(const Tensor& h, const GatedAdapterParams& p, void* out)>
-Outputs fwd(Tensor h, OptionalTensor x, Tensor down_weight, OptionalTensor down_bias, Tensor up_weight,
-            OptionalTensor up_bias, OptionalTensor gate_down_weight, OptionalTensor gate_down_bias,
-            OptionalTensor gate_weight, OptionalTensor gate_bias, OptionalTensor norm_weight, OptionalTensor norm_bias,
-            OptionalTensor mask, OptionalTensor seed, int64_t length, int64_t granularity, int64_t heads,
-            int64_t activation, int64_t gate_input, int64_t middle_y, int64_t placement, int64_t norm, bool residual,
-            double scale, double dropout, double eps, bool keep) {
-  return forward(
-      "gated_adapter",
-      {h, x, down_weight, down_bias, up_weight, up_bias, gate_down_weight, gate_down_bias, gate_weight, gate_bias,
-       norm_weight, norm_bias, mask, seed},
-      {length, granularity, heads, activation, gate_input, middle_y, placement, norm, residual, scale, dropout, eps},
-      keep, [&](const GatedAdapterParams& p, void* out) { launch(h, p, out); });
 }
 
 // Gradients of h, x and the ten parameters; empty where not asked for.
@@ -180,32 +176,28 @@ void bwd_on_cuda(const Tensor& h, const GatedAdapterParams& p, const GatedAdapte
 #endif
 
 template <void (*launch)(const Tensor& h, const GatedAdapterParams& p, const GatedAdapterGrads& g)>
-Grads bwd(Tensor dout, Tensor h, OptionalTensor x, Tensor down_weight, OptionalTensor down_bias, Tensor up_weight,
-          OptionalTensor up_bias, OptionalTensor gate_down_weight, OptionalTensor gate_down_bias,
-          OptionalTensor gate_weight, OptionalTensor gate_bias, OptionalTensor norm_weight, OptionalTensor norm_bias,
-          OptionalTensor mask, OptionalTensor seed, Tensor z, Tensor gate_z, Tensor token_gate, Tensor norm_stats,
-          Tensor up_product, Tensor gate_product, int64_t needs, int64_t length, int64_t granularity, int64_t heads,
-          int64_t activation, int64_t gate_input, int64_t middle_y, int64_t placement, int64_t norm, bool residual,
-          double scale, double dropout, double eps) {
+Grads bwd(Stack& stack) {
   const char* op = "gated_adapter (backward)";
-  SiteTensors t{h,           x,         down_weight, down_bias, up_weight, up_bias, gate_down_weight, gate_down_bias,
-                gate_weight, gate_bias, norm_weight, norm_bias, mask,      seed};
-  GatedAdapterParams p = checked(
-      op, t,
-      {length, granularity, heads, activation, gate_input, middle_y, placement, norm, residual, scale, dropout, eps});
+  auto dout = stack.take<Tensor>();
+  auto t = SiteTensors::take(stack);
+  auto saved = SiteSaved::take(stack);
+  auto needs = stack.take<int64_t>();
+  auto o = SiteOptions::take(stack);
+  GatedAdapterParams p = checked(op, t, o);
+  const Tensor& h = t.h;
   Checker check(op, h);
   auto compute = compute_type(h);
   bool token = p.granularity == Granularity::middle_x || p.granularity == Granularity::small;
   GatedAdapterGrads g = {};
   g.dout = check("dout", dout, rows_by(h, p.d));
-  p.z = const_cast<void*>(check("z", z, {p.rows, p.r}));
-  p.gate_z = const_cast<void*>(check("gate_z", gate_z, {p.r_g ? p.rows : 0, p.r_g}));
-  p.token_gate = const_cast<void*>(check.of_type("token_gate", token_gate, {token ? p.rows : 0}, compute));
+  p.z = const_cast<void*>(check("z", saved.z, {p.rows, p.r}));
+  p.gate_z = const_cast<void*>(check("gate_z", saved.gate_z, {p.r_g ? p.rows : 0, p.r_g}));
+  p.token_gate = const_cast<void*>(check.of_type("token_gate", saved.token_gate, {token ? p.rows : 0}, compute));
   p.norm_stats =
-      const_cast<void*>(check.of_type("norm_stats", norm_stats, {p.norm == Norm::none ? 0 : p.rows, 2}, compute));
-  KeptRows kept(p, up_product.dim() > 0 && up_product.sizes()[0] > 0);
-  const void* up = check("up_product", up_product, {kept.up, p.d});
-  const void* gate = check("gate_product", gate_product, {kept.gate, p.d});
+      const_cast<void*>(check.of_type("norm_stats", saved.norm_stats, {p.norm == Norm::none ? 0 : p.rows, 2}, compute));
+  KeptRows kept(p, saved.up_product.dim() > 0 && saved.up_product.sizes()[0] > 0);
+  const void* up = check("up_product", saved.up_product, {kept.up, p.d});
+  const void* gate = check("gate_product", saved.gate_product, {kept.gate, p.d});
   if (kept.up && !keeps_products(h)) fail(op, "up_product is for float32 and float64 on a CPU");
   if (kept.up) p.up_product = const_cast<void*>(up);
   if (kept.gate) p.gate_product = const_cast<void*>(gate);
@@ -213,17 +205,17 @@ Grads bwd(Tensor dout, Tensor h, OptionalTensor x, Tensor down_weight, OptionalT
   // With no rows nothing is launched, so sums over rows must start as zeros.
   WantedGrads wanted(h, needs, !p.rows);
   Grads grads{wanted(0, h, h.scalar_type(), g.dh),
-              wanted(1, x, h.scalar_type(), g.dx),
-              wanted(2, down_weight, compute, g.down_weight),
-              wanted(3, down_bias, compute, g.down_bias),
-              wanted(4, up_weight, compute, g.up_weight),
-              wanted(5, up_bias, compute, g.up_bias),
-              wanted(6, gate_down_weight, compute, g.gate_down_weight),
-              wanted(7, gate_down_bias, compute, g.gate_down_bias),
-              wanted(8, gate_weight, compute, g.gate_weight),
-              wanted(9, gate_bias, compute, g.gate_bias),
-              wanted(10, norm_weight, compute, g.norm_weight),
-              wanted(11, norm_bias, compute, g.norm_bias)};
+              wanted(1, t.x, h.scalar_type(), g.dx),
+              wanted(2, t.down_weight, compute, g.down_weight),
+              wanted(3, t.down_bias, compute, g.down_bias),
+              wanted(4, t.up_weight, compute, g.up_weight),
+              wanted(5, t.up_bias, compute, g.up_bias),
+              wanted(6, t.gate_down_weight, compute, g.gate_down_weight),
+              wanted(7, t.gate_down_bias, compute, g.gate_down_bias),
+              wanted(8, t.gate_weight, compute, g.gate_weight),
+              wanted(9, t.gate_bias, compute, g.gate_bias),
+              wanted(10, t.norm_weight, compute, g.norm_weight),
+              wanted(11, t.norm_bias, compute, g.norm_bias)};
   launch(h, p, g);
   return grads;
 }
@@ -232,22 +224,24 @@ Grads bwd(Tensor dout, Tensor h, OptionalTensor x, Tensor down_weight, OptionalT
 }  // namespace petx
 
 STABLE_TORCH_LIBRARY_FRAGMENT(petx, m) {
-  m.def("gated_adapter_fwd(" PETX_SITE_TENSORS ", " PETX_SITE_OPTIONS
-        ", bool keep) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
-  m.def("gated_adapter_bwd(Tensor dout, " PETX_SITE_TENSORS
-        ", Tensor z, Tensor gate_z, Tensor token_gate, Tensor norm_stats, Tensor up_product, Tensor gate_product, "
-        "int needs, " PETX_SITE_OPTIONS
-        ") -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  using namespace petx;
+  m.def(schema("gated_adapter_fwd", SiteTensors::schema() + SiteOptions::schema() + "bool keep, ",
+               "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)")
+            .c_str());
+  m.def(schema("gated_adapter_bwd",
+               "Tensor dout, " + SiteTensors::schema() + SiteSaved::schema() + "int needs, " + SiteOptions::schema(),
+               "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)")
+            .c_str());
 }
 
 STABLE_TORCH_LIBRARY_IMPL(petx, CPU, m) {
-  m.impl("gated_adapter_fwd", TORCH_BOX(&petx::fwd<petx::fwd_on_cpu>));
-  m.impl("gated_adapter_bwd", TORCH_BOX(&petx::bwd<petx::bwd_on_cpu>));
+  m.impl("gated_adapter_fwd", &petx::boxed<petx::fwd<petx::fwd_on_cpu>>);
+  m.impl("gated_adapter_bwd", &petx::boxed<petx::bwd<petx::bwd_on_cpu>>);
 }
 
 #ifdef USE_CUDA
 STABLE_TORCH_LIBRARY_IMPL(petx, CUDA, m) {
-  m.impl("gated_adapter_fwd", TORCH_BOX(&petx::fwd<petx::fwd_on_cuda>));
-  m.impl("gated_adapter_bwd", TORCH_BOX(&petx::bwd<petx::bwd_on_cuda>));
+  m.impl("gated_adapter_fwd", &petx::boxed<petx::fwd<petx::fwd_on_cuda>>);
+  m.impl("gated_adapter_bwd", &petx::boxed<petx::bwd<petx::bwd_on_cuda>>);
 }
 #endif

@@ -2,7 +2,7 @@
 
 #include "kernels/mode_cores.h"
 
-#include "ops/torch.h"
+#include "ops/arguments.h"
 #ifdef USE_CUDA
 #include "ops/cuda.h"
 #endif
@@ -10,12 +10,14 @@
 namespace petx {
 namespace {
 
-// What forward and backward share, in the schema's order.
-#define PETX_CORES_ARGUMENTS "Tensor core, Tensor modes, Tensor? threshold"
-#define PETX_CORES_OPTIONS "int gate, float temperature"
+// The arguments that forward and backward share.
+#define CORES_TENSORS(X) X(Tensor, core) X(Tensor, modes) X(OptionalTensor, threshold)
+#define CORES_OPTIONS(X) X(int64_t, gate) X(double, temperature)
+PETX_ARGUMENTS(CoresTensors, CORES_TENSORS)
+PETX_ARGUMENTS(CoresOptions, CORES_OPTIONS)
 
-ModeCoresParams checked(const char* op, const Checker& check, const Tensor& core, const Tensor& modes,
-                        const OptionalTensor& threshold, int64_t gate, double temperature) {
+ModeCoresParams checked(const char* op, const Checker& check, const CoresTensors& t, const CoresOptions& o) {
+  const auto& [core, modes, threshold] = t;
   ModeCoresParams p = {};
   p.dtype = kernel_dtype(op, "core", core);
   if ((core.dim() != 1 && core.dim() != 3) || core.sizes()[0] < 1)
@@ -25,9 +27,9 @@ ModeCoresParams checked(const char* op, const Checker& check, const Tensor& core
   p.rank = core.sizes()[0], p.modes = modes.sizes()[0];
   p.core = check("core", core, p.diagonal ? std::vector<int64_t>{p.rank} : std::vector<int64_t>(3, p.rank));
   p.vectors = check("modes", modes, {p.modes, p.rank});
-  p.gate = option<Gate>(op, "gate", gate, 4);
-  if (!(temperature > 0)) fail(op, "temperature must be positive, got ", temperature);
-  p.temperature = temperature;
+  p.gate = option<Gate>(op, "gate", o.gate, 4);
+  if (!(o.temperature > 0)) fail(op, "temperature must be positive, got ", o.temperature);
+  p.temperature = o.temperature;
   if (p.gate == Gate::none) {
     check.unused("threshold", threshold, "without a gate");
     return p;
@@ -48,9 +50,12 @@ void fwd_on_cuda(const Tensor& core, const ModeCoresParams& p, void* cores) {
 #endif
 
 template <void (*launch)(const Tensor& core, const ModeCoresParams& p, void* cores)>
-Tensor fwd(Tensor core, Tensor modes, OptionalTensor threshold, int64_t gate, double temperature) {
+Tensor fwd(Stack& stack) {
   const char* op = "mode_cores";
-  ModeCoresParams p = checked(op, Checker(op, core), core, modes, threshold, gate, temperature);
+  auto t = CoresTensors::take(stack);
+  auto o = CoresOptions::take(stack);
+  const Tensor& core = t.core;
+  ModeCoresParams p = checked(op, Checker(op, core), t, o);
   std::vector<int64_t> shape = {p.modes, p.rank};
   if (!p.diagonal) shape.push_back(p.rank);
   Tensor cores = empty(core, shape, core.scalar_type());
@@ -70,11 +75,15 @@ void bwd_on_cuda(const Tensor& core, const ModeCoresParams& p, const ModeCoresGr
 
 // Gradients of core, modes and threshold, empty where not asked for.
 template <void (*launch)(const Tensor& core, const ModeCoresParams& p, const ModeCoresGrads& g)>
-std::tuple<Tensor, Tensor, Tensor> bwd(Tensor dcores, Tensor core, Tensor modes, OptionalTensor threshold,
-                                       int64_t needs, int64_t gate, double temperature) {
+std::tuple<Tensor, Tensor, Tensor> bwd(Stack& stack) {
   const char* op = "mode_cores (backward)";
+  auto dcores = stack.take<Tensor>();
+  auto t = CoresTensors::take(stack);
+  auto needs = stack.take<int64_t>();
+  auto o = CoresOptions::take(stack);
+  const auto& [core, modes, threshold] = t;
   Checker check(op, core);
-  ModeCoresParams p = checked(op, check, core, modes, threshold, gate, temperature);
+  ModeCoresParams p = checked(op, check, t, o);
   ModeCoresGrads g = {};
   std::vector<int64_t> shape = {p.modes, p.rank};
   if (!p.diagonal) shape.push_back(p.rank);
@@ -91,19 +100,21 @@ std::tuple<Tensor, Tensor, Tensor> bwd(Tensor dcores, Tensor core, Tensor modes,
 }  // namespace petx
 
 STABLE_TORCH_LIBRARY_FRAGMENT(petx, m) {
-  m.def("mode_cores_fwd(" PETX_CORES_ARGUMENTS ", " PETX_CORES_OPTIONS ") -> Tensor");
-  m.def("mode_cores_bwd(Tensor dcores, " PETX_CORES_ARGUMENTS ", int needs, " PETX_CORES_OPTIONS
-        ") -> (Tensor, Tensor, Tensor)");
+  using namespace petx;
+  m.def(schema("mode_cores_fwd", CoresTensors::schema() + CoresOptions::schema(), "Tensor").c_str());
+  m.def(schema("mode_cores_bwd", "Tensor dcores, " + CoresTensors::schema() + "int needs, " + CoresOptions::schema(),
+               "(Tensor, Tensor, Tensor)")
+            .c_str());
 }
 
 STABLE_TORCH_LIBRARY_IMPL(petx, CPU, m) {
-  m.impl("mode_cores_fwd", TORCH_BOX(&petx::fwd<petx::fwd_on_cpu>));
-  m.impl("mode_cores_bwd", TORCH_BOX(&petx::bwd<petx::bwd_on_cpu>));
+  m.impl("mode_cores_fwd", &petx::boxed<petx::fwd<petx::fwd_on_cpu>>);
+  m.impl("mode_cores_bwd", &petx::boxed<petx::bwd<petx::bwd_on_cpu>>);
 }
 
 #ifdef USE_CUDA
 STABLE_TORCH_LIBRARY_IMPL(petx, CUDA, m) {
-  m.impl("mode_cores_fwd", TORCH_BOX(&petx::fwd<petx::fwd_on_cuda>));
-  m.impl("mode_cores_bwd", TORCH_BOX(&petx::bwd<petx::bwd_on_cuda>));
+  m.impl("mode_cores_fwd", &petx::boxed<petx::fwd<petx::fwd_on_cuda>>);
+  m.impl("mode_cores_bwd", &petx::boxed<petx::bwd<petx::bwd_on_cuda>>);
 }
 #endif

@@ -2,7 +2,7 @@
 
 #include "kernels/mode_update.h"
 
-#include "ops/torch.h"
+#include "ops/arguments.h"
 #ifdef USE_CUDA
 #include "ops/cuda.h"
 #endif
@@ -10,24 +10,20 @@
 namespace petx {
 namespace {
 
-// The arguments that forward and backward share, in the schema's order.
-#define PETX_MODE_FACTORS "Tensor x, Tensor? u, Tensor v, Tensor cores"
-#define PETX_MODE_OPTIONS "float dropout, bool shared_mask"
+// The arguments that forward and backward share.
+#define UPDATE_FACTORS(X) X(Tensor, x) X(OptionalTensor, u) X(Tensor, v) X(Tensor, cores)
+#define UPDATE_OPTIONS(X) X(double, dropout) X(bool, shared_mask)
+PETX_ARGUMENTS(Factors, UPDATE_FACTORS)
+PETX_ARGUMENTS(Options, UPDATE_OPTIONS)
 
-struct Factors {
-  const Tensor& x;
-  const OptionalTensor& u;
-  const Tensor &v, &cores;
-  const OptionalTensor& seed;
-};
-
-ModeUpdateParams checked(const char* op, const Checker& check, const Factors& f, double dropout, bool shared_mask) {
+ModeUpdateParams checked(const char* op, const Checker& check, const Factors& f, const OptionalTensor& seed,
+                         const Options& o) {
   ModeUpdateParams p = {};
   p.dtype = kernel_dtype(op, "x", f.x);
   p.rows = rows_of(op, "x", f.x);
   if (f.cores.dim() != 2 && f.cores.dim() != 3)
     fail(op, "cores must be [K, R, R] or [K, R], got ", shape_text(f.cores));
-  p.diagonal = f.cores.dim() == 2, p.shared_mask = shared_mask, p.dropout = dropout;
+  p.diagonal = f.cores.dim() == 2, p.shared_mask = o.shared_mask, p.dropout = o.dropout;
   p.count = f.cores.sizes()[0], p.rank = f.cores.sizes()[1];
   if (p.count < 1 || p.count > kMostModes || p.rank < 1)
     fail(op, "cores must be [K, R, R] or [K, R] with K from 1 to 4, got ", shape_text(f.cores));
@@ -41,9 +37,9 @@ ModeUpdateParams checked(const char* op, const Checker& check, const Factors& f,
                   p.diagonal ? std::vector<int64_t>{p.count, p.rank} : std::vector<int64_t>{p.count, p.rank, p.rank});
   p.x = f.u ? x : nullptr;
   p.h = f.u ? nullptr : const_cast<void*>(x);
-  if (!(dropout >= 0 && dropout < 1)) fail(op, "dropout must be in [0, 1), got ", dropout);
-  if (dropout > 0 && !f.seed) fail(op, "seed must be an int64 tensor of one element where dropout > 0, got None");
-  p.seed = static_cast<const int64_t*>(check.of_type("seed", f.seed, {1}, ScalarType::Long));
+  if (!(o.dropout >= 0 && o.dropout < 1)) fail(op, "dropout must be in [0, 1), got ", o.dropout);
+  if (o.dropout > 0 && !seed) fail(op, "seed must be an int64 tensor of one element where dropout > 0, got None");
+  p.seed = static_cast<const int64_t*>(check.of_type("seed", seed, {1}, ScalarType::Long));
   return p;
 }
 
@@ -61,11 +57,15 @@ void fwd_on_cuda(const Tensor& x, const ModeUpdateParams& p, const ModeUpdateOut
 
 // h [N, R], empty where x comes projected, then the K results.
 template <void (*launch)(const Tensor& x, const ModeUpdateParams& p, const ModeUpdateOutputs& out)>
-std::vector<Tensor> fwd(Tensor x, OptionalTensor u, Tensor v, Tensor cores, std::vector<Tensor> bases,
-                        OptionalTensor seed, double dropout, bool shared_mask) {
+Tensors fwd(Stack& stack) {
   const char* op = "mode_update";
+  auto f = Factors::take(stack);
+  auto bases = stack.take<Tensors>();
+  auto seed = stack.take<OptionalTensor>();
+  auto o = Options::take(stack);
+  const auto& [x, u, v, cores] = f;
   Checker check(op, x);
-  ModeUpdateParams p = checked(op, check, {x, u, v, cores, seed}, dropout, shared_mask);
+  ModeUpdateParams p = checked(op, check, f, seed, o);
   if (!bases.empty() && static_cast<int64_t>(bases.size()) != p.count)
     fail(op, "bases must be ", p.count, " tensors, one for each core, got ", bases.size());
   ModeUpdateOutputs out = {};
@@ -97,12 +97,18 @@ void bwd_on_cuda(const Tensor& x, const ModeUpdateParams& p, const ModeUpdateGra
 // Gradients of x, u, v and the cores, empty where not asked for. `used` has a bit for each projection whose gradient
 // is among `douts`, in their order.
 template <void (*launch)(const Tensor& x, const ModeUpdateParams& p, const ModeUpdateGrads& g)>
-std::tuple<Tensor, Tensor, Tensor, Tensor> bwd(std::vector<Tensor> douts, int64_t used, Tensor x, OptionalTensor u,
-                                               Tensor v, Tensor cores, OptionalTensor seed, Tensor h, int64_t needs,
-                                               double dropout, bool shared_mask) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> bwd(Stack& stack) {
   const char* op = "mode_update (backward)";
+  auto douts = stack.take<Tensors>();
+  auto used = stack.take<int64_t>();
+  auto f = Factors::take(stack);
+  auto seed = stack.take<OptionalTensor>();
+  auto h = stack.take<Tensor>();
+  auto needs = stack.take<int64_t>();
+  auto o = Options::take(stack);
+  const auto& [x, u, v, cores] = f;
   Checker check(op, x);
-  ModeUpdateParams p = checked(op, check, {x, u, v, cores, seed}, dropout, shared_mask);
+  ModeUpdateParams p = checked(op, check, f, seed, o);
   if (u) p.h = const_cast<void*>(check("h", h, {p.rows, p.rank}));
   ModeUpdateGrads g = {};
   size_t given = 0;
@@ -127,19 +133,24 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> bwd(std::vector<Tensor> douts, int64_
 }  // namespace petx
 
 STABLE_TORCH_LIBRARY_FRAGMENT(petx, m) {
-  m.def("mode_update_fwd(" PETX_MODE_FACTORS ", Tensor[] bases, Tensor? seed, " PETX_MODE_OPTIONS ") -> Tensor[]");
-  m.def("mode_update_bwd(Tensor[] douts, int used, " PETX_MODE_FACTORS
-        ", Tensor? seed, Tensor h, int needs, " PETX_MODE_OPTIONS ") -> (Tensor, Tensor, Tensor, Tensor)");
+  using namespace petx;
+  m.def(schema("mode_update_fwd", Factors::schema() + "Tensor[] bases, Tensor? seed, " + Options::schema(), "Tensor[]")
+            .c_str());
+  m.def(schema("mode_update_bwd",
+               "Tensor[] douts, int used, " + Factors::schema() + "Tensor? seed, Tensor h, int needs, " +
+                   Options::schema(),
+               "(Tensor, Tensor, Tensor, Tensor)")
+            .c_str());
 }
 
 STABLE_TORCH_LIBRARY_IMPL(petx, CPU, m) {
-  m.impl("mode_update_fwd", TORCH_BOX(&petx::fwd<petx::fwd_on_cpu>));
-  m.impl("mode_update_bwd", TORCH_BOX(&petx::bwd<petx::bwd_on_cpu>));
+  m.impl("mode_update_fwd", &petx::boxed<petx::fwd<petx::fwd_on_cpu>>);
+  m.impl("mode_update_bwd", &petx::boxed<petx::bwd<petx::bwd_on_cpu>>);
 }
 
 #ifdef USE_CUDA
 STABLE_TORCH_LIBRARY_IMPL(petx, CUDA, m) {
-  m.impl("mode_update_fwd", TORCH_BOX(&petx::fwd<petx::fwd_on_cuda>));
-  m.impl("mode_update_bwd", TORCH_BOX(&petx::bwd<petx::bwd_on_cuda>));
+  m.impl("mode_update_fwd", &petx::boxed<petx::fwd<petx::fwd_on_cuda>>);
+  m.impl("mode_update_bwd", &petx::boxed<petx::bwd<petx::bwd_on_cuda>>);
 }
 #endif

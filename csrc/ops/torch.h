@@ -1,4 +1,4 @@
-// The only file that includes torch: its stable ABI, so that one build serves every torch from 2.11 on.
+// Torch's stable ABI, so that one build serves every torch from 2.11 on. No file outside ops/ includes a torch header.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>

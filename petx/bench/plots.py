@@ -7,7 +7,7 @@ import matplotlib
 from petx.bench.case import FLOORS
 from petx.bench.compare import by_dtype, ratio_of, times_of
 from petx.bench.peers import NAMES
-from petx.data.cache import written_whole
+from petx.files import written_whole
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (after the choice of backend)

@@ -12,7 +12,7 @@ from petx.bench import calls, compare, machine, process, table
 from petx.bench.case import PETX, Unavailable, dtype_name, select
 from petx.bench.peers import BEST
 from petx.bench.timing import LEAST_ROUNDS, measure, reason
-from petx.data.cache import write_json
+from petx.files import write_json
 
 SWEPT = (PETX, BEST)
 

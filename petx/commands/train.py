@@ -8,12 +8,12 @@ from petx.errors import UserError
 RECIPES = ("vlpet", "petal")
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", help=", ".join(RECIPES))
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="settings of the recipe: petx train RECIPE --help")
 
 
-def run(args):
+def run(args: argparse.Namespace) -> int:
     if args.recipe not in RECIPES:
         raise UserError(f"unknown recipe {args.recipe!r}; there are: {', '.join(RECIPES)}")
     return importlib.import_module(f"petx.train.{args.recipe}").main(args.arguments)

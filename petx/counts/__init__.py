@@ -1,1 +1,1 @@
-"""What ``petx params`` counts, one module a method: ``add_arguments``, ``rows`` and ``COLUMNS``."""
+"""What ``petx params`` counts, one module per method: ``add_arguments``, ``rows`` and ``COLUMNS``."""

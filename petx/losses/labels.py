@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 __all__ = ["LabelBag", "label_bag"]
 
@@ -12,32 +13,37 @@ IGNORED = -100
 class LabelBag(NamedTuple):
     r"""The rows :math:`\bar y_b` of ``[B, vocabulary]`` by what is not zero in them; made by :func:`label_bag`.
 
-    ``columns [B, L]`` names the columns (repeated as the tokens repeat, 0 where a position does not count),
+    ``columns [B, L]`` names the columns (repeated as the tokens repeat, 0 for a position that does not count),
     ``weights [B, L]`` what each position adds to its column, ``means [B, L]`` the value :math:`\bar y` has there.
     """
 
-    columns: torch.Tensor
-    weights: torch.Tensor
-    means: torch.Tensor
+    columns: Tensor
+    weights: Tensor
+    means: Tensor
 
     @property
-    def shape(self):
+    def shape(self) -> torch.Size:
+        """``[B, L]``."""
         return self.columns.shape
 
     @property
-    def device(self):
+    def device(self) -> torch.device:
+        """Of all three tensors."""
         return self.columns.device
 
-    def take(self, rows):
+    def take(self, rows: Tensor) -> "LabelBag":
         """The bag of other samples, ``rows [B]``."""
         return LabelBag(*(part[rows] for part in self))
 
-    def to(self, dtype):
+    def to(self, dtype: torch.dtype) -> "LabelBag":
+        """The bag with weights and means in ``dtype``."""
         return LabelBag(self.columns, self.weights.to(dtype), self.means.to(dtype))
 
 
-def label_bag(labels, vocabulary, *, ignored="skip", dtype=torch.float32):
-    """``labels [B, L]`` (int64, -100 where a position does not count) as a :class:`LabelBag`.
+def label_bag(
+    labels: Tensor, vocabulary: int, *, ignored: str = "skip", dtype: torch.dtype = torch.float32
+) -> LabelBag:
+    """``labels [B, L]`` (int64, -100 for a position that does not count) as a :class:`LabelBag`.
 
     ``ignored="skip"`` averages over the positions that count, and a sample without any is a row of zeros;
     ``"as_zero"`` is the authors' code: -100 becomes token 0 and the mean divides by the padded length L.
@@ -57,7 +63,7 @@ def label_bag(labels, vocabulary, *, ignored="skip", dtype=torch.float32):
         raise ValueError(f"label_bag: labels must be in [0, {vocabulary}) or {IGNORED}, got {wrong}")
     if ignored == "as_zero":
         labels, counts = labels.where(counts, 0), torch.ones_like(counts)
-    # A token's share is how often it stands in its row; positions that do not count sort behind every token.
+    # A token's share is how often it occurs in its row; positions that do not count sort behind every token.
     sortable = labels.where(counts, vocabulary).contiguous()
     ordered = sortable.sort(dim=1).values
     repeats = torch.searchsorted(ordered, sortable, right=True) - torch.searchsorted(ordered, sortable)

@@ -1,20 +1,23 @@
 """Estimators of mutual information: lower bounds (MINE, InfoNCE) and an upper one (CLUB)."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from petx.losses.labels import LabelBag
 
 __all__ = ["CLUB", "MINE", "InfoNCE"]
 
+Rows = Sequence[tuple[Tensor, Tensor]]
+
 
 class _Estimator(nn.Module):
     """Shared: sizes, initialisation (normal Xavier weights, zero biases) and the check of a pair of batches."""
 
-    def __init__(self, first_features, second_features, hidden):
+    def __init__(self, first_features: int, second_features: int, hidden: int) -> None:
         super().__init__()
         for name, value in (
             ("first_features", first_features),
@@ -26,15 +29,16 @@ class _Estimator(nn.Module):
         self.first_features, self.second_features, self.hidden = first_features, second_features, hidden
 
     @torch.no_grad()
-    def reset_parameters(self):
+    def reset_parameters(self) -> None:
+        """Normal Xavier weights, zero biases."""
         for parameter in self.parameters():
             nn.init.xavier_normal_(parameter) if parameter.dim() > 1 else parameter.zero_()
 
-    def objective(self, first, second):
+    def objective(self, first: Tensor, second: Tensor | LabelBag) -> Tensor:
         """What the estimator's own parameters maximise; for a lower bound, the bound itself."""
         return self(first, second)
 
-    def _check(self, first, second):
+    def _check(self, first: Tensor, second: Tensor | LabelBag) -> None:
         name = type(self).__name__
         if first.dim() != 2 or first.shape[1] != self.first_features or first.shape[0] < 1:
             raise ValueError(f"{name}: first must be [B >= 1, {self.first_features}], got {list(first.shape)}")
@@ -45,11 +49,11 @@ class _Estimator(nn.Module):
                 f"{name}: second must be {wanted}, B = {first.shape[0]} as in first, got {list(second.shape)}"
             )
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return f"{self.first_features}, {self.second_features}, hidden={self.hidden}"
 
 
-def _product(second, weight):
+def _product(second: Tensor | LabelBag, weight: Tensor) -> Tensor:
     """``second weight`` for ``weight [second_features, hidden]``; of a bag only the columns that it names are read."""
     if isinstance(second, LabelBag):
         weights = second.weights.to(weight.dtype)
@@ -66,7 +70,7 @@ class MINE(_Estimator):
     scalar. A batch of one gives 0: its only draw is the pair itself.
     """
 
-    def __init__(self, first_features, second_features, hidden=64):
+    def __init__(self, first_features: int, second_features: int, hidden: int = 64) -> None:
         super().__init__(first_features, second_features, hidden)
         # One weight over both arguments, as released; its second part stays [features, hidden], so that a label bag
         # gathers rows.
@@ -75,8 +79,8 @@ class MINE(_Estimator):
         self.score = nn.Linear(hidden, 1)
         self.reset_parameters()
 
-    def forward(self, first, second, draws=None):
-        """``draws [B]``: the j of the formula, drawn if None."""
+    def forward(self, first: Tensor, second: Tensor | LabelBag, draws: Tensor | None = None) -> Tensor:
+        """The bound, a scalar. ``draws [B]``: the j of the formula, drawn if None."""
         self._check(first, second)
         count = first.shape[0]
         if draws is None:
@@ -95,14 +99,15 @@ class InfoNCE(_Estimator):
     random draws. Arguments as for :class:`MINE`; a batch of one gives 0.
     """
 
-    def __init__(self, first_features, second_features, hidden=64):
+    def __init__(self, first_features: int, second_features: int, hidden: int = 64) -> None:
         super().__init__(first_features, second_features, hidden)
         self.weight = nn.Parameter(torch.empty(first_features + second_features, hidden))
         self.bias = nn.Parameter(torch.empty(hidden))
         self.score = nn.Linear(hidden, 1, bias=False)  # a constant would cancel
         self.reset_parameters()
 
-    def forward(self, first, second):
+    def forward(self, first: Tensor, second: Tensor | LabelBag) -> Tensor:
+        """The bound, a scalar, for ``first [B, first_features]`` and ``second [B, second_features]`` or a bag."""
         self._check(first, second)
         first_part, second_part = self.weight.split([self.first_features, self.second_features])
         left, right = first @ first_part + self.bias, _product(second, second_part)
@@ -116,27 +121,27 @@ class CLUB(_Estimator):
     = \frac{1}{2B} \sum_b\sum_c \bigl[-(\mu_{bc}-b_{bc})^2 + (\mu_{bc}-b_{\pi(b)c})^2\bigr] / v_{bc}`.
 
     :math:`\mu = W_2\,\mathrm{relu}(W_1 a)`, :math:`v = \exp(\tanh(W_4\,\mathrm{relu}(W_3 a))) + 10^{-6}` (biases left
-    out), :math:`\pi` a permutation from torch's generator. It is an upper bound only where q is near the true
+    out), :math:`\pi` a permutation from torch's generator. It is an upper bound only if q is near the true
     conditional, so q is to be fitted by :meth:`objective`, its log-likelihood, not by the bound.
 
     First argument ``[B, first_features]``, second ``[B, second_features]`` or a :class:`LabelBag`; returns a scalar. A
     batch of one gives 0: its only permutation is the identity.
 
     Since :math:`-(\mu-y)^2+(\mu-y')^2 = 2\mu(y-y')-y^2+y'^2`, only columns with y or y' non-zero contribute: of a label
-    bag the L rows of :math:`W_2, W_4` that it names are gathered a sample, and read once with the sample's own a and
+    bag the L rows of :math:`W_2, W_4` that it names are gathered per sample, and read once with the sample's own a and
     once with that of the sample it is permuted to. No ``[B, second_features]`` tensor is made.
     """
 
     VARIANCE_FLOOR = 1e-6
 
-    def __init__(self, first_features, second_features, hidden=32):
+    def __init__(self, first_features: int, second_features: int, hidden: int = 32) -> None:
         super().__init__(first_features, second_features, hidden)
         self.mean_hidden, self.mean = nn.Linear(first_features, hidden), nn.Linear(hidden, second_features)
         self.variance_hidden, self.variance = nn.Linear(first_features, hidden), nn.Linear(hidden, second_features)
         self.reset_parameters()
 
-    def forward(self, first, second, permutation=None):
-        """``permutation [B]``: the π of the formula, drawn if None."""
+    def forward(self, first: Tensor, second: Tensor | LabelBag, permutation: Tensor | None = None) -> Tensor:
+        """The bound, a scalar. ``permutation [B]``: the π of the formula, drawn if None."""
         self._check(first, second)
         if permutation is None:
             permutation = torch.randperm(first.shape[0], device=first.device)
@@ -150,7 +155,7 @@ class CLUB(_Estimator):
         mean, variance = self._gaussian(hidden)
         return 0.5 * (((mean - second[permutation]).square() - (mean - second).square()) / variance).sum(1).mean()
 
-    def objective(self, first, second, samples=1024):
+    def objective(self, first: Tensor, second: Tensor | LabelBag, samples: int | None = 1024) -> Tensor:
         r"""The log-likelihood :math:`\frac1B\sum_b\log q(b_b \mid a_b)` without its constant; maximised by a fitted q.
 
         Of a label bag the sum over the vocabulary is that over ``samples`` columns, drawn uniformly from torch's
@@ -170,21 +175,22 @@ class CLUB(_Estimator):
         absent = -0.5 * (mean.square() / variance + variance.log()).sum(1)
         return (share * absent + 0.5 * self._score(second, self._rows(second.columns), hidden)).mean()
 
-    def _hidden(self, first):
+    def _hidden(self, first: Tensor) -> tuple[Tensor, Tensor]:
         return F.relu(self.mean_hidden(first)), F.relu(self.variance_hidden(first))
 
-    def _gaussian(self, hidden, columns=None):
-        layers = [(layer.weight, layer.bias) for layer in (self.mean, self.variance)]
+    def _gaussian(self, hidden: Sequence[Tensor], columns: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        layers: list[tuple[Tensor, Tensor]] = [(layer.weight, layer.bias) for layer in (self.mean, self.variance)]
         if columns is not None:
             layers = [(weight[columns], bias[columns]) for weight, bias in layers]
         mean, log_variance = (F.linear(h, *layer) for h, layer in zip(hidden, layers, strict=True))
         return mean, log_variance.tanh().exp() + self.VARIANCE_FLOOR
 
-    def _rows(self, columns):
+    def _rows(self, columns: Tensor) -> Rows:
         """Rows of both last layers for ``columns [B, L]``: (weight [B, L, hidden], bias [B, L]) twice."""
-        return [(F.embedding(columns, layer.weight), layer.bias[columns]) for layer in (self.mean, self.variance)]
+        last = (self.mean, self.variance)
+        return [(F.embedding(columns, layer.weight), layer.bias[columns]) for layer in last]
 
-    def _score(self, bag, rows, hidden):
+    def _score(self, bag: LabelBag, rows: Rows, hidden: Sequence[Tensor]) -> Tensor:
         r"""``Σ_c (2 μ_c - y_c) y_c / v_c`` of every sample ``[B]``; a repeated column is split among its positions."""
         mean, log_variance = (
             (weight @ h[:, :, None]).squeeze(2) + bias for (weight, bias), h in zip(rows, hidden, strict=True)

@@ -1,5 +1,36 @@
-"""Hosts that transformers lacks: BART and T5 that read visual features beside text; facts of the full-size ones."""
+"""Host models that transformers lacks: BART and T5 that read visual features, InstructBLIP with several instructions.
 
-from petx._discover import export_modules
+Also the sizes of the papers' full-size models, built without memory for their weights.
+"""
 
-__all__ = export_modules(__name__, __path__, globals())
+from petx.models.instruct_blip import (
+    FeatureInstructBlip,
+    FeatureInstructBlipConfig,
+    FeatureVision,
+    InstructBlip,
+    feature_config,
+)
+from petx.models.instruct_blip_sizes import INSTRUCT_BLIPS, build_instruct_blip
+from petx.models.visual_embedding import VisualEmbedding, join_masks
+from petx.models.vl_bart import VLBartConfig, VLBartForConditionalGeneration
+from petx.models.vl_sizes import BACKBONES, FEATURES, build_skeleton
+from petx.models.vl_t5 import VLT5Config, VLT5ForConditionalGeneration
+
+__all__ = [
+    "BACKBONES",
+    "FEATURES",
+    "FeatureInstructBlip",
+    "FeatureInstructBlipConfig",
+    "FeatureVision",
+    "INSTRUCT_BLIPS",
+    "InstructBlip",
+    "VLBartConfig",
+    "VLBartForConditionalGeneration",
+    "VLT5Config",
+    "VLT5ForConditionalGeneration",
+    "VisualEmbedding",
+    "build_instruct_blip",
+    "build_skeleton",
+    "feature_config",
+    "join_masks",
+]

@@ -1,67 +1,137 @@
-"""The full-size InstructBLIP models of the PETAL paper as architecture facts, built without weights and counted."""
+"""InstructBLIP that reads several instructions per image, and one that reads image features in place of pixels.
+
+InstructBLIP (arXiv 2305.06500): a frozen vision tower, a Q-Former whose queries read the image and the instruction,
+and a language model that reads the queries' outputs as soft tokens.
+"""
+
+from typing import Any
 
 import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, InstructBlipConfig, InstructBlipForConditionalGeneration, PretrainedConfig
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from petx.errors import UserError
+from petx.losses import aggregate_instructions
 
-__all__ = ["INSTRUCT_BLIPS", "build_instruct_blip"]
-
-# EVA-ViT-g/14 at 224 x 224, and a BERT-base with cross-attention in every other layer and one token more ([DEC]).
-VISION = {
-    "hidden_size": 1408,
-    "intermediate_size": 6144,
-    "num_hidden_layers": 39,
-    "num_attention_heads": 16,
-    "image_size": 224,
-    "patch_size": 14,
-}
-QFORMER = {
-    "vocab_size": 30523,
-    "hidden_size": 768,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "intermediate_size": 3072,
-    "max_position_embeddings": 512,
-    "cross_attention_frequency": 2,
-    "encoder_hidden_size": 1408,
-}
-FLAN_T5 = {"vocab_size": 32128, "d_kv": 64, "num_layers": 24, "feed_forward_proj": "gated-gelu"}
-FLAN_T5 |= {"decoder_start_token_id": 0}
-INSTRUCT_BLIPS = {
-    "flan-t5-xl": ("T5Config", FLAN_T5 | {"d_model": 2048, "d_ff": 5120, "num_heads": 32}),
-    "flan-t5-xxl": ("T5Config", FLAN_T5 | {"d_model": 4096, "d_ff": 10240, "num_heads": 64}),
-    "vicuna-7b": (
-        "LlamaConfig",
-        {
-            "vocab_size": 32001,
-            "hidden_size": 4096,
-            "intermediate_size": 11008,
-            "num_hidden_layers": 32,
-            "num_attention_heads": 32,
-        },
-    ),
-}
+__all__ = ["FeatureInstructBlip", "FeatureInstructBlipConfig", "FeatureVision", "InstructBlip", "feature_config"]
 
 
-def build_instruct_blip(language_model):
-    """InstructBLIP with the named language model, on the meta device: shapes without memory.
+class InstructBlip(InstructBlipForConditionalGeneration):
+    """transformers' InstructBLIP; ``qformer_input_ids [B, I, L]`` are I instructions per image, one Q-Former pass each.
 
-    Raises UserError for a name that is not in :data:`INSTRUCT_BLIPS`.
+    Their query outputs are projected and joined by :func:`petx.losses.aggregate_instructions` with ``aggregation``
+    (``"mean"`` or ``"attention_score"``). With ``[B, L]`` it is the plain model. Weights are those of
+    ``InstructBlipForConditionalGeneration``, whose checkpoints load. If they are loaded in half precision, Q-Former,
+    queries and projection stay in float32.
     """
-    import transformers  # here, so that the names above stay quick to read
 
-    if language_model not in INSTRUCT_BLIPS:
-        raise UserError(f"language model must be one of {', '.join(INSTRUCT_BLIPS)}, got {language_model!r}")
-    text_config, facts = INSTRUCT_BLIPS[language_model]
-    config = transformers.InstructBlipConfig(
-        vision_config=transformers.InstructBlipVisionConfig(**VISION),
-        qformer_config=transformers.InstructBlipQFormerConfig(**QFORMER),
-        text_config=getattr(transformers, text_config)(**facts),
-        num_query_tokens=32,
+    aggregation = "mean"
+    _keep_in_fp32_modules_strict = ["query_tokens", "qformer", "language_projection"]
+
+    def __init__(self, config: InstructBlipConfig) -> None:
+        super().__init__(config)
+        self.qformer.register_forward_pre_hook(_as_the_qformer_reads, with_kwargs=True)
+
+    def get_image_features(
+        self,
+        pixel_values: Tensor,
+        qformer_input_ids: Tensor,
+        qformer_attention_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As the base's; of several instructions, ``qformer_outputs`` are the first one's."""
+        if qformer_input_ids.dim() == 2:
+            return super().get_image_features(pixel_values, qformer_input_ids, qformer_attention_mask, **kwargs)
+        masks = torch.ones_like(qformer_input_ids) if qformer_attention_mask is None else qformer_attention_mask
+        kwargs["return_dict"] = True
+        passes = [
+            super(InstructBlip, self).get_image_features(pixel_values, ids, mask, **kwargs)
+            for ids, mask in zip(qformer_input_ids.unbind(1), masks.unbind(1), strict=True)
+        ]
+        first = passes[0]
+        if len(passes) > 1:
+            first.pooler_output = aggregate_instructions([one.pooler_output for one in passes], method=self.aggregation)
+        return first
+
+
+def _as_the_qformer_reads(
+    qformer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    dtype = qformer.embeddings.layernorm.weight.dtype
+    return args, kwargs | {"encoder_hidden_states": kwargs["encoder_hidden_states"].to(dtype)}
+
+
+class FeatureInstructBlipConfig(InstructBlipConfig):
+    """InstructBLIP's configuration; ``vision_config.hidden_size`` is the width of the features."""
+
+    model_type = "feature_instructblip"
+
+
+class FeatureVision(nn.Module):
+    """In place of the vision tower: ``pixel_values`` are features ``[B, V, width]``, standardised by channel.
+
+    ``mean`` and ``std`` (``[width]``, 0 and 1 at first) are saved with the model and not trained.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("std", torch.ones(width))
+
+    def forward(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
+        """The standardised features ``[B, V, width]``; ``pooler_output`` is their mean over V."""
+        if pixel_values.dim() != 3 or pixel_values.shape[-1] != len(self.mean):
+            raise UserError(
+                f"pixel_values must be features [batch, tokens, {len(self.mean)}], got {list(pixel_values.shape)}"
+            )
+        features = (pixel_values.to(self.mean.dtype) - self.mean) / self.std
+        return BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=features.mean(1))
+
+
+class FeatureInstructBlip(InstructBlip):
+    """InstructBLIP without a vision tower: ``pixel_values`` are image features ``[B, V, vision_config.hidden_size]``.
+
+    The query tokens begin at N(0, ``initializer_range``²); transformers leaves them at zero, which keeps all
+    queries of an untrained Q-Former equal.
+    """
+
+    config_class = FeatureInstructBlipConfig
+
+    def __init__(self, config: FeatureInstructBlipConfig) -> None:
+        super().__init__(config)
+        vision: Any = config.vision_config
+        self.vision_model = FeatureVision(vision.hidden_size)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, FeatureVision):
+            nn.init.zeros_(module.mean)
+            nn.init.ones_(module.std)
+        if isinstance(module, FeatureInstructBlip):
+            qformer: Any = self.config.qformer_config
+            nn.init.normal_(module.query_tokens, std=qformer.initializer_range)
+
+
+def feature_config(
+    width: int, text_config: PretrainedConfig, *, queries: int, image_token: int, **qformer: Any
+) -> FeatureInstructBlipConfig:
+    """:class:`FeatureInstructBlipConfig` for features of ``width``; ``qformer`` are fields of its Q-Former.
+
+    ``image_token`` is the id that the language model's input holds ``queries`` times, in place of the soft tokens.
+    """
+    return FeatureInstructBlipConfig(
+        # Layers of a vision tower are never built; this is only the width of what the Q-Former reads.
+        vision_config=dict(hidden_size=width, num_hidden_layers=0, num_attention_heads=1, image_size=1, patch_size=1),
+        qformer_config=qformer,
+        text_config=text_config.to_dict(),
+        num_query_tokens=queries,
+        image_token_index=image_token,
     )
-    with torch.device("meta"):
-        model = transformers.InstructBlipForConditionalGeneration(config)
-        if model.language_model.lm_head.weight is model.language_model.get_input_embeddings().weight:
-            # Flan-T5 was published with an output layer of its own; transformers 5 ties the two in every T5 it creates.
-            model.language_model.lm_head.weight = torch.nn.Parameter(model.language_model.lm_head.weight.clone())
-    return model
+
+
+AutoConfig.register(FeatureInstructBlipConfig.model_type, FeatureInstructBlipConfig, exist_ok=True)

@@ -1,7 +1,10 @@
 """The visual projector in front of BART and T5, and how its tokens join the text (VL-T5, arXiv 2102.02779)."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from petx.errors import UserError
 
@@ -25,7 +28,16 @@ class VisualEmbedding(nn.Module):
             initialisation, image embedding N(0, 1): T5).
     """
 
-    def __init__(self, visual_width, hidden_size, *, max_images=2, norm=nn.LayerNorm, init="normal", init_std=0.02):
+    def __init__(
+        self,
+        visual_width: int,
+        hidden_size: int,
+        *,
+        max_images: int = 2,
+        norm: Callable[[int], nn.Module] = nn.LayerNorm,
+        init: str = "normal",
+        init_std: float = 0.02,
+    ) -> None:
         super().__init__()
         self.visual_width, self.init, self.init_std = visual_width, init, init_std
         self.feature = nn.Linear(visual_width, hidden_size)
@@ -35,11 +47,12 @@ class VisualEmbedding(nn.Module):
         self.image_order = nn.Embedding(max_images, hidden_size)
         self.reset_parameters()
 
-    def reset_parameters(self):
+    def reset_parameters(self) -> None:
+        """Initialise every layer as ``init`` says."""
         for layer in self.children():
             self.reset_layer(layer)
 
-    def reset_layer(self, layer):
+    def reset_layer(self, layer: nn.Module) -> None:
         """Initialise one of this module's layers, through torch.nn.init, which transformers guards: what was loaded
         from a checkpoint stays."""
         if isinstance(layer, nn.Linear):
@@ -53,18 +66,21 @@ class VisualEmbedding(nn.Module):
         elif isinstance(layer, nn.Embedding):
             nn.init.normal_(layer.weight, std=self.init_std if self.init == "normal" else 1.0)
         else:
-            nn.init.ones_(layer.weight)
-            if getattr(layer, "bias", None) is not None:
-                nn.init.zeros_(layer.bias)
+            norm: Any = layer
+            nn.init.ones_(norm.weight)
+            if getattr(norm, "bias", None) is not None:
+                nn.init.zeros_(norm.bias)
 
-    def forward(self, features, token_embedding, boxes=None, image_ids=None):
+    def forward(
+        self, features: Tensor, token_embedding: Tensor, boxes: Tensor | None = None, image_ids: Tensor | None = None
+    ) -> Tensor:
         """Visual tokens ``[B, V, d]``.
 
         Args:
             features: ``[B, V, F]``, floating.
             token_embedding: ``[vocab, d]``, the language model's token embedding.
-            boxes: ``[B, V, 4]`` corners (x1, y1, x2, y2) in [0, 1]; zeros where None (grid features have no boxes).
-            image_ids: ``[B, V]`` integers below ``max_images``, which image a token is of; zeros where None.
+            boxes: ``[B, V, 4]`` corners (x1, y1, x2, y2) in [0, 1]; zeros if None (grid features have no boxes).
+            image_ids: ``[B, V]`` integers below ``max_images``, the image that a token belongs to; zeros if None.
 
         Raises UserError naming the argument, what came and what was wanted.
         """
@@ -84,7 +100,7 @@ class VisualEmbedding(nn.Module):
             out = out + self.image_order(image_ids)
         return out + nn.functional.embedding(token_embedding.shape[0] - 1 - order, token_embedding)
 
-    def _check(self, features, token_embedding, boxes, image_ids):
+    def _check(self, features: Tensor, token_embedding: Tensor, boxes: Tensor | None, image_ids: Tensor | None) -> None:
         if features.dim() != 3 or features.shape[-1] != self.visual_width or not features.is_floating_point():
             raise UserError(
                 f"visual_features must be floating [batch, tokens, {self.visual_width}] (the model's visual_width), "
@@ -102,8 +118,13 @@ class VisualEmbedding(nn.Module):
             raise UserError(f"image_ids must be {[batch, length]}, got {list(image_ids.shape)}")
 
 
-def join_masks(input_ids, attention_mask, visual_features, visual_attention_mask):
-    """Mask over [text; vision] ``[B, L + V]``: ones for a part whose mask is None, None where both are.
+def join_masks(
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    visual_features: Tensor,
+    visual_attention_mask: Tensor | None,
+) -> Tensor | None:
+    """Mask over [text; vision] ``[B, L + V]``: ones for a part whose mask is None; None if both are.
 
     Raises UserError for a mask or features of another shape.
     """

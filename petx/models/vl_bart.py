@@ -1,14 +1,16 @@
 """VL-BART: BART whose encoder reads text and visual tokens (arXiv 2102.02779, as VL-PET uses it)."""
 
+from typing import Any
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, BartConfig, BartForConditionalGeneration
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.bart.modeling_bart import BartEncoder
 from transformers.utils.output_capturing import capture_outputs
 
-from petx.models._visual_generation import VisualInputs
+from petx.models._visual_inputs import VisualInputs
 from petx.models.visual_embedding import VisualEmbedding
 
 __all__ = ["VLBartConfig", "VLBartForConditionalGeneration"]
@@ -24,15 +26,28 @@ class VLBartConfig(BartConfig):
 
 
 class VLBartEncoder(BartEncoder):
-    """BART's encoder; with ``vision [B, V, d]`` it runs on [text; vision], where only the text is normalised first."""
+    """BART's encoder; with ``vision [B, V, d]`` it runs on [text; vision] and normalises only the text."""
 
-    def forward(self, input_ids=None, attention_mask=None, inputs_embeds=None, vision=None, **kwargs):
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        vision: Tensor | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutput:
+        """As BartEncoder's; with ``vision`` the mask is over [text; vision], ``[B, L + V]``."""
         if vision is None:
             return super().forward(input_ids, attention_mask, inputs_embeds, **kwargs)
         return self._forward_joint(input_ids, attention_mask, vision, **kwargs)
 
+    dropout: float
+    layerdrop: float
+
     @capture_outputs
-    def _forward_joint(self, input_ids, attention_mask, vision, **kwargs):
+    def _forward_joint(
+        self, input_ids: Tensor, attention_mask: Tensor | None, vision: Tensor, **kwargs: Any
+    ) -> BaseModelOutput:
         # As BartEncoder.forward, which has no seam between the norm and the dropout of its embeddings.
         text = self.embed_tokens(input_ids)
         text = self.layernorm_embedding(text + self.embed_positions(input_ids))
@@ -51,15 +66,19 @@ class VLBartForConditionalGeneration(VisualInputs, BartForConditionalGeneration)
 
     config_class = VLBartConfig
 
-    def __init__(self, config):
+    def __init__(self, config: VLBartConfig) -> None:
         super().__init__(config)
         self.model.encoder = VLBartEncoder(config)
+        sizes: Any = config  # transformers types its fields as optional
         self.visual_embedding = VisualEmbedding(
-            config.visual_width, config.d_model, max_images=config.max_images, init_std=config.init_std
+            config.visual_width, sizes.d_model, max_images=config.max_images, init_std=sizes.init_std
         )
         self.post_init()
 
-    def encode_joint(self, encoder, input_ids, vision, mask, **kwargs):
+    def encode_joint(
+        self, encoder: Any, input_ids: Tensor, vision: Tensor, mask: Tensor | None, **kwargs: Any
+    ) -> BaseModelOutput:
+        """Encoder output on [text; vision]."""
         return encoder(input_ids=input_ids, attention_mask=mask, vision=vision, **kwargs)
 
 

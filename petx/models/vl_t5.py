@@ -1,13 +1,15 @@
 """VL-T5: T5 whose encoder reads text and visual tokens (arXiv 2102.02779, as VL-PET uses it)."""
 
 from functools import partial
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, T5Config, T5ForConditionalGeneration
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.t5.modeling_t5 import T5Attention, T5LayerNorm
 
-from petx.models._visual_generation import VisualInputs
+from petx.models._visual_inputs import VisualInputs
 from petx.models.visual_embedding import VisualEmbedding
 
 __all__ = ["VLT5Config", "VLT5ForConditionalGeneration"]
@@ -24,9 +26,18 @@ class VLT5Config(T5Config):
 
 class TextBiasAttention(T5Attention):
     """T5's attention of the encoder's first block, which computes the position bias of all: here between text tokens
-    only, zero wherever a visual token (position ``text_length`` and up) is involved."""
+    only, zero for pairs with a visual token (position ``text_length`` and up)."""
 
-    def forward(self, hidden_states, mask=None, *args, position_bias=None, text_length=None, **kwargs):
+    def forward(
+        self,
+        hidden_states: Tensor,
+        mask: Tensor | None = None,
+        *args: Any,
+        position_bias: Tensor | None = None,
+        text_length: int | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As T5Attention's, on ``hidden_states [B, L + V, d]`` whose first ``text_length`` tokens are text."""
         if position_bias is None and text_length is not None:
             padding = hidden_states.shape[1] - text_length
             position_bias = self.compute_bias(text_length, text_length, device=hidden_states.device)
@@ -39,9 +50,10 @@ class VLT5ForConditionalGeneration(VisualInputs, T5ForConditionalGeneration):
 
     config_class = VLT5Config
 
-    def __init__(self, config):
+    def __init__(self, config: VLT5Config) -> None:
         super().__init__(config)
-        first = self.encoder.block[0].layer[0]
+        blocks: Any = self.encoder.block
+        first = blocks[0].layer[0]
         first.SelfAttention = TextBiasAttention(self.encoder.config, has_relative_attention_bias=True, layer_idx=0)
         self.visual_embedding = VisualEmbedding(
             config.visual_width,
@@ -52,7 +64,10 @@ class VLT5ForConditionalGeneration(VisualInputs, T5ForConditionalGeneration):
         )
         self.post_init()
 
-    def encode_joint(self, encoder, input_ids, vision, mask, **kwargs):
+    def encode_joint(
+        self, encoder: Any, input_ids: Tensor, vision: Tensor, mask: Tensor | None, **kwargs: Any
+    ) -> BaseModelOutput:
+        """Encoder output on [text; vision]."""
         text = encoder.embed_tokens(input_ids)
         joint = torch.cat([text, vision.to(text.dtype)], dim=1)
         return encoder(inputs_embeds=joint, attention_mask=mask, text_length=input_ids.shape[1], **kwargs)

@@ -3,6 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor
 
+__all__ = ["gelu"]
+
 
 def gelu(z: Tensor, activation: str) -> Tensor:
     """GELU, exact (``"gelu"``) or by the tanh approximation (``"gelu_tanh"``, the released code's ``gelu_new``)."""

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from petx.reference._threshold_gate import threshold_gate
 
+__all__ = ["cp_reconstruct"]
+
 
 def cp_reconstruct(
     weights: Sequence[Tensor],

@@ -4,6 +4,8 @@ import math
 
 import torch
 
+__all__ = ["dropout_mask", "philox_uniform"]
+
 PHILOX_ROUNDS = 7
 _PHILOX_M0, _PHILOX_M1 = 0xD2511F53, 0xCD9E8D57
 _PHILOX_W0, _PHILOX_W1 = 0x9E3779B9, 0xBB67AE85

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from petx.reference._activation import gelu
 
+__all__ = ["expert_mixture"]
+
 
 def expert_mixture(
     x: Tensor,  # [B, L, d]

@@ -7,6 +7,8 @@ from torch import Tensor
 from petx.reference._activation import gelu
 from petx.reference._dropout import dropout_mask
 
+__all__ = ["block_diagonal_linear", "gated_adapter"]
+
 
 def block_diagonal_linear(z: Tensor, weight: Tensor, bias: Tensor | None, heads: int) -> Tensor:
     """``heads`` independent maps side by side: ``z [..., r]``, ``weight [d, r / heads]`` -> ``[..., d]``."""

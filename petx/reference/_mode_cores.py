@@ -5,6 +5,8 @@ from torch import Tensor
 
 from petx.reference._threshold_gate import threshold_gate
 
+__all__ = ["mode_cores"]
+
 
 def mode_cores(
     core: Tensor, modes: Tensor, threshold: Tensor | None = None, *, gate: str = "none", temperature: float = 1.0

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from petx.reference._dropout import dropout_mask
 
+__all__ = ["mode_update"]
+
 
 def mode_update(
     x: Tensor,  # [T, d_in], or [T, R] if u is None

@@ -3,6 +3,8 @@
 import torch
 import torch.nn.functional as F
 
+__all__ = ["threshold_gate"]
+
 
 def threshold_gate(
     values: torch.Tensor, threshold: torch.Tensor | None, gate: str, temperature: float = 1.0

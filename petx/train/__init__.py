@@ -1,1 +1,1 @@
-"""Training recipes: ``python -m petx.train.vlpet``, or ``petx train vlpet``."""
+"""Training recipes: ``petx train vlpet`` and ``petx train petal``, or ``python -m petx.train.METHOD`` for torchrun."""

@@ -6,9 +6,8 @@ import matplotlib
 import torch
 from PIL import Image
 
-from petx.data.cache import written_whole
-from petx.data.collators import collator_for
-from petx.train import recipe
+from petx import hosts, tasks
+from petx.files import written_whole
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (after the choice of backend)
@@ -25,14 +24,14 @@ class Answer:
 def answer(loaded, image, question, num_beams=1):
     """:class:`Answer` of ``loaded`` (:class:`petx.train.tuned.Tuned`) to ``question`` on the file ``image``."""
     model, tokenizer = loaded.model, loaded.tokenizer
-    item = recipe.find(loaded.settings.recipe).question_item(loaded, image, question)
-    collator = collator_for(model, tokenizer)
-    prompt = collator.prompts([item])
-    tokens = collator.generate(model, prompt, num_beams=num_beams, max_new_tokens=item["max_target"])
-    batch = collator([item | {"labels": tokens[0]}])
+    item = loaded.host.question_item(tasks.source(loaded.settings.data), loaded.settings, tokenizer, image, question)
+    host = hosts.bound(model, tokenizer)
+    prompt = host.prompts([item])
+    tokens = host.generate(model, prompt, num_beams=num_beams, max_new_tokens=item["max_target"])
+    batch = host.collate([item | {"labels": tokens[0]}])
     labels = batch.pop("labels")
     logits = model(**{name: value for name, value in batch.items() if torch.is_tensor(value) and name != "loss_weight"})
-    probability = (-collator.token_losses(logits.logits, labels).sum()).exp().item()
+    probability = (-host.token_losses(logits.logits, labels).sum()).exp().item()
     return Answer(tokenizer.decode(tokens[0], skip_special_tokens=True).strip(), probability, item["unknown"])
 
 

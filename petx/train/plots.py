@@ -3,22 +3,21 @@
 import matplotlib
 import numpy as np
 
-from petx.data.cache import written_whole
-from petx.train import recipe
+from petx.files import written_whole
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (after the choice of backend)
 from matplotlib import ticker  # noqa: E402  (after the choice of backend)
 
 
-def write_curves(folder, results, settings):
-    """``loss.png`` and ``accuracy.png`` in ``folder``; returns their paths, none where nothing was trained."""
+def write_curves(run, results):
+    """``loss.png`` and ``accuracy.png`` in the output folder; returns their paths, none where nothing was trained."""
     curves = {arm: [record["curve"] for record in runs if record["curve"]] for arm, runs in results["arms"].items()}
     curves = {arm: runs for arm, runs in curves.items() if runs}
     if not curves:
         return []
-    colours = recipe.find(settings.recipe).colours
-    titles = {arm: _label(arm, results["arms"][arm][0], settings) for arm in curves}
+    colours, data = {arm: run.baseline(arm).colour for arm in curves}, run.settings.data
+    titles = {arm: _label(run, arm, results["arms"][arm][0]) for arm in curves}
 
     figure, axes = _figure("training loss, running mean", "tuning step")
     for arm, runs in curves.items():
@@ -29,8 +28,8 @@ def write_curves(folder, results, settings):
     axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_locator(ticker.NullLocator())
-    axes.set_title(f"Loss on the training questions ({settings.data})")
-    paths = [_save(figure, axes, folder / "loss.png")]
+    axes.set_title(f"Loss on the training questions ({data})")
+    paths = [_save(figure, axes, run.out / "loss.png")]
 
     metric = next(iter(curves.values()))[0]["metric"] or "score"
     figure, axes = _figure(f"development {metric}{' (%)' if 'accuracy' in metric else ''}", "tuning step")
@@ -42,13 +41,12 @@ def write_curves(folder, results, settings):
         blind = results["baselines"]["blind"]["dev"]["accuracy"]
         label = f"best answer without the image ({blind:.1f})"
         axes.axhline(blind, color="black", linestyle="--", linewidth=1, label=label)
-    axes.set_title(f"Score on held-out images ({settings.data})")
-    return [*paths, _save(figure, axes, folder / "accuracy.png")]
+    axes.set_title(f"Score on held-out images ({data})")
+    return [*paths, _save(figure, axes, run.out / "accuracy.png")]
 
 
-def _label(arm, record, settings):
-    title = recipe.find(settings.recipe).arm_title(arm, record, settings)
-    return f"{title} ({100 * record['trainable'] / record['total']:.1f} % trained)"
+def _label(run, arm, record):
+    return f"{run.title(arm, record)} ({100 * record['trainable'] / record['total']:.1f} % trained)"
 
 
 def _figure(vertical, horizontal):

@@ -2,32 +2,31 @@
 
 import statistics
 
-from petx.data.cache import write_json, written_whole
-from petx.train import recipe
+from petx.files import write_json, written_whole
 
 BASELINES = {"majority": "majority answer", "blind": "best answer per question, no image"}
 
 
-def rows(results, settings):
+def rows(run, results):
     """Header and lines of the table, all text. A cell is the mean over seeds, ± the standard deviation of several."""
-    own = recipe.find(settings.recipe)
+    columns = run.recipe.columns
     metrics = []  # in order of first appearance, from whatever was scored
     for scored in [*results["baselines"].values(), *(record for runs in results["arms"].values() for record in runs)]:
         metrics += [name for name in scored["test"] if name not in metrics]
-    header = ["", "trainable", "share", *(heading for heading, _ in own.columns), *metrics, "dev", "steps", "seconds"]
+    header = ["", "trainable", "share", *(heading for heading, _ in columns), *metrics, "dev", "steps", "seconds"]
     lines = []
     for name, scored in results["baselines"].items():
         first_dev = next(iter(scored["dev"].values()))
         tested = [_score([scored["test"].get(metric)]) for metric in metrics]
-        lines.append([BASELINES[name], "-", "-", *("-" for _ in own.columns), *tested, _score([first_dev]), "-", "-"])
+        lines.append([BASELINES[name], "-", "-", *("-" for _ in columns), *tested, _score([first_dev]), "-", "-"])
     for arm, records in results["arms"].items():
         one = records[0]
         lines.append(
             [
-                own.arm_title(arm, one, settings),
+                run.title(arm, one),
                 f"{one['trainable']:,}",
                 f"{100 * one['trainable'] / one['total']:.2f} %",
-                *(f"{one[key]:,}" for _, key in own.columns),
+                *(f"{one[key]:,}" for _, key in columns),
                 *(_score([record["test"].get(m) for record in records]) for m in metrics),
                 _score([next(iter(record["dev"].values())) for record in records]),
                 f"{one['steps']:,}",
@@ -59,23 +58,23 @@ def aligned(header, lines):
     return "\n".join(text)
 
 
-def notes(results, settings):
+def notes(run, results):
     """The caveats that belong beside the table, or nothing where the data is the user's own."""
-    if settings.data != "easy-vqa":
+    if not run.source.caveats:
         return ""
     count = max(map(len, results["arms"].values()))
     one = "One seed: differences under a point mean little (--seeds 3)."
     seeds = one if count == 1 else f"Mean and standard deviation of {count} seeds on one pretrained host."
     blind = f"{results['baselines']['blind']['test']['accuracy']:.1f} %"
-    return recipe.find(settings.recipe).notes(settings).format(blind=blind, seeds=seeds)
+    return run.recipe.notes(run.settings).format(blind=blind, seeds=seeds)
 
 
-def write(folder, results, settings):
-    """``results.md`` and ``results.json`` in ``folder``; returns the terminal's text."""
-    header, lines = rows(results, settings)
-    caveats = notes(results, settings)
-    with written_whole(folder / "results.md") as target:
-        title = f"# petx train {settings.recipe} on {settings.data}"
+def write(run, results):
+    """``results.md`` and ``results.json`` in the output folder; returns the terminal's text."""
+    header, lines = rows(run, results)
+    caveats = notes(run, results)
+    with written_whole(run.out / "results.md") as target:
+        title = f"# petx train {run.recipe.name} on {run.settings.data}"
         target.write_text(f"{title}\n\n{markdown(header, lines)}\n\n{caveats}", encoding="utf-8")
-    write_json(folder / "results.json", results)
+    write_json(run.out / "results.json", results)
     return f"{aligned(header, lines)}\n\n{caveats}"

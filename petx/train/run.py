@@ -1,67 +1,134 @@
 """A run of a recipe from its command line to the table at the end."""
 
 import dataclasses
-import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
 from accelerate import PartialState
 from safetensors import SafetensorError
+from torch import nn
+from transformers import Seq2SeqTrainingArguments
 
-from petx.data.cache import write_json
+from petx import baselines, tasks
+from petx._quiet import ignore_known_warnings
+from petx.baselines import Baseline
 from petx.errors import UserError
-from petx.train import plots, recipe, report, stages
+from petx.files import write_json
+from petx.tasks import RunData
+from petx.train import plots, report, stages
+from petx.train.recipe import Recipe
+from petx.train.settings import Common
+from petx.train.trainer import PetTrainer, training_arguments
 
 
-def main(settings):
-    """Run the recipe of ``settings``; returns the exit code."""
-    resume = (
-        f"What was finished, and the last whole checkpoint, is in {settings.output_dir}; --resume goes on from there."
-    )
-    try:
-        return run(settings)
-    except KeyboardInterrupt:
-        stages.say(f"\nInterrupted. {resume}")
-        return 130
-    except (OSError, SafetensorError) as error:
-        if "No space left" not in str(error) and "Disk quota exceeded" not in str(error):
-            raise
-        raise UserError(f"the disk is full: {error}. Make room first. {resume}") from error
+class Run:
+    """One run: what it is made of, handed on whole to its stages.
 
+    Attributes:
+        recipe: :class:`petx.train.recipe.Recipe`.
+        settings: :class:`petx.train.settings.Common` of that recipe.
+        out: output folder.
+        source: :class:`petx.tasks.Source` that ``settings.data`` names.
+        host: class of :class:`petx.hosts.Host` that ``settings`` name; None until it is known to be there.
+        data: :class:`petx.tasks.RunData`; None until it is loaded.
+        host_folder: folder or hub name of the frozen host; None until it is prepared.
+    """
 
-def run(settings):
-    """Run the recipe of ``settings``; 0, or 1 if the saved adapter did not reproduce its score."""
-    transformers.utils.logging.disable_progress_bar()  # of loading and saving, not of training
-    # PEFT 0.21 asks transformers 5 by the old name; nothing here depends on it.
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-    own = recipe.find(settings.recipe)
-    state, out = PartialState(cpu=not torch.cuda.is_available()), Path(settings.output_dir)
-    own.check_available(settings)
-    stages.check_output(out, settings)
-    stages.say(f"Writing to {out}")
-    if getattr(settings, "notice", None):
-        stages.say(f"This takes longer: {settings.notice}.")
-    with state.main_process_first():  # the first writes the features to the cache, the others read them there
-        run_data = own.load_data(settings)
-    if state.is_main_process:
-        write_json(out / stages.SETTINGS, dataclasses.asdict(settings))
-    host_folder = stages.prepare_host(out, run_data, settings)
+    def __init__(self, recipe: Recipe, settings: Common) -> None:
+        self.recipe, self.settings, self.out = recipe, settings, Path(settings.output_dir)
+        self.source = tasks.source(settings.data)
+        self.host: Any = None
+        self.data: Any = None
+        self.host_folder: Any = None
 
-    results = {"settings": dataclasses.asdict(settings), "baselines": run_data.baselines, "arms": {}}
-    jobs = list(stages.jobs(out, settings))
-    for number, (arm, seed) in enumerate(jobs, 1):
-        record = stages.run_arm(arm, seed, out, host_folder, run_data, settings, f"[{number}/{len(jobs)}]")
-        results["arms"].setdefault(arm, []).append(record)
+    def baseline(self, arm: str) -> Baseline:
+        """The baseline called ``arm``."""
+        return baselines.find(arm, self.recipe.name)
 
-    files = []
-    if state.is_main_process:
-        print(f"\n{report.write(out, results, settings)}", flush=True)
-        files = [out / "results.md", out / "results.json", *plots.write_curves(out, results, settings)]
-    shown = [arm for arm in (own.main_arm, *results["arms"]) if arm in results["arms"] and arm != "frozen"][:1]
-    reproduced = all([stages.reproduces(arm, out, run_data, settings) for arm in shown])
-    for arm in shown:
-        stages.say(f"adapter  {stages.arm_folder(out, arm, settings.seed) / 'tuned'}")
-    for file in files:
-        stages.say(f"{'curves ' if file.suffix == '.png' else 'table  '}  {file}")
-    return 0 if reproduced else 1
+    def arm_folder(self, arm: str, seed: int) -> Path:
+        """Where the training of ``arm`` with ``seed`` is kept."""
+        return self.out / arm / f"seed-{seed}"
+
+    def title(self, arm: str, record: dict[str, Any]) -> str:
+        """The title of ``arm`` for one of its records."""
+        return self.baseline(arm).titled(self.host, self.settings, record)
+
+    def training_arguments(
+        self, output_dir: Path, *, steps: int, lr: float, seed: int, evaluates: bool = True
+    ) -> Seq2SeqTrainingArguments:
+        """:func:`petx.train.trainer.training_arguments` with this run's settings."""
+        more = self.recipe.training_options(self.settings)
+        return training_arguments(output_dir, self.settings, steps=steps, lr=lr, seed=seed, evaluates=evaluates, **more)
+
+    def trainer(
+        self,
+        model: nn.Module,
+        args: Seq2SeqTrainingArguments,
+        tasks: list,
+        batch_sizes: list[int],
+        dev_tasks: list | tuple = (),
+    ) -> PetTrainer:
+        """The recipe's trainer of ``model`` on ``tasks``."""
+        return self.recipe.trainer(model, args, self.data.tokenizer, tasks, batch_sizes, self.settings, dev_tasks)
+
+    def prepare(self) -> None:
+        """Find the host and check that everything is there that will be read, before any work."""
+        self.host = self.recipe.prepared_host(self.settings)
+
+    def load_data(self) -> RunData:
+        """:attr:`data`, as the host reads it."""
+        self.data = self.source.load(self.settings, self.host)
+        return self.data
+
+    def main(self) -> int:
+        """:meth:`execute`, with words for an interruption and a full disk; returns the exit code."""
+        resume = f"What was finished, and the last whole checkpoint, is in {self.out}; --resume goes on from there."
+        try:
+            return self.execute()
+        except KeyboardInterrupt:
+            stages.say(f"\nInterrupted. {resume}")
+            return 130
+        except (OSError, SafetensorError) as error:
+            if "No space left" not in str(error) and "Disk quota exceeded" not in str(error):
+                raise
+            raise UserError(f"the disk is full: {error}. Make room first. {resume}") from error
+
+    def execute(self) -> int:
+        """All stages; 0, or 1 if the saved adapter did not reproduce its score."""
+        transformers.utils.logging.disable_progress_bar()  # of loading and saving, not of training
+        ignore_known_warnings()
+        settings, out = self.settings, self.out
+        state = PartialState(cpu=not torch.cuda.is_available())
+        self.prepare()
+        stages.check_output(self)
+        stages.say(f"Writing to {out}")
+        if getattr(settings, "notice", None):
+            stages.say(f"This takes longer: {settings.notice}.")
+        with state.main_process_first():  # the first writes the features to the cache, the others read them there
+            self.load_data()
+        if state.is_main_process:
+            write_json(out / stages.SETTINGS, dataclasses.asdict(settings))
+        self.host_folder = stages.prepare_host(self)
+
+        results = {"settings": dataclasses.asdict(settings), "baselines": self.data.baselines, "arms": {}}
+        jobs = list(stages.jobs(self))
+        for number, (arm, seed) in enumerate(jobs, 1):
+            record = stages.run_arm(self, arm, seed, f"[{number}/{len(jobs)}]")
+            results["arms"].setdefault(arm, []).append(record)
+        return self._conclude(results, state)
+
+    def _conclude(self, results: dict[str, Any], state: PartialState) -> int:
+        files = []
+        if state.is_main_process:
+            print(f"\n{report.write(self, results)}", flush=True)
+            files = [self.out / "results.md", self.out / "results.json", *plots.write_curves(self, results)]
+        done = results["arms"]
+        shown = [arm for arm in (self.recipe.name, *done) if arm in done and arm != "frozen"][:1]
+        reproduced = all([stages.reproduces(self, arm) for arm in shown])
+        for arm in shown:
+            stages.say(f"adapter  {self.arm_folder(arm, self.settings.seed) / 'tuned'}")
+        for file in files:
+            stages.say(f"{'curves ' if file.suffix == '.png' else 'table  '}  {file}")
+        return 0 if reproduced else 1

@@ -5,7 +5,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, Subset
 
-from petx.data.collators import collator_for
+from petx import hosts
 
 
 @torch.inference_mode()
@@ -13,33 +13,24 @@ def answers(model, task, tokenizer, *, batch_size, num_beams=None):
     """One text per example of ``task``, in order: generated (one beam: greedily), or the best of ``task.choices``."""
     state = PartialState()
     own = range(state.process_index, len(task), state.num_processes)
-    collator = collator_for(model, tokenizer)
+    host = hosts.bound(model, tokenizer)
     options = dict(num_beams=task.num_beams, max_new_tokens=task.max_target) | task.generation
     options |= {"num_beams": num_beams} if num_beams else {}
     training = model.training
     model.eval()
     texts = []
-    for batch in DataLoader(Subset(task, own), batch_size=batch_size, collate_fn=collator.prompts):
+    for batch in DataLoader(Subset(task, own), batch_size=batch_size, collate_fn=host.prompts):
         inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
         if task.choices:
-            texts += _choose(model, inputs, task.choices, tokenizer, collator.start)
+            texts += host.choose(model, inputs, task.choices, tokenizer)
         else:
-            tokens = collator.generate(model, inputs, **options)
+            tokens = host.generate(model, inputs, **options)
             texts += [text.strip() for text in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
     model.train(training)
     if state.num_processes == 1:
         return texts
     pairs = gather_object(list(zip(own, texts, strict=True)))
     return [text for _, text in sorted(pairs)]
-
-
-def _choose(model, inputs, choices, tokenizer, start):
-    """The choice with the largest logit where the choices' tokens first differ (BART begins them all with <s>)."""
-    encoded = [tokenizer(choice)["input_ids"] for choice in choices]
-    place = next(i for i, tokens in enumerate(zip(*encoded, strict=False)) if len(set(tokens)) > 1)
-    prompt = torch.tensor([[start, *encoded[0][:place]]], device=model.device).expand(len(inputs["input_ids"]), -1)
-    logits = model(**inputs, decoder_input_ids=prompt).logits[:, -1, [tokens[place] for tokens in encoded]]
-    return [choices[i] for i in logits.argmax(-1).tolist()]
 
 
 def scores(model, tasks, tokenizer, *, batch_size, num_beams=None):

@@ -9,16 +9,12 @@ from pathlib import Path
 
 import yaml
 
+from petx import baselines
 from petx.errors import UserError
+from petx.options import option
 
+PRESETS = Path(__file__).parents[1] / "recipes"  # a folder each recipe
 PLAIN = ("output_dir", "resume")  # flags whose value is not read as YAML
-
-
-def option(default, text, **metadata):
-    metadata["help"] = text
-    if isinstance(default, list | dict):
-        return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclasses.dataclass
@@ -29,9 +25,7 @@ class Common:
     """
 
     recipe: typing.ClassVar[str]  # its name: petx train NAME
-    presets: typing.ClassVar[Path]  # folder of its presets
     default_preset: typing.ClassVar[str] = "easy-vqa"
-    known_arms: typing.ClassVar[tuple]
     positive: typing.ClassVar[tuple] = (  # must be at least 1 where they are not None
         *("seeds", "steps", "epochs", "batch_size", "host_steps", "host_batch_size"),
         *("eval_every", "save_every", "log_every", "eval_batch_size"),
@@ -59,7 +53,7 @@ class Common:
     epochs: int | None = option(None, "tuning epochs, instead of steps")
     batch_size: int = option(64, "examples a tuning step")
     batch_sizes: dict = option({}, "examples a step for each task, over batch_size")
-    clip: float = option(5.0, "largest norm of the gradient; 0: any")
+    clip: float = option(5.0, "gradient clipping norm; 0: off")
     weight_decay: float = option(0.01, "AdamW's weight decay")
     adam_epsilon: float = option(1e-6, "AdamW's epsilon")
 
@@ -80,20 +74,41 @@ class Common:
         """The default of ``output_dir``."""
         return f"petx-runs/{preset}"
 
+    @classmethod
+    def known_arms(cls):
+        """Names of the baselines that the recipe offers, in the order of its table."""
+        return list(baselines.of_method(cls.recipe))
+
     @property
     def all_arms(self):
-        return list(dict.fromkeys([*self.arms, *self.with_arms]))
+        """What is compared: ``arms`` and ``with_arms``, a group as those of its baselines that apply."""
+        offered, wanted = baselines.of_method(self.recipe), []
+        for arm in [*self.arms, *self.with_arms]:
+            group = [one for one in offered.values() if one.group == arm]
+            wanted += [one.name for one in group if one.applies(self)] if group else [arm]
+        return list(dict.fromkeys(wanted))
 
     def check(self):
         """Raise :class:`UserError` where values do not fit together; a recipe adds its own checks to these."""
         for arm in self.all_arms:
-            if arm not in self.known_arms:
-                raise UserError(f"unknown arm {arm!r}; there are: {', '.join(self.known_arms)}")
+            if arm not in self.known_arms():
+                raise UserError(f"unknown arm {arm!r}; there are: {', '.join(self.known_arms())}")
+            baselines.find(arm, self.recipe).check(self)
         if (self.steps is None) == (self.epochs is None):
             raise UserError(f"one of steps and epochs must be given, got steps={self.steps}, epochs={self.epochs}")
         for name in self.positive:
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+def with_baselines(kind):
+    """``kind`` with the settings that the baselines of its recipe bring along."""
+    brought = {}
+    for baseline in baselines.of_method(kind.recipe).values():
+        brought |= baseline.options
+    fields = [(name, hint, field) for name, (hint, field) in brought.items()]
+    namespace = {"__doc__": kind.__doc__, "__module__": kind.__module__}
+    return dataclasses.make_dataclass(kind.__name__, fields, bases=(kind,), namespace=namespace)
 
 
 def parse(kind, argv=None, description=None):
@@ -110,6 +125,7 @@ def parse(kind, argv=None, description=None):
     names = f"one of {', '.join(presets(kind))} (default: {kind.default_preset})"
     parser.add_argument("--preset", default=kind.default_preset, metavar="NAME", help=names)
     parser.add_argument("--config", metavar="FILE", help="YAML file of settings, over the preset")
+    parser.add_argument("--list", action=_List, kind=kind, help="show tasks, baselines, hosts and presets, and stop")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="one setting; KEY.SUBKEY too")
     for field in dataclasses.fields(kind):
         flag = field.metadata.get("flag", field.name)
@@ -122,7 +138,7 @@ def parse(kind, argv=None, description=None):
     preset, config, assignments = given.pop("preset"), given.pop("config", None), given.pop("set")
     values = read_preset(kind, preset)
     if config is not None:
-        values = _laid_over(values, _read_yaml(Path(config)))
+        values = _laid_over(values, _extended(kind, Path(config), ()))
     for assignment in assignments:
         values = _laid_over(values, _assigned(values, assignment))
     fields = {field.name: field for field in dataclasses.fields(kind)}
@@ -130,14 +146,54 @@ def parse(kind, argv=None, description=None):
     return checked(kind, {"output_dir": kind.default_folder(preset)} | _laid_over(values, flags))
 
 
-def presets(kind):
-    return sorted(path.stem for path in kind.presets.glob("*.yaml"))
+class _List(argparse.Action):
+    """Prints what there is to choose from, as ``--help`` prints the settings."""
+
+    def __init__(self, *args, kind, **kwargs):
+        super().__init__(*args, nargs=0, **kwargs)
+        self.kind = kind
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        from petx.train.listing import listing
+
+        print(listing(self.kind))
+        parser.exit()
 
 
-def read_preset(kind, name):
+def presets(kind: type[Common]) -> list[str]:
+    """Names of the presets of a recipe; files that begin with an underscore are only there to be extended."""
+    return sorted(path.stem for path in (PRESETS / kind.recipe).glob("[!_]*.yaml"))
+
+
+def read_preset(kind: type[Common], name: str) -> dict[str, typing.Any]:
+    """The settings of the preset ``name``, over those of the preset that it ``extends``, and so on."""
     if name not in presets(kind):
         raise UserError(f"unknown preset {name!r}; there are: {', '.join(presets(kind))}")
-    return _read_yaml(kind.presets / f"{name}.yaml")
+    return _extended(kind, PRESETS / kind.recipe / f"{name}.yaml", ())
+
+
+def preset_line(kind: type[Common], name: str) -> str:
+    """The first line of a preset, its comment, for listings."""
+    return (PRESETS / kind.recipe / f"{name}.yaml").read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
+
+
+def _extended(kind, path, extending):
+    """The settings in the file ``path``, over those that it extends: a preset's name, or a file beside it."""
+    if path in extending:
+        raise UserError(f"{path}: extends itself, by way of {', '.join(str(one) for one in extending)}")
+    values = _read_yaml(path)
+    base = values.pop("extends", None)
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise UserError(f"{path}: extends must be the name of a preset or a file, got {base!r}")
+    beside = path.parent / base
+    if beside.suffix in (".yaml", ".yml"):
+        return _laid_over(_extended(kind, beside, (*extending, path)), values)
+    preset = PRESETS / kind.recipe / f"{base}.yaml"
+    if not preset.is_file():
+        raise UserError(f"{path}: extends unknown preset {base!r}; there are: {', '.join(presets(kind))}")
+    return _laid_over(_extended(kind, preset, (*extending, path)), values)
 
 
 def checked(kind, values):

@@ -11,11 +11,11 @@ from pathlib import Path
 from accelerate import PartialState
 from transformers import set_seed
 
-from petx.data.cache import require_writable, write_json, written_whole
-from petx.data.tasks import RoundRobinBatches
+from petx.baselines._sizes import counts
+from petx.data.batches import RoundRobinBatches
 from petx.errors import UserError
-from petx.train import checkpoints, recipe, scoring, tuned
-from petx.train.trainer import training_arguments
+from petx.files import require_writable, write_json, written_whole
+from petx.train import checkpoints, scoring, tuned
 
 SETTINGS = "settings.json"
 MAY_CHANGE = ("output_dir", "resume", "arms", "with_arms", "seeds")  # in these a resumed run may differ
@@ -26,60 +26,57 @@ def say(text):
         print(text, flush=True)
 
 
-def arm_folder(out, arm, seed):
-    return out / arm / f"seed-{seed}"
-
-
-def jobs(out, settings):
-    """(arm, seed) pairs of the run: what ``settings`` want and what was begun in ``out``, in a fixed order."""
-    for arm in settings.known_arms:
-        begun = {int(folder.name.removeprefix("seed-")) for folder in (out / arm).glob("seed-*")}
+def jobs(run):
+    """(arm, seed) pairs: what the settings want and what was begun in the output folder, in a fixed order."""
+    settings = run.settings
+    for arm in settings.known_arms():
+        begun = {int(folder.name.removeprefix("seed-")) for folder in (run.out / arm).glob("seed-*")}
         count = 1 if arm == "frozen" else settings.seeds  # nothing is random in the frozen host
         wanted = range(settings.seed, settings.seed + count) if arm in settings.all_arms else ()
         yield from ((arm, seed) for seed in sorted(begun.union(wanted)))
 
 
-def check_output(out, settings):
-    """Raise :class:`UserError` if ``out`` cannot be written, or holds a run that is not to be resumed like this."""
-    require_writable(out, "output_dir")
-    note = out / SETTINGS
+def check_output(run):
+    """Raise :class:`UserError` if the output folder cannot be written, or holds a run not to be resumed like this."""
+    require_writable(run.out, "output_dir")
+    note = run.out / SETTINGS
     if not note.is_file():
         return
-    if not settings.resume:
-        raise UserError(f"output_dir {out} already holds a run: add --resume to go on with it, or choose another")
+    if not run.settings.resume:
+        raise UserError(f"output_dir {run.out} already holds a run: add --resume to go on with it, or choose another")
     before = json.loads(note.read_text(encoding="utf-8"))
-    for name, value in dataclasses.asdict(settings).items():
-        if name not in MAY_CHANGE and before.get(name) != value:
-            raise UserError(f"{out} was begun with {name}={before.get(name)!r}, not {value!r}; resume with the same")
+    for field in dataclasses.fields(run.settings):
+        # A setting that an older petx did not have was at its default.
+        was, value = before.get(field.name, field.default), getattr(run.settings, field.name)
+        if field.name not in MAY_CHANGE and was != value:
+            raise UserError(f"{run.out} was begun with {field.name}={was!r}, not {value!r}; resume with the same")
 
 
-def prepare_host(out, run_data, settings):
+def prepare_host(run):
     """The folder of the host; it is pretrained, or taken from ``settings.host``, unless it is already there."""
-    folder, own = out / "host", recipe.find(settings.recipe)
-    in_place = own.host_in_place(settings)
-    if in_place is not None:
-        return Path(in_place).resolve() if Path(in_place).is_dir() else in_place
+    folder, settings, host = run.out / "host", run.settings, run.host
+    if settings.host is not None and host.in_place:
+        return Path(settings.host).resolve() if Path(settings.host).is_dir() else settings.host
     if folder.is_dir():
         return folder
     set_seed(settings.seed)
     if settings.host is None:
-        model = own.small_host(settings, run_data)
-        own.prepare_pretraining(model, settings)
-        say(f"\nPretraining the host, {own.counts(model)['total']:,} parameters, on {own.pretraining}")
-        args = training_arguments(
-            out / "host-training",
+        model = host.small(settings, run.data)
+        host.prepare_pretraining(model, settings)
+        say(f"\nPretraining the host, {counts(host, model)['total']:,} parameters, on {run.recipe.pretraining}")
+        args = run.training_arguments(
+            run.out / "host-training",
             steps=settings.host_steps,
             lr=settings.host_lr,
             seed=settings.seed,
-            settings=settings,
             evaluates=False,
         )
-        sizes = [settings.host_batch_size] * len(run_data.pretraining)
-        train(own.trainer(settings)(model, args, run_data.tokenizer, run_data.pretraining, sizes, decay=settings.decay))
+        sizes = [settings.host_batch_size] * len(run.data.pretraining)
+        train(run.trainer(model, args, run.data.pretraining, sizes))
     else:
-        model = own.pretrained_host(settings, run_data)
-    save_host(model, run_data.tokenizer, folder)
-    discard(out / "host-training")
+        model = host.pretrained(settings, run.data.tokenizer)
+    save_host(model, run.data.tokenizer, folder)
+    discard(run.out / "host-training")
     return folder
 
 
@@ -96,37 +93,39 @@ def discard(folder):
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def run_arm(arm, seed, out, host_folder, run_data, settings, place):
-    """Tune and score one arm; its record, which also lies in ``result.json`` of :func:`arm_folder`."""
-    folder = arm_folder(out, arm, seed)
+def run_arm(run, arm, seed, place):
+    """Tune and score one arm; its record, which also lies in ``result.json`` of its folder."""
+    folder, settings, host_folder, baseline = (
+        run.arm_folder(arm, seed),
+        run.settings,
+        run.host_folder,
+        run.baseline(arm),
+    )
     result = folder / "result.json"
     if result.is_file():
         return json.loads(result.read_text(encoding="utf-8"))
-    own = recipe.find(settings.recipe)
     set_seed(seed)
-    if arm in own.on_random_host:
+    if baseline.random_host:
         host_folder = folder / "host"
         if not host_folder.is_dir():
-            save_host(own.small_host(settings, run_data), run_data.tokenizer, host_folder)
-    model = own.build(arm, own.load_host(host_folder, settings), settings)
-    record = {"arm": arm, "seed": seed, **own.counts(model), "steps": 0, "seconds": 0.0, "curve": None}
-    title = own.arm_title(arm, record, settings)
+            save_host(run.host.small(settings, run.data), run.data.tokenizer, host_folder)
+    model = baseline.build(run.host, run.host.load(host_folder, settings), settings)
+    record = {"arm": arm, "seed": seed, **counts(run.host, model), **baseline.counts(model)}
+    record |= {"steps": 0, "seconds": 0.0, "curve": None}
+    title = run.title(arm, record)
     trained, total = record["trainable"], record["total"]
     say(f"\n{place} {title}, seed {seed}: {trained:,} of {total:,} parameters trained ({100 * trained / total:.2f} %)")
 
     if record["trainable"]:
-        sizes = [settings.batch_sizes.get(task.name, settings.batch_size) for task in run_data.train]
-        steps = settings.steps or settings.epochs * RoundRobinBatches.epoch_steps(list(map(len, run_data.train)), sizes)
-        args = training_arguments(
-            folder / "training", steps=steps, lr=own.learning_rate(arm, settings), seed=seed, settings=settings
-        )
-        trainer = own.trainer(settings)(
-            model, args, run_data.tokenizer, run_data.train, sizes, dev_tasks=run_data.dev, decay=settings.decay
-        )
+        sizes = [settings.batch_sizes.get(task.name, settings.batch_size) for task in run.data.train]
+        steps = settings.steps or settings.epochs * RoundRobinBatches.epoch_steps(list(map(len, run.data.train)), sizes)
+        lr = baseline.learning_rate(settings)
+        args = run.training_arguments(folder / "training", steps=steps, lr=lr, seed=seed)
+        trainer = run.trainer(model, args, run.data.train, sizes, dev_tasks=run.data.dev)
         train(trainer)
         record |= {"steps": steps, "seconds": trainer.seconds, "curve": curve(trainer.state.log_history)}
     for split in ("dev", "test"):
-        record[split] = score(model, getattr(run_data, split), run_data.tokenizer, settings)
+        record[split] = score(run, model, getattr(run.data, split), run.data.tokenizer)
     say("  test: " + ", ".join(f"{name} {value:.1f}" for name, value in record["test"].items()))
     if PartialState().is_main_process:
         if record["trainable"]:
@@ -156,16 +155,17 @@ def curve(history):
     }
 
 
-def score(model, tasks, tokenizer, settings):
+def score(run, model, tasks, tokenizer):
+    settings = run.settings
     model.to(PartialState().device)
     return scoring.scores(model, tasks, tokenizer, batch_size=settings.eval_batch_size, num_beams=settings.num_beams)
 
 
-def reproduces(arm, out, run_data, settings):
+def reproduces(run, arm):
     """Load the saved ``arm`` into a fresh model and score it again; whether every digit is the recorded one."""
-    folder = arm_folder(out, arm, settings.seed) / "tuned"
+    folder = run.arm_folder(arm, run.settings.seed) / "tuned"
     loaded = tuned.load(folder)
-    again, recorded = score(loaded.model, run_data.test, loaded.tokenizer, settings), loaded.manifest["scores"]["test"]
+    again, recorded = score(run, loaded.model, run.data.test, loaded.tokenizer), loaded.manifest["scores"]["test"]
     name, value = next(iter(again.items()))
     same = "the same to the digit" if again == recorded else f"but {recorded[name]} was recorded"
     say(f"Loaded {folder} into a fresh model: {name} {value} on test, {same}.")

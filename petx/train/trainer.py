@@ -1,4 +1,4 @@
-"""transformers' Seq2SeqTrainer with VL-PET's batches, loss and weight decay, and checkpoints of what is trained."""
+"""transformers' Seq2SeqTrainer with one task a batch, weighted losses, and checkpoints of what is trained."""
 
 import contextlib
 import time
@@ -12,11 +12,11 @@ from tqdm import tqdm
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
 from transformers.trainer_callback import PrinterCallback, TrainerCallback
 
-from petx.data.cache import written_whole
-from petx.data.collators import collator_for
-from petx.data.tasks import IGNORED, RoundRobinBatches, TaskMixture
+from petx import hosts
+from petx.data.batches import IGNORED, RoundRobinBatches, TaskMixture
 from petx.errors import UserError
-from petx.train import checkpoints, recipe, scoring
+from petx.files import written_whole
+from petx.train import checkpoints, scoring
 
 
 class PetTrainer(Seq2SeqTrainer):
@@ -27,8 +27,7 @@ class PetTrainer(Seq2SeqTrainer):
 
     Args:
         batch_sizes: examples in a step, for each of ``tasks``; over all processes together.
-        decay: ``clean`` spares norms and biases. ``paper`` spares names with "bias" or "LayerNorm.weight", which no
-            norm weight of BART or T5 contains, so those decay, as in the released code.
+        decay: ``clean`` exempts norms and biases from weight decay, ``paper`` what :meth:`paper_decay` leaves out.
     """
 
     def __init__(self, model, args, tokenizer, tasks, batch_sizes, *, dev_tasks=(), decay="clean"):
@@ -36,8 +35,9 @@ class PetTrainer(Seq2SeqTrainer):
         self.tokenizer, self.decay = tokenizer, decay
         self._scratch = None  # where a checkpoint is being written
         self.before = 0.0  # seconds that earlier attempts at this training took
-        collator = collator_for(model, tokenizer)
-        super().__init__(model, args, train_dataset=TaskMixture(tasks), eval_dataset=[], data_collator=collator)
+        self.host = hosts.bound(model, tokenizer)
+        collate = self.host.collate
+        super().__init__(model, args, train_dataset=TaskMixture(tasks), eval_dataset=[], data_collator=collate)
         self.model_accepts_loss_kwargs = False
         self.remove_callback(PrinterCallback)  # it prints every log
         self.add_callback(Progress)
@@ -68,15 +68,18 @@ class PetTrainer(Seq2SeqTrainer):
 
     def get_decay_parameter_names(self, model):
         if self.decay == "paper":
-            names = [name for name, _ in model.named_parameters()]
-            return [name for name in names if "bias" not in name and "LayerNorm.weight" not in name]
+            return self.paper_decay(model)
         return super().get_decay_parameter_names(model)
+
+    def paper_decay(self, model):
+        """Names of the parameters that decay in the released code of the method; a recipe's trainer says which."""
+        raise NotImplementedError
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs = dict(inputs)
         labels, weight, over = inputs.pop("labels"), inputs.pop("loss_weight"), inputs.pop("loss_over")
         outputs = model(**inputs)
-        losses = self.data_collator.token_losses(outputs.logits, labels)
+        losses = self.host.token_losses(outputs.logits, labels)
         tokens = (labels != IGNORED).sum(1)
         if over == "token":  # the mean over all processes' tokens, once DDP has averaged the gradients
             loss = losses.sum() / self.accelerator.reduce(tokens.sum().float(), "mean")
@@ -149,8 +152,11 @@ class Progress(TrainerCallback):
         self.bar.close()
 
 
-def training_arguments(output_dir, *, steps, lr, seed, settings, evaluates=True):
-    """``Seq2SeqTrainingArguments`` for one training with VL-PET's AdamW (betas 0.9 and 0.999) and schedule."""
+def training_arguments(output_dir, settings, *, steps, lr, seed, evaluates=True, **more):
+    """``Seq2SeqTrainingArguments`` of one training: AdamW (betas 0.9 and 0.999), warm-up, then linear decay to 0.
+
+    ``more`` are further fields of them, over these.
+    """
     args = Seq2SeqTrainingArguments(
         output_dir=str(output_dir),
         max_steps=steps,
@@ -173,7 +179,7 @@ def training_arguments(output_dir, *, steps, lr, seed, settings, evaluates=True)
         ddp_find_unused_parameters=False,
         disable_tqdm=True,  # for Progress
         use_cpu=not torch.cuda.is_available(),  # said so, accelerate takes gloo under torchrun
-        **recipe.find(settings.recipe).training_options(settings),
+        **more,
     )
     args._n_gpu = min(args.n_gpu, 1)  # a process uses one device; several are torchrun's business, not DataParallel's
     return args

@@ -4,12 +4,16 @@ import dataclasses
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from peft import PeftModel
+from torch import nn
 
-from petx.data.cache import written_whole
+from petx import baselines, hosts
 from petx.errors import UserError
-from petx.train import checkpoints, recipe
+from petx.files import written_whole
+from petx.train import checkpoints, recipes
+from petx.train.recipe import Recipe
 from petx.train.settings import Common, checked
 from petx.version import __version__
 
@@ -18,10 +22,12 @@ MANIFEST = "petx.json"
 
 @dataclasses.dataclass
 class Tuned:
-    model: object
-    tokenizer: object
+    model: nn.Module
+    tokenizer: Any
     settings: Common
-    manifest: dict
+    manifest: dict[str, Any]
+    recipe: Recipe
+    host: type[hosts.Host]
 
 
 def save(model, folder, host_folder, *, arm, seed, settings, scores):
@@ -58,12 +64,12 @@ def load(folder):
     host_folder = manifest["host"] if manifest.get("on_hub") else (folder / manifest["host"]).resolve()
     if not manifest.get("on_hub") and not (host_folder / "config.json").is_file():
         raise UserError(f"{folder}: its host is not in {host_folder}; keep the folders of a run together")
-    own = recipe.find(manifest.get("recipe", "vlpet"))
-    settings = checked(own.settings, manifest["settings"])
-    model = own.load_host(host_folder, settings).requires_grad_(False)
+    recipe = recipes.find(manifest.get("recipe", "vlpet"))
+    settings, host = checked(recipe.settings, manifest["settings"]), hosts.of_checkpoint(host_folder, recipe.name)
+    model = host.load(host_folder, settings).requires_grad_(False)
     if (folder / "adapter_config.json").is_file():
         model = PeftModel.from_pretrained(model, folder)
     else:
-        model = own.build(manifest["arm"], model, settings)
+        model = baselines.find(manifest["arm"], recipe.name).build(host, model, settings)
         checkpoints.load_trainable(model, folder)
-    return Tuned(model.eval(), own.load_tokenizer(host_folder), settings, manifest)
+    return Tuned(model.eval(), host.tokenizers(host_folder), settings, manifest, recipe, host)

@@ -1,5 +1,17 @@
 """PEFT tuners; importing this package registers them, so that ``peft.get_peft_model`` takes their configurations."""
 
-from petx._discover import export_modules
+from petx.tuners.loading import load_adapter
+from petx.tuners.petal import PetalConfig, PetalModel
+from petx.tuners.report import adapted, describe, parameter_counts
+from petx.tuners.vlpet import VLPetConfig, VLPetModel
 
-__all__ = export_modules(__name__, __path__, globals())
+__all__ = [
+    "PetalConfig",
+    "PetalModel",
+    "VLPetConfig",
+    "VLPetModel",
+    "adapted",
+    "describe",
+    "load_adapter",
+    "parameter_counts",
+]

@@ -1,13 +1,12 @@
 """Makes a tuner known to PEFT, whose list of methods is a closed enum."""
 
+from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import register_peft_method
 from peft.utils.peft_types import PeftType
 
-__all__ = ["add_peft_type", "register_tuner"]
 
-
-def add_peft_type(name):
+def add_peft_type(name: str) -> PeftType:
     """The member ``name`` (upper case, also its value) of PEFT's ``PeftType``, added where it is not there.
 
     Raises ImportError where this PEFT's enum cannot be extended so.
@@ -29,13 +28,13 @@ def add_peft_type(name):
     return member
 
 
-def _changed(name):
+def _changed(name: str) -> str:
     from peft import __version__
 
     return f"petx cannot add {name} to PeftType of peft {__version__}, whose enum changed; petx was made for peft 0.21"
 
 
-def register_tuner(name, config_class, model_class):
+def register_tuner(name: str, config_class: type[PeftConfig], model_class: type[BaseTuner]) -> None:
     """Register tuner ``name`` (lower case) with PEFT; its parameters are found by the prefix ``name_``."""
     if not hasattr(BaseTuner, "_remove_adapter_name_from_key"):
         from peft import __version__

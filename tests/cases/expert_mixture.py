@@ -1,62 +1,8 @@
 """Cases of `expert_mixture`, PETAL's mixture of instruction experts."""
 
-import math
-from dataclasses import dataclass
+from petx.certify.cases.expert_mixture import SAMPLE, TOKEN, MixtureCase, mixture
 
-import torch
-
-from petx import reference
-from petx.functional._expert_mixture import ARGUMENTS
-from tests.cases.case import Case
-
-
-@dataclass(frozen=True)
-class MixtureCase(Case):
-    scope: bool = False
-    pool: bool = False
-
-    operation = "expert_mixture"
-    ACTIVATIONS = ("x",)
-
-    def extras(self, device="cpu"):
-        """Masks that leave the second sample without a token where they are a gate's."""
-        batch = self.shapes["x"][:-1]
-        drawn = torch.rand(2, *batch, generator=torch.Generator().manual_seed(1)) < 0.6
-        extras = {"scope_mask": drawn[0].to(device)} if self.scope else {}
-        if self.pool:
-            if drawn[1].numel():
-                drawn[1].view(-1, batch[-1])[1:2] = False
-            extras["pool_mask"] = drawn[1].to(device)
-        return extras
-
-    def call(self, tensors, extras):
-        return super().call({"down_bias": None, "up_bias": None} | tensors, extras)
-
-    def expected(self, tensors):
-        length, extras = self.shapes["x"][-2], self.extras(tensors["x"].device)
-        x, *parameters = (tensors.get(name) for name in ARGUMENTS)
-        batched = x.reshape(math.prod(x.shape[:-2]), length, x.shape[-1])
-        masks = [extras[m].reshape(batched.shape[:2]) if m in extras else None for m in ("scope_mask", "pool_mask")]
-        return reference.expert_mixture(batched, *parameters, *masks, **self.options).reshape(x.shape)
-
-    def empty(self, batch):
-        return MixtureCase(self.name, super().empty(batch).shapes, self.options, self.scope, self.pool)
-
-
-def mixture(name, batch=(3, 7), d=24, experts=3, rank=4, *, bias=True, scope=False, pool=False, **options):
-    """An expert mixture with the tensors that its options call for."""
-    stacked = experts * rank
-    shapes = {"x": (*batch, d), "down_weight": (stacked, d), "up_weight": (d, stacked)}
-    if bias:
-        shapes |= {"down_bias": (stacked,), "up_bias": (experts, d)}
-    if options.get("gate", "uniform") != "uniform":
-        shapes["gate_weight"] = (experts, d)
-        if bias:
-            shapes["gate_bias"] = (experts,)
-    return MixtureCase(name, shapes, {"experts": experts} | options, scope, pool)
-
-
-TOKEN, SAMPLE = dict(gate="token"), dict(gate="sample")
+__all__ = ["SAMPLE", "TOKEN", "MixtureCase", "mixture", "CASES", "FEW", "GRADCHECKED", "WIDE"]
 
 CASES = [
     # gates, with each activation

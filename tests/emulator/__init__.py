@@ -3,7 +3,9 @@
 :func:`build` compiles kernels and emulator with g++ into one library, :class:`Emulator` calls it with torch tensors.
 """
 
+import contextlib
 import ctypes
+import fcntl
 import hashlib
 import os
 import subprocess
@@ -30,12 +32,15 @@ def build(sources, library, csrc=CSRC, flags=FLAGS):
     sources = [*sources, *sorted(HERE.glob("*.cpp"))]
 
     def compiled(source):
-        return compile_unit(
-            source, library.with_name(f"{library.stem}-{source.parent.name}-{source.stem}.o"), csrc, flags
-        )
+        return compile_unit(source, library.with_name(f"{library.stem}-{object_name(source)}"), csrc, flags)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return link(list(pool.map(compiled, sources)), library, flags)
+
+
+def object_name(source):
+    """Of a source's object file: with its folder, since each operation has a forward.cu."""
+    return f"{source.parent.name}-{source.stem}.o"
 
 
 def compile_unit(source, target, csrc=CSRC, flags=FLAGS):
@@ -60,7 +65,22 @@ def run(command):
 
 def build_kernels(library, csrc=CSRC, flags=FLAGS):
     """All of ``csrc/cuda`` with what calls it."""
-    return build([*sorted(csrc.glob("cuda/*.cu")), *sorted(HERE.glob("operations/*.cpp"))], library, csrc, flags)
+    return build([*sorted(csrc.glob("cuda/*/*.c*[!h]")), *sorted(HERE.glob("operations/*.cpp"))], library, csrc, flags)
+
+
+@contextlib.contextmanager
+def made_once(target):
+    """Yields a path to make ``target`` at, or None where it is there; others who want it wait."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with open(target.with_name(f"{target.name}.lock"), "w") as lock:
+        if not target.exists():
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if target.exists():
+            yield None
+            return
+        unfinished = target.with_name(f"{target.name}.{os.getpid()}")
+        yield unfinished
+        os.replace(unfinished, target)
 
 
 def kernels():
@@ -71,10 +91,10 @@ def kernels():
     for path in files:
         content.update(str(path).encode() + path.read_bytes())
     library = HERE.parents[1] / "build" / "emulator" / content.hexdigest()[:16] / "kernels.so"
-    if not library.is_file():
-        library.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
-            os.replace(build_kernels(Path(scratch, "kernels.so")), library)
+    with made_once(library) as unfinished:
+        if unfinished:
+            with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
+                os.replace(build_kernels(Path(scratch, "kernels.so")), unfinished)
     return library
 
 

@@ -12,5 +12,11 @@ void simt_clear_buffers() { simt::clear_buffers(); }
 void simt_counters(simt::Counters* to) { *to = simt::counters(); }
 void simt_reset_counters() { simt::reset_counters(); }
 const char* simt_conflicts() { return simt::conflicts().c_str(); }
+void simt_set_sample(int64_t blocks) { simt::set_sample(blocks); }
+void simt_set_find_body(simt::FindBody find) { simt::set_find_body(find); }
+// Launches a body that belongs to no kernel of this library.
+int simt_run(simt::Body body, void* const* parameters, int64_t grid_x, int64_t threads, int64_t shared_bytes) {
+  return simt::launch(grid_x, 1, static_cast<int>(threads), shared_bytes, [&] { body(parameters); }) ? 0 : 1;
+}
 const char* simt_report() { return simt::report().c_str(); }
 }

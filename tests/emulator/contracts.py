@@ -41,7 +41,7 @@ class Cost:
             self.products += 4 * 8 * 4 * tiles(rows) * tiles(columns) * tiles(depth) * (self.size == 2)
 
     def token_sums(self, rows, products, columns, finished):
-        """Sums over tokens by csrc/cuda/token_sums.cuh: ``products`` (m, n, groups), ``columns`` (width, read a token
+        """Sums over tokens by cuda/common/token_sums.cuh: ``products`` (m, n, groups), ``columns`` (width, read a token
         in storage type, in compute type), ``finished`` (parts, count) beside these."""
         splits = min(-(-rows // 512), 16)
         length = -(-rows // splits)

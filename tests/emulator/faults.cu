@@ -4,7 +4,7 @@
 
 #include <memory>
 
-#include "cuda/primitives.cuh"
+#include "cuda/common/primitives.cuh"
 
 namespace petx::cuda {
 namespace {

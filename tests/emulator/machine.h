@@ -13,7 +13,7 @@
 namespace simt {
 
 struct Copy {
-  int64_t to, bytes;
+  int64_t to, bytes, given;
   const void* from;
 };
 
@@ -66,6 +66,8 @@ struct Machine {
   Counters counters = {};
   std::string report, conflicts_text;
   bool watching = false;
+  int64_t sample = 0;
+  FindBody find_body = nullptr;
   Watch watch;
   std::map<std::string, int64_t> conflicts;
 

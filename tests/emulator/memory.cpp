@@ -108,12 +108,12 @@ void* global(Access access, const void* address, int64_t bytes, Line line) {
   fault(out.str(), line);
 }
 
-void copy_async(int64_t to, const void* from, int64_t bytes, Line line) {
+void copy_async(int64_t to, const void* from, int64_t bytes, Line line, int64_t given) {
   char* destination = static_cast<char*>(shared(Access::write, to, bytes, line));
-  global(Access::read, from, bytes, line);
+  if (given) global(Access::read, from, given, line);
   memset(destination, 0xff, bytes);
   m.shared_shadow.each(to, bytes, [](Shadow::Cell& cell) { cell.copying = true; });
-  m.threads[m.running].copies.push_back({to, bytes, from});
+  m.threads[m.running].copies.push_back({to, bytes, given, from});
 }
 
 void commit_copies() {
@@ -133,7 +133,9 @@ void wait_copies(int newest_left) {
         cell.writer = moment;
         cell.writer.line = line;
       });
-      memcpy(m.shared.data() + copy.to, copy.from, copy.bytes);
+      char* arrived = m.shared.data() + copy.to;
+      memcpy(arrived, copy.from, copy.given);
+      memset(arrived + copy.given, 0, copy.bytes - copy.given);
     }
   }
   if (self.copies_done == self.copies.size()) {

@@ -19,43 +19,51 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.emulator import CSRC, HERE, Emulator, KernelFault, compile_unit, link
+from tests.emulator import CSRC, HERE, Emulator, KernelFault, compile_unit, link, object_name
 from tests.emulator.mutations import modules, mutations
 from tests.emulator.operations import in_place_of_cpu_kernels
+from tests.emulator.ptx import PtxEmulator, why_absent
+from tests.emulator.ptx.operands import Untranslatable
 
 SECONDS = 120  # of a processor that the checks of one mutant may take, most of them under two
 WAIT = 4 * SECONDS  # by the clock
 FLAGS = ["-std=c++20", "-O1", "-fPIC", "-w"]
-INCLUDE = re.compile(r'#include "(cuda|kernels)/([\w.]+)"')
+INCLUDE = re.compile(r'#include "((?:cuda|kernels)/[\w./]+)"')
 
 
 class Bench:
     """The kernels of one module, each compiled once, when first needed, and again where a change touches it. float64
-    and float16 are left out: they are the same source as float32 and bfloat16."""
+    and float16 are left out: they are the same source as float32 and bfloat16.
+
+    A module with ``PTX`` is of what only nvcc compiles: its launchers stay as they are, in every dtype, and the changed
+    sources beside the library are for nvcc."""
 
     def __init__(self, module, folder):
         self.module, self.folder, self.csrc = module, folder, folder / "csrc"
         shutil.copytree(CSRC, self.csrc)
-        common = self.csrc / "cuda" / "common.cuh"
-        text, count = re.subn(r" *case DType::f(64|16):\n.*\n", "", common.read_text())
-        assert count == 2, "common.cuh no longer lists the dtypes as expected"
-        common.write_text(text)
-        self.sources = [self.csrc / "cuda" / f"{name}.cu" for name in module.SOURCES]
-        glue = [HERE / "operations" / f"{name}.cpp" for name in module.GLUE]
-        self.fixed = [*sorted(HERE.glob("*.cpp")), *glue]
+        if not executes_ptx(module):
+            common = self.csrc / "cuda" / "common" / "kernel.cuh"
+            text, count = re.subn(r" *case DType::f(64|16):\n.*\n", "", common.read_text())
+            assert count == 2, "kernel.cuh no longer lists the dtypes as expected"
+            common.write_text(text)
+        self.sources = [
+            *sorted((self.csrc / "cuda" / module.OPERATION).glob("*.c*[!h]")),
+            self.csrc / "cuda/common/plan.cpp",
+        ]
+        self.fixed = [*sorted(HERE.glob("*.cpp")), HERE / "operations" / f"{module.OPERATION}.cpp"]
         self.objects = {}
 
     @staticmethod
     def compile(source, folder, csrc):
-        return compile_unit(source, folder / f"{source.parent.name}-{source.stem}.o", csrc, FLAGS)
+        return compile_unit(source, folder / object_name(source), csrc, FLAGS)
 
     def reads(self, source, file, seen=None):
         """Whether ``source`` is ``file`` or includes it, directly or not."""
-        if source.name == file:
+        if source == self.csrc / "cuda" / file:
             return True
         seen = set() if seen is None else seen
         seen.add(source)
-        included = [self.csrc / folder / name for folder, name in INCLUDE.findall(source.read_text())]
+        included = [self.csrc / name for name in INCLUDE.findall(source.read_text())]
         return any(self.reads(path, file, seen) for path in included if path not in seen)
 
     def library(self, name, mutation=None):
@@ -68,15 +76,20 @@ class Bench:
             changed.write_text(mutation.apply(changed.read_text()))
             touched = [source for source in self.sources if self.reads(source, mutation.file)]
             assert touched, f"{mutation.name}: no source of the module reads {mutation.file}"
+            if executes_ptx(self.module):
+                touched = []
         missing = [source for source in [*self.sources, *self.fixed] if source not in {*touched, *self.objects}]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             whole = pool.map(lambda source: self.compile(source, self.folder, self.csrc), missing)
-            changed = pool.map(
-                lambda source: self.compile(folder / "csrc" / "cuda" / source.name, folder, folder / "csrc"), touched
-            )
+            copies = [folder / "csrc" / source.relative_to(self.csrc) for source in touched]
+            changed = pool.map(lambda source: self.compile(source, folder, folder / "csrc"), copies)
             self.objects.update(zip(missing, whole, strict=True))
             objects = self.objects | dict(zip(touched, changed, strict=True))
         return link(objects.values(), folder / "kernels.so")
+
+
+def executes_ptx(module):
+    return getattr(module, "PTX", False)
 
 
 def noticed(module, library):
@@ -109,17 +122,20 @@ def noticed(module, library):
 def try_checks(name, library, writer):
     """What the checks of the module of this name say of a library, to whoever reads."""
     resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 1))
-    writer.send(verdict(library, importlib.import_module(name).CHECKS))
+    writer.send(verdict(library, importlib.import_module(name)))
 
 
-def verdict(library, checks):
-    """(check, what it says) of the first that notices, two empty texts if none does."""
-    emulator = Emulator(library)
+def verdict(library, module):
+    """(check, what it says) of the first of the module's checks that notices, two empty texts if none does."""
+    if executes_ptx(module):
+        emulator = PtxEmulator(library, library.parent / "csrc", module.OPERATION)
+    else:
+        emulator = Emulator(library)
     with in_place_of_cpu_kernels(emulator):
-        for check in checks:
+        for check in module.CHECKS:
             try:
                 said = check.run(emulator)
-            except KernelFault as fault:
+            except (KernelFault, Untranslatable) as fault:
                 said = " ".join(str(fault).split())
             if said:
                 return str(check), said
@@ -128,6 +144,9 @@ def verdict(library, checks):
 
 def run_module(name, module, chosen, report):
     """Runs the mutations and reports each."""
+    if executes_ptx(module) and why_absent():
+        print(f"{name}: left out, {why_absent()}")
+        return
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(max(1, os.cpu_count() - 1)) as pool:
         bench = Bench(module, Path(folder))
         said = noticed(module, bench.library("whole"))

@@ -13,8 +13,10 @@ namespace simt {
 Machine m;
 
 std::string text(Line line) {
+  // Folder and name: each operation has a forward.cu.
   std::string file = line.file_name();
-  return file.substr(file.rfind('/') + 1) + ":" + std::to_string(line.line());
+  size_t folder = file.rfind('/', file.rfind('/') - 1);
+  return file.substr(folder == std::string::npos ? 0 : folder + 1) + ":" + std::to_string(line.line());
 }
 
 std::string thread_text(int thread) {
@@ -166,6 +168,13 @@ const std::string& conflicts() {
   return m.conflicts_text;
 }
 const std::string& report() { return m.report; }
+void set_sample(int64_t blocks) { m.sample = blocks; }
+void set_find_body(FindBody find) { m.find_body = find; }
+Body other_body(const Launch& launch) {
+  if (!m.find_body) return nullptr;
+  Body body = m.find_body(&launch);
+  return body ? body : [](void* const*) { fault("runs a kernel of which there is no other body", {}); };
+}
 int thread_index() { return m.running; }
 int64_t block_x() { return m.x; }
 int64_t block_y() { return m.y; }
@@ -204,6 +213,10 @@ bool launch(int64_t grid_x, int64_t grid_y, int threads, int64_t shared_bytes, c
   for (Buffer& buffer : m.buffers) buffer.read.clear(), buffer.written.clear();
   std::vector<int64_t> blocks(grid_x * grid_y);
   arrange(blocks);
+  if (int64_t all = grid_x * grid_y, few = m.sample; few && few < all) {
+    for (int64_t i = 0; i < few; ++i) blocks[i] = few == 1 ? 0 : i * (all - 1) / (few - 1);
+    blocks.resize(few);
+  }
   for (int64_t block : blocks) {
     m.block = block, m.x = block % grid_x, m.y = block / grid_x;
     run_block(shared_bytes);

@@ -1,7 +1,8 @@
 // Runs CUDA kernels on a CPU, one fiber a thread, and stops with a report where a kernel does what a GPU would leave
 // undefined: a barrier that some threads miss, an index out of bounds, a race, a value read before it was written.
 //
-// A kernel is compiled with tests/emulator/cuda/primitives.cuh in place of csrc/cuda/primitives.cuh and ends up here.
+// A kernel is compiled with tests/emulator/cuda/common/primitives.cuh in place of csrc/cuda/common/primitives.cuh and
+// ends up here.
 #pragma once
 
 #include <cstdint>
@@ -38,9 +39,24 @@ void reset_counters();
 // "file:line: count" of each place with bank conflicts since the counters were reset.
 const std::string& conflicts();
 
+// Of each launch only so many blocks are run from now on, spread over the grid; 0 is all of them. For counts alone.
+void set_sample(int64_t blocks);
+
 // Runs grid_x * grid_y blocks; false where a fault was found, which report() then describes.
 bool launch(int64_t grid_x, int64_t grid_y, int threads, int64_t shared_bytes, const std::function<void()>& kernel);
 const std::string& report();
+
+// Other bodies of the kernels (tests/emulator/ptx): functions that take the addresses of the parameters. `find` is asked
+// at each launch; null brings the kernels' own back.
+using Body = void (*)(void* const* parameters);
+struct Launch {
+  const void* kernel;
+  int64_t grid_x, grid_y, threads, shared_bytes;
+};
+using FindBody = Body (*)(const Launch* launch);
+void set_find_body(FindBody find);
+// Null where the kernel itself is to run.
+Body other_body(const Launch& launch);
 
 // --- inside a kernel
 
@@ -70,8 +86,9 @@ enum class Access { read, write };
 void* shared(Access access, int64_t at, int64_t bytes, Line line, bool watched = true);
 void* global(Access access, const void* address, int64_t bytes, Line line);
 
-// cp.async: the destination is garbage from the issue on and filled only by the wait that covers its group.
-void copy_async(int64_t to, const void* from, int64_t bytes, Line line);
+// cp.async: the destination is garbage from the issue on and filled only by the wait that covers its group, with the
+// first `given` bytes from memory and zeros behind them.
+void copy_async(int64_t to, const void* from, int64_t bytes, Line line, int64_t given);
 void commit_copies();
 void wait_copies(int newest_left);
 

@@ -20,7 +20,7 @@ from tests.emulator import CSRC
 
 ARCHITECTURES = ["sm_80", "sm_90", "sm_100", "sm_120"]
 READ = ["sm_80", "sm_90"]  # whose machine code is read
-SOURCES = sorted(CSRC.glob("cuda/*.cu"))
+SOURCES = sorted(CSRC.glob("cuda/*/*.cu"))
 # -v tells of each kernel: its registers, and what did not fit into them.
 STRICT = ["-Werror", "all-warnings", "-Xcompiler=-Wall,-Wextra,-Werror", "-Xptxas=-v"]
 # PTX -> what it becomes.
@@ -53,7 +53,7 @@ def run(*command):
 
 
 @pytest.mark.skipif(nvcc is None, reason="no nvcc in CUDA_HOME, on PATH or in /usr/local/cuda")
-@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_compiles_without_spills(source, tmp_path):
     """Everything fits into registers and shared memory as the launch table (launch.cuh) claims, and the machine code
     has the instructions that the kernel asks for.

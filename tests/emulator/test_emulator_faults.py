@@ -12,7 +12,7 @@ from tests.emulator import HERE, ORDERS, Emulator, KernelFault, build
 REVERSE = {
     "missing_barrier": "race: reads 4 bytes of shared memory|which nobody has written",
     "missing_reuse_barrier": "race: (reads|writes) 4 bytes of shared memory",
-    "divergent_barrier": "reaches a block barrier while .* threads wait at another one, faults.cu",
+    "divergent_barrier": "reaches a block barrier while .* threads wait at another one, emulator/faults.cu",
     "missed_barrier": "deadlock in(.|\n)*63 threads .* wait at the block barrier(.|\n)*threads .40; warp 1. have left",
     "shared_out_of_bounds": "is out of bounds: 4 bytes of shared memory at 256 of 256",
     "shared_misaligned": "is misaligned: 4 bytes of shared memory",
@@ -21,17 +21,17 @@ REVERSE = {
     "global_before_begin": "writes global memory outside every buffer, 4 bytes before out|race: writes out",
     "writes_input": "writes an input: in at byte",
     "global_race": "race: writes out at byte .* which thread",
-    "reads_other_block": "race: (reads|writes) out at byte .* which block . touched at faults.cu",
-    "divergent_shuffle": "comes to a shuffle while lanes of its warp wait at faults.cu",
+    "reads_other_block": "race: (reads|writes) out at byte .* which block . touched at emulator/faults.cu",
+    "divergent_shuffle": "comes to a shuffle while lanes of its warp wait at emulator/faults.cu",
     "lonely_shuffle": "deadlock in block(.|\n)*8 threads .* wait for the rest of their warp",
     "reads_unwritten": "reads out at byte .* which nobody has written",
     "global_misaligned": "is misaligned: in at byte 2",
 }
 WARPS = {
-    "no_group_barrier": "race: reads 4 bytes of shared memory .* touched at faults.cu|which nobody has written",
-    "group_of_others": "race: reads 4 bytes of shared memory .* touched at faults.cu|which nobody has written",
-    "group_sizes_differ": "comes to barrier 1 for (64|96) threads while others wait there for (96|64), faults.cu",
-    "group_incomplete": "deadlock in block(.|\n)*64 threads .* wait at barrier 1 for 96 threads, faults.cu",
+    "no_group_barrier": "race: reads 4 bytes of shared memory .* at emulator/faults.cu|which nobody has written",
+    "group_of_others": "race: reads 4 bytes of shared memory .* at emulator/faults.cu|which nobody has written",
+    "group_sizes_differ": "comes to barrier 1 for (64|96) threads while others .* (96|64), emulator/faults.cu",
+    "group_incomplete": "deadlock in block(.|\n)*64 threads .* wait at barrier 1 for 96 threads, emulator/faults.cu",
     "group_of_lanes": "with 16 lanes of warp . only|comes to barrier . for (32|64) threads while",
     "group_unnamed": "names barrier 16; there are 1 to 15",
     "no_warp_barrier": "race: (reads|writes) 4 bytes of shared memory",
@@ -39,7 +39,7 @@ WARPS = {
     "mask_without_self": "whose mask does not name it",
     "masks_differ": "with another mask than its warp",
     "shuffle_from_absent": "shuffles from lane (0|16), which does not take part",
-    "divergent_vote": "comes to a vote while lanes of its warp wait at faults.cu",
+    "divergent_vote": "comes to a vote while lanes of its warp wait at emulator/faults.cu",
 }
 COPY = {
     "no_wait": "an asynchronous copy is still under way",

@@ -197,6 +197,7 @@ def test_sdist_carries_what_a_build_needs(source_copy, tmp_path):
     with tarfile.open(tmp_path / f"petx-{petx.__version__}.tar.gz") as archive:
         held = {name.partition("/")[2] for name in archive.getnames()}
     wanted = {"setup.py", "pyproject.toml", "README.md", "LICENSE", "csrc/module.cpp", "docs/INSTALL.md"}
+    wanted |= {"petx/py.typed", "CONTRIBUTING.md", "CHANGELOG.md", "Makefile", ".ci/run", ".github/workflows/ci.yml"}
     for folder in ("csrc", "petx", "buildtools", "tests", "benchmarks"):
         files = (path for path in (source_copy / folder).rglob("*") if path.is_file())
         wanted |= {path.relative_to(source_copy).as_posix() for path in files if path.suffix not in (".so", ".pyc")}

@@ -1,4 +1,4 @@
-"""README.md and docs/ say what works: Python examples run, commands exist, links lead somewhere."""
+"""The pages at the root and below docs/ say what works: Python examples run, commands exist, links lead somewhere."""
 
 import re
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 from petx import cli
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 

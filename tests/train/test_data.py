@@ -11,29 +11,31 @@ import pytest
 import torch
 from PIL import Image
 
+from petx import files
 from petx.cli import main as petx
-from petx.data import cache, easy_vqa, features, packages
-from petx.data.easy_vqa import Question
+from petx.data import cache, features, packages
 from petx.errors import UserError
+from petx.tasks import easy_vqa
+from petx.tasks.easy_vqa import Question
 
 # ---- cache ----
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     path = tmp_path / "value.json"
-    cache.write_json(path, {"old": 1})
-    with pytest.raises(RuntimeError), cache.written_whole(path) as target:
+    files.write_json(path, {"old": 1})
+    with pytest.raises(RuntimeError), files.written_whole(path) as target:
         target.write_text("half")
         raise RuntimeError
     assert json.loads(path.read_text()) == {"old": 1}
-    cache.write_json(path, {"new": 2})
+    files.write_json(path, {"new": 2})
     assert json.loads(path.read_text()) == {"new": 2}
     assert [file.name for file in tmp_path.iterdir()] == ["value.json"]  # no scratch is left
 
 
 def test_a_folder_is_replaced_whole(tmp_path):
     for text in ("one", "two"):
-        with cache.written_whole(tmp_path / "folder") as target:
+        with files.written_whole(tmp_path / "folder") as target:
             target.mkdir()
             (target / text).write_text(text)
     assert [file.name for file in (tmp_path / "folder").iterdir()] == ["two"]
@@ -48,7 +50,7 @@ def test_fingerprint_tells_parts_apart():
 def test_an_unwritable_folder_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="--output: cannot write in .*file/below"):
-        cache.require_writable(tmp_path / "file" / "below", "--output")
+        files.require_writable(tmp_path / "file" / "below", "--output")
 
 
 # ---- packages ----

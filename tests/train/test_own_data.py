@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from petx.data import image_text, video_text
-from petx.data.tokenizer import word_tokenizer
+from petx import tasks
+from petx.data.stores import H5Features, NpzFeatures
+from petx.data.tokenizers import word_tokenizer
 from petx.errors import UserError
+from petx.hosts.vl_bart import HOST
 from tests.fixtures import video_text as video_text_fixture
 from tests.fixtures.image_text import GRID, WIDTH, write_data
 
@@ -29,8 +31,14 @@ def image_text_dir(tmp_path):
 
 
 def load(name, folder, splits, tokenizer, width=WIDTH, tokens=4, training=False):
-    store = image_text.Features(folder / "features", width, tokens)
-    return image_text.load_task(name, folder, splits, store, tokenizer, training)
+    return loaded(name, folder, splits, H5Features(folder / "features", width, tokens), tokenizer, training)
+
+
+def loaded(name, folder, splits, store, tokenizer, training):
+    spec = tasks.find(name)
+    examples = spec.examples(folder, splits, training, tokenizer)
+    store.check(dict.fromkeys(image for example in examples for image in example.images))
+    return HOST.dataset(spec, examples, store, tokenizer, None, "train" if training else "test")
 
 
 def test_vqa_file(image_text_dir, tokenizer):
@@ -56,8 +64,8 @@ def test_gqa_nlvr_and_caption_files(image_text_dir, tokenizer):
 
 
 def test_grids_are_max_pooled(image_text_dir, tokenizer):
-    store = image_text.Features(image_text_dir / "features", WIDTH, 1)
-    whole = image_text.Features(image_text_dir / "features", WIDTH, GRID * GRID)
+    store = H5Features(image_text_dir / "features", WIDTH, 1)
+    whole = H5Features(image_text_dir / "features", WIDTH, GRID * GRID)
     image = "COCO_0000"
     torch.testing.assert_close(store(image)[0][0], whole(image)[0].max(0).values)
     assert store(image)[1].abs().sum() == 0
@@ -95,7 +103,7 @@ def test_missing_and_broken_files_are_named(image_text_dir, tokenizer):
 def test_h5py_missing_is_said(image_text_dir, monkeypatch):
     monkeypatch.setitem(sys.modules, "h5py", None)
     with pytest.raises(UserError, match="pip install h5py"):
-        image_text.Features(image_text_dir, WIDTH, 4)
+        H5Features(image_text_dir, WIDTH, 4)
 
 
 # ---- video-text files ----
@@ -107,8 +115,7 @@ def video_text_dir(tmp_path):
 
 
 def load_video(name, folder, splits, tokenizer, tokens=4, width=video_text_fixture.WIDTH, training=False):
-    store = video_text.Features(folder / "vis_features", width, tokens)
-    return video_text.load_task(name, folder, splits, store, tokenizer, training)
+    return loaded(name, folder, splits, NpzFeatures(folder / "vis_features", width, tokens), tokenizer, training)
 
 
 def test_video_questions(video_text_dir, tokenizer):
@@ -128,7 +135,7 @@ def test_video_captions(video_text_dir, tokenizer):
 
 
 def test_frames_are_pooled_or_filled_up(video_text_dir):
-    store = video_text.Features(video_text_dir / "vis_features", video_text_fixture.WIDTH, 4)
+    store = NpzFeatures(video_text_dir / "vis_features", video_text_fixture.WIDTH, 4)
     raw = {name: torch.from_numpy(np.load(store.path(("tv", name)))["features"]) for name in ("a", "b")}
     short, boxes = store(("tv", "a"))
     assert torch.equal(short[:3], raw["a"]) and short[3].abs().sum() == 0 and boxes.shape == (4, 4)

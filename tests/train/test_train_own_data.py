@@ -11,9 +11,11 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from petx import baselines, hosts
+from petx.baselines import _sizes as sizes
 from petx.errors import UserError
 from petx.train import vlpet
-from petx.train.vlpet import arguments, arms
+from petx.train.vlpet import arguments
 from tests.fixtures import image_text as fixture
 
 
@@ -113,6 +115,7 @@ def test_paper_preset_counts_as_the_paper(arm, wanted):
     config.encoder_ffn_dim = config.decoder_ffn_dim = 3072
     with torch.device("meta"):
         model = VLBartForConditionalGeneration(config)
-        counts = arms.counts(arms.build(arm, model, arguments.checked(arguments.read_preset("paper-bart-image"))))
+        settings, host = arguments.checked(arguments.read_preset("paper-bart-image")), hosts.find("vl_bart")
+        counts = sizes.counts(host, baselines.find(arm, "vlpet").build(host, model, settings))
     assert counts["trainable"] == (wanted or counts["total"])
     assert counts["total"] == (145_606_464 if arm == "vlpet" else 139_420_416 + 200 * 768 + counts["projector"])

@@ -9,12 +9,16 @@ from peft import PeftModel
 from PIL import Image
 from safetensors.torch import load_file
 
+from petx import baselines
+from petx.baselines import _sizes as sizes
 from petx.cli import main as petx
 from petx.errors import UserError
+from petx.hosts.instruct_blip import HOST, LEAST_STD
 from petx.train import stages, tuned
-from petx.train.petal import RECIPE, arguments, arms, host
+from petx.train.petal import arguments
 from petx.train.petal.trainer import learning_rate
 
+ABLATIONS = ["no-experts", "no-gate", "no-ib", "no-threshold", "diagonal-core"]
 TINY = "--preset smoke --train_images 60 --dev_images 12 --test_images 12 --width 32 --ffn 32 --layers 2 --lm_layers 1"
 TINY += " --queries 2 --rank 4 --expert_rank 2 --experts 2 --host_steps 8 --steps 4 --batch_size 16 --eval_every 2"
 TINY += " --save_every 2 --log_every 1 --ib variational"
@@ -37,7 +41,8 @@ def test_every_arm_trains_what_it_says(tiny):
     out, printed = tiny
     results = json.loads((out / "results.json").read_text())
     records = {arm: runs[0] for arm, runs in results["arms"].items()}
-    assert list(records) == [arm for arm in arguments.ARMS if arm != "full-core"]
+    default = ["frozen", "petal", "lora", "adapter", "head", "full"]
+    assert list(records)[:6] == default and list(records)[6:] == [*ABLATIONS, "everything", "scratch", "random-host"]
     trained = {arm: record["trainable"] for arm, record in records.items()}
     petal = trained["petal"]
     assert trained["frozen"] == 0 < petal < trained["full"] < trained["everything"] == trained["scratch"]
@@ -63,7 +68,7 @@ def test_every_arm_trains_what_it_says(tiny):
 def test_the_adapter_is_a_plain_peft_adapter(tiny):
     folder = tiny[0] / "petal" / "seed-0" / "tuned"
     settings = tuned.load(folder).settings
-    model = PeftModel.from_pretrained(host.load(tiny[0] / "host", settings), folder)
+    model = PeftModel.from_pretrained(HOST.load(tiny[0] / "host", settings), folder)
     saved = load_file(folder / "adapter_model.safetensors")
     record = json.loads((folder.parent / "result.json").read_text())
     assert sum(tensor.numel() for tensor in saved.values()) == record["trainable"]  # neither frozen nor estimators
@@ -73,8 +78,8 @@ def test_the_adapter_is_a_plain_peft_adapter(tiny):
 def test_what_is_frozen_stays(tiny):
     """The host lies as it was pretrained, and its standardisation is that of the training features."""
     loaded = tuned.load(tiny[0] / "petal" / "seed-0" / "tuned")
-    before = host.load(tiny[0] / "host", loaded.settings)
-    assert before.query_tokens.any() and (before.vision_model.std >= host.LEAST_STD).all()
+    before = HOST.load(tiny[0] / "host", loaded.settings)
+    assert before.query_tokens.any() and (before.vision_model.std >= LEAST_STD).all()
     assert not torch.equal(before.vision_model.std, torch.ones_like(before.vision_model.std))
     record = json.loads((tiny[0] / "petal" / "seed-0" / "result.json").read_text())
     assert sum(p.numel() for p in before.parameters()) == record["total"] - record["trainable"]
@@ -137,7 +142,7 @@ def test_decoder_only_language_models(petx_cache, tmp_path, monkeypatch, languag
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     from petx.data import smollm2
-    from petx.data.tokenizer import word_tokenizer
+    from petx.data.tokenizers import word_tokenizer
 
     monkeypatch.setenv("PETX_CACHE", str(petx_cache))
     if language_model == "smollm2":
@@ -153,7 +158,7 @@ def test_decoder_only_language_models(petx_cache, tmp_path, monkeypatch, languag
     out = tmp_path / "out"
     command = [*TINY.split(), "--language_model", language_model, "--arms", "petal", "--output_dir", str(out)]
     assert petx(["train", "petal", *command]) == 0
-    model = host.load(out / "host", tuned.load(out / "petal" / "seed-0" / "tuned").settings)
+    model = HOST.load(out / "host", tuned.load(out / "petal" / "seed-0" / "tuned").settings)
     assert model.config.use_decoder_only_language_model
     if language_model == "smollm2":  # frozen while the Q-Former was pretrained; one row more, for <image>
         weights, kept = model.language_model.model, LlamaForCausalLM.from_pretrained(stand_in).model
@@ -170,8 +175,8 @@ def test_lora_and_adapter_are_as_large_as_petal_on_the_main_job():
     run_data.feature_stats = None
     counts = {}
     for arm in ("petal", "lora", "adapter", "full"):
-        model = arms.build(arm, host.small(settings, run_data), settings)
-        counts[arm] = RECIPE.counts(model)["trainable"]
+        model = baselines.find(arm, "petal").build(HOST, HOST.small(settings, run_data), settings)
+        counts[arm] = sizes.counts(HOST, model)["trainable"]
     assert counts["lora"] == pytest.approx(counts["petal"], rel=0.1)
     assert counts["adapter"] == pytest.approx(counts["petal"], rel=0.1)
     assert counts["petal"] < 0.15 * counts["full"]

@@ -7,13 +7,16 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from petx import hosts
+from petx.baselines._sizes import ESTIMATORS
 from petx.cli import main as petx
-from petx.data.collators import collator_for
-from petx.data.instructions import ImageFiles, instruction, plain
+from petx.data.instructions import instruction, plain
+from petx.data.stores import ImageFiles
 from petx.errors import UserError
+from petx.hosts.instruct_blip import HOST
 from petx.train import checkpoints, petal, stages, tuned
-from petx.train.petal import RECIPE, arms, data, host
-from petx.train.trainer import Progress, training_arguments
+from petx.train.run import Run
+from petx.train.trainer import Progress
 from tests.fixtures import instruct_blip as fixture
 
 
@@ -25,18 +28,21 @@ def mine(tmp_path_factory):
     return folder
 
 
+def loaded_run(settings):
+    run = Run(petal.RECIPE, settings)
+    run.prepare()
+    run.load_data()
+    return run
+
+
 def make_trainer(mine, folder, *, steps=8, arm="petal", callbacks=(), **more):
     from transformers import set_seed
 
-    settings = fixture.settings(mine, folder, save_every=3, log_every=3, **more)
-    run_data = data.load(settings)
+    run = loaded_run(fixture.settings(mine, folder, save_every=3, log_every=3, **more))
     set_seed(7)
-    model = arms.build(arm, host.load(settings.host, settings), settings)
-    args = training_arguments(folder, steps=steps, lr=1e-2, seed=7, settings=settings)
-    sizes = [settings.batch_size] * len(run_data.train)
-    trainer = RECIPE.trainer(settings)(
-        model, args, run_data.tokenizer, run_data.train, sizes, dev_tasks=run_data.dev, decay=settings.decay
-    )
+    model = run.baseline(arm).build(run.host, run.host.load(run.settings.host, run.settings), run.settings)
+    args = run.training_arguments(folder, steps=steps, lr=1e-2, seed=7)
+    trainer = run.trainer(model, args, run.data.train, [run.settings.batch_size] * len(run.data.train), run.data.dev)
     for callback in callbacks:
         trainer.add_callback(callback)
     return trainer
@@ -98,7 +104,7 @@ def test_a_resumed_training_ends_in_the_same_bits(mine, tmp_path):
     straight = make_trainer(mine, tmp_path / "straight", **more)
     stages.train(straight)
     wanted = checkpoints.trainable_state(straight.model)
-    assert any(name.startswith(arms.ESTIMATORS) for name in wanted)
+    assert any(name.startswith(ESTIMATORS) for name in wanted)
     with pytest.raises(KeyboardInterrupt):
         stages.train(make_trainer(mine, tmp_path / "resumed", callbacks=[StopAt(5)], **more))
     assert checkpoints.last_whole(tmp_path / "resumed").name == "checkpoint-3"
@@ -148,9 +154,9 @@ def test_a_batch_is_the_sum_of_its_samples(tmp_path, language_model):
     fixture.write_host(tmp_path / "host", language_model)
     fixture.write_data(tmp_path / "data")
     settings = fixture.settings(tmp_path, tmp_path / "out")
-    run_data = data.load(settings)
-    model = host.load(settings.host, settings)
-    collator = collator_for(model, run_data.tokenizer)
+    run_data = loaded_run(settings).data
+    model = HOST.load(settings.host, settings)
+    host = hosts.bound(model, run_data.tokenizer)
     task = run_data.train[0]
     texts = ["what color is it?", "color?", "what the color of the dark thing is"]
     items = [
@@ -159,21 +165,21 @@ def test_a_batch_is_the_sum_of_its_samples(tmp_path, language_model):
     ]
 
     def losses(chosen):
-        batch = {k: v for k, v in collator(chosen).items() if torch.is_tensor(v) and k != "loss_weight"}
+        batch = {k: v for k, v in host.collate(chosen).items() if torch.is_tensor(v) and k != "loss_weight"}
         labels = batch.pop("labels")
-        return collator.token_losses(model(**batch).logits, labels).sum(1)
+        return host.token_losses(model(**batch).logits, labels).sum(1)
 
     torch.testing.assert_close(losses(items), torch.cat([losses([item]) for item in items]), rtol=1e-4, atol=1e-4)
     assert losses(items[2:]).item() > 0  # of an empty answer: its end alone
-    together = collator.generate(model, collator.prompts(items), max_new_tokens=4, num_beams=2)
+    together = host.generate(model, host.prompts(items), max_new_tokens=4, num_beams=2)
     for i, item in enumerate(items):
-        alone = collator.generate(model, collator.prompts([item]), max_new_tokens=4, num_beams=2)[0]
+        alone = host.generate(model, host.prompts([item]), max_new_tokens=4, num_beams=2)[0]
         decode = run_data.tokenizer.decode
         assert decode(alone, skip_special_tokens=True) == decode(together[i], skip_special_tokens=True)
 
 
 def test_long_instructions_lose_their_beginning(mine, tmp_path):
-    task = data.load(fixture.settings(mine, tmp_path, max_text=4)).train[0]
+    task = loaded_run(fixture.settings(mine, tmp_path, max_text=4)).data.train[0]
     item = task.item(None, "what color is it? something dark")
     words = task.tokenizers.text.decode(item["input_ids"], skip_special_tokens=True)
     assert len(item["input_ids"]) == 4 and words == "dark short answer"
@@ -183,9 +189,9 @@ def test_long_instructions_lose_their_beginning(mine, tmp_path):
 def test_several_instructions_an_image(mine, tmp_path, aggregation):
     templates = ["question: {q} short answer:", "what color is the thing", "describe it"]
     settings = fixture.settings(mine, tmp_path / "out", instructions=templates, aggregation=aggregation, epochs=1)
-    run_data = data.load(settings)
-    model = host.load(settings.host, settings)
-    batch = collator_for(model, run_data.tokenizer).prompts([run_data.train[0][i] for i in range(2)])
+    run_data = loaded_run(settings).data
+    model = HOST.load(settings.host, settings)
+    batch = hosts.bound(model, run_data.tokenizer).prompts([run_data.train[0][i] for i in range(2)])
     assert batch["qformer_input_ids"].shape[:2] == (2, 3)
     pixels, ids, mask = (batch[name] for name in ("pixel_values", "qformer_input_ids", "qformer_attention_mask"))
     with torch.no_grad():

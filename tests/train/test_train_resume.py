@@ -10,23 +10,24 @@ from safetensors.torch import load_file
 
 from petx.errors import UserError
 from petx.train import checkpoints, stages, vlpet
-from petx.train.trainer import PetTrainer, Progress, training_arguments
-from petx.train.vlpet import arguments, arms, host
+from petx.train.run import Run
+from petx.train.trainer import Progress
+from petx.train.vlpet import arguments
 from tests.fixtures import image_text as fixture
 
 
 def make_trainer(own, folder, *, steps=8, arm="vlpet", decay="clean", workers=0, callbacks=()):
     from transformers import set_seed
 
-    from petx.train.vlpet import data
-
-    settings = fixture.settings(own, folder, save_every=3, log_every=3, dropout=0.2, workers=workers)
-    run_data = data.load(settings)
+    more = dict(save_every=3, log_every=3, dropout=0.2, workers=workers, decay=decay)
+    run = Run(vlpet.RECIPE, fixture.settings(own, folder, **more))
+    run.prepare()
+    run.load_data()
     set_seed(7)
-    model = arms.build(arm, host.pretrained(settings, run_data.tokenizer), settings)
-    args = training_arguments(folder, steps=steps, lr=1e-2, seed=7, settings=settings)
-    sizes = [settings.batch_sizes[task.name] for task in run_data.train]
-    trainer = PetTrainer(model, args, run_data.tokenizer, run_data.train, sizes, dev_tasks=run_data.dev, decay=decay)
+    model = run.baseline(arm).build(run.host, run.host.pretrained(run.settings, run.data.tokenizer), run.settings)
+    args = run.training_arguments(folder, steps=steps, lr=1e-2, seed=7)
+    sizes = [run.settings.batch_sizes[task.name] for task in run.data.train]
+    trainer = run.trainer(model, args, run.data.train, sizes, run.data.dev)
     for callback in callbacks:
         trainer.add_callback(callback)
     return trainer

@@ -7,10 +7,11 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
+from petx import hosts
 from petx.cli import main as petx
 from petx.errors import UserError
 from petx.train import tuned
-from petx.train.vlpet import arguments, host
+from petx.train.vlpet import arguments
 
 # ---- the main job, shortened ----
 
@@ -67,7 +68,7 @@ def test_the_adapter_is_a_plain_peft_adapter(smoke):
     from peft import PeftModel
 
     folder = smoke[0] / "vlpet" / "seed-0" / "tuned"
-    model = PeftModel.from_pretrained(host.load(smoke[0] / "host"), folder)
+    model = PeftModel.from_pretrained(hosts.find("vl_bart").load(smoke[0] / "host"), folder)
     saved = load_file(folder / "adapter_model.safetensors")
     record = json.loads((folder.parent / "result.json").read_text())
     assert sum(tensor.numel() for tensor in saved.values()) == record["trainable"]  # nothing frozen is in it

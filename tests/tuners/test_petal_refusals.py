@@ -10,8 +10,8 @@ from peft.utils.peft_types import PeftType
 
 from petx.errors import UserError
 from petx.tuners import PetalConfig
-from petx.tuners.petal.hosts import find_places
 from petx.tuners.petal.parts import check_that_it_can_train, new_parts
+from petx.tuners.petal.places import find_places
 from tests.fixtures.tiny_hosts import make_host
 from tests.fixtures.tiny_vlms import make_vlm, petal
 

@@ -115,7 +115,7 @@ def test_unknown_model_type_and_missing_encoder_are_named():
 def test_a_site_that_gets_no_input_says_so():
     model = tuned("bart")
     site = model.base_model.model.model.encoder.layers[0].fc2
-    with pytest.raises(RuntimeError, match="at an encoder feed-forward output reads the sub-layer's input X"):
+    with pytest.raises(UserError, match="at an encoder feed-forward output reads the sub-layer's input X"):
         site(torch.randn(1, 3, 48))
     needs_none = tuned("bart", granularity="middleY").base_model.model.model.encoder.layers[0].fc2
     assert not needs_none.tap_paths and needs_none(torch.randn(1, 3, 48)).shape == (1, 3, WIDTH)

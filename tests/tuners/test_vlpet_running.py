@@ -7,6 +7,7 @@ import pytest
 import torch
 from peft import get_peft_model
 
+from petx.errors import UserError
 from petx.nn import GatedAdapter
 from petx.tuners import VLPetConfig
 from tests.fixtures.tiny_hosts import HOSTS, WIDTH, batch, layers, logits, make_host, tuned
@@ -124,8 +125,8 @@ def test_adapter_keeps_its_start_on_a_loaded_host(tmp_path):
 def test_forward_reports_a_mask_it_cannot_read():
     model = tuned("bart", granularity="small", mask_padding=True)
     site = model.base_model.model.model.encoder.layers[0].fc2
-    with pytest.raises(RuntimeError, match=re.escape("called without attention_mask=")):
+    with pytest.raises(UserError, match=re.escape("called without attention_mask=")):
         site._receive_mask(site, (), {})
     site._receive_mask(site, (), {"attention_mask": torch.ones(2, 3, 4)})
-    with pytest.raises(RuntimeError, match=r"needs a \[B, L\] or \[B, 1, Q, L\] attention mask, got \[2, 3, 4\]"):
+    with pytest.raises(UserError, match=r"needs a \[B, L\] or \[B, 1, Q, L\] attention mask, got \[2, 3, 4\]"):
         site(torch.randn(2, 4, 48))

@@ -211,7 +211,7 @@ def test_layers(name, monkeypatch):
 
 
 def test_literal_site_is_the_site():
-    """In the tuned layer, eager and kernel give one result where dropout is off."""
+    """In the tuned layer, eager and kernel give one result if dropout is off."""
     case = LAYERS["bart"]()
     problem = case.make(case, "cpu")
     hidden = problem.fresh()

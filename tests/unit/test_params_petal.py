@@ -6,7 +6,7 @@ import pytest
 
 from petx.cli import main
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
+pytestmark = pytest.mark.filterwarnings("error::FutureWarning")  # none reaches the user
 
 # language model, parameters of the frozen model, share of all, of what InstructBLIP trains, of the Q-Former
 HOSTS = [

@@ -6,7 +6,7 @@ import pytest
 
 from petx.cli import main
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
+pytestmark = pytest.mark.filterwarnings("error::FutureWarning")  # none reaches the user
 
 # backbone, features, granularity, trainable, total, percent as the paper rounds it
 PAPER = [

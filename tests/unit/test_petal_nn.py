@@ -1,4 +1,4 @@
-"""PETAL's layers: equal to torch's where the adaptation is off, what they add, initial values, state, bad sizes."""
+"""PETAL's layers: equal to torch's if the adaptation is off, what they add, initial values, state, bad sizes."""
 
 import copy
 

@@ -10,15 +10,18 @@
 docs/training.md says what is written where, and how to train on data of one's own.
 """
 
-from petx.train import run as _run
 from petx.train.petal import arguments
 from petx.train.petal.recipe import RECIPE
+from petx.train.run import Run
 
 __all__ = ["RECIPE", "main", "run"]
 
-run = _run.run
+
+def run(settings: arguments.Settings) -> int:
+    """Run the recipe with ``settings``; 0, or 1 if the saved adapter did not reproduce its score."""
+    return Run(RECIPE, settings).execute()
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> int:
     """Run the recipe for a command line; returns the exit code."""
-    return _run.main(arguments.parse(argv, __doc__))
+    return Run(RECIPE, arguments.parse(argv, __doc__)).main()

@@ -2,42 +2,33 @@
 
 import dataclasses
 import functools
-from pathlib import Path
 from typing import ClassVar
 
+from petx import metrics, tasks
 from petx.data.instructions import instruction
 from petx.errors import UserError
+from petx.options import option
 from petx.train import settings
-from petx.train.settings import Common, option
+from petx.train.settings import Common, with_baselines
 
-# PETAL without one of its parts, as what the part's settings become; "core" is the other of the two.
-ABLATIONS = {
-    "no-experts": {"experts": 0},
-    "no-gate": {"expert_gate": "uniform"},
-    "no-ib": {"ib": "off"},
-    "no-threshold": {"threshold": "none"},
-    "diagonal-core": {"core": "diagonal"},
-    "full-core": {"core": "full"},
-}
-CONTROLS = ("everything", "scratch", "random-host")
-ARMS = ("frozen", "petal", "lora", "adapter", "head", "full", *ABLATIONS, *CONTROLS)
 GENERATION = ("num_beams", "max_new_tokens", "min_new_tokens", "length_penalty", "repetition_penalty")
 
 
+@with_baselines
 @dataclasses.dataclass
 class Settings(Common):
     """Everything one run of PETAL's recipe depends on."""
 
     recipe: ClassVar[str] = "petal"
-    presets: ClassVar[Path] = Path(__file__).parent / "presets"
-    known_arms: ClassVar[tuple] = ARMS
     positive: ClassVar[tuple] = ("rank", "expert_rank", "queries", "lm_layers", "layers", *Common.positive)
 
     # data
-    data: str = option("easy-vqa", "data set", choices=("easy-vqa", "image-text"))
+    data: str = option("easy-vqa", "data set", choices=tasks.kinds("petal"))
     images_dir: str | None = option(None, "own data: folder of the image files (default: images in DATA_DIR)")
-    augment: str = option("none", "own data: what is done to training images", choices=("none", "crop", "crop-flip"))
-    metrics: dict = option({}, "own data: {task: exact, vqa, matches or caption}, over the task's own")
+    augment: str = option(
+        "none", "own data: augmentation of the training images", choices=("none", "crop", "crop-flip")
+    )
+    metrics: dict = option({}, "own data: {task: metric}, over the task's own")
     targets: str = option("sampled", "own data: which answer is trained on", choices=("sampled", "first"))
     instructions: list = option(
         ["{q}"], "instruction templates, a YAML list; several: one Q-Former pass each", sentences=True
@@ -46,15 +37,17 @@ class Settings(Common):
     eval_instructions: list = option([], "templates of evaluation, where other than in training", sentences=True)
     clean_instructions: bool = option(False, "lower case without punctuation, as released")
     aggregation: str = option(
-        "attention_score", "how several instructions' features are joined", choices=("mean", "attention_score")
+        "attention_score",
+        "how the features of several instructions are aggregated",
+        choices=("mean", "attention_score"),
     )
-    max_text: int = option(128, "tokens of an instruction; what is longer loses its beginning")
+    max_text: int = option(128, "longest instruction in tokens; longer ones lose their beginning")
     max_target: dict = option({}, "own data: {task: tokens of an answer}, over the task's own")
     generation: dict = option({}, f"how answers are generated: {', '.join(GENERATION)}")
 
     # host
     host: str | None = option(
-        None, "pretrained InstructBLIP, folder or hub name (default: a small one pretrained here)"
+        None, "pretrained InstructBLIP, BLIP-2 or LLaVA, folder or hub name (default: a small one pretrained here)"
     )
     dtype: str = option("float32", "own host: type of its weights", choices=("float32", "bfloat16", "float16"))
     language_model: str = option("t5", "small host: its language model", choices=("t5", "llama", "smollm2"))
@@ -79,7 +72,9 @@ class Settings(Common):
     shared_mask: bool = option(False, "one dropout mask for the projections of one input")
     experts: int = option(6, "instruction experts; 0: none")
     expert_rank: int = option(8, "bottleneck of an expert")
-    expert_gate: str = option("token", "what weighs the experts", choices=("uniform", "token", "sample"))
+    expert_gate: str = option(
+        "token", "gate of the experts: all alike, per token or per sample", choices=("uniform", "token", "sample")
+    )
     expert_top_k: int | None = option(None, "experts a token goes through (default: all)")
     expert_scope: str = option("all", "tokens the experts read", choices=("all", "text"))
     expert_alpha: float = option(0.6, "share of the embedding itself")
@@ -97,43 +92,31 @@ class Settings(Common):
     ib_sign: int = option(1, "authors: 1 as released, which lowers I(Z;Y) where κ > 0; or -1", choices=(1, -1))
 
     # tuning
-    arms: list = option(["frozen", "petal", "lora", "adapter", "head", "full"], f"what to compare: {', '.join(ARMS)}")
+    arms: list = option(
+        ["frozen", "petal", "lora", "adapter", "head", "full"], "what to compare; --list shows what there is"
+    )
     with_arms: list = option([], "further arms: an ablation, a control, or all 'ablations'", flag="with")
     lr: float = option(3e-3, "peak learning rate of PETAL")
-    lr_lora: float = option(3e-3, "peak learning rate of LoRA")
-    lr_adapter: float = option(3e-3, "peak learning rate of the adapter")
-    lr_head: float = option(3e-3, "peak learning rate of the head")
-    lr_full: float = option(1e-3, "peak learning rate of full tuning, and from scratch")
     lr_min: float = option(0.0, "learning rate at the end")
     lr_warmup: float = option(0.0, "learning rate at the beginning of the warm-up")
     schedule: str = option(
         "linear", "decay by step, or as released: cosine, by epoch", choices=("linear", "cosine", "cosine-by-epoch")
     )
-    warmup: float = option(0.1, "share of the steps with rising learning rate, or their number from 1 on")
-    decay: str = option("clean", "what weight decay spares", choices=("clean", "paper"))
-    notice: str | None = option(None, "said before the run begins")
+    warmup: float = option(0.1, "linear warm-up: share of the steps, or their number from 1 on")
+    decay: str = option(
+        "clean",
+        "weight decay exempts norms and biases (clean), or what the released code exempts (paper)",
+        choices=("clean", "paper"),
+    )
+    notice: str | None = option(None, "note printed before the run begins")
     amp: str | None = option(None, "mixed precision on a GPU", choices=(None, "fp16", "bf16"))
 
     @classmethod
     def default_folder(cls, preset):
         return f"petx-runs/petal-{preset}"
 
-    @property
-    def all_arms(self):
-        wanted = []
-        for arm in [*self.arms, *self.with_arms]:
-            wanted += [one for one in ABLATIONS if not self._is_petal_itself(one)] if arm == "ablations" else [arm]
-        return list(dict.fromkeys(wanted))
-
-    def _is_petal_itself(self, ablation):
-        return all(getattr(self, name) == value for name, value in ABLATIONS[ablation].items())
-
     def check(self):
         super().check()
-        for arm in self.all_arms:
-            if arm in ABLATIONS and self._is_petal_itself(arm):
-                ((name, value),) = ABLATIONS[arm].items()
-                raise UserError(f"arm {arm} would be PETAL itself: {name} is {value!r} already")
         if self.expert_top_k is not None and not 1 <= self.expert_top_k <= max(self.experts, 1):
             raise UserError(f"expert_top_k must be between 1 and experts={self.experts}, got {self.expert_top_k}")
         if self.experts < 0:
@@ -142,6 +125,9 @@ class Settings(Common):
             raise UserError(f"ib_learnable and ib_sign are for ib=authors, got ib={self.ib}")
         if not 0 <= self.adapter_dropout < 1:
             raise UserError(f"adapter_dropout must be in [0, 1), got {self.adapter_dropout}")
+        for task, metric in self.metrics.items():
+            if metric not in metrics.names():
+                raise UserError(f"metrics.{task} must be one of {', '.join(metrics.names())}; got {metric!r}")
         if not self.instructions:
             raise UserError("instructions must name at least one template")
         for template in [*self.instructions, *self.eval_instructions, *sum(self.task_instructions.values(), [])]:

@@ -4,11 +4,11 @@ import math
 
 from torch.optim.lr_scheduler import LambdaLR
 
-from petx.data.tasks import RoundRobinBatches
-from petx.train.petal.arms import ESTIMATORS
+from petx.baselines._sizes import ESTIMATORS
+from petx.data.batches import RoundRobinBatches
 from petx.train.trainer import PetTrainer
 
-_SPARED = ("bias", "ln", "bn")  # parts of names, in the released code
+_EXEMPT = ("bias", "ln", "bn")  # parts of names, in the released code
 _MODES = "petal_mode"  # which are vectors here, and [R, 1] there: decayed
 
 
@@ -32,13 +32,11 @@ class PetalTrainer(PetTrainer):
             self.lr_scheduler = LambdaLR(optimizer or self.optimizer, factor)
         return self.lr_scheduler
 
-    def get_decay_parameter_names(self, model):
-        """``paper``: mode vectors, and what has two and more dimensions and no "bias", "ln" or "bn" in its name."""
-        if self.decay != "paper":
-            return super().get_decay_parameter_names(model)
+    def paper_decay(self, model):
+        """Mode vectors, and what has two and more dimensions and no "bias", "ln" or "bn" in its name."""
         named = model.named_parameters()
         wanted = [name for name, p in named if p.dim() > 1 or _MODES in name]
-        return [name for name in wanted if not any(part in name for part in _SPARED)]
+        return [name for name in wanted if not any(part in name for part in _EXEMPT)]
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         labels = inputs["labels"]

@@ -2,28 +2,27 @@
 
 import dataclasses
 import functools
-from pathlib import Path
 from typing import ClassVar
 
+from petx import tasks
 from petx.errors import UserError
+from petx.options import option
 from petx.train import settings
-from petx.train.settings import Common, option
+from petx.train.settings import Common, with_baselines
 
 LEVELS = ("large", "middleX", "middleY", "small")
-ARMS = ("frozen", "projector", "vlpet", "lora", "full", "scratch", "random-host")
 
 
+@with_baselines
 @dataclasses.dataclass
 class Settings(Common):
     """Everything one run of VL-PET's recipe depends on."""
 
     recipe: ClassVar[str] = "vlpet"
-    presets: ClassVar[Path] = Path(__file__).parent / "presets"
-    known_arms: ClassVar[tuple] = ARMS
     positive: ClassVar[tuple] = ("rank", "heads", *Common.positive)
 
     # data
-    data: str = option("easy-vqa", "data set", choices=("easy-vqa", "image-text", "video-text"))
+    data: str = option("easy-vqa", "data set", choices=tasks.kinds("vlpet"))
     features_dir: str | None = option(None, "folder of the feature files (default: in DATA_DIR)")
     visual_tokens: int = option(4, "visual tokens an image or video; longer features are max-pooled to this many")
 
@@ -43,14 +42,19 @@ class Settings(Common):
     heads: int = option(4, "heads of VL-PET's multi-head modification")
     scale: float = option(1.0, "VL-PET's scaling factor s")
     zero_init: bool = option(False, "start VL-PET's up projections and gates at zero, as on T5")
-    arms: list = option(["frozen", "projector", "vlpet", "lora", "full"], f"what to compare: {', '.join(ARMS)}")
+    arms: list = option(
+        ["frozen", "projector", "vlpet", "lora", "full"], "methods and baselines to compare; --list shows them"
+    )
     with_arms: list = option([], "further arms on request: scratch, random-host", flag="with")
     lr: float = option(3e-3, "peak learning rate of VL-PET")
-    lr_projector: float = option(3e-3, "peak learning rate of the projector alone")
-    lr_lora: float = option(3e-3, "peak learning rate of LoRA")
-    lr_full: float = option(1e-3, "peak learning rate of full tuning, and from scratch")
-    warmup: float = option(0.1, "share of the steps with rising learning rate; linear decay to 0 after")
-    decay: str = option("clean", "what it spares: norms and biases, or as released", choices=("clean", "paper"))
+    warmup: float = option(
+        0.1, "linear warm-up: share of the steps, or their number from 1 on; linear decay to 0 after"
+    )
+    decay: str = option(
+        "clean",
+        "weight decay exempts norms and biases (clean), or what the released code exempts (paper)",
+        choices=("clean", "paper"),
+    )
 
     def check(self):
         super().check()

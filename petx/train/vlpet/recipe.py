@@ -1,7 +1,13 @@
 """VL-PET's recipe: what it gives to the machinery of :mod:`petx.train`."""
 
+from typing import Any
+
+from torch import nn
+
 from petx.train.recipe import Recipe
-from petx.train.vlpet import arguments, arms, data, host
+from petx.train.settings import Common
+from petx.train.vlpet import arguments
+from petx.train.vlpet.trainer import VLPetTrainer
 
 _NOTES = """\
 Scores are per cent of the test questions answered exactly; "dev" is that on the development split.
@@ -24,59 +30,23 @@ What these numbers show, and what they do not:
 
 
 class VLPet(Recipe):
-    settings, main_arm = arguments.Settings, "vlpet"
-    titles = {
-        "frozen": "frozen host",
-        "projector": "visual projector alone",
-        "vlpet": "VL-PET-{level}",
-        "lora": "LoRA (rank {lora_rank})",
-        "full": "full tuning",
-        "scratch": "full training from scratch",
-        "random-host": "VL-PET-{level}, random frozen host",
-    }
-    colours = {  # Okabe and Ito's palette, told apart by colour-blind readers
-        "projector": "#999999",
-        "vlpet": "#D55E00",
-        "lora": "#0072B2",
-        "full": "#009E73",
-        "scratch": "#CC79A7",
-        "random-host": "#E69F00",
-    }
+    name, settings, small_host = "vlpet", arguments.Settings, "vl_bart"
     columns = (("of that projector", "projector"),)
 
-    def check_available(self, settings):
-        data.check_available(settings)
+    def trainer(
+        self,
+        model: nn.Module,
+        args: Any,
+        tokenizer: Any,
+        tasks: list,
+        batch_sizes: list[int],
+        settings: Common,
+        dev_tasks: list | tuple = (),
+    ) -> VLPetTrainer:
+        return VLPetTrainer(model, args, tokenizer, tasks, batch_sizes, dev_tasks=dev_tasks, decay=settings.decay)
 
-    def load_data(self, settings):
-        return data.load(settings)
-
-    def question_item(self, loaded, image, question):
-        return data.question_item(loaded, image, question)
-
-    def small_host(self, settings, run_data):
-        return host.small_bart(settings, run_data.tokenizer)
-
-    def pretrained_host(self, settings, run_data):
-        return host.pretrained(settings, run_data.tokenizer)
-
-    def load_host(self, folder, settings):
-        return host.load(folder)
-
-    def build(self, arm, model, settings):
-        return arms.build(arm, model, settings)
-
-    def counts(self, model):
-        counted = arms.counts(model)
-        config = getattr(model, "peft_config", {}).get("default")
-        if config is not None and config.peft_type == "LORA":
-            counted["lora_rank"] = config.r
-        return counted
-
-    def notes(self, settings):
+    def notes(self, settings: Common) -> str:
         return _NOTES
-
-    def learning_rate(self, arm, settings):
-        return arms.learning_rate(arm, settings)
 
 
 RECIPE = VLPet()

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import Any, NoReturn
 
 from peft import PeftConfig
 
@@ -10,6 +11,7 @@ from petx.nn.context_enhancement import CONTEXTS
 from petx.nn.expert_mixture import ACTIVATIONS, GATES
 from petx.nn.mode_cores import FORMS, THRESHOLDS
 from petx.tuners._register import add_peft_type
+from petx.tuners.petal.hosts import TOWERS
 
 __all__ = ["PETAL_PRESETS", "PetalConfig"]
 
@@ -18,13 +20,6 @@ __all__ = ["PETAL_PRESETS", "PetalConfig"]
 PETAL_PRESETS = {
     "released": {"context": "batch_mean"},
     "paper": {"core": "diagonal", "threshold": "soft", "expert_gate": "token", "expert_scope": "text"},
-}
-
-DEFAULT_TOWERS = {
-    "instructblip": ["qformer"],
-    "instructblipvideo": ["qformer"],
-    "blip-2": ["qformer"],
-    "llava": ["language_model"],
 }
 
 CHOICES = {
@@ -105,13 +100,13 @@ class PetalConfig(PeftConfig):
     target_modules = None
 
     @classmethod
-    def preset(cls, name, **options):
+    def preset(cls, name: str, **options: Any) -> "PetalConfig":
         """The configuration called ``"released"`` or ``"paper"``, with ``options`` on top."""
         if name not in PETAL_PRESETS:
             raise UserError(f"PetalConfig: the presets are {', '.join(map(repr, PETAL_PRESETS))}, got {name!r}")
         return cls(**PETAL_PRESETS[name] | options)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = add_peft_type("PETAL")
         for name, known in CHOICES.items():
@@ -140,7 +135,7 @@ class PetalConfig(PeftConfig):
             _refuse(f"towers must be a list of at least one name, got {self.towers!r}")
         self._refuse_what_never_trains()
 
-    def _refuse_what_never_trains(self):
+    def _refuse_what_never_trains(self) -> None:
         if self.init_modes == "zeros" and self.init_output == "zeros":
             _refuse(
                 "with init_modes='zeros' and init_output='zeros' nothing would ever train: the gradient of V contains "
@@ -160,17 +155,17 @@ class PetalConfig(PeftConfig):
         if self.experts and self.expert_beta == 0:
             _refuse("with expert_beta=0 the experts would never train; set experts=0 for none")
 
-    def resolve(self, model_type):
+    def resolve(self, model_type: str | None) -> None:
         """Fill ``towers`` from the model's type; raises UserError where there is no default for it."""
         if self.towers is None:
-            if model_type not in DEFAULT_TOWERS:
+            if model_type not in TOWERS:
                 _refuse(
-                    f"towers has a default for the model types {', '.join(DEFAULT_TOWERS)}, not for {model_type!r}; "
+                    f"towers has a default for the model types {', '.join(TOWERS)}, not for {model_type!r}; "
                     "name the parts of this model that are to be adapted"
                 )
-            self.towers = list(DEFAULT_TOWERS[model_type])
+            self.towers = list(TOWERS[model_type])
         self.towers = list(dict.fromkeys(self.towers))
 
 
-def _refuse(why):
+def _refuse(why: str) -> NoReturn:
     raise UserError(f"PetalConfig: {why}")

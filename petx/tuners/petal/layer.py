@@ -1,18 +1,25 @@
 """The layer that takes the place of a frozen projection, and the groups in which projections are computed."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 import torch
 import torch.nn.functional as F
-from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import nn
 
 from petx import functional
-from petx.errors import UserError
 from petx.functional._operation import autocast_dtype, cast
+from petx.tuners._common.layer import AdapterLayer
 
-__all__ = ["PetalLayer", "ProjectionGroup", "refuse_several"]
+if TYPE_CHECKING:
+    from petx.tuners.petal.plan import Group
+    from petx.tuners.petal.running import RunningTower
+
+__all__ = ["PetalLayer", "ProjectionGroup"]
 
 
-class PetalLayer(nn.Module, BaseTunerLayer):
+class PetalLayer(AdapterLayer):
     """A frozen linear with a mode vector for every adapter name; factors and core are its tower's.
 
     Args:
@@ -20,40 +27,26 @@ class PetalLayer(nn.Module, BaseTunerLayer):
         group: the :class:`ProjectionGroup` it belongs to.
     """
 
+    method = "PETAL"
+    one_at_a_time = "the experts of two would not add up"
     adapter_layer_names = ("petal_mode",)
 
-    def __init__(self, base_layer, group):
-        super().__init__()
-        self.base_layer = base_layer
+    def __init__(self, base_layer: nn.Module, group: ProjectionGroup) -> None:
+        super().__init__(base_layer)
         self.petal_mode = nn.ParameterDict()
         self.group = group
-        self.merged_adapters = []
-        self._disable_adapters = False
-        self._active_adapter = []
-        self._before_merge = None
 
     @property
-    def kind(self):
+    def kind(self) -> str:
         return self.group.spec.kind
 
-    def update_layer(self, adapter_name, mode, inference_mode=False):
+    def update_layer(self, adapter_name: str, mode: nn.Parameter, inference_mode: bool = False) -> None:
         """Take ``mode``, a parameter ``[R]``, under ``adapter_name``."""
         self.petal_mode[adapter_name] = mode
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
 
-    def set_adapter(self, adapter_names, inference_mode=False):
-        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
-        refuse_several(names)
-        super().set_adapter(names, inference_mode=inference_mode)
-
-    def current(self):
-        """Name of the adapter that works here now, or None."""
-        if self._disable_adapters or not self._active_adapter:
-            return None
-        name = self._active_adapter if isinstance(self._active_adapter, str) else self._active_adapter[0]
-        return name if name in self.petal_mode else None
-
-    def forward(self, x, *args, **kwargs):
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """The frozen linear's output for ``x [*, in_features]`` plus V M(p)ᵀ U x: ``[*, out_features]``."""
         if self.merged and self._disable_adapters:
             self.unmerge()
         adapter = self.current()
@@ -61,35 +54,18 @@ class PetalLayer(nn.Module, BaseTunerLayer):
             return self.base_layer(x, *args, **kwargs)
         return self.group.project(self, adapter, x)
 
-    @torch.no_grad()
-    def merge(self, safe_merge=False, adapter_names=None):
-        """Fold the update into the weight, W' = W + V M(p)ᵀ U."""
-        for name in check_adapters_to_merge(self, adapter_names):
-            if name in self.petal_mode:
-                parts = self.group.tower.parts[name]
-                factors = parts.factors[self.group.spec.factors]
-                cores = parts.cores(self.group.spec.factors, self.petal_mode[name].unsqueeze(0))
-                v = factors.v[str(self.group.spec.out_features)]
-                (weight,) = functional.cp_reconstruct([self.get_base_layer().weight], factors.u, v, cores)
-                self.take(weight, name, safe_merge)
+    def merge_obstacle(self, adapter_name: str) -> str | None:
+        weight = self.get_base_layer().weight
+        return None if weight.is_floating_point() else f"it has {weight.dtype} weights"
 
-    def take(self, weight, adapter_name, safe_merge=False):
-        """Put a merged weight in place; the frozen one is kept for :meth:`unmerge`."""
-        if safe_merge and not weight.isfinite().all():
-            raise UserError(f"PETAL adapter {adapter_name!r} would put non-finite values into a {self.kind}")
-        base = self.get_base_layer()
-        self._before_merge = base.weight
-        base.weight = nn.Parameter(weight, requires_grad=False)
-        self.merged_adapters.append(adapter_name)
-
-    def unmerge(self):
-        """Put the frozen linear's own weight back, bit for bit."""
-        if self._before_merge is not None:
-            base = self.get_base_layer()
-            own = self._before_merge.to(base.weight.device)  # the model may have moved since
-            base.weight = nn.Parameter(own, requires_grad=False)
-            self._before_merge = None
-        self.merged_adapters.clear()
+    def merged_tensors(self, adapter_name: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """W' = W + V M(p)ᵀ U, and the bias as it is."""
+        parts, base = self.group.tower.parts[adapter_name], self.get_base_layer()
+        factors = parts.factors[self.group.spec.factors]
+        cores = parts.cores(self.group.spec.factors, self.petal_mode[adapter_name].unsqueeze(0))
+        v = factors.v[str(self.group.spec.out_features)]
+        (weight,) = functional.cp_reconstruct([base.weight], factors.u, v, cores)
+        return weight, base.bias
 
     def extra_repr(self):
         return f"kind={self.kind!r}"
@@ -102,12 +78,13 @@ class ProjectionGroup:
     same tensor, unchanged, and in the same state. A hook on the attention drops what nobody called for.
     """
 
-    def __init__(self, spec, tower):
+    def __init__(self, spec: Group, tower: RunningTower) -> None:
         self.spec, self.tower = spec, tower
         self.layers = []  # PetalLayers, in the order of spec.names
         self._ready = None
 
-    def project(self, layer, adapter, x):
+    def project(self, layer: PetalLayer, adapter: str, x: torch.Tensor) -> torch.Tensor:
+        """The output of ``layer``, one of this group, for ``x [*, in_features]``."""
         compiling = torch.compiler.is_compiling()  # the compiler orders and shares the work itself
         if compiling or len(self.layers) == 1 or not all(_works(other, adapter) for other in self.layers):
             return self._compute([layer], adapter, x, compiling)[0]
@@ -140,7 +117,7 @@ class ProjectionGroup:
             shared_mask=parts.shared_mask,
         )
 
-    def forget(self, *_):
+    def forget(self, *_: Any) -> None:
         """Hook after the attention, whether it succeeded or not."""
         self._ready = None
 
@@ -161,15 +138,7 @@ def _state_of(x):
     )
 
 
-def project(x, u):
+def project(x: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
     """``x Uᵀ`` ``[..., R]`` in the dtype that ``mode_update`` would use."""
     dtype = autocast_dtype(x)
     return F.linear(cast(x, dtype), cast(u, dtype))
-
-
-def refuse_several(names):
-    """Raise ValueError for more than one adapter."""
-    if len(names) > 1:
-        raise ValueError(
-            f"PETAL: one adapter at a time can be active or merged, got {names}: the experts of two would not add up"
-        )

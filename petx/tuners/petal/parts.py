@@ -1,6 +1,8 @@
 """What one adapter holds once for the whole model: shared factors, experts, query transformations."""
 
 import math
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -8,6 +10,8 @@ from torch import nn
 from petx.errors import UserError
 from petx.nn import ContextEnhancement, ExpertMixture, ModeCores, QueryTransformation
 from petx.nn._modes import new_mode, reset_factors
+from petx.tuners.petal.config import PetalConfig
+from petx.tuners.petal.plan import Plan, Tower
 
 __all__ = ["Factors", "PetalParts", "check_that_it_can_train", "new_parts"]
 
@@ -15,7 +19,9 @@ __all__ = ["Factors", "PetalParts", "check_that_it_can_train", "new_parts"]
 class Factors(nn.Module):
     """U ``[R, d_in]``, a V ``[d_out, R]`` for every output width that occurs, and the core, if it is not another's."""
 
-    def __init__(self, in_features, widths, config, own_core=True, **place):
+    def __init__(
+        self, in_features: int, widths: Iterable[int], config: PetalConfig, own_core: bool = True, **place: Any
+    ) -> None:
         super().__init__()
         self.u = nn.Parameter(torch.empty(config.rank, in_features, **place))
         self.v = nn.ParameterDict()
@@ -42,7 +48,7 @@ class Factors(nn.Module):
 class PetalParts(nn.Module):
     """One adapter's shared parts; it is saved once, the mode vectors are in the layers."""
 
-    def __init__(self, plan, config, **place):
+    def __init__(self, plan: Plan, config: PetalConfig, **place: Any) -> None:
         super().__init__()
         self.rank, self.dropout, self.shared_mask = config.rank, config.dropout, config.shared_mask
         self.expert_scope, self.mixed = config.expert_scope, dict(plan.mixed)
@@ -82,17 +88,17 @@ class PetalParts(nn.Module):
                     into[tower.key] = nn.ModuleList(layers)
         self.context = ContextEnhancement(config.context, config.context_weight)
 
-    def cores(self, factors, modes):
+    def cores(self, factors: str, modes: torch.Tensor) -> torch.Tensor:
         """Cores of the mode vectors ``[n, R]`` with the core that ``factors`` (a name) use."""
         return self.factors[self.core_of[factors]].cores(modes)
 
-    def transformation(self, tower, index, cross=False):
+    def transformation(self, tower: Tower, index: int, cross: bool = False) -> QueryTransformation | None:
         """The query transformation of a layer of ``tower`` (its description), or None."""
         held = self.cross_query_transform if cross else self.query_transform
         return held[tower.key][index] if tower.key in held else None
 
 
-def new_parts(plan, config, **place):
+def new_parts(plan: Plan, config: PetalConfig, **place: Any) -> tuple[PetalParts, dict[str, nn.Parameter]]:
     """The shared parts and the mode vectors (path of the linear -> ``[R]``) of a new adapter, nothing of it in place.
 
     Raises UserError where a part of it could never train.
@@ -108,7 +114,7 @@ def new_parts(plan, config, **place):
 
 
 @torch.no_grad()
-def check_that_it_can_train(parts, plan, modes):
+def check_that_it_can_train(parts: PetalParts, plan: Plan, modes: dict[str, nn.Parameter]) -> None:
     """Raise UserError where the gradient of every factor of an update is zero.
 
     The update V gate(C)(p) U x is a product, so a factor's gradient contains all others: with two of them at zero

@@ -4,12 +4,12 @@ from collections import Counter
 from dataclasses import dataclass
 
 import torch
-from peft import PeftModel
 from peft.utils import AuxiliaryTrainingWrapper
 from torch import nn
 
-from petx.errors import UserError
+from petx.tuners._common.report import adapter_named, count, last_line, own_counter, tuner_of
 from petx.tuners.petal.layer import PetalLayer
+from petx.tuners.petal.parts import PetalParts
 
 __all__ = ["Adapted", "adapted", "describe", "parameter_counts", "unmergeable"]
 
@@ -25,31 +25,13 @@ class Adapted:
     rank: int | None = None
 
 
-def adapter_named(model, adapter_name):
-    """``adapter_name``, or the active adapter's for None; raises UserError where ``model`` has no such adapter."""
-    if adapter_name is None and model.active_adapters:
-        return model.active_adapters[0]
-    if adapter_name not in model.peft_config:
-        known = ", ".join(model.peft_config) or "none"
-        raise UserError(f"there is no adapter {adapter_name!r} in this model; there are: {known}")
-    return adapter_name
-
-
-def _tuner(model):
-    return model.base_model if isinstance(model, PeftModel) else model
-
-
-def _count(module):
-    return 0 if module is None else sum(parameter.numel() for parameter in module.parameters())
-
-
-def adapted(model, adapter_name=None):
+def adapted(model: nn.Module, adapter_name: str | None = None) -> list[Adapted]:
     """What one adapter of ``model`` (a PEFT model or its tuner) consists of, with paths in the frozen model.
 
     Returns a list of :class:`Adapted`: projections in the model's order, query transformations, what the experts read,
     modules trained whole. ``adapter_name`` defaults to the active adapter.
     """
-    name, tuner = adapter_named(model, adapter_name), _tuner(model)
+    name, tuner = adapter_named(model, adapter_name), tuner_of(model)
     parts = tuner.petal_shared[name]
     projections, trained = [], []
     for path, module in tuner.model.named_modules():
@@ -57,19 +39,19 @@ def adapted(model, adapter_name=None):
             mode = module.petal_mode[name]
             projections.append(Adapted(path, module.kind, mode.numel(), module.group.spec.factors, mode.numel()))
         elif isinstance(module, AuxiliaryTrainingWrapper) and name in module.modules_to_save:
-            trained.append(Adapted(path, "module trained whole", _count(module.modules_to_save[name])))
+            trained.append(Adapted(path, "module trained whole", count(module.modules_to_save[name])))
     layers = []
     for tower in tuner._towers.values():
         for tail in tower.tails:
             for cross, kind in ((False, "query transformation"), (True, "cross query transformation")):
                 part = parts.transformation(tower.spec, tail.index, cross)
                 if part is not None:
-                    layers.append(Adapted(tail.spec.path, kind, _count(part)))
+                    layers.append(Adapted(tail.spec.path, kind, count(part)))
     mixed = [Adapted(path, "expert mixture", 0) for path in parts.mixed if parts.experts is not None]
     return projections + layers + mixed + trained
 
 
-def parameter_counts(model, adapter_name=None):
+def parameter_counts(model: nn.Module, adapter_name: str | None = None) -> dict[str, int | float | None]:
     """Parameters by part: name -> number, ending with trainable, total and percent.
 
     ``text`` are the factors and core of a Q-Former's hidden states, ``image`` those of image features, ``other`` those
@@ -78,17 +60,17 @@ def parameter_counts(model, adapter_name=None):
     ``trained_percent`` that in what InstructBLIP and BLIP-2 train themselves: Q-Former, queries, language projection
     and the image encoder's last norm; both are None for other models.
     """
-    name, tuner = adapter_named(model, adapter_name), _tuner(model)
+    name, tuner = adapter_named(model, adapter_name), tuner_of(model)
     parts, places = tuner.petal_shared[name], adapted(model, name)
-    counts = {key: _count(parts.factors[key]) if key in parts.factors else 0 for key in ("text", "image")}
-    counts["other"] = _count(parts.factors) - sum(counts.values())
+    counts = {key: count(parts.factors[key]) if key in parts.factors else 0 for key in ("text", "image")}
+    counts["other"] = count(parts.factors) - sum(counts.values())
     counts["modes"] = sum(place.parameters for place in places if place.rank is not None)
-    counts["query_transform"] = _count(parts.query_transform) + _count(parts.cross_query_transform)
-    counts["experts"] = _count(parts.experts)
+    counts["query_transform"] = count(parts.query_transform) + count(parts.cross_query_transform)
+    counts["experts"] = count(parts.experts)
     new = sum(counts.values())
     counts["whole"] = sum(place.parameters for place in places if place.kind == "module trained whole")
     counts["trainable"] = new + counts["whole"]
-    own = _own(tuner)
+    own = own_counter(tuner.model)
     counts["total"] = own(tuner.model) + new
     counts["percent"] = 100 * counts["trainable"] / counts["total"]
     counts["trained_percent"] = counts["qformer_percent"] = None
@@ -101,20 +83,7 @@ def parameter_counts(model, adapter_name=None):
     return counts
 
 
-def _own(tuner):
-    """Function that counts the frozen model's own parameters in a module of it."""
-    wrappers = {PetalLayer: "petal_mode", AuxiliaryTrainingWrapper: "modules_to_save"}
-    added = {
-        id(parameter)
-        for module in tuner.model.modules()
-        for wrapper, inside in wrappers.items()
-        if isinstance(module, wrapper)
-        for parameter in getattr(module, inside).parameters()
-    }
-    return lambda module: 0 if module is None else sum(p.numel() for p in module.parameters() if id(p) not in added)
-
-
-def unmergeable(parts):
+def unmergeable(parts: PetalParts) -> list[str]:
     """What of an adapter cannot be folded into the frozen weights, in words."""
     found = ["its experts"] if parts.experts is not None else []
     if len(parts.query_transform) or len(parts.cross_query_transform):
@@ -124,9 +93,9 @@ def unmergeable(parts):
     return found
 
 
-def describe(model, adapter_name=None):
+def describe(model: nn.Module, adapter_name: str | None = None) -> str:
     """What PETAL adapted in ``model`` (a PEFT model or its tuner), in words; :func:`adapted` gives it as a list."""
-    name, tuner = adapter_named(model, adapter_name), _tuner(model)
+    name, tuner = adapter_named(model, adapter_name), tuner_of(model)
     parts, places, counts = tuner.petal_shared[name], adapted(model, name), parameter_counts(model, name)
     config = tuner.peft_config[name]
     lines = [f"PETAL adapter {name!r} in {', '.join(config.towers)}:"]
@@ -138,7 +107,7 @@ def describe(model, adapter_name=None):
             core = shape + (f", {factors.cores.gate} threshold" if factors.cores.gate != "none" else "")
         lines.append(
             f"  factors {key!r}, shared by all: rank {parts.rank}, {factors.u.shape[1]} -> {widths}, {core}: "
-            f"{_count(factors):,} parameters"
+            f"{count(factors):,} parameters"
         )
     for (kind, of), number in Counter((p.kind, p.factors) for p in places if p.rank is not None).items():
         lines.append(f"  {number} x {kind}, by factors {of!r}: {number * parts.rank:,} parameters")
@@ -153,13 +122,10 @@ def describe(model, adapter_name=None):
         read = {"all": "all tokens", "text": "text tokens", "image": "image tokens"}[parts.expert_scope]
         lines.append(
             f"  {words}, read {read} of {' and '.join(parts.mixed)}: {experts.alpha:g} x + {experts.beta:g} mixture: "
-            f"{_count(experts):,} parameters"
+            f"{count(experts):,} parameters"
         )
     if parts.context.context != "off":
         what = {"batch_mean": "the batch's mean (couples its samples)", "per_sample": "the sample's mean"}
         lines.append(f"  context for the first query token: {parts.context.weight:g} x {what[parts.context.context]}")
-    lines.append(
-        f"  trainable {counts['trainable']:,} of {counts['total']:,} parameters ({counts['percent']:.4f} %); "
-        "everything else is frozen"
-    )
+    lines.append(last_line(counts))
     return "\n".join(lines)

@@ -3,8 +3,11 @@
 import inspect
 
 import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
 
-from petx.tuners.petal.layer import ProjectionGroup, _state_of, project
+from petx.tuners.petal.layer import PetalLayer, ProjectionGroup, _state_of, project
+from petx.tuners.petal.plan import Layer, Tower
 
 __all__ = ["ExpertPlace", "RunningTower"]
 
@@ -17,7 +20,7 @@ class RunningTower:
     does that for itself, so that the recomputation repeats exactly what was done.
     """
 
-    def __init__(self, spec, parts):
+    def __init__(self, spec: Tower, parts: nn.ModuleDict) -> None:
         self.spec, self.parts = spec, parts  # parts: ModuleDict, adapter name -> PetalParts
         self.groups = [ProjectionGroup(group, self) for group in spec.groups]
         self.tails = [LayerTail(self, i, layer) for i, layer in enumerate(spec.layers)]
@@ -25,7 +28,7 @@ class RunningTower:
         self._arguments = ()  # names of the tower's positional arguments
         self._hooks = []
 
-    def adapter(self):
+    def adapter(self) -> str | None:
         """Name of the adapter that works in this tower now, or None."""
         return self.groups[0].layers[0].current()
 
@@ -41,7 +44,7 @@ class RunningTower:
         found = self._pass
         return found if found is not None and found.state == _autograd_state() else None
 
-    def cores(self, adapter, group, layers):
+    def cores(self, adapter: str, group: ProjectionGroup, layers: list[PetalLayer]) -> torch.Tensor:
         """Cores ``[K, R, R]`` or ``[K, R]`` of the mode vectors of ``layers``, which belong to ``group``."""
         parts, current = self.parts[adapter], self._current()
         if current is None:
@@ -59,7 +62,9 @@ class RunningTower:
         first = group.layers.index(layers[0])
         return own[first : first + 1]
 
-    def projected(self, adapter, factors, x, u, compiling):
+    def projected(
+        self, adapter: str, factors: str, x: torch.Tensor, u: torch.Tensor, compiling: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """``x Uᵀ`` and None where that is computed once for several groups, else ``x`` and ``u`` themselves."""
         if compiling:
             return project(x, u), None  # equal products, which the compiler makes one
@@ -72,7 +77,7 @@ class RunningTower:
             held = current.projected[key] = (x, state, project(x, u))
         return held[2], None
 
-    def tokens(self, length):
+    def tokens(self, length: int) -> tuple[int, torch.Tensor | None]:
         """Number of query tokens of the current pass, and its padding mask ``[B, length]`` or None."""
         found = self._pass
         if found is None:
@@ -82,7 +87,7 @@ class RunningTower:
 
     # ---- hooks ----
 
-    def connect(self, model):
+    def connect(self, model: nn.Module) -> None:
         # Hooks are bound methods, so that deepcopy of the whole model copies the connection too. All of them run inside
         # the layers, which is what gradient checkpointing recomputes.
         root = model.get_submodule(self.spec.root)
@@ -98,7 +103,7 @@ class RunningTower:
         for tail in self.tails:
             self._hooks += tail.connect(model)
 
-    def disconnect(self):
+    def disconnect(self) -> None:
         while self._hooks:
             self._hooks.pop().remove()
 
@@ -140,12 +145,12 @@ class LayerTail:
     rows one after the other: first the query tokens', then the text tokens', each in chunks if the host is set so.
     """
 
-    def __init__(self, tower, index, spec):
+    def __init__(self, tower: RunningTower, index: int, spec: Layer) -> None:
         self.tower, self.index, self.spec = tower, index, spec
         self._rows = None  # A ``[B, L, d]`` of the running layer
         self._next = 0  # first row that was not yet added
 
-    def connect(self, model):
+    def connect(self, model: nn.Module) -> list[RemovableHandle]:
         hooks = [model.get_submodule(self.spec.attention).register_forward_hook(self._keep)]
         for path in self.spec.tails:
             receive = self._add_to_queries if path == self.spec.query_tail else self._add
@@ -197,15 +202,15 @@ def _first(output):
 class ExpertPlace:
     """A module whose output the experts read and change: a Q-Former's embeddings, a projector, word embeddings."""
 
-    def __init__(self, path, kind, towers):
+    def __init__(self, path: str, kind: str, towers: dict[str, RunningTower]) -> None:
         self.path, self.kind = path, kind  # kind: "qformer", "image" or "text"
         self.towers = towers  # the model's, path -> RunningTower; an adapter works in some of them
         self._hooks = []
 
-    def connect(self, model):
+    def connect(self, model: nn.Module) -> None:
         self._hooks = [model.get_submodule(self.path).register_forward_hook(self._mix, prepend=True)]
 
-    def disconnect(self):
+    def disconnect(self) -> None:
         while self._hooks:
             self._hooks.pop().remove()
 

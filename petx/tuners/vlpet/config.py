@@ -1,7 +1,8 @@
-"""What VL-PET adapts and how: the configuration and the presets of the paper's two backbones."""
+"""What VL-PET adapts and how: the configuration."""
 
 import re
 from dataclasses import dataclass, field
+from typing import Any
 
 from peft import PeftConfig
 
@@ -9,77 +10,12 @@ from petx.errors import UserError
 from petx.functional._gated_adapter import check_options
 from petx.nn.gated_adapter import DESIGNS
 from petx.tuners._register import add_peft_type
+from petx.tuners.vlpet.hosts import PRESETS, preset_of
 
-__all__ = ["PRESETS", "VLPetConfig", "needs_input", "preset_of"]
-
-# Sizes and initialisation of the released code, and where it inserts its modules. A site is the last linear layer of a
-# frozen sub-layer ("output", a pattern for its full path); "input" is the module whose first input is the sub-layer's
-# residual input X, "mask" the one that is called with `attention_mask=`, both written in terms of the pattern's groups.
-PRESETS = {
-    "bart": {
-        "model_types": ("bart", "vl_bart"),
-        "defaults": dict(
-            rank=96, heads=4, scale=1.0, decoder_rank=96, init="normal", zero_init_up=False, zero_init_gate=False
-        ),
-        "encoder_sites": [
-            dict(
-                name="attention output",
-                output=r"((?:.*\.)?encoder\.layers\.\d+\.self_attn)\.out_proj",
-                input=r"\1.q_proj",
-                mask=r"\1",
-            ),
-            dict(
-                name="feed-forward output",
-                output=r"((?:.*\.)?encoder\.layers\.\d+)\.fc2",
-                input=r"\1.fc1",
-                mask=r"\1.self_attn",
-            ),
-        ],
-        "decoder_sites": [
-            dict(
-                name="cross-attention value",
-                output=r"((?:.*\.)?decoder\.layers\.\d+\.encoder_attn)\.v_proj",
-                mask=r"\1",
-            ),
-        ],
-    },
-    "t5": {
-        "model_types": ("t5", "vl_t5"),
-        "defaults": dict(
-            rank=192, heads=4, scale=0.3, decoder_rank=96, init="uniform", zero_init_up=True, zero_init_gate=True
-        ),
-        # X is the residual stream before the sub-layer's norm, so the sub-layer itself is tapped, not what it wraps.
-        "encoder_sites": [
-            dict(
-                name="attention output",
-                output=r"((?:.*\.)?encoder\.block\.\d+\.layer\.0)\.SelfAttention\.o",
-                input=r"\1",
-                mask=r"\1",
-            ),
-            dict(
-                name="feed-forward output",
-                output=r"((?:.*\.)?encoder\.block\.\d+\.layer)\.1\.DenseReluDense\.wo",
-                input=r"\1.1",
-                mask=r"\1.0",
-            ),
-        ],
-        "decoder_sites": [
-            dict(
-                name="cross-attention value",
-                output=r"((?:.*\.)?decoder\.block\.\d+\.layer\.1)\.EncDecAttention\.v",
-                mask=r"\1",
-            ),
-        ],
-    },
-}
+__all__ = ["VLPetConfig", "needs_input"]
 
 
-def preset_of(model_type):
-    """Name of the preset made for a transformers ``model_type``, or None."""
-    return next((name for name, preset in PRESETS.items() if model_type in preset["model_types"]), None)
-
-
-def needs_input(granularity, placement):
+def needs_input(granularity: str, placement: str) -> bool:
     """Whether a module of this kind reads the sub-layer's input X beside its output H."""
     return placement == "parallel" or granularity in ("large", "middleX", "small")
 
@@ -155,7 +91,7 @@ class VLPetConfig(PeftConfig):
     # from the sites and is not saved.
     target_modules = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = add_peft_type("VLPET")
         try:
@@ -194,7 +130,7 @@ class VLPetConfig(PeftConfig):
                         f"VLPetConfig: output {site['output']!r} in {name} is no pattern: {error}"
                     ) from None
 
-    def resolve(self, model_type):
+    def resolve(self, model_type: str | None) -> None:
         """Fill fields left at None from the preset for ``model_type``; raises UserError where there is none."""
         if self.preset == "auto":
             found = preset_of(model_type)
@@ -211,14 +147,14 @@ class VLPetConfig(PeftConfig):
         if self.gate_rank is None:
             self.gate_rank = self.rank
 
-    def sites(self, side):
+    def sites(self, side: str) -> list[dict[str, str]]:
         """Site descriptions for ``side`` ("encoder" or "decoder"): the field's, or the preset's."""
         if side == "decoder" and not self.decoder_value:
             return []
         given = getattr(self, f"{side}_sites")
         return PRESETS[self.preset][f"{side}_sites"] if given is None else given
 
-    def adapter_options(self, side):
+    def adapter_options(self, side: str) -> dict[str, Any]:
         """Keyword arguments of :class:`petx.nn.GatedAdapter` (encoder) or :class:`petx.nn.ValueAdapter` (decoder)."""
         shared = ("activation", "gate_input", "middle_y", "modification", "phm_order", "init", "init_std")
         shared += ("zero_init_up", "zero_init_gate")
@@ -229,10 +165,10 @@ class VLPetConfig(PeftConfig):
         own = ("rank", "heads", "gate_rank", "design", "granularity", "placement", "scale")
         return options | {name: getattr(self, name) for name in own}
 
-    def reads_input(self, side):
+    def reads_input(self, side: str) -> bool:
         """Whether the encoder modules need X, which a tap must bring; the decoder's is their own input."""
         return side == "encoder" and needs_input(self.granularity, self.placement)
 
-    def reads_mask(self, side):
+    def reads_mask(self, side: str) -> bool:
         """Whether modules on ``side`` need the padding mask."""
         return self.mask_padding and "small" == (self.granularity if side == "encoder" else self.decoder_granularity)

@@ -1,15 +1,18 @@
 """The layers that take the place of a frozen linear: the encoder site and the decoder's value projection."""
 
+from typing import Any
+
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import nn
 
+from petx.errors import UserError
+from petx.tuners._common.layer import AdapterLayer
 from petx.tuners.vlpet.config import needs_input
 
 __all__ = ["EncoderSite", "ValueSite", "VLPetLayer"]
 
 
-class VLPetLayer(nn.Module, BaseTunerLayer):
+class VLPetLayer(AdapterLayer):
     """A frozen linear with one :class:`petx.nn.GatedAdapter` per adapter name beside it.
 
     Args:
@@ -17,43 +20,37 @@ class VLPetLayer(nn.Module, BaseTunerLayer):
         kind: what the site is, in words ("encoder attention output").
     """
 
+    method = "VL-PET"
+    one_at_a_time = "a site multiplies by its gate, so adapters do not add up"
     adapter_layer_names = ("vlpet_adapter",)
 
-    def __init__(self, base_layer, kind):
-        super().__init__()
-        self.base_layer = base_layer
+    def __init__(self, base_layer: nn.Module, kind: str) -> None:
+        super().__init__(base_layer)
         self.kind = kind
         self.vlpet_adapter = nn.ModuleDict()
-        self.merged_adapters = []
-        self._disable_adapters = False
-        self._active_adapter = []
         self._masked = set()  # names of the adapters that leave padding out
         self._mask = None  # attention_mask of the running forward pass: handed over, used once and let go
         self._x = None  # X of the running forward pass, likewise
         self.tap_paths = {}  # what a hook brings ("input", "mask") -> path of the module it is on
         self._hooks = []
-        self._before_merge = None
 
-    def update_layer(self, adapter_name, adapter, reads_mask=False, inference_mode=False):
+    def update_layer(
+        self, adapter_name: str, adapter: nn.Module, reads_mask: bool = False, inference_mode: bool = False
+    ) -> None:
         """Put ``adapter``, a module, in place under ``adapter_name``; ``reads_mask``: it wants the padding mask."""
         self.vlpet_adapter[adapter_name] = adapter
         (self._masked.add if reads_mask else self._masked.discard)(adapter_name)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
 
-    def set_adapter(self, adapter_names, inference_mode=False):
-        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
-        refuse_several(names)
-        super().set_adapter(names, inference_mode=inference_mode)
-
-    def connect(self, model):
+    def connect(self, model: nn.Module) -> None:
         """Hook up the taps: ``tap_paths`` says which module of ``model`` brings what."""
         # Hooks are bound methods of this layer, so that deepcopy of the whole model copies the connection too.
         for what, path in self.tap_paths.items():
             receive = {"input": self._receive_input, "mask": self._receive_mask}[what]
             self._hooks.append(model.get_submodule(path).register_forward_pre_hook(receive, with_kwargs=True))
 
-    def disconnect(self):
+    def disconnect(self) -> None:
         while self._hooks:
             self._hooks.pop().remove()
 
@@ -62,24 +59,25 @@ class VLPetLayer(nn.Module, BaseTunerLayer):
 
     def _receive_mask(self, module, args, kwargs):
         if "attention_mask" not in kwargs:
-            raise RuntimeError(
+            raise UserError(
                 f"VL-PET: {type(module).__name__} was called without attention_mask=, which mask_padding=True reads"
             )
         self._mask = kwargs["attention_mask"]
 
-    def forward(self, hidden, *args, **kwargs):
+    def forward(self, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """The frozen linear's output for ``hidden [*, in_features]``, adapted: ``[*, out_features]``, same dtype."""
         x, mask, self._x, self._mask = self._x, self._mask, None, None
         if self.disable_adapters and self.merged:
             self.unmerge()
         out = self.base_layer(hidden, *args, **kwargs)
-        active = [name for name in self.active_adapters if name in self.vlpet_adapter]
-        if self.disable_adapters or self.merged or not active:
+        name = self.current()
+        if name is None or self.merged:
             return out
-        mask = _padding(mask) if active[0] in self._masked else None
-        return self._adapt(self.vlpet_adapter[active[0]], hidden, out, x, mask)
+        mask = _padding(mask) if name in self._masked else None
+        return self._adapt(self.vlpet_adapter[name], hidden, out, x, mask)
 
-    def merge_obstacle(self, adapter_name):
-        """Why ``adapter_name`` cannot be folded into the linear here, or None where it can."""
+    def merge_obstacle(self, adapter_name: str) -> str | None:
+        """Why ``adapter_name`` cannot be folded into the linear here, or None if it can."""
         if adapter_name not in self.vlpet_adapter:
             return None
         adapter = self.vlpet_adapter[adapter_name]
@@ -89,39 +87,16 @@ class VLPetLayer(nn.Module, BaseTunerLayer):
             return "ΔH = up(gelu(down(·))) is not linear in the input, and its up weights are not zero"
         return None
 
-    @torch.no_grad()
-    def merge(self, safe_merge=False, adapter_names=None):
-        """Fold adapters that are affine maps of the linear's output into it: W' = diag(s G) W, b' = s G (b + b_up)."""
-        for name in check_adapters_to_merge(self, adapter_names):
-            if name not in self.vlpet_adapter:
-                continue
-            if reason := self.merge_obstacle(name):
-                raise ValueError(f"VL-PET adapter {name!r} cannot be merged into a {self.kind}: {reason}")
-            adapter, base = self.vlpet_adapter[name], self.get_base_layer()
-            gain = channel_gain(adapter)
-            weight = (base.weight * gain.unsqueeze(1)).to(base.weight.dtype)
-            biases = [bias for bias in (base.bias, adapter.up.bias) if bias is not None and bias.any()]
-            bias = (gain * sum(biases)).to(base.weight.dtype) if biases else base.bias
-            if safe_merge and not all(t.isfinite().all() for t in (weight, bias) if t is not None):
-                raise ValueError(f"VL-PET adapter {name!r} would put non-finite values into a {self.kind}")
-            self._before_merge = (base.weight, base.bias)
-            base.weight = nn.Parameter(weight, requires_grad=False)
-            base.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
-            self.merged_adapters.append(name)
-
-    def unmerge(self):
-        """Put the frozen linear's own weight and bias back, bit for bit."""
-        if self._before_merge is not None:
-            base = self.get_base_layer()
-            device = base.weight.device  # the model may have moved since
-            base.weight, base.bias = (
-                None if own is None else nn.Parameter(own.to(device), requires_grad=False) for own in self._before_merge
-            )
-            self._before_merge = None
-        self.merged_adapters.clear()
+    def merged_tensors(self, adapter_name: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Weight and bias with an adapter that is an affine map of H: W' = diag(s G) W, b' = s G (b + b_up)."""
+        adapter, base = self.vlpet_adapter[adapter_name], self.get_base_layer()
+        gain = channel_gain(adapter)
+        weight = (base.weight * gain.unsqueeze(1)).to(base.weight.dtype)
+        biases = [bias for bias in (base.bias, adapter.up.bias) if bias is not None and bias.any()]
+        return weight, (gain * sum(biases)).to(base.weight.dtype) if biases else base.bias
 
     @torch.no_grad()
-    def fold_gate(self, adapter_name):
+    def fold_gate(self, adapter_name: str) -> None:
         """Move s·(1 + z) of a middleY adapter, or the s of one without gate, into the linear and the up projection.
 
         A sequential adapter's down projection reads what is now scaled, so its columns are divided by the same.
@@ -156,7 +131,7 @@ class EncoderSite(VLPetLayer):
         if x is not None:
             x = x.to(h.dtype)  # a T5 with its `wo` kept in float32 has a residual stream of another dtype
         elif needs_input(adapter.granularity, adapter.placement):
-            raise RuntimeError(
+            raise UserError(
                 f"VL-PET: the adapter at an {self.kind} reads the sub-layer's input X, but the module tapped for it "
                 "did not run before it in this forward pass; check the site's 'input' in encoder_sites"
             )
@@ -175,7 +150,7 @@ def _padding(mask):
     if mask is None:
         return None
     if not isinstance(mask, torch.Tensor) or mask.dim() not in (2, 4):
-        raise RuntimeError(
+        raise UserError(
             "VL-PET: mask_padding=True needs a [B, L] or [B, 1, Q, L] attention mask, got "
             f"{list(mask.shape) if isinstance(mask, torch.Tensor) else type(mask).__name__} "
             "(use attn_implementation='sdpa' or 'eager')"
@@ -186,7 +161,7 @@ def _padding(mask):
     return mask if mask.dtype == torch.bool else mask == 0  # additive masks are 0 where a token counts
 
 
-def channel_gain(adapter):
+def channel_gain(adapter: nn.Module) -> torch.Tensor:
     """s·G ``[d]`` of an adapter whose gate does not depend on the input (middleY or none)."""
     place = adapter.up.weight
     dtype = torch.promote_types(place.dtype, torch.float32)
@@ -195,12 +170,3 @@ def channel_gain(adapter):
         z = adapter.gate_scale.to(dtype)
         gain = gain * (1 + (z if adapter.middle_y == "linear" else torch.sigmoid(z)))
     return gain
-
-
-def refuse_several(names):
-    """Raise ValueError for more than one adapter."""
-    if len(names) > 1:
-        raise ValueError(
-            f"VL-PET: one adapter at a time can be active or merged, got {names}: a site multiplies by its gate, so "
-            "adapters do not add up"
-        )

@@ -3,13 +3,13 @@
 from collections import Counter
 from dataclasses import dataclass
 
-from peft import PeftModel
 from peft.utils import AuxiliaryTrainingWrapper
+from torch import nn
 
-from petx.errors import UserError
+from petx.tuners._common.report import adapter_named, count, last_line, own_counter, tuner_of
 from petx.tuners.vlpet.layer import VLPetLayer
 
-__all__ = ["Adapted", "adapted", "adapter_named", "describe", "parameter_counts"]
+__all__ = ["Adapted", "adapted", "describe", "parameter_counts"]
 
 
 @dataclass(frozen=True)
@@ -29,25 +29,14 @@ class Adapted:
     scale: float | None = None
 
 
-def adapter_named(model, adapter_name):
-    """``adapter_name``, or the active adapter's for None; raises UserError where ``model`` has no such adapter."""
-    if adapter_name is None and model.active_adapters:
-        return model.active_adapters[0]
-    if adapter_name not in model.peft_config:
-        known = ", ".join(model.peft_config) or "none"
-        raise UserError(f"there is no adapter {adapter_name!r} in this model; there are: {known}")
-    return adapter_name
-
-
-def adapted(model, adapter_name=None):
+def adapted(model: nn.Module, adapter_name: str | None = None) -> list[Adapted]:
     """What one adapter of ``model`` (a PEFT model or its tuner) consists of: its sites, then the modules trained whole.
 
     Returns a list of :class:`Adapted`, with paths in the frozen model; ``adapter_name`` defaults to the active adapter.
     """
     adapter_name = adapter_named(model, adapter_name)
-    host = model.base_model.model if isinstance(model, PeftModel) else model.model
     sites, trained = [], []
-    for path, module in host.named_modules():
+    for path, module in tuner_of(model).model.named_modules():
         if isinstance(module, VLPetLayer) and adapter_name in module.vlpet_adapter:
             site = module.vlpet_adapter[adapter_name]
             gate = sum(p.numel() for name, p in site.named_parameters() if name.startswith("gate"))
@@ -55,7 +44,7 @@ def adapted(model, adapter_name=None):
                 Adapted(
                     path,
                     module.kind,
-                    _count(site),
+                    count(site),
                     gate,
                     gate_rank=None if site.gate_down is None else site.gate_down.out_features,
                     **{name: getattr(site, name) for name in _SHOWN},
@@ -64,18 +53,14 @@ def adapted(model, adapter_name=None):
         elif isinstance(module, AuxiliaryTrainingWrapper) and adapter_name in module.modules_to_save:
             kind = "trained visual embedding" if path.endswith("visual_embedding") else "trained module"
             kind = "trained norm" if "norm" in path.rpartition(".")[2].lower() else kind
-            trained.append(Adapted(path, kind, _count(module.modules_to_save[adapter_name])))
+            trained.append(Adapted(path, kind, count(module.modules_to_save[adapter_name])))
     return sites + trained
 
 
 _SHOWN = ("granularity", "rank", "heads", "design", "modification", "scale")
 
 
-def _count(module):
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def parameter_counts(model, adapter_name=None):
+def parameter_counts(model: nn.Module, adapter_name: str | None = None) -> dict[str, int | float]:
     """Parameters by part, as the paper counts them: name -> number, ending with trainable, total and percent.
 
     ``total`` is the frozen model plus the new modules; the copies that PEFT keeps of modules trained whole (the norms,
@@ -95,22 +80,13 @@ def parameter_counts(model, adapter_name=None):
         "other": total("trained module", lambda place: place.parameters),
     }
     new = counts["encoder_delta"] + counts["encoder_gate"] + counts["decoder_value"]
-    wrappers = {VLPetLayer: "vlpet_adapter", AuxiliaryTrainingWrapper: "modules_to_save"}
-    added = {
-        id(parameter)
-        for module in model.modules()
-        for wrapper, inside in wrappers.items()
-        if isinstance(module, wrapper)
-        for parameter in getattr(module, inside).parameters()
-    }
-    frozen = sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in added)
     counts["trainable"] = sum(counts.values())
-    counts["total"] = frozen + new
+    counts["total"] = own_counter(tuner_of(model).model)(tuner_of(model).model) + new
     counts["percent"] = 100 * counts["trainable"] / counts["total"]
     return counts
 
 
-def describe(model, adapter_name=None):
+def describe(model: nn.Module, adapter_name: str | None = None) -> str:
     """What VL-PET adapted in ``model`` (a PEFT model or its tuner), in words; :func:`adapted` gives it as a list."""
     adapter_name = adapter_named(model, adapter_name)
     places, counts = adapted(model, adapter_name), parameter_counts(model, adapter_name)
@@ -129,8 +105,5 @@ def describe(model, adapter_name=None):
         words += [f"scale {scale:g}"] if scale != 1 else []
         words += [f"{modification} weights"] if modification != "linear" else []
         lines.append(f"  {number} x {kind}: {', '.join(words)}: {sizes[kind]:,} parameters")
-    lines.append(
-        f"  trainable {counts['trainable']:,} of {counts['total']:,} parameters ({counts['percent']:.4f} %); "
-        "everything else is frozen"
-    )
+    lines.append(last_line(counts))
     return "\n".join(lines)

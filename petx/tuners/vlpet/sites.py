@@ -2,12 +2,17 @@
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
-from peft.tuners.tuners_utils import BaseTunerLayer
+import torch
 from peft.utils import AuxiliaryTrainingWrapper
+from torch import nn
 
 from petx.errors import UserError
 from petx.nn import GatedAdapter, ValueAdapter
+from petx.tuners._common.model import check_host
+from petx.tuners._common.paths import base_of, covered, parents
+from petx.tuners.vlpet.config import VLPetConfig
 
 __all__ = ["Site", "check_fit", "find_sites", "modules_to_train", "new_adapter"]
 
@@ -23,7 +28,7 @@ class Site:
     mask: str | None
 
 
-def find_sites(model, config):
+def find_sites(model: nn.Module, config: VLPetConfig) -> dict[str, Site]:
     """Path -> :class:`Site` for every module that ``config``'s patterns match, in the model's order.
 
     Raises UserError where a pattern matches nothing or a tapped module does not exist.
@@ -46,12 +51,12 @@ def find_sites(model, config):
                         raise UserError(f"VL-PET: the site {path} needs the {side}_sites entry {tap!r}, {given}")
                 if path in sites:
                     raise UserError(f"VL-PET: two entries of encoder_sites and decoder_sites match {path}")
-                if isinstance(module, AuxiliaryTrainingWrapper) or not hasattr(_base(module), "out_features"):
-                    raise UserError(f"VL-PET: {path} must be a linear layer, got {type(_base(module)).__name__}")
+                if isinstance(module, AuxiliaryTrainingWrapper) or not hasattr(base_of(module), "out_features"):
+                    raise UserError(f"VL-PET: {path} must be a linear layer, got {type(base_of(module)).__name__}")
                 name = entry.get("name", "output" if side == "encoder" else "value")
                 sites[path] = Site(path, side, f"{side} {name}", **taps)
             if not found:
-                linears = [path for path, module in modules.items() if hasattr(_base(module), "out_features")]
+                linears = [path for path, module in modules.items() if hasattr(base_of(module), "out_features")]
                 raise UserError(
                     f"VL-PET: no module of {type(model).__name__} matches the {side} pattern {entry['output']!r} "
                     f"(preset {config.preset!r}); its linear layers are {_kinds(linears)}. Name this model's modules "
@@ -67,13 +72,11 @@ def _kinds(paths):
     return ", ".join(dict.fromkeys(re.sub(r"\b\d+\b", "*", path) for path in paths)) or "none"
 
 
-def _base(module):
-    return module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
-
-
-def new_adapter(config, side, linear, device=None):
+def new_adapter(
+    config: VLPetConfig, side: str, linear: nn.Module, device: torch.device | str | None = None
+) -> GatedAdapter | ValueAdapter:
     """Adapter module for ``linear``, a frozen linear or the layer around it; of its dtype, by default on its device."""
-    linear = _base(linear)
+    linear = base_of(linear)
     weight = linear.weight
     place = {"device": weight.device if device is None else device}
     if weight.is_floating_point():
@@ -84,16 +87,16 @@ def new_adapter(config, side, linear, device=None):
     return ValueAdapter(linear.in_features, linear.out_features, **options)
 
 
-def modules_to_train(model, config):
+def modules_to_train(model: nn.Module, config: VLPetConfig) -> list[str]:
     """The user's ``modules_to_save`` and the paths of the norms and the visual embedding that ``config`` trains."""
     chosen = list(config.modules_to_save or ())
     wanted = [("encoder", config.train_encoder_norms), ("decoder", config.train_decoder_norms)]
     for side, train in wanted:
         if train:
-            chosen += [path for path in _norms(model, side) if not _covered(path, chosen)]
+            chosen += [path for path in _norms(model, side) if not covered(path, chosen)]
     if config.train_visual_embedding:
         paths = [path for path, _ in model.named_modules() if path.rpartition(".")[2] == "visual_embedding"]
-        chosen += [path for path in paths if not _covered(path, chosen)]
+        chosen += [path for path in paths if not covered(path, chosen)]
     return chosen
 
 
@@ -117,11 +120,7 @@ def _norms(model, side):
     return found
 
 
-def _covered(path, chosen):
-    return any(path == name or path.endswith(f".{name}") for name in chosen)
-
-
-def check_fit(model, config, sites):
+def check_fit(model: nn.Module, config: VLPetConfig, sites: dict[str, Site]) -> dict[str, Any]:
     """Facts about the model that an adapter's tensors depend on, after the checks that need the model.
 
     Raises UserError where the adapters cannot be built, a module of ``modules_to_save`` is adapted too, or ``config``
@@ -139,23 +138,18 @@ def check_fit(model, config, sites):
             if reads and other != getattr(site, what):
                 raise UserError(f"VL-PET: another adapter at {site.path} has {other} for its {what}; give the same one")
         for path in (site.path, site.input, site.mask):
-            within = [path[:i] for i, letter in enumerate(path or "") if letter == "."]
-            if any(_covered(part, saved) for part in (within + [path] if path == site.path else within)):
+            within = parents(path or "")
+            if any(covered(part, saved) for part in (within + [path] if path == site.path else within)):
                 raise UserError(
                     f"VL-PET: {path} belongs to a site and to modules_to_save; what is trained whole cannot be adapted"
                 )
-    host = _host(model, sites, modules)
-    differing = [key for key in host if key != "model_type" and config.host and config.host.get(key) != host[key]]
-    if differing:
-        was, now = ({key: facts.get(key) for key in ("model_type", *differing)} for facts in (config.host, host))
-        raise UserError(f"VL-PET: this adapter or configuration was made for another model: {was}; this one has {now}")
-    return host
+    return check_host("VL-PET", _host(model, sites, modules), config)
 
 
 def _host(model, sites, modules):
     """What an adapter's tensors depend on in its model."""
     widths = {
-        side: sorted({_base(modules[site.path]).out_features for site in sites.values() if site.side == side})
+        side: sorted({base_of(modules[site.path]).out_features for site in sites.values() if site.side == side})
         for side in ("encoder", "decoder")
     }
     visual = [module for path, module in modules.items() if path.rpartition(".")[2] == "visual_embedding"]

@@ -2,7 +2,7 @@
 
 A file has
 
-- ``SOURCES``: the names of the ``.cu`` files to build, ``GLUE``: of the emulator's ``operations/*.cpp``;
+- ``OPERATION``: whose kernels are built, a folder of ``csrc/cuda`` and a file of the emulator's ``operations``;
 - ``FILES``: the files whose barriers are taken out one by one;
 - ``MUTATIONS``: named changes;
 - ``CHECKS``: what must notice them, from cheap to dear. A check takes the emulator and returns what is wrong, or None.

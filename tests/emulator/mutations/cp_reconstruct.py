@@ -11,9 +11,8 @@ from tests.emulator.test_cp_reconstruct_cuda import (
     test_sixteen_bit_updates_are_rounded_once,
 )
 
-SOURCES = ("cp_reconstruct", "cp_reconstruct_bwd")
-GLUE = ("cp_reconstruct",)
-FILES = ("cp_reconstruct_tile.cuh", "cp_reconstruct.cu", "cp_reconstruct_bwd.cu")
+OPERATION = "cp_reconstruct"
+FILES = ("cp_reconstruct/block.cuh", "cp_reconstruct/forward.cu", "cp_reconstruct/backward.cu")
 
 BY_NAME = {case.name: case for case in [*CASES, *WIDE]}
 NAMES = """soft sigmoid-each soft-each none-scaled diagonal-soft diagonal-sigmoid odd odd-diagonal many wide-diagonal
@@ -30,7 +29,7 @@ CHECKS = [
     of_assertions("more modules than a table holds", test_more_modules_than_a_table_holds),
 ]
 
-TILE, FORWARD, BACKWARD = "cp_reconstruct_tile.cuh", "cp_reconstruct.cu", "cp_reconstruct_bwd.cu"
+TILE, FORWARD, BACKWARD = "cp_reconstruct/block.cuh", "cp_reconstruct/forward.cu", "cp_reconstruct/backward.cu"
 
 MUTATIONS = [
     # A and the update
@@ -56,7 +55,7 @@ MUTATIONS = [
     ),
     # long sums
     Mutation("long sum of one piece", TILE, r"depth > 0; depth -= kDepth", "depth > 0; depth = 0"),
-    Mutation("second piece of the wrong vectors", TILE, r"A::kTurned \? a.stride : 1", "a.stride"),
+    Mutation("second piece of the wrong vectors", TILE, r"A::kTransposed \? a.stride : 1", "a.stride"),
     Mutation("last piece too long", TILE, r"depth < kDepth \? depth : kDepth", "kDepth"),
     # the forward
     Mutation("weight not added", FORWARD, r"load\(values\[n\].value\[j\]\) \+ tile.gate", "tile.gate"),
@@ -67,7 +66,12 @@ MUTATIONS = [
     Mutation("blocks' A in one place", FORWARD, r"block_y\(\) \* tiles_of\(p.d_out\) \* groups \+ ", ""),
     Mutation("a block makes one tile", FORWARD, r"end = begin \+ tiles_a_block \* 64", "end = begin + 64"),
     Mutation("blocks' tiles overlap", FORWARD, r"begin = group \* tiles_a_block \* 64", "begin = group * 64"),
-    Mutation("last block left out", FORWARD, r"\(column_tiles \+ tiles_a_block - 1\) / tiles", "column_tiles / tiles"),
+    Mutation(
+        "last block left out",
+        "cp_reconstruct/plan.h",
+        r"\(column_tiles \+ tiles_a_block - 1\) / tiles",
+        "column_tiles / tiles",
+    ),
     # the backward
     Mutation("lost slope", BACKWARD, r"d \* slopes.value\)", "d)"),
     Mutation("swapped slopes", BACKWARD, r"d \* slopes.threshold", "d * slopes.value"),

@@ -10,9 +10,8 @@ from tests.emulator.mutations import Check, Mutation, of_assertions, of_case
 from tests.emulator.test_emulator import test_inputs_may_begin_anywhere
 from tests.emulator.test_expert_mixture_cuda import test_large_logits, test_ties
 
-SOURCES = ("expert_mixture", "expert_mixture_bwd")
-GLUE = ("expert_mixture",)
-FILES = ("expert_mixture_site.cuh", "expert_mixture.cu", "expert_mixture_bwd.cu")
+OPERATION = "expert_mixture"
+FILES = ("expert_mixture/block.cuh", "expert_mixture/forward.cu", "expert_mixture/backward.cu")
 
 BY_NAME = {case.name: case for case in [*CASES, *WIDE]}
 NAMES = """uniform-scope token-gelu sample-pool-scope token-top-2 sample-top-2 many-experts odd odd-uniform odd-sample
@@ -38,9 +37,9 @@ CHECKS = [
     *(of_assertions(f"large logits of a {gate}", test_large_logits, gate) for gate in ("token", "sample")),
 ]
 
-SITE, FORWARD, BACKWARD = "expert_mixture_site.cuh", "expert_mixture.cu", "expert_mixture_bwd.cu"
-OPERAND = "operand.cuh"
-ROWS = "row_block.cuh"
+SITE, FORWARD, BACKWARD = "expert_mixture/block.cuh", "expert_mixture/forward.cu", "expert_mixture/backward.cu"
+OPERAND = "common/operand.cuh"
+ROWS = "common/row_block.cuh"
 
 MUTATIONS = [
     # the softmax
@@ -95,7 +94,9 @@ MUTATIONS = [
     Mutation("lost down bias, hybrid", FORWARD, r" \+ at<T>\(p.down_bias, column\)", ""),
     Mutation("second tile has the gate's first rows", FORWARD, r"head < 0 \? -head \* p.d : 0", "0"),
     Mutation("u made again, hybrid", FORWARD, r"down\(p.stacked\); \}", "down(0); }"),
-    Mutation("one block of rows too few", FORWARD, r"p.rows \+ Tile::kM - 1\)", "p.rows + Tile::kM - 2)"),
+    Mutation(
+        "one block of rows too few", "expert_mixture/plan.cpp", r"tiles_along\(p.rows\)", "tiles_along(p.rows - 1)"
+    ),
     Mutation("last rank left out", FORWARD, r"(begin, p.d, p.stacked\)), p.stacked\);", r"\1, p.stacked - 1);"),
     # the backward
     Mutation("lost slope", BACKWARD, r"scale \* q \* activation_slope\(p.activation, u\)", "scale * q"),

@@ -6,9 +6,8 @@ from tests.cases import BY_NAME
 from tests.emulator.mutations import Mutation, of_assertions, of_case
 from tests.emulator.test_gated_adapter_cuda import SITES, test_cost, test_dropout_mask
 
-SOURCES = ("gated_adapter", "gated_adapter_bwd")
-GLUE = ("gated_adapter",)
-FILES = ("gated_adapter.cu", "gated_adapter_bwd.cu", "gated_adapter_site.cuh")
+OPERATION = "gated_adapter"
+FILES = ("gated_adapter/forward.cu", "gated_adapter/backward.cu", "gated_adapter/block.cuh")
 
 NAMES = """large-bart middleX-bart small-masked middleY-sigmoid parallel-large-wide-x parallel-large pair odd-pair
 large-rms middleX-original small-masked-original large-t5 large-exact odd large-unbiased splits-small""".split()
@@ -21,8 +20,8 @@ CHECKS = [
     of_assertions("dropout mask", test_dropout_mask, 0.1, torch.float32),
 ]
 
-SITE, FORWARD, BACKWARD = "gated_adapter_site.cuh", "gated_adapter.cu", "gated_adapter_bwd.cu"
-ROWS = "row_block.cuh"
+SITE, FORWARD, BACKWARD = "gated_adapter/block.cuh", "gated_adapter/forward.cu", "gated_adapter/backward.cu"
+ROWS = "common/row_block.cuh"
 
 MUTATIONS = [
     Mutation("lost scale", SITE, r"C\(p.scale\) \* gate \* s", "gate * s"),
@@ -77,11 +76,11 @@ MUTATIONS = [
     ),
     Mutation(
         "one block of rows too few",
-        FORWARD,
-        r"\(p.rows \+ Tile::kM - 1\) / Tile::kM",
-        "(p.rows + Tile::kM - 2) / Tile::kM",
+        "gated_adapter/plan.h",
+        r"tiles_along\(p.rows\)",
+        "tiles_along(p.rows - 1)",
     ),
-    Mutation("small in one launch", FORWARD, r"if \(p.granularity != Granularity::small\) return", "return"),
+    Mutation("small in one launch", FORWARD, r"if \(!plan_.two_steps\) return", "return"),
     Mutation(
         "missing dropout scale in the backward", BACKWARD, r"dy \*= C\(p.scale\) \* dropped;", "dy *= C(p.scale);"
     ),

@@ -6,9 +6,8 @@ from tests.cases.mode_update import CASES, WIDE
 from tests.emulator.mutations import Mutation, of_assertions, of_case
 from tests.emulator.test_mode_update_cuda import test_nothing_is_made_for_gradients_that_nobody_asks_for
 
-SOURCES = ("mode_update", "mode_update_bwd")
-GLUE = ("mode_update",)
-FILES = ("mode_update_block.cuh", "mode_update.cu", "mode_update_bwd.cu")
+OPERATION = "mode_update"
+FILES = ("mode_update/block.cuh", "mode_update/forward.cu", "mode_update/backward.cu")
 
 BY_NAME = {case.name: case for case in [*CASES, *WIDE]}
 NAMES = """dropout dropout-shared dropout-diagonal four diagonal projected odd odd-diagonal wide-shares
@@ -19,9 +18,9 @@ CHECKS = [
     of_assertions("x's gradient alone", test_nothing_is_made_for_gradients_that_nobody_asks_for),
 ]
 
-BLOCK, FORWARD, BACKWARD = "mode_update_block.cuh", "mode_update.cu", "mode_update_bwd.cu"
-SUMS = "token_sums.cuh"
-ROWS = "row_block.cuh"
+BLOCK, FORWARD, BACKWARD = "mode_update/block.cuh", "mode_update/forward.cu", "mode_update/backward.cu"
+SUMS = "common/token_sums.cuh"
+ROWS = "common/row_block.cuh"
 
 MUTATIONS = [
     # dropout
@@ -61,7 +60,7 @@ MUTATIONS = [
     Mutation("base of the first projection", FORWARD, r"of_mode\(out_.base, k\)", "of_mode(out_.base, 0)"),
     Mutation("h not dropped", FORWARD, r"mix\(kept_, k, mixed_\)", "mix(h_, k, mixed_)"),
     Mutation("last rank left out of V", FORWARD, r"(p.d_out, p.rank\)), p.rank\);", r"\1, p.rank - (p.rank > 1));"),
-    Mutation("one block of rows too few", FORWARD, r"p.rows \+ Tile::kM - 1\)", "p.rows + Tile::kM - 2)"),
+    Mutation("one block of rows too few", "mode_update/plan.h", r"tiles_along\(p.rows\)", "tiles_along(p.rows - 1)"),
     Mutation("share begins with its projection", FORWARD, r"begin > k \* tiles \? begin - k \* tiles : 0", "0"),
     Mutation("share ends with its projection", FORWARD, r" && k \* tiles \+ tile < end", ""),
     Mutation(

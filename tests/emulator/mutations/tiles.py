@@ -6,9 +6,8 @@ from tests.cases.gated_adapter import BART_TAIL, site
 from tests.emulator.mutations import Mutation, of_assertions, of_case
 from tests.emulator.test_gated_adapter_cuda import SITES, test_cost, test_heads_do_not_touch_each_other
 
-SOURCES = ("gated_adapter", "gated_adapter_bwd")
-GLUE = ("gated_adapter",)
-FILES = ("mma_tile.cuh", "fma_tile.cuh", "token_sums.cuh")
+OPERATION = "gated_adapter"
+FILES = ("common/mma_tile.cuh", "common/fma_tile.cuh", "common/token_sums.cuh")
 
 ONE_BLOCK = dict(batch=(1, 20), d=24, r=16, r_g=16, granularity="large")
 # Of a weight's gradient 4 by 2 tiles, since 3 by 2 are all met whichever index counts them.
@@ -31,7 +30,7 @@ CHECKS = [
     *(of_case(site("deep", **DEEP), dtype) for dtype in (torch.bfloat16, torch.float32)),
 ]
 
-MMA, FMA, SUMS, OPERAND = "mma_tile.cuh", "fma_tile.cuh", "token_sums.cuh", "operand.cuh"
+MMA, FMA, SUMS, OPERAND = "common/mma_tile.cuh", "common/fma_tile.cuh", "common/token_sums.cuh", "common/operand.cuh"
 
 MUTATIONS = [
     # copies and stages
@@ -61,7 +60,7 @@ MUTATIONS = [
         "lane / 16 * 8, k + lane % 16 / 8 * 8)",
     ),
     Mutation("sums of one pair twice", MMA, r"sum\[2 \* pair \+ 1\]", "sum[2 * pair]"),
-    Mutation("turned operand not turned", MMA, r"fragment<B::kTurned>", "fragment<false>"),
+    Mutation("turned operand not turned", MMA, r"fragment<B::kTransposed>", "fragment<false>"),
     Mutation("swapped result rows and columns", MMA, r"lane / 4 \+ e / 2 \* 8", "lane / 4 + e % 2 * 8"),
     Mutation("warp's rows by its columns", MMA, r"warp / 2 \* kWarpRows", "warp % 4 * kWarpRows"),
     # tails
@@ -116,5 +115,5 @@ MUTATIONS = [
     Mutation("a warp's tokens twice", SUMS, r"t \+= kWarps", "t += kWarps - 1"),
     Mutation("a warp's sum left out", SUMS, r"k = 1; k < kWarps", "k = 2; k < kWarps"),
     Mutation("lost weight of a token", SUMS, r"\(job.weight \? read\(job.weight \+ t\) : C\(1\)\)", "C(1)"),
-    Mutation("more splits than the formula", "launch.cuh", r"\(tokens \+ 511\) / 512", "(tokens + 255) / 256"),
+    Mutation("more splits than the formula", "common/launch.cuh", r"\(tokens \+ 511\) / 512", "(tokens + 255) / 256"),
 ]

@@ -2,7 +2,7 @@
 
 #include "kernels/expert_mixture.h"
 
-#include "cuda/primitives.cuh"
+#include "cuda/common/primitives.cuh"
 
 #include <initializer_list>
 #include <type_traits>

@@ -1,0 +1,15 @@
+// Instantiates the row loops of mode_cores for every pair of types and every instruction set.
+
+#include "cpu/common/loops.h"
+#include "cpu/mode_cores/rows.h"
+
+#define PETX_ISA_BODY "cpu/mode_cores/rows.inl"
+#include "cpu/common/foreach_isa.h"
+
+namespace petx::cpu {
+
+PETX_LOOPS_WITH_MATH(CoreRows, core_rows)
+PETX_INSTANTIATE_WHOLE(CoreRows, core_rows)
+PETX_INSTANTIATE_16BIT(CoreRows, core_rows)
+
+}  // namespace petx::cpu

@@ -1,0 +1,47 @@
+// Row loops of mode_cores, compiled once per instruction set (foreach_isa.h).
+
+template <Gate kind, class T, class G, class C>
+static void gate_as(const T* core, const C* thresholds, C inverse, int64_t rows, int64_t rank, G* to) {
+  for (int64_t i = 0; i < rows; ++i, core += rank, to += rank) {
+#pragma omp simd
+    for (int64_t k = 0; k < rank; ++k)
+      store(to[k], gated<kind>(C(load(core[k])), kind == Gate::none ? C(0) : thresholds[k], inverse));
+  }
+}
+
+template <class T, class G, class C>
+static void gate_rows(Gate gate, const T* core, const C* thresholds, C inverse, int64_t rows, int64_t rank, G* to) {
+  with_gate(gate, [&]<Gate kind>() { gate_as<kind>(core, thresholds, inverse, rows, rank, to); });
+}
+
+template <Gate kind, class T, class G, class C>
+static void slopes_as(const T* core, const C* thresholds, C inverse, const G* grad, int64_t rows, int64_t rank,
+                      C* dcore, C* dthresholds) {
+  for (int64_t i = 0; i < rows; ++i, core += rank, grad += rank) {
+    if (dcore) {
+#pragma omp simd
+      for (int64_t k = 0; k < rank; ++k)
+        dcore[i * rank + k] =
+            C(load(grad[k])) *
+            gate_slopes<kind>(C(load(core[k])), kind == Gate::none ? C(0) : thresholds[k], inverse).value;
+    }
+    if (kind != Gate::none && dthresholds) {
+#pragma omp simd
+      for (int64_t k = 0; k < rank; ++k)
+        dthresholds[k] += C(load(grad[k])) * gate_slopes<kind>(C(load(core[k])), thresholds[k], inverse).threshold;
+    }
+  }
+}
+
+template <class T, class G, class C>
+static void slope_rows(Gate gate, const T* core, const C* thresholds, C inverse, const G* grad, int64_t rows,
+                       int64_t rank, C* dcore, C* dthresholds) {
+  with_gate(gate,
+            [&]<Gate kind>() { slopes_as<kind>(core, thresholds, inverse, grad, rows, rank, dcore, dthresholds); });
+}
+
+template <class T, class G>
+static CoreRows<T, G> rows_for() {
+  using C = Compute<T>;
+  return {gate_rows<T, G, C>, slope_rows<T, G, C>};
+}

@@ -1,0 +1,57 @@
+// How the kernels are launched: one table, the rule for token splits, and what experiments may override.
+//
+// Nothing here asks which GPU it is, so every card gets the same launches and the same order of sums. Bits are the same
+// on every card in fp32 and fp64; matrix units add up 16-bit products differently from one architecture to the next, so
+// 16-bit results have the same bits from run to run on one architecture.
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>
+
+#include "kernels/types.h"
+
+namespace petx::cuda {
+
+struct Launch {
+  int threads;  // of a block
+  int blocks;   // that a multiprocessor is to hold at a time
+  static constexpr int kRegisters = 64 * 1024;
+  // What ptxas may give a thread, in its steps of eight.
+  PETX_HD constexpr int registers() const { return kRegisters / (threads * blocks) / 8 * 8; }
+};
+
+// Products by tiles: 16 results a thread of 64 x 64, so 256 threads. Two blocks: one multiplies while the other waits
+// at a barrier or for its copies, and 128 registers a thread are what a fragment's loop needs without spills.
+constexpr Launch kTileLaunch = {256, 2};
+// Sums over tokens: a few instructions between two loads, so as many threads as there are; 256 because the last step
+// adds up eight warps. Four blocks leave 64 registers.
+constexpr Launch kSumLaunch = {256, 4};
+static_assert(kTileLaunch.threads == kSumLaunch.threads, "one launcher serves the tables of both (token_sums.cuh)");
+
+// Blocks of `kSumLaunch` that give each of `count` values a thread.
+PETX_HD constexpr int64_t sum_blocks(int64_t count) { return (count + kSumLaunch.threads - 1) / kSumLaunch.threads; }
+
+// Shared memory of a multiprocessor of sm_80. sm_90 and sm_100 have 228 KB; sm_86, sm_89 and sm_120 have 100 KB, which
+// hold two blocks of 16-bit tiles with one result, or one block with two.
+constexpr int kSharedMemory = 164 * 1024, kSharedMemoryOfSystem = 1024;  // a block
+
+constexpr bool fits(Launch launch, int shared_bytes) {
+  return launch.blocks * (shared_bytes + kSharedMemoryOfSystem) <= kSharedMemory;
+}
+
+// The environment's number if it is set, else `usual`; for experiments, bits may differ.
+inline int64_t env_int_or(const char* name, int64_t usual, int64_t most) {
+  const char* text = std::getenv(name);
+  int64_t value = text ? std::atoll(text) : usual;
+  return value < 1 ? usual : value > most ? most : value;
+}
+
+// Splits of at least 512 tokens, at most 16: enough blocks for every multiprocessor beside some 50 tiles a weight,
+// and partial sums that stay in the second-level cache. PETX_CUDA_SPLITS overrides.
+inline int64_t token_splits(int64_t tokens) {
+  int64_t wanted = (tokens + 511) / 512;
+  int64_t splits = env_int_or("PETX_CUDA_SPLITS", wanted > 16 ? 16 : wanted, 65535);
+  return splits > tokens ? tokens : splits;
+}
+
+}  // namespace petx::cuda

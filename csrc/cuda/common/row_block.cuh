@@ -1,0 +1,61 @@
+// A block of rows as its threads see it: products are made by the whole block, a tile of columns at a time; everything
+// else is done by the four threads that own a row, whose sums are two shuffles away.
+#pragma once
+
+#include "cuda/common/kernel.cuh"
+
+namespace petx::cuda {
+
+template <class S>
+class RowBlock {
+ public:
+  using T = S;
+  using C = Compute<T>;
+  using Tile = TileOf<T>;
+  static constexpr int kSharers = Tile::kThreads / Tile::kM;  // threads that own a row
+  static constexpr int kRun = 8;                              // consecutive columns a thread takes at a time
+  static_assert(kSharers == 4);
+
+  PETX_DEVICE RowBlock(int64_t all_rows, int64_t block)
+      : first(block * Tile::kM),
+        rows(all_rows - first < Tile::kM ? all_rows - first : Tile::kM),
+        row(thread_index() / kSharers),
+        sharer(thread_index() % kSharers),
+        token(first + row) {}
+
+  PETX_DEVICE bool valid() const { return row < rows; }
+
+  // The sum of a row's four threads, in all of them.
+  PETX_DEVICE static C row_sum(C value) {
+    value += shuffle_xor(value, 1);
+    return value + shuffle_xor(value, 2);
+  }
+
+  // This block's rows of a [N, width] tensor, from `column` on.
+  PETX_DEVICE Rows<T> block_rows(const void* data, int64_t width, int64_t column = 0) const {
+    return {static_cast<const T*>(data) + first * width + column, width, rows};
+  }
+  // Rows, or columns, [begin, end) of a matrix whose rows are `width` long, as many as a tile has columns.
+  PETX_DEVICE static Rows<T> weight_rows(const void* data, int64_t begin, int64_t end, int64_t width) {
+    return {static_cast<const T*>(data) + begin * width, width, end - begin};
+  }
+  PETX_DEVICE static Columns<T> weight_columns(const void* data, int64_t begin, int64_t end, int64_t width) {
+    return {static_cast<const T*>(data) + begin, width, end - begin};
+  }
+
+  // Calls visit(column, column in the tile) for this thread's columns of a tile that begins at `begin`.
+  template <class Visit>
+  PETX_DEVICE void each_column(int64_t begin, int64_t end, const Visit& visit) const {
+    if (!valid()) return;
+#pragma unroll 1
+    for (int run = kRun * sharer; run < Tile::kN; run += kRun * kSharers)
+#pragma unroll 1
+      for (int c = run; c < run + kRun && begin + c < end; ++c) visit(begin + c, c);
+  }
+
+  int64_t first, rows;  // the block's first row, and how many it has
+  int row, sharer;      // this thread's among them, and its number among the row's four
+  int64_t token;        // that row's among all
+};
+
+}  // namespace petx::cuda

@@ -1,0 +1,238 @@
+// Sums over tokens in an order fixed by the shape: gradients of weights, of biases and of gate vectors.
+//
+// Tokens are cut into splits; each split's sum is made by one block from its first token to its last, and the splits
+// are added up in their order by a second launch. No atomics: the number of splits follows from
+// the number of tokens and not from the card, so the order is the same on every run and every GPU (launch.cuh says what
+// that means for bits).
+#pragma once
+
+#include "cuda/common/kernel.cuh"
+#include "kernels/math.h"
+
+namespace petx::cuda {
+
+// Tokens cut into splits of one size, but for the last.
+struct Splits {
+  int64_t rows, size, count;
+  explicit Splits(int64_t n) : rows(n), size(0), count(0) {
+    int64_t wanted = token_splits(n);
+    size = (n + wanted - 1) / wanted;
+    count = (n + size - 1) / size;
+  }
+};
+
+// to [groups * m, n] = a^T b, group by group: a [N, groups * m], b [N, groups * n].
+template <class T>
+struct WeightGrad {
+  const T* a;
+  const T* b;
+  int64_t m, n, groups;
+  int64_t offset;  // of `to` in a split's sums
+
+  PETX_HD int64_t row_tiles() const { return (m + TileOf<T>::kM - 1) / TileOf<T>::kM; }
+  PETX_HD int64_t column_tiles() const { return (n + TileOf<T>::kN - 1) / TileOf<T>::kN; }
+  PETX_HD int64_t tiles() const { return groups * row_tiles() * column_tiles(); }
+};
+
+template <class T, int kMost>
+struct WeightGrads {
+  WeightGrad<T> each[kMost];
+  int count = 0;
+  int64_t rows, split_rows, split_sums;  // tokens, tokens a split, values a split
+  Compute<T>* sums;                      // [splits, split_sums]
+};
+
+template <class T, int kMost>
+PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks) weight_grads(WeightGrads<T, kMost> all) {
+  using Tile = TileOf<T>;
+  int64_t tile = block_x();
+  int number = 0;
+  while (tile >= all.each[number].tiles()) tile -= all.each[number++].tiles();
+  const WeightGrad<T> grad = all.each[number];
+  int64_t column = tile % grad.column_tiles() * Tile::kN;
+  int64_t row = tile / grad.column_tiles() % grad.row_tiles() * Tile::kM;
+  int64_t group = tile / grad.column_tiles() / grad.row_tiles();
+
+  int64_t begin = block_y() * all.split_rows;
+  int64_t depth = all.rows - begin < all.split_rows ? all.rows - begin : all.split_rows;
+  int64_t a_width = grad.groups * grad.m, b_width = grad.groups * grad.n;
+  Columns<T> a{grad.a + begin * a_width + group * grad.m + row, a_width, grad.m - row};
+  Columns<T> b{grad.b + begin * b_width + group * grad.n + column, b_width, grad.n - column};
+  Tile::multiply(0, a, b, depth);
+
+  Compute<T>* to = all.sums + block_y() * all.split_sums + grad.offset + (group * grad.m + row) * grad.n + column;
+  for (int e = thread_index(); e < Tile::kM * Tile::kN; e += Tile::kThreads) {
+    int i = e / Tile::kN, j = e % Tile::kN;
+    if (i < grad.m - row && j < grad.n - column) write(to + i * grad.n + j, Tile::result(0, i, j));
+  }
+}
+
+// to [width] = sum over tokens of weight * value, each 1 where its pointer is null.
+template <class T>
+struct ColumnSum {
+  const T* value;            // [N, width]
+  const Compute<T>* weight;  // [N]
+  int64_t width, offset;
+
+  static constexpr int kColumns = 32;
+  PETX_HD int64_t blocks() const { return (width + kColumns - 1) / kColumns; }
+};
+
+template <class T, int kMost>
+struct ColumnSums {
+  ColumnSum<T> each[kMost];
+  int count = 0;
+  int64_t rows, split_rows, split_sums;
+  Compute<T>* sums;
+};
+
+// A warp's lanes read neighbouring columns, its eight warps take every eighth token.
+template <class T, int kMost>
+PETX_KERNEL void __launch_bounds__(kSumLaunch.threads, kSumLaunch.blocks) column_sums(ColumnSums<T, kMost> all) {
+  using C = Compute<T>;
+  constexpr int kColumns = ColumnSum<T>::kColumns, kWarps = kSumLaunch.threads / kColumns;
+  int64_t block = block_x();
+  int number = 0;
+  while (block >= all.each[number].blocks()) block -= all.each[number++].blocks();
+  const ColumnSum<T> job = all.each[number];
+  int lane = thread_index() % kColumns, warp = thread_index() / kColumns;
+  int64_t column = block * kColumns + lane, begin = block_y() * all.split_rows;
+  int64_t end = begin + all.split_rows < all.rows ? begin + all.split_rows : all.rows;
+  C sum = 0;
+  if (column < job.width)
+    for (int64_t t = begin + warp; t < end; t += kWarps)
+      sum += (job.value ? load(read(job.value + t * job.width + column)) : C(1)) *
+             (job.weight ? read(job.weight + t) : C(1));
+  Shared<C> parts(0);
+  parts.set(warp * kColumns + lane, sum);
+  sync_block();
+  if (warp != 0 || column >= job.width) return;
+  for (int k = 1; k < kWarps; ++k) sum += parts.get(k * kColumns + lane);
+  write(all.sums + block_y() * all.split_sums + job.offset + column, sum);
+}
+
+// to [count] = the sum of `parts` vectors that lie `stride` apart, in their order, each the sum of `pieces` that follow
+// one another; times sigma' of a middle_y gate where `sigmoid_of` is given.
+template <class T>
+struct Reduction {
+  const Compute<T>* from;
+  Compute<T>* to;
+  int64_t parts, stride, count;
+  const T* sigmoid_of;
+  int64_t pieces = 1;
+
+  PETX_HD int64_t blocks() const { return sum_blocks(count); }
+};
+
+template <class T, int kMost>
+struct Reductions {
+  Reduction<T> each[kMost];
+  int count = 0;
+};
+
+template <class T, int kMost>
+PETX_KERNEL void __launch_bounds__(kSumLaunch.threads, kSumLaunch.blocks) reduce(Reductions<T, kMost> all) {
+  using C = Compute<T>;
+  int64_t block = block_x();
+  int number = 0;
+  while (block >= all.each[number].blocks()) block -= all.each[number++].blocks();
+  const Reduction<T> job = all.each[number];
+  int64_t i = block * kSumLaunch.threads + thread_index();
+  if (i >= job.count) return;
+  C sum = 0;
+  for (int64_t part = 0; part < job.parts; ++part)
+    for (int64_t piece = 0; piece < job.pieces; ++piece)
+      sum += read(job.from + part * job.stride + piece * job.count + i);
+  if (job.sigmoid_of) {
+    C sigma = sigmoid(C(load(read(job.sigmoid_of + i))));
+    sum *= sigma * (C(1) - sigma);
+  }
+  write(job.to + i, sum);
+}
+
+// One launch for all jobs of a table, `rows_of_blocks` deep; none where the table is empty.
+template <class Table>
+int launch_table(void (*kernel)(Table), const Table& table, int64_t blocks, int64_t rows_of_blocks, int shared_bytes,
+                 void* stream) {
+  return blocks ? launch(kernel, blocks, rows_of_blocks, kSumLaunch.threads, shared_bytes, stream, table) : 0;
+}
+
+// The sums over tokens of one call: jobs are named one by one, their places in the workspace follow, then the launches,
+// which are three at most: products, column sums, and the splits added up.
+template <class T, int kProducts, int kColumns, int kReductions>
+class TokenSums {
+  using C = Compute<T>;
+
+ public:
+  explicit TokenSums(int64_t rows) : splits_(rows) {}
+
+  // to [groups * m, n] = a^T b, group by group; see WeightGrad. Nothing where `to` is null, as below.
+  void product(void* to, const void* a, const void* b, int64_t m, int64_t n, int64_t groups = 1) {
+    if (!to) return;
+    products_.each[products_.count++] = {static_cast<const T*>(a), static_cast<const T*>(b), m, n, groups, split_sums_};
+    finish_split(to, groups * m * n);
+  }
+  // to [m, n] = the sum over all pairs of a_k^T b_k.
+  void product_of_pairs(void* to, int pairs, const void* const* a, const void* const* b, int64_t m, int64_t n) {
+    if (!to || !pairs) return;
+    for (int k = 0; k < pairs; ++k)
+      products_.each[products_.count++] = {static_cast<const T*>(a[k]), static_cast<const T*>(b[k]), m, n, 1,
+                                           split_sums_ + k * m * n};
+    finish_split(to, m * n, pairs);
+  }
+  // to [width] = sum over tokens of weight * value; see ColumnSum.
+  void column(void* to, const void* value, const C* weight, int64_t width) {
+    if (!to) return;
+    columns_.each[columns_.count++] = {static_cast<const T*>(value), weight, width, split_sums_};
+    finish_split(to, width);
+  }
+  // to [count] = the sum of `parts` vectors that lie `stride` apart; see Reduction.
+  void finish(void* to, const C* from, int64_t parts, int64_t stride, int64_t count, const void* sigmoid_of = nullptr) {
+    if (!to) return;
+    reductions_.each[reductions_.count++] = {
+        from, static_cast<C*>(to), parts, stride, count, static_cast<const T*>(sigmoid_of), 1};
+  }
+
+  // After the last job.
+  void place(Workspace& workspace) {
+    C* sums = workspace.take<C>(splits_.count * split_sums_);
+    products_.rows = columns_.rows = splits_.rows;
+    products_.split_rows = columns_.split_rows = splits_.size;
+    products_.split_sums = columns_.split_sums = split_sums_;
+    products_.sums = columns_.sums = sums;
+    for (int i = 0; i < reductions_.count; ++i) {
+      Reduction<T>& job = reductions_.each[i];
+      if (!job.parts) job.from = sums + job.stride, job.parts = splits_.count, job.stride = split_sums_;
+    }
+  }
+
+  int run(void* stream) const {
+    int64_t tiles = 0, column_blocks = 0, reduce_blocks = 0;
+    for (int i = 0; i < products_.count; ++i) tiles += products_.each[i].tiles();
+    for (int i = 0; i < columns_.count; ++i) column_blocks += columns_.each[i].blocks();
+    for (int i = 0; i < reductions_.count; ++i) reduce_blocks += reductions_.each[i].blocks();
+    int bytes = TileOf<T>::shared_bytes(1);
+    if (int error = launch_table(weight_grads<T, kProducts>, products_, tiles, splits_.count, bytes, stream))
+      return error;
+    bytes = kSumLaunch.threads * sizeof(C);
+    if (int error = launch_table(column_sums<T, kColumns>, columns_, column_blocks, splits_.count, bytes, stream))
+      return error;
+    return launch_table(reduce<T, kReductions>, reductions_, reduce_blocks, 1, 0, stream);
+  }
+
+ private:
+  // Sums by split have no address yet: `stride` keeps the offset, `parts` 0 says so.
+  void finish_split(void* to, int64_t count, int64_t pieces = 1) {
+    finish(to, nullptr, 0, split_sums_, count);
+    reductions_.each[reductions_.count - 1].pieces = pieces;
+    split_sums_ += pieces * count;
+  }
+
+  Splits splits_;
+  WeightGrads<T, kProducts> products_ = {};
+  ColumnSums<T, kColumns> columns_ = {};
+  Reductions<T, kReductions> reductions_ = {};
+  int64_t split_sums_ = 0;
+};
+
+}  // namespace petx::cuda

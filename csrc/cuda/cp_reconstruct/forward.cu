@@ -1,0 +1,107 @@
+// Forward of cp_reconstruct on the GPU, all modules in one launch.
+//
+//   W'_k = W_k + gate(scale A_k U),   A_k = V M_k^T
+//
+// Bytes: every W_k once from memory and every W'_k once to it; U, V and the cores come from the second-level cache.
+// Tiling: a block owns 64 rows of one module and some tiles of 64 columns. It makes A_k of its rows first, leaves it in
+// the workspace and reads it back from the second-level cache as operand of every tile, so that no rank is too large.
+// A tile of W is asked for before the product that hides its way. The product is short (R deep), hence the small tile:
+// what counts is how many loads of W are under way.
+// The number of tiles a block takes grows with the call, so that one small weight still fills the machine and many
+// weights make A_k only once for 64 rows.
+
+#include "cuda/cp_reconstruct/block.cuh"
+
+namespace petx::cuda {
+namespace {
+
+struct Table {
+  const void* weights[kTableModules];
+  void* out[kTableModules];
+};
+
+template <class T>
+PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
+    reconstruct(CpReconstructParams p, Table table, int64_t first_module, int64_t groups, int64_t tiles_a_block,
+                Mixed<T> all_mixed) {
+  using Tiles = ReconstructTile<T>;
+  using C = Compute<T>;
+  int64_t row_tile = block_x() / groups, group = block_x() % groups;
+  Tiles tile(p, first_module + block_y(), row_tile);
+  const T* weight = static_cast<const T*>(table.weights[block_y()]);
+  T* out = static_cast<T*>(table.out[block_y()]);
+  int64_t begin = group * tiles_a_block * 64, end = begin + tiles_a_block * 64;
+  if (end > p.d_in) end = p.d_in;
+
+  Mixed<T> mixed = all_mixed.from((block_y() * tiles_of(p.d_out) * groups + block_x()) * 64 * p.rank);
+  tile.mix(mixed);
+  sync_block();  // A's other values come from other threads
+  for (int64_t column = begin; column < end; column += 64) {
+    Pack<T> values[Tiles::kThreadPacks];
+#pragma unroll
+    for (int n = 0; n < Tiles::kThreadPacks; ++n) {
+      auto place = tile.place(n, column);
+      values[n] = tile.read_pack(weight + tile.index(place, column), place.count);
+    }
+    tile.make_update(mixed, column);
+#pragma unroll
+    for (int n = 0; n < Tiles::kThreadPacks; ++n) {
+      auto place = tile.place(n, column);
+#pragma unroll
+      for (int j = 0; j < Tiles::kPack; ++j) {
+        C update = tile.update(place.row, place.column + j);
+        store(values[n].value[j], load(values[n].value[j]) + tile.gate(update));
+      }
+      tile.write_pack(out + tile.index(place, column), values[n], place.count);
+    }
+  }
+}
+
+// One call: where everything lies, and the launches in their order.
+template <class T>
+class ForwardCall {
+  using Tile = TileOf<T>;
+
+ public:
+  ForwardCall(Workspace& workspace, const CpReconstructParams& params, const void* const* weights, void* const* out)
+      : p(params), plan_(p), weights_(weights), out_(out) {
+    // Of A, one piece for each block of a launch.
+    mixed_ = Mixed<T>::take(workspace, modules(0) * plan_.blocks_a_module() * Tile::kM * p.rank);
+  }
+
+  int run(void* stream) const {
+    for (int64_t first = 0; first < p.modules; first += kTableModules) {
+      Table table = {};
+      for (int64_t k = 0; k < modules(first); ++k)
+        table.weights[k] = weights_[first + k], table.out[k] = out_[first + k];
+      int error = launch(reconstruct<T>, plan_.blocks_a_module(), modules(first), Tile::kThreads,
+                         Tile::shared_bytes(ReconstructTile<T>::kResults), stream, p, table, first, plan_.groups,
+                         plan_.tiles_a_block, mixed_);
+      if (error) return error;
+    }
+    return 0;
+  }
+
+ private:
+  // Of the table that begins with module `first`.
+  int64_t modules(int64_t first) const { return p.modules - first < kTableModules ? p.modules - first : kTableModules; }
+
+  const CpReconstructParams& p;
+  CpReconstructPlan plan_;
+  const void* const* weights_;
+  void* const* out_;
+  Mixed<T> mixed_;
+};
+
+}  // namespace
+
+int64_t cp_reconstruct_fwd_workspace(const CpReconstructParams& p) {
+  return count_workspace<ForwardCall>(p.dtype, p, nullptr, nullptr);
+}
+
+int cp_reconstruct_fwd(const CpReconstructParams& p, const void* const* weights, void* const* out, void* workspace,
+                       void* stream) {
+  return p.d_out && p.d_in ? run_call<ForwardCall>(p.dtype, workspace, stream, p, weights, out) : 0;
+}
+
+}  // namespace petx::cuda

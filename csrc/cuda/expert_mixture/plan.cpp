@@ -1,0 +1,40 @@
+#include "cuda/expert_mixture/plan.h"
+
+#include <cstdlib>
+#include <cstring>
+
+namespace petx::cuda {
+
+// The host library's larger tiles make more operations per byte of shared memory than 64 x 64 do; the fused kernel
+// spares launches and passes over x, y and u. So the library wins if operations bound the whole (a rank of 192 and
+// more) and there are rows enough that launches do not count: 4096 for the released K r = 384, more for a lower rank.
+// From a model of bytes and operations; no card has measured it yet.
+ExpertMixturePlan::ExpertMixturePlan(const ExpertMixtureParams& p) : blocks(tiles_along(p.rows)) {
+  const char* wanted = std::getenv("PETX_EXPERT_MIXTURE");
+  if (wanted && (!std::strcmp(wanted, "hybrid") || !std::strcmp(wanted, "fused"))) {
+    hybrid = !std::strcmp(wanted, "hybrid");
+    why = "PETX_EXPERT_MIXTURE says so";
+    return;
+  }
+  constexpr int64_t kRank = 192, kRowsTimesRank = 4096 * 384;
+  hybrid = p.stacked >= kRank && p.rows >= kRowsTimesRank / p.stacked;
+  if (p.stacked < kRank) {
+    why = "the experts' ranks together, " + std::to_string(p.stacked) + ", are below " + std::to_string(kRank);
+  } else {
+    why = std::to_string(p.rows) + " rows are " + (hybrid ? "at least " : "fewer than ") +
+          std::to_string(kRowsTimesRank / p.stacked);
+  }
+}
+
+bool expert_mixture_hybrid(const ExpertMixtureParams& p) { return ExpertMixturePlan(p).hybrid; }
+
+static const Planner planner(
+    "expert_mixture", {{"rows", 4112}, {"stacked", 384}}, [](DType dtype, const Sizes& sizes) -> Plan {
+      ExpertMixtureParams p = {};
+      p.rows = sizes.at("rows"), p.stacked = sizes.at("stacked");
+      ExpertMixturePlan plan(p);
+      return {plan.hybrid ? "hybrid" : "fused",
+              plan.why + "; " + (plan.hybrid ? "wide products by the host library" : units_of(dtype)), plan.blocks, 1};
+    });
+
+}  // namespace petx::cuda

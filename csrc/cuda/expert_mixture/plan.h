@@ -1,0 +1,17 @@
+// How a call of expert_mixture is launched: fused, or hybrid with the wide products made by the host library.
+#pragma once
+
+#include "cuda/common/plan.h"
+#include "kernels/expert_mixture.h"
+
+namespace petx::cuda {
+
+struct ExpertMixturePlan {
+  int64_t blocks;  // of 64 rows
+  bool hybrid;
+  std::string why;
+
+  explicit ExpertMixturePlan(const ExpertMixtureParams& p);
+};
+
+}  // namespace petx::cuda

@@ -1,0 +1,191 @@
+// Backward of mode_cores on the GPU.
+//
+//   full      dgate(C) = dM^T P;  dP = dM gate(C)     C as [S, R] with S = R^2, P [n, R], M [n, S]
+//   diagonal  M = gate(lambda) * P, row by row
+//
+// Bytes: C twice, dM once, P from the second-level cache.
+// Launches: two. Blocks of two kinds are in the first: some make 64 of C's rows by 64 ranks of dC and what they add to
+// the threshold's gradient, the others a split of dP, the sum over C's rows. The second adds up, in an order that the
+// shape fixes.
+
+#include "cuda/mode_cores/block.cuh"
+
+namespace petx::cuda {
+namespace {
+
+template <class T>
+PETX_DEVICE GateSlopes<Compute<T>> slopes_at(const ModeCoresParams& p, int64_t i, int64_t k) {
+  using C = Compute<T>;
+  C value = at<T>(p.core, i), limit = threshold_of<T>(p, k), inverse = C(1 / p.temperature);
+  return with_gate(p.gate, [&]<Gate kind>() { return gate_slopes<kind>(value, limit, inverse); });
+}
+
+// The backward's grid, and what its blocks leave to be added up.
+template <class T>
+struct Grid {
+  using C = Compute<T>;
+  using Tile = FmaTile<T>;
+  int64_t slice_tiles, rank_tiles, mode_tiles;
+  int64_t core_blocks;   // of the first kind
+  int64_t splits, size;  // of C's rows, for dP
+  C* dthreshold;         // each: [slice tiles, R], else [core blocks]
+  C* dvectors;           // [splits, n, R]
+
+  Grid(const ModeCoresParams& p, const ModeCoresGrads& g, Workspace& workspace) {
+    Splits of_rows(p.slices());
+    slice_tiles = (p.slices() + Tile::kM - 1) / Tile::kM, rank_tiles = (p.rank + Tile::kN - 1) / Tile::kN;
+    mode_tiles = (p.modes + Tile::kM - 1) / Tile::kM;
+    core_blocks = g.dcore || g.dthreshold ? slice_tiles * rank_tiles : 0;
+    splits = of_rows.count, size = of_rows.size;
+    dthreshold = workspace.template take<C>(g.dthreshold ? p.each ? slice_tiles * p.rank : core_blocks : 0);
+    dvectors = workspace.template take<C>(g.dvectors ? splits * p.modes * p.rank : 0);
+  }
+  int64_t blocks() const { return core_blocks + (dvectors ? splits * mode_tiles * rank_tiles : 0); }
+};
+
+template <class T>
+PETX_DEVICE void core_grad(const ModeCoresParams& p, const ModeCoresGrads& g, const Grid<T>& grid, int64_t block) {
+  using C = Compute<T>;
+  using Tile = FmaTile<T>;
+  int64_t slice = block / grid.rank_tiles * Tile::kM, rank = block % grid.rank_tiles * Tile::kN, slices = p.slices();
+  Columns<T> grads{static_cast<const T*>(g.dcores) + slice, slices, slices - slice};
+  Columns<T> vectors{static_cast<const T*>(p.vectors) + rank, p.rank, p.rank - rank};
+  Tile::multiply(0, grads, vectors, p.modes);
+  for (int e = thread_index(); e < Tile::kM * Tile::kN; e += Tile::kThreads) {
+    int i = e / Tile::kN, j = e % Tile::kN;
+    C grad = Tile::result(0, i, j), by_threshold = 0;
+    if (slice + i < slices && rank + j < p.rank) {
+      int64_t at_core = (slice + i) * p.rank + rank + j;
+      GateSlopes<C> slopes = slopes_at<T>(p, at_core, rank + j);
+      if (g.dcore) write(static_cast<C*>(g.dcore) + at_core, grad * slopes.value);
+      by_threshold = grad * slopes.threshold;
+    }
+    if (grid.dthreshold) Tile::set_result(0, i, j, by_threshold);
+  }
+  if (!grid.dthreshold) return;
+  sync_block();
+  int j = thread_index();
+  C sum = 0;
+  if (j < Tile::kN)
+    for (int i = 0; i < Tile::kM; ++i) sum += Tile::result(0, i, j);
+  if (p.each) {
+    if (j < Tile::kN && rank + j < p.rank) write(grid.dthreshold + slice / Tile::kM * p.rank + rank + j, sum);
+    return;
+  }
+  if (j < Tile::kN) Tile::set_result(0, 0, j, sum);  // nobody else reads this column
+  sync_block();
+  if (j) return;
+  for (int k = 1; k < Tile::kN; ++k) sum += Tile::result(0, 0, k);
+  write(grid.dthreshold + block, sum);
+}
+
+template <class T>
+PETX_DEVICE void vector_grad(const ModeCoresParams& p, const ModeCoresGrads& g, const Grid<T>& grid, int64_t block) {
+  using Tile = FmaTile<T>;
+  int64_t rank = block % grid.rank_tiles * Tile::kN, mode = block / grid.rank_tiles % grid.mode_tiles * Tile::kM;
+  int64_t split = block / grid.rank_tiles / grid.mode_tiles, begin = split * grid.size, slices = p.slices();
+  int64_t depth = slices - begin < grid.size ? slices - begin : grid.size;
+  Rows<T> grads{static_cast<const T*>(g.dcores) + mode * slices + begin, slices, p.modes - mode};
+  GatedCore<T, true> core{p, begin * p.rank + rank, rank, p.rank - rank};
+  Tile::multiply(0, grads, core, depth);
+  for (int e = thread_index(); e < Tile::kM * Tile::kN; e += Tile::kThreads) {
+    int i = e / Tile::kN, j = e % Tile::kN;
+    if (mode + i < p.modes && rank + j < p.rank)
+      write(grid.dvectors + (split * p.modes + mode + i) * p.rank + rank + j, Tile::result(0, i, j));
+  }
+}
+
+template <class T>
+PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
+    full_cores_backward(ModeCoresParams p, ModeCoresGrads g, Grid<T> grid) {
+  int64_t block = block_x();
+  if (block < grid.core_blocks)
+    core_grad<T>(p, g, grid, block);
+  else
+    vector_grad<T>(p, g, grid, block - grid.core_blocks);
+}
+
+// The first block makes the sums over modes, the others dP.
+template <class T>
+PETX_KERNEL void __launch_bounds__(kSumLaunch.threads, kSumLaunch.blocks)
+    diagonal_cores_backward(ModeCoresParams p, ModeCoresGrads g) {
+  using C = Compute<T>;
+  C inverse = C(1 / p.temperature);
+  if (block_x()) {
+    int64_t i = (block_x() - 1) * kSumLaunch.threads + thread_index();
+    if (i >= p.modes * p.rank) return;
+    C value = at<T>(p.core, i % p.rank), limit = threshold_of<T>(p, i % p.rank);
+    C weight = with_gate(p.gate, [&]<Gate kind>() { return gated<kind>(value, limit, inverse); });
+    write(static_cast<C*>(g.dvectors) + i, at<T>(g.dcores, i) * weight);
+    return;
+  }
+  C by_threshold = 0;
+  for (int64_t k = thread_index(); k < p.rank; k += kSumLaunch.threads) {
+    C sum = 0;
+    for (int64_t i = k; i < p.modes * p.rank; i += p.rank) sum += at<T>(g.dcores, i) * at<T>(p.vectors, i);
+    GateSlopes<C> slopes = slopes_at<T>(p, k, k);
+    if (g.dcore) write(static_cast<C*>(g.dcore) + k, sum * slopes.value);
+    if (g.dthreshold && p.each) write(static_cast<C*>(g.dthreshold) + k, sum * slopes.threshold);
+    by_threshold += sum * slopes.threshold;
+  }
+  if (!g.dthreshold || p.each) return;
+  Shared<C> parts(0);
+  parts.set(thread_index(), by_threshold);
+  sync_block();
+  if (thread_index()) return;
+  for (int k = 1; k < kSumLaunch.threads; ++k) by_threshold += parts.get(k);
+  write(static_cast<C*>(g.dthreshold), by_threshold);
+}
+
+// Places in the table of sums, of which two are used: a table of two is copied into local memory by ptxas.
+constexpr int kSums = 4;
+
+// One call: where everything lies, and the launches in their order.
+template <class T>
+class BackwardCall {
+  using C = Compute<T>;
+
+ public:
+  BackwardCall(Workspace& workspace, const ModeCoresParams& params, const ModeCoresGrads& grads)
+      : p(params), g(grads), grid_(p, g, workspace) {}
+
+  int run(void* stream) const { return p.diagonal ? diagonal(stream) : full(stream); }
+
+ private:
+  int diagonal(void* stream) const {
+    int64_t blocks = g.dvectors ? sum_blocks(p.modes * p.rank) : 0;
+    return launch(diagonal_cores_backward<T>, 1 + blocks, 1, kSumLaunch.threads, kSumLaunch.threads * sizeof(C), stream,
+                  p, g);
+  }
+
+  int full(void* stream) const {
+    int error = launch(full_cores_backward<T>, grid_.blocks(), 1, FmaTile<T>::kThreads, FmaTile<T>::shared_bytes(1),
+                       stream, p, g, grid_);
+    if (error) return error;
+    Reductions<T, kSums> sums = {};
+    auto add = [&](void* to, const C* from, int64_t parts, int64_t count) {
+      if (to) sums.each[sums.count++] = {from, static_cast<C*>(to), parts, count, count, nullptr, 1};
+    };
+    add(g.dvectors, grid_.dvectors, grid_.splits, p.modes * p.rank);
+    add(g.dthreshold, grid_.dthreshold, p.each ? grid_.slice_tiles : grid_.core_blocks, p.thresholds());
+    int64_t blocks = 0;
+    for (int i = 0; i < sums.count; ++i) blocks += sums.each[i].blocks();
+    return launch_table(reduce<T, kSums>, sums, blocks, 1, 0, stream);
+  }
+
+  const ModeCoresParams& p;
+  const ModeCoresGrads& g;
+  Grid<T> grid_;
+};
+
+}  // namespace
+
+int64_t mode_cores_bwd_workspace(const ModeCoresParams& p, const ModeCoresGrads& g) {
+  return p.modes && !p.diagonal ? count_workspace<BackwardCall>(p.dtype, p, g) : 0;
+}
+
+int mode_cores_bwd(const ModeCoresParams& p, const ModeCoresGrads& g, void* workspace, void* stream) {
+  return p.modes ? run_call<BackwardCall>(p.dtype, workspace, stream, p, g) : 0;
+}
+
+}  // namespace petx::cuda

@@ -1,0 +1,52 @@
+// Forward of mode_cores on the GPU: the cores of all mode vectors.
+//
+//   full      M = P gate(C)^T              C as [S, R] with S = R^2, P [n, R], M [n, S]
+//   diagonal  M = gate(lambda) * P, row by row
+//
+// Bytes: C and M once, P from the second-level cache. Nothing is large: at PETAL's sizes R^3 is a megabyte, and what
+// counts is to be one launch.
+// Tiling: a block makes 64 modes by 64 of C's rows. gate(C) never lies in memory (block.cuh).
+
+#include "cuda/mode_cores/block.cuh"
+
+namespace petx::cuda {
+namespace {
+
+template <class T>
+PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks) full_cores(ModeCoresParams p, T* cores) {
+  using Tile = FmaTile<T>;
+  int64_t slice = block_x() * Tile::kN, mode = block_y() * Tile::kM, slices = p.slices();
+  Rows<T> vectors{static_cast<const T*>(p.vectors) + mode * p.rank, p.rank, p.modes - mode};
+  GatedCore<T, false> core{p, slice * p.rank, 0, slices - slice};
+  Tile::multiply(0, vectors, core, p.rank);
+  for (int e = thread_index(); e < Tile::kM * Tile::kN; e += Tile::kThreads) {
+    int i = e / Tile::kN, j = e % Tile::kN;
+    if (mode + i < p.modes && slice + j < slices) put<T>(cores, (mode + i) * slices + slice + j, Tile::result(0, i, j));
+  }
+}
+
+template <class T>
+PETX_KERNEL void __launch_bounds__(kSumLaunch.threads, kSumLaunch.blocks) diagonal_cores(ModeCoresParams p, T* cores) {
+  using C = Compute<T>;
+  int64_t i = block_x() * kSumLaunch.threads + thread_index();
+  if (i >= p.modes * p.rank) return;
+  C value = at<T>(p.core, i % p.rank), limit = threshold_of<T>(p, i % p.rank), inverse = C(1 / p.temperature);
+  C weight = with_gate(p.gate, [&]<Gate kind>() { return gated<kind>(value, limit, inverse); });
+  put<T>(cores, i, weight * at<T>(p.vectors, i));
+}
+
+}  // namespace
+
+int mode_cores_fwd(const ModeCoresParams& p, void* cores, void* stream) {
+  if (p.modes == 0) return 0;
+  return with_storage(p.dtype, [&]<class T>() {
+    using Tile = FmaTile<T>;
+    T* to = static_cast<T*>(cores);
+    if (p.diagonal)
+      return launch(diagonal_cores<T>, sum_blocks(p.modes * p.rank), 1, kSumLaunch.threads, 0, stream, p, to);
+    ModeCoresPlan plan(p);
+    return launch(full_cores<T>, plan.across, plan.down, Tile::kThreads, Tile::shared_bytes(1), stream, p, to);
+  });
+}
+
+}  // namespace petx::cuda

@@ -1,0 +1,150 @@
+// mode_update as a block of rows sees it: what forward and backward compute alike.
+//
+// Products are made by the whole block, a tile of columns at a time. Everything else is done by the four threads that
+// own a row, each in runs of eight columns: sixteen bytes of a 16-bit type, and eight masks from two of Philox's
+// counters.
+#pragma once
+
+#include "cuda/common/row_block.cuh"
+#include "cuda/mode_update/plan.h"
+#include "kernels/mode_update.h"
+#include "kernels/philox.h"
+
+namespace petx::cuda {
+
+// Projection k's pointer, chosen and not indexed, for which the table would be copied into local memory.
+template <class P>
+PETX_DEVICE P of_mode(const P (&each)[kMostModes], int64_t k) {
+  static_assert(kMostModes == 4);
+  P low = k & 1 ? each[1] : each[0], high = k & 1 ? each[3] : each[2];
+  return k & 2 ? high : low;
+}
+
+template <class S>
+class ModeBlock : public RowBlock<S> {
+  using Base = RowBlock<S>;
+
+ public:
+  using Base::first, Base::rows, Base::row, Base::sharer, Base::token, Base::valid, Base::row_sum, Base::block_rows;
+  using Base::kRun, Base::kSharers, Base::weight_columns, Base::weight_rows;
+  using typename Base::C, typename Base::T, typename Base::Tile;
+
+  // Consecutive values of a row.
+  struct Run {
+    C value[kRun];
+  };
+
+  PETX_DEVICE ModeBlock(const ModeUpdateParams& params, int64_t block)
+      : Base(params.rows, block),
+        p(params),
+        seed_(p.dropout > 0 ? static_cast<uint64_t>(read(p.seed)) : 0),
+        threshold_(dropout_threshold(p.dropout)) {}
+
+  PETX_DEVICE const T* core(int64_t k) const { return static_cast<const T*>(p.cores) + k * p.core_size(); }
+
+  // Calls visit(column, column in the tile, columns left) for each of this thread's runs of a tile that begins at
+  // `begin`.
+  template <class Visit>
+  PETX_DEVICE void each_run(int64_t begin, int64_t end, const Visit& visit) const {
+    if (!valid()) return;
+#pragma unroll 1
+    for (int c = kRun * sharer; c < Tile::kN && begin + c < end; c += kRun * kSharers)
+      visit(begin + c, c, end - begin - c);
+  }
+
+  PETX_DEVICE Run result(int slot, int c) const {
+    Run run;
+#pragma unroll
+    for (int j = 0; j < kRun; ++j) run.value[j] = Tile::result(slot, row, c + j);
+    return run;
+  }
+
+  // A run of a tensor in global memory, zeros past `left`. Whole packs where memory allows.
+  PETX_DEVICE static Run load_run(const void* data, int64_t i, int64_t left) {
+    constexpr int kPack = 16 / sizeof(T);
+    const T* from = static_cast<const T*>(data) + i;
+    Run run;
+    if (left >= kRun && reinterpret_cast<uintptr_t>(from) % 16 == 0) {
+#pragma unroll
+      for (int j = 0; j < kRun; j += kPack) {
+        Pack<T> pack = read(reinterpret_cast<const Pack<T>*>(from + j));
+#pragma unroll
+        for (int u = 0; u < kPack; ++u) run.value[j + u] = load(pack.value[u]);
+      }
+    } else {
+#pragma unroll
+      for (int j = 0; j < kRun; ++j) run.value[j] = j < left ? load(read(from + j)) : C(0);
+    }
+    return run;
+  }
+  PETX_DEVICE static void store_run(void* data, int64_t i, int64_t left, const Run& run) {
+    constexpr int kPack = 16 / sizeof(T);
+    T* to = static_cast<T*>(data) + i;
+    if (left >= kRun && reinterpret_cast<uintptr_t>(to) % 16 == 0) {
+#pragma unroll
+      for (int j = 0; j < kRun; j += kPack) {
+        Pack<T> pack;
+#pragma unroll
+        for (int u = 0; u < kPack; ++u) store(pack.value[u], run.value[j + u]);
+        write(reinterpret_cast<Pack<T>*>(to + j), pack);
+      }
+    } else {
+#pragma unroll
+      for (int j = 0; j < kRun; ++j) {
+        T stored;
+        store(stored, run.value[j]);
+        if (j < left) write(to + j, stored);
+      }
+    }
+  }
+
+  PETX_DEVICE static void multiply_by(Run& run, const Run& other) {
+#pragma unroll
+    for (int j = 0; j < kRun; ++j) run.value[j] *= other.value[j];
+  }
+
+  // Times projection k's mask at this row and columns [column, column + 8).
+  PETX_DEVICE void drop(Run& run, int64_t k, int64_t column) const {
+    if (p.dropout <= 0) return;
+    uint64_t element = p.mask_begin(k) + static_cast<uint64_t>(token) * p.rank + column, counter = ~uint64_t(0);
+    C keep = C(1.0 / (1.0 - p.dropout));
+    Philox4 words = {};
+#pragma unroll
+    for (int j = 0; j < kRun; ++j, ++element) {
+      if (element / 4 != counter) words = philox(seed_, counter = element / 4);
+      uint32_t low = element & 1 ? words.word[1] : words.word[0], high = element & 1 ? words.word[3] : words.word[2];
+      run.value[j] *= ((element & 2 ? high : low) >> 8) >= threshold_ ? keep : C(0);
+    }
+  }
+
+  // drop_k(h), and for diagonal cores times the core, of the block's rows.
+  PETX_DEVICE void keep(const T* h, int64_t k, bool scaled, T* to) const {
+    for (int64_t begin = 0; begin < p.rank; begin += Tile::kN)
+      each_run(begin, p.rank, [&](int64_t column, int, int64_t left) {
+        Run run = load_run(h, token * p.rank + column, left);
+        drop(run, k, column);
+        if (scaled) multiply_by(run, load_run(core(k), column, left));
+        store_run(to, token * p.rank + column, left, run);
+      });
+    sync_block();  // other columns come from other threads
+  }
+
+  // to = kept M_k.
+  PETX_DEVICE void mix(const T* kept, int64_t k, T* to) const {
+    for (int64_t begin = 0; begin < p.rank; begin += Tile::kN) {
+      Tile::multiply(0, block_rows(kept, p.rank), weight_columns(core(k), begin, p.rank, p.rank), p.rank);
+      each_run(begin, p.rank, [&](int64_t column, int c, int64_t left) {
+        store_run(to, token * p.rank + column, left, result(0, c));
+      });
+    }
+    sync_block();
+  }
+
+  const ModeUpdateParams& p;
+
+ private:
+  uint64_t seed_;
+  uint32_t threshold_;
+};
+
+}  // namespace petx::cuda

@@ -1,0 +1,136 @@
+"""PETAL itself, and PETAL without each of its parts."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+from peft import get_peft_model
+from torch import nn
+
+from petx.baselines._sizes import ESTIMATORS
+from petx.baselines.base import Baseline
+from petx.errors import UserError
+from petx.hosts import Host
+from petx.losses import InformationBottleneck
+from petx.tuners import PetalConfig
+
+
+class Petal(Baseline):
+    """PETAL: a mode approximation of the projections, instruction experts, query transformation."""
+
+    name, title, colour, order = "petal", "PETAL", "#D55E00", 20
+    methods = ("petal",)
+
+    def build(self, host: type[Host], model: nn.Module, settings: Any) -> nn.Module:
+        tuned = self.sized(host, model, settings)
+        if settings.ib != "off":
+            tuned.add_module(ESTIMATORS, information_bottleneck(model.config, settings).to(model.device))
+            if settings.ib == "variational":  # whose bound is that of what the language model reads
+                model.language_projection.register_forward_pre_hook(
+                    lambda _, inputs: tuned.get_submodule(ESTIMATORS).sample(*inputs)
+                )
+        return tuned
+
+    def sized(self, host: type[Host], model: nn.Module, settings: Any) -> nn.Module:
+        """Without the information bottleneck's estimators: what other baselines are made as large as."""
+        return get_peft_model(model.requires_grad_(False), petal_config(host, settings))
+
+
+class Ablation(Petal):
+    """PETAL with another value of one setting; of no use if it has that value already."""
+
+    group = "ablations"
+    setting: ClassVar[str]
+    value: ClassVar[Any]
+
+    def applies(self, settings: Any) -> bool:
+        return getattr(settings, self.setting) != self.value
+
+    def check(self, settings: Any) -> None:
+        if not self.applies(settings):
+            raise UserError(f"arm {self.name} would be PETAL itself: {self.setting} is {self.value!r} already")
+
+    def build(self, host: type[Host], model: nn.Module, settings: Any) -> nn.Module:
+        return super().build(host, model, dataclasses.replace(settings, **{self.setting: self.value}))
+
+
+class NoExperts(Ablation):
+    """PETAL without experts."""
+
+    name, title, colour, order = "no-experts", "PETAL without experts", "#F0E442", 70
+    setting, value = "experts", 0
+
+
+class NoGate(Ablation):
+    """PETAL with all experts weighed alike."""
+
+    name, title, colour, order = "no-gate", "PETAL, experts without gate", "#8B4513", 71
+    setting, value = "expert_gate", "uniform"
+
+
+class NoBottleneck(Ablation):
+    """PETAL without the information bottleneck's loss."""
+
+    name, title, colour, order = "no-ib", "PETAL without information bottleneck", "#7570B3", 72
+    setting, value = "ib", "off"
+
+
+class NoThreshold(Ablation):
+    """PETAL without the learnable threshold on the core."""
+
+    name, title, colour, order = "no-threshold", "PETAL without threshold", "#66A61E", 73
+    setting, value = "threshold", "none"
+
+
+class DiagonalCore(Ablation):
+    """PETAL with the paper's diagonal core."""
+
+    name, title, colour, order = "diagonal-core", "PETAL, diagonal core", "#E7298A", 74
+    setting, value = "core", "diagonal"
+
+
+class FullCore(Ablation):
+    """PETAL with the released code's full core."""
+
+    name, title, colour, order = "full-core", "PETAL, full core", "#E7298A", 75
+    setting, value = "core", "full"
+
+
+def petal_config(host: type[Host], settings: Any) -> PetalConfig:
+    """The tuner's configuration for the recipe's ``settings`` on ``host``."""
+    return PetalConfig(
+        towers=host.towers,
+        rank=settings.rank,
+        core=settings.core,
+        threshold=settings.threshold,
+        threshold_per_rank=settings.threshold_per_rank and settings.threshold != "none",
+        dropout=settings.adapter_dropout,
+        shared_mask=settings.shared_mask,
+        experts=settings.experts,
+        expert_rank=settings.expert_rank,
+        expert_gate=settings.expert_gate,
+        expert_top_k=settings.expert_top_k if settings.experts else None,
+        expert_scope=settings.expert_scope,
+        expert_alpha=settings.expert_alpha,
+        expert_beta=settings.expert_beta,
+        query_transform=settings.query_transform,
+        context=settings.context,
+    )
+
+
+def information_bottleneck(config: Any, settings: Any) -> InformationBottleneck:
+    """:class:`petx.losses.InformationBottleneck` for a host of configuration ``config``."""
+    released = settings.ib == "authors" and not config.use_decoder_only_language_model
+    return InformationBottleneck(
+        config.qformer_config.hidden_size,
+        config.vision_config.hidden_size,
+        config.text_config.vocab_size,
+        estimator=settings.ib,
+        eta=settings.ib_eta,
+        kappa=None if settings.ib_learnable else settings.ib_weight,
+        learnable_kappa=settings.ib_learnable,
+        sign=settings.ib_sign,
+        ignored="as_zero" if released else "skip",  # if a prompt stands before the answer it is never counted
+    )
+
+
+BASELINES = [Petal(), NoExperts(), NoGate(), NoBottleneck(), NoThreshold(), DiagonalCore(), FullCore()]

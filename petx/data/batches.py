@@ -1,0 +1,62 @@
+"""Which examples make a batch, and in which order."""
+
+import random
+
+from torch.utils.data import Dataset, Sampler
+
+IGNORED = -100  # label of a position without loss
+
+
+class TaskMixture(Dataset):
+    """Several tasks behind one index: an item is asked for by (task, index, draw)."""
+
+    def __init__(self, tasks):
+        self.tasks = tasks
+
+    def __len__(self):
+        return sum(map(len, self.tasks))
+
+    def __getitem__(self, key):
+        task, index, draw = key
+        return self.tasks[task][index, draw]
+
+
+class RoundRobinBatches(Sampler):
+    """``steps`` batches, each of one task: an epoch is all batches of all tasks in an order drawn anew (seed, epoch).
+
+    Yields keys of :class:`TaskMixture`. Under several processes each gets its share of every batch; a batch that does
+    not divide evenly is filled up from its own beginning. The order depends on nothing but the arguments, so training
+    can go on in the middle of it.
+    """
+
+    def __init__(self, lengths, batch_sizes, *, steps, seed, rank=0, processes=1):
+        self.lengths, self.batch_sizes, self.steps, self.seed = lengths, batch_sizes, steps, seed
+        self.rank, self.processes = rank, processes
+
+    @staticmethod
+    def epoch_steps(lengths, batch_sizes):
+        return sum(-(-length // size) for length, size in zip(lengths, batch_sizes, strict=True))
+
+    def __len__(self):
+        return self.steps
+
+    def __iter__(self):
+        step, epoch = 0, 0
+        while step < self.steps:
+            for batch in self._epoch(epoch)[: self.steps - step]:
+                missing = -len(batch) % self.processes
+                yield (batch + (batch * missing)[:missing])[self.rank :: self.processes]
+                step += 1
+            epoch += 1
+
+    def _epoch(self, epoch):
+        draw = f"{self.seed} {epoch}"
+        order_of = random.Random(draw)
+        batches = []
+        for task, (length, size) in enumerate(zip(self.lengths, self.batch_sizes, strict=True)):
+            order = list(range(length))
+            order_of.shuffle(order)
+            keys = [(task, index, draw) for index in order]
+            batches += [keys[start : start + size] for start in range(0, length, size)]
+        order_of.shuffle(batches)
+        return batches

@@ -1,0 +1,23 @@
+"""One example of a task."""
+
+import dataclasses
+import random
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    text: str  # what the encoder reads, prompt included
+    images: tuple  # keys of the feature store, in order
+    answers: tuple  # (answer, score) pairs; training samples one in proportion to its score
+    references: tuple = ()  # annotators' answers or reference captions, where the metric wants them
+    kind: str = ""  # questions of one kind are also scored apart
+
+
+def sampled_answer(answers: tuple[tuple[str, float], ...], seed: str) -> tuple[str, float]:
+    """One of ``answers`` with its score, drawn in proportion to the scores; the same for the same ``seed``."""
+    if len(answers) == 1:
+        return answers[0]
+    total = sum(score for _, score in answers)
+    if total <= 0:  # no answer was agreed on: the example carries no loss
+        return "", 0.0
+    return random.Random(seed).choices(answers, [score for _, score in answers])[0]

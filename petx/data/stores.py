@@ -1,0 +1,168 @@
+"""Where the features or pixels of an image or video come from: a tensor, h5 or npz files, image files."""
+
+import math
+import random
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from petx.errors import UserError
+
+_SUFFIXES = ("", ".jpg", ".jpeg", ".png", ".webp")
+
+
+class ArrayFeatures:
+    """Features of all images in one tensor ``[images, V, F]``, with the boxes ``[V, 4]`` they share."""
+
+    def __init__(self, features, keys, boxes):
+        self.features, self.boxes = features, boxes
+        self.rows = {key: row for row, key in enumerate(keys)}
+
+    def __call__(self, key):
+        return self.features[self.rows[key]], self.boxes
+
+
+class H5Features:
+    """Grid features read from ``<folder>/<image>.h5`` when asked for; larger square grids are max-pooled to ``tokens``.
+
+    ``self(image)`` gives features ``[tokens, width]`` and boxes ``[tokens, 4]``, all zero as CLIP grids have none.
+    """
+
+    default_folder = "features"  # below the data folder
+
+    def __init__(self, folder, width, tokens):
+        try:
+            import h5py
+        except ImportError as error:
+            raise UserError("image-text features are h5 files, read by h5py; get it with: pip install h5py") from error
+        self.h5py, self.folder, self.width, self.tokens = h5py, Path(folder), width, tokens
+        self.boxes = torch.zeros(tokens, 4)
+
+    def path(self, image):
+        return self.folder / f"{image}.h5"
+
+    def check(self, images):
+        """Raise :class:`UserError` if a file is missing, or the first is not as wanted."""
+        for image in images:
+            if not self.path(image).is_file():
+                raise UserError(f"no feature file {self.path(image)}")
+        for image in list(images)[:1]:
+            self(image)
+
+    def __call__(self, image):
+        path = self.path(image)
+        try:
+            with self.h5py.File(path, "r") as file:
+                features = torch.from_numpy(file[f"{image}/features"][:]).float()
+        except (OSError, KeyError) as error:
+            raise UserError(f"{path}: cannot read {image}/features: {error}") from error
+        if features.dim() != 2 or features.shape[1] != self.width:
+            raise UserError(
+                f"{path}: features are {list(features.shape)}, of width {features.shape[-1]}; wanted [V, {self.width}] "
+                "(feature_width)"
+            )
+        return self._pooled(features, path), self.boxes
+
+    def _pooled(self, features, path):
+        if len(features) == self.tokens:
+            return features
+        side, wanted = math.isqrt(len(features)), math.isqrt(self.tokens)
+        if side * side != len(features) or wanted * wanted != self.tokens or side < wanted:
+            raise UserError(f"{path}: {len(features)} visual tokens cannot be pooled to visual_tokens={self.tokens}")
+        grid = features.T.reshape(1, self.width, side, side)
+        return torch.nn.functional.adaptive_max_pool2d(grid, wanted).flatten(2)[0].T.contiguous()
+
+
+class NpzFeatures:
+    """Frame features brought to ``tokens``: longer videos are max-pooled over time, shorter ones filled with zeros.
+
+    ``self((videos, video))`` gives features ``[tokens, width]`` and boxes ``[tokens, 4]``, all zero.
+    """
+
+    default_folder = "vis_features"  # below the data folder
+
+    def __init__(self, folder, width, tokens):
+        self.folder, self.width, self.tokens = Path(folder), width, tokens
+        self.boxes = torch.zeros(tokens, 4)
+
+    def path(self, key):
+        videos, video = key
+        return self.folder / videos / "clip-vit" / f"{video}.npz"
+
+    def check(self, keys):
+        """Raise :class:`UserError` if a file is missing, or the first is not as wanted."""
+        for key in keys:
+            if not self.path(key).is_file():
+                raise UserError(f"no feature file {self.path(key)}")
+        for key in list(keys)[:1]:
+            self(key)
+
+    def __call__(self, key):
+        path = self.path(key)
+        try:
+            with np.load(path) as file:
+                features = torch.from_numpy(file["features"]).float()
+        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+            raise UserError(f"{path}: cannot read features: {error}") from error
+        if features.dim() != 2 or features.shape[1] != self.width:
+            raise UserError(
+                f"{path}: features are {list(features.shape)}, of width {features.shape[-1]}; wanted [T, {self.width}] "
+                "(feature_width)"
+            )
+        if len(features) > self.tokens:
+            return torch.nn.functional.adaptive_max_pool1d(features.T, self.tokens).T.contiguous(), self.boxes
+        return torch.nn.functional.pad(features, (0, 0, 0, self.tokens - len(features))), self.boxes
+
+
+class ImageFiles:
+    """Pixels of ``<folder>/<image>``, with or without a suffix, as the host's image processor makes them.
+
+    ``augment``: ``"none"``, ``"crop"`` (a random part of half to all of the area, resized) or ``"crop-flip"``, for the
+    keys that come with a draw: :meth:`__call__` with ``draw`` gives the same pixels for the same draw.
+    """
+
+    def __init__(self, folder, processor, augment="none"):
+        self.folder, self.processor, self.augment = Path(folder), processor, augment
+
+    def path(self, image):
+        found = next((path for end in _SUFFIXES if (path := self.folder / f"{image}{end}").is_file()), None)
+        if found is None:
+            raise UserError(f"no image file {self.folder / str(image)}, nor with one of {', '.join(_SUFFIXES[1:])}")
+        return found
+
+    def check(self, images):
+        """Raise :class:`UserError` if a file is missing or its beginning is not an image's."""
+        for image in images:
+            path = self.path(image)
+            try:
+                with Image.open(path):
+                    pass
+            except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+                raise UserError(f"cannot read {path} as an image: {error}") from error
+
+    def __call__(self, image, draw=""):
+        return self.read(self.path(image), draw)
+
+    def read(self, path, draw=""):
+        try:
+            with Image.open(path) as file:
+                picture = file.convert("RGB")
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            raise UserError(f"cannot read {path} as an image: {error}") from error
+        if draw and self.augment != "none":
+            picture = self._augmented(picture, random.Random(f"{draw} {path.name}"))
+        return self.processor(picture, return_tensors="pt")["pixel_values"][0], None
+
+    def _augmented(self, picture, draw):
+        width, height = picture.size
+        side = draw.uniform(0.5, 1) ** 0.5
+        ratio = draw.uniform(0.75, 1.33) ** 0.5
+        w, h = max(1, min(width, round(width * side * ratio))), max(1, min(height, round(height * side / ratio)))
+        left, top = draw.randint(0, width - w), draw.randint(0, height - h)
+        picture = picture.resize((width, height), Image.Resampling.BICUBIC, box=(left, top, left + w, top + h))
+        if self.augment == "crop-flip" and draw.random() < 0.5:
+            picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return picture

@@ -1,0 +1,66 @@
+"""A task as a data set: image features and token ids of its examples out, predictions scored."""
+
+import functools
+
+import torch
+from torch.utils.data import Dataset
+
+from petx import metrics
+from petx.data.examples import sampled_answer
+
+
+class Task(Dataset):
+    """Examples of one task, asked for by index, or by (index, draw) where ``draw`` decides which answer is sampled.
+
+    Args:
+        metric: name of a module of :mod:`petx.metrics`.
+        loss: ``sample`` averages the token loss of each example, weights it by the answer's score and averages those;
+            ``token`` averages over all tokens of the batch.
+        choices: answers whose first tokens' logits are compared, instead of generating; None to generate.
+        generation: further arguments of ``generate``, such as ``length_penalty``.
+    """
+
+    def __init__(
+        self,
+        name,
+        examples,
+        features,
+        tokenizer,
+        *,
+        max_target,
+        metric,
+        max_text=None,
+        loss="sample",
+        num_beams=1,
+        choices=None,
+        generation=None,
+    ):
+        self.name, self.examples, self.features, self.tokenizer = name, examples, features, tokenizer
+        self.max_text, self.max_target, self.num_beams, self.choices = max_text, max_target, num_beams, choices
+        self.metric, self.loss, self.generation = metric, loss, generation or {}
+        self.encode = functools.lru_cache(maxsize=4096)(self._encode)  # easy-VQA has 107 questions
+
+    def __len__(self):
+        return len(self.examples)
+
+    def __getitem__(self, key):
+        index, draw = key if isinstance(key, tuple) else (key, "")
+        example = self.examples[index]
+        answer, score = sampled_answer(example.answers, f"{self.name} {draw} {index}")
+        features, boxes = zip(*map(self.features, example.images), strict=True)
+        return {
+            "input_ids": self.encode(example.text, self.max_text),
+            "labels": self.encode(answer, self.max_target),
+            "visual_features": features[0] if len(features) == 1 else torch.cat(features),
+            "boxes": boxes[0] if len(boxes) == 1 else torch.cat(boxes),
+            "image_ids": torch.cat([torch.full((len(box),), i) for i, box in enumerate(boxes)]),
+            "weight": score,
+            "loss": self.loss,
+        }
+
+    def _encode(self, text, limit=None):
+        return torch.tensor(self.tokenizer(text, truncation=limit is not None, max_length=limit)["input_ids"])
+
+    def score(self, predictions: list[str]) -> dict[str, float]:
+        """``{metric: value}`` of one generated text per example, in order; the first is the task's own metric."""
+        return metrics.find(self.metric)(predictions, self.examples)

@@ -1,0 +1,230 @@
+"""What hosts share that read an image and an instruction in front of a language model: batches, losses, generating."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoProcessor, PreTrainedModel
+from transformers.utils import logging
+
+from petx.data.batches import IGNORED
+from petx.data.examples import Example
+from petx.data.instructions import InstructTask
+from petx.data.stores import ImageFiles
+from petx.data.tokenizers import Tokenizers, unknown_words
+from petx.errors import UserError
+from petx.hosts.base import Host
+
+MAX_ANSWER = 4  # tokens of an answer of petx predict, unless settings allow more
+
+
+class Instructed(Host):
+    """A vision-language model with an encoder-decoder or a decoder-only language model.
+
+    A batch has ``pixel_values``, ``input_ids`` (the image token as often as the model has visual tokens, then the
+    instruction) and ``attention_mask``, ``labels``, ``loss_weight``, ``loss_over``; and ``decoder_input_ids`` for an
+    encoder-decoder. A decoder-only language model gets the answer behind the instruction in ``input_ids``; its
+    ``labels`` are as long.
+    """
+
+    methods = ("petal",)
+    inputs = ("pixel_values", "input_ids", "attention_mask")
+    model_class: type[PreTrainedModel]
+
+    def __init__(self, config: Any, tokenizers: Tokenizers) -> None:
+        self.pad = tokenizers.pad_token_id
+        self.start = getattr(config.text_config, "decoder_start_token_id", None)
+        self.image_tokens = torch.full((self.visual_tokens(config),), config.image_token_id)
+        self.decoder_only = self.is_decoder_only(config)
+
+    @classmethod
+    def visual_tokens(cls, config: Any) -> int:
+        """How many tokens an image is for the language model."""
+        return config.num_query_tokens
+
+    @classmethod
+    def is_decoder_only(cls, config: Any) -> bool:
+        return config.use_decoder_only_language_model
+
+    @classmethod
+    def check(cls, settings: Any) -> None:
+        given = [settings.instructions, settings.eval_instructions, *settings.task_instructions.values()]
+        if max(map(len, given)) > 1:
+            raise UserError(f"instructions: {cls.words} reads one instruction an image, got {max(map(len, given))}")
+
+    @classmethod
+    def tokenizers(cls, folder: str | Path) -> Tokenizers:
+        """:class:`Tokenizers` of the checkpoint's processor."""
+        logging.set_verbosity_error()  # it says that the image processor is the slow one
+        try:
+            processor = AutoProcessor.from_pretrained(folder)
+            return Tokenizers(processor.tokenizer, None, processor.image_processor)
+        except (OSError, ValueError, AttributeError) as error:
+            raise UserError(
+                f"host: {folder!s} has no {cls.words} processor (tokenizer, image processor): {error}"
+            ) from error
+        finally:
+            logging.set_verbosity_warning()
+
+    @classmethod
+    def load(cls, folder: str | Path, settings: Any) -> nn.Module:
+        """The model in ``folder``, or of that hub name, in evaluation mode, in ``settings.dtype``."""
+        return cls.class_of(folder).from_pretrained(folder, dtype=getattr(torch, settings.dtype)).eval()
+
+    @classmethod
+    def class_of(cls, folder: str | Path) -> type[PreTrainedModel]:
+        """The class of the model in ``folder``."""
+        return cls.model_class
+
+    @classmethod
+    def adapted(cls, spec: Any, settings: Any) -> Any:
+        target = settings.max_target.get(spec.name, spec.max_target)
+        return dataclasses.replace(spec, max_target=target, metric=settings.metrics.get(spec.name, spec.metric))
+
+    @classmethod
+    def store(cls, spec: Any, settings: Any, tokenizer: Tokenizers, split: str) -> ImageFiles:
+        """Image files; those of training are augmented."""
+        if tokenizer.image_processor is None:
+            raise UserError(
+                f"host: {settings.host} was trained on features; data {settings.data} needs one that reads images"
+            )
+        folder = Path(settings.images_dir or Path(settings.data_dir, "images"))
+        return ImageFiles(folder, tokenizer.image_processor, settings.augment if split == "train" else "none")
+
+    @classmethod
+    def dataset(
+        cls, spec: Any, examples: list[Example], store: Any, tokenizer: Tokenizers, settings: Any, split: str
+    ) -> InstructTask:
+        """The question stands in the templates of ``spec``, or in those of ``settings`` for ``split``."""
+        if settings.targets == "first" if split == "train" else spec.metric == "exact":
+            examples = [_first_answer(example) for example in examples]
+        templates = spec.templates or settings.task_instructions.get(spec.name, settings.instructions)
+        if split == "pretraining" and not spec.templates:
+            templates = settings.instructions[:1]
+        elif split in ("dev", "test") and settings.eval_instructions:
+            templates = settings.eval_instructions
+        limits = dict(metric=spec.metric, max_target=spec.max_target, loss=spec.loss)
+        return _task(settings, spec.name, examples, store, tokenizer, templates, **limits)
+
+    @classmethod
+    def question_item(
+        cls, source: Any, settings: Any, tokenizer: Tokenizers, image: str, question: str
+    ) -> dict[str, Any]:
+        unknown = []
+        if tokenizer.image_processor is not None:
+            pixels, _ = ImageFiles(".", tokenizer.image_processor).read(Path(image))
+        else:
+            pixels = source.encode(image, settings)[0][0]
+            unknown = unknown_words(question, tokenizer.qformer)
+        templates = settings.eval_instructions or settings.instructions
+        task = _task(settings, "vqa", [], None, tokenizer, templates, max_target=MAX_ANSWER, metric="exact")
+        limit = settings.generation.get("max_new_tokens", max([MAX_ANSWER, *settings.max_target.values()]))
+        return task.item(pixels, question) | {"max_target": limit, "unknown": unknown}
+
+    def collate(self, items: list[dict]) -> dict[str, Any]:
+        batch = self._images_and_instructions(items)
+        prompts, answers = [self._prompt(item) for item in items], [item["labels"] for item in items]
+        if self.decoder_only:
+            labels = [torch.cat([torch.full_like(p, IGNORED), a]) for p, a in zip(prompts, answers, strict=True)]
+            prompts = [torch.cat(pair) for pair in zip(prompts, answers, strict=True)]
+        else:
+            labels = answers
+            targets = pad_sequence(answers, batch_first=True, padding_value=self.pad)
+            batch["decoder_input_ids"] = torch.cat([torch.full((len(items), 1), self.start), targets[:, :-1]], dim=1)
+        batch["input_ids"], batch["attention_mask"] = padded(prompts, self.pad)
+        batch["labels"] = pad_sequence(labels, batch_first=True, padding_value=IGNORED)
+        batch["loss_weight"] = torch.tensor([item["weight"] for item in items])
+        batch["loss_over"] = items[0]["loss"]
+        return batch
+
+    def prompts(self, items: list[dict]) -> dict[str, torch.Tensor]:
+        batch = self._images_and_instructions(items)
+        side = "left" if self.decoder_only else "right"  # generation goes on at the right end
+        batch["input_ids"], batch["attention_mask"] = padded([self._prompt(item) for item in items], self.pad, side)
+        return batch
+
+    def token_losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        if not self.decoder_only:
+            return super().token_losses(logits, labels)
+        shifted = super().token_losses(logits[:, :-1], labels[:, 1:].contiguous())
+        return torch.nn.functional.pad(shifted, (1, 0))
+
+    def generate(self, model: nn.Module, inputs: dict, **options: Any) -> torch.Tensor:
+        tokens = model.generate(**inputs, **options)
+        return tokens[:, inputs["input_ids"].shape[1] if self.decoder_only else 1 :]
+
+    def _prompt(self, item: dict) -> torch.Tensor:
+        return torch.cat([self.image_tokens, item["input_ids"]])
+
+    def _images_and_instructions(self, items: list[dict]) -> dict[str, torch.Tensor]:
+        return {"pixel_values": torch.stack([item["pixel_values"] for item in items])}
+
+
+def _first_answer(example: Example) -> Example:
+    """``example`` with the first of its answers alone: the first annotator's if they are given."""
+    first = example.references[0] if example.references else example.answers[0][0]
+    return dataclasses.replace(example, answers=((first, 1.0 if first else example.answers[0][1]),))
+
+
+def _task(
+    settings: Any, name: str, examples: list[Example], store: Any, tokenizers: Tokenizers, templates: Any, **limits: Any
+) -> InstructTask:
+    return InstructTask(
+        name,
+        examples,
+        store,
+        tokenizers,
+        templates=templates,
+        clean=settings.clean_instructions,
+        max_text=settings.max_text,
+        generation=settings.generation,
+        **limits,
+    )
+
+
+def padded(sequences: list[torch.Tensor], padding: int, side: str = "right") -> tuple[torch.Tensor, torch.Tensor]:
+    """``(ids [B, L], mask [B, L])``."""
+    ids = pad_sequence(sequences, batch_first=True, padding_value=padding, padding_side=side)
+    ones = [torch.ones_like(sequence) for sequence in sequences]
+    return ids, pad_sequence(ones, batch_first=True, padding_value=0, padding_side=side)
+
+
+class WithQFormer(Instructed):
+    """A host whose Q-Former stands between image and language model: what the papers call full tuning, LoRA."""
+
+    has_qformer = True
+    towers = ["qformer"]
+    full_words = " of the Q-Former"
+
+    @classmethod
+    def load(cls, folder: str | Path, settings: Any) -> nn.Module:
+        model = super().load(folder, settings)
+        if not model.query_tokens.any():
+            raise UserError(f"{folder}: query_tokens are all zero, so the queries of its Q-Former cannot differ")
+        return model
+
+    @classmethod
+    def full(cls, model: nn.Module) -> list[nn.Parameter]:
+        """Q-Former, queries and projection; not the text's way out of the last layer, which leads nowhere."""
+        last = model.qformer.encoder.layer[-1]
+        dead = [getattr(last, name, None) for name in ("intermediate", "output")]
+        dead = {id(p) for part in dead if part is not None for p in part.parameters()}
+        parts = (model.qformer, model.language_projection)
+        return [model.query_tokens, *(p for part in parts for p in part.parameters() if id(p) not in dead)]
+
+    @classmethod
+    def everything(cls, model: nn.Module) -> list[nn.Parameter]:
+        return [*cls.full(model), *model.language_model.parameters()]
+
+    @classmethod
+    def lora(cls, rank: int, settings: Any) -> dict[str, Any]:
+        """Query, key and value of every attention of the Q-Former, as PETAL's baseline; its scale is 1."""
+        return dict(
+            r=rank,
+            lora_alpha=rank,
+            lora_dropout=settings.adapter_dropout,
+            target_modules=r"qformer\.encoder\.layer\.\d+\.(attention|crossattention)\.attention\.(query|key|value)",
+        )

@@ -1,0 +1,160 @@
+"""What the visual BART and T5 share as hosts: tokens for the visual embedding, batches, LoRA's targets."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging
+
+from petx.data.batches import IGNORED
+from petx.data.examples import Example
+from petx.data.task import Task
+from petx.data.tokenizers import unknown_words, word_tokenizer
+from petx.errors import UserError
+from petx.hosts.base import Host
+
+PROJECTOR = "visual_embedding"
+MAX_ANSWER = 4  # tokens of an answer of petx predict
+
+
+class VisualEncoderDecoder(Host):
+    """An encoder-decoder that reads text and visual features. A subclass names its ``model_class``.
+
+    A batch has ``input_ids`` and ``attention_mask [B, L]``, ``visual_features [B, V, F]``, ``boxes [B, V, 4]``,
+    ``image_ids [B, V]``, ``labels`` and ``decoder_input_ids [B, M]`` (the labels one place later),
+    ``loss_weight [B]`` and ``loss_over``.
+    """
+
+    methods = ("vlpet",)
+    in_place = False
+    projector = PROJECTOR
+    inputs = ("input_ids", "attention_mask", "visual_features", "boxes", "image_ids")
+    model_class: type[PreTrainedModel]
+    extra_ids = True  # whether the 100 extra_id tokens of T5 are added, too
+
+    def __init__(self, config: Any, tokenizer: Any) -> None:
+        self.pad, self.start = tokenizer.pad_token_id, config.decoder_start_token_id
+
+    @classmethod
+    def dropouts(cls, rate: float) -> dict[str, float]:
+        """The configuration's fields for a dropout of ``rate``."""
+        raise NotImplementedError
+
+    @classmethod
+    def tokenizers(cls, folder: str | Path) -> Any:
+        return AutoTokenizer.from_pretrained(folder)
+
+    @classmethod
+    def pretrained_tokenizers(cls, settings: Any) -> Any:
+        """Tokenizer of ``settings.host`` with the tokens VL-PET adds, the last 100 of them for the visual embedding."""
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(settings.host)
+            AutoConfig.from_pretrained(settings.host)
+        except (OSError, ValueError) as error:
+            raise UserError(f"host: cannot load {settings.host!r}: {error}") from error
+        extra = [f"<extra_id_{i}>" for i in reversed(range(100))] if cls.extra_ids else []
+        tokenizer.add_tokens(extra + [f"<vis_extra_id_{i}>" for i in reversed(range(100))])
+        return tokenizer
+
+    @classmethod
+    def load(cls, folder: str | Path, settings: Any = None) -> nn.Module:
+        return cls.model_class.from_pretrained(folder)
+
+    @classmethod
+    def pretrained(cls, settings: Any, tokenizer: Any) -> nn.Module:
+        """``settings.host`` with a new visual embedding of ``settings.feature_width`` and the new tokens' rows."""
+        logging.set_verbosity_error()  # which would warn that visual_embedding is new
+        more = cls.dropouts(settings.dropout)
+        model = cls.model_class.from_pretrained(settings.host, visual_width=settings.feature_width, **more)
+        logging.set_verbosity_warning()
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        return model
+
+    lessons = ("caption", "what")
+
+    @classmethod
+    def small_tokenizer(cls, texts: list[str], settings: Any, visual_tokens: int) -> Any:
+        return word_tokenizer(["vqa: ", "caption: ", *texts], visual_tokens=visual_tokens)
+
+    @classmethod
+    def store(cls, spec: Any, settings: Any, tokenizer: Any, split: str) -> Any:
+        folder = Path(settings.features_dir or Path(settings.data_dir, spec.store.default_folder))
+        return spec.store(folder, settings.feature_width, settings.visual_tokens)
+
+    @classmethod
+    def dataset(cls, spec: Any, examples: list[Example], store: Any, tokenizer: Any, settings: Any, split: str) -> Task:
+        """The task's prompt stands in front of every text."""
+        examples = [dataclasses.replace(example, text=spec.prompt + example.text) for example in examples]
+        return Task(spec.name, examples, store, tokenizer, **spec.limits())
+
+    @classmethod
+    def question_item(cls, source: Any, settings: Any, tokenizer: Any, image: str, question: str) -> dict[str, Any]:
+        if not source.encodes_images:
+            raise UserError("petx predict encodes images by EfficientNet-Lite0, which this model was not trained with")
+        features, boxes = source.encode(image, settings)
+        task = Task("vqa", [], None, tokenizer, max_target=MAX_ANSWER, metric="exact")
+        return {
+            "input_ids": task.encode("vqa: " + question),
+            "labels": task.encode(""),
+            "visual_features": features[0],
+            "boxes": boxes[0],
+            "image_ids": torch.zeros(len(boxes[0]), dtype=torch.long),
+            "weight": 1.0,
+            "loss": "sample",
+            "max_target": MAX_ANSWER,
+            "unknown": unknown_words(question, tokenizer),
+        }
+
+    @classmethod
+    def always(cls, model: nn.Module) -> list[nn.Module]:
+        """The visual embedding, which is new to a pretrained host."""
+        return [module for name, module in model.named_modules() if name.endswith(PROJECTOR)][:1]
+
+    @classmethod
+    def lora(cls, rank: int, settings: Any) -> dict[str, Any]:
+        """VL-PET's baseline: queries and values of every attention, all biases, and the visual embedding.
+
+        The paper's alpha / r is 0.25 at rank 128; here it is 1.
+        """
+        return dict(
+            task_type="SEQ_2_SEQ_LM",
+            r=rank,
+            lora_alpha=rank,
+            lora_dropout=0.1,
+            target_modules=r".*\.(q_proj|v_proj|SelfAttention\.q|SelfAttention\.v|EncDecAttention\.q|EncDecAttention\.v)",
+            modules_to_save=[PROJECTOR],
+            bias="all",
+        )
+
+    @classmethod
+    def lora_sizes(cls, model: nn.Module, settings: Any) -> Callable[[int], int]:
+        """By building it, since biases and the visual embedding are trained with it."""
+
+        def size(rank: int) -> int:
+            tuned = get_peft_model(cls.skeleton(model), LoraConfig(**cls.lora(rank, settings)))
+            return sum(parameter.numel() for parameter in tuned.parameters() if parameter.requires_grad)
+
+        return size
+
+    def collate(self, items: list[dict]) -> dict[str, Any]:
+        texts, answers = [item["input_ids"] for item in items], [item["labels"] for item in items]
+        input_ids = pad_sequence(texts, batch_first=True, padding_value=self.pad)
+        targets = pad_sequence(answers, batch_first=True, padding_value=self.pad)
+        kept = torch.arange(targets.shape[1]) < torch.tensor([[len(answer)] for answer in answers])
+        return {
+            "input_ids": input_ids,
+            "attention_mask": (torch.arange(input_ids.shape[1]) < torch.tensor([[len(text)] for text in texts])).long(),
+            "visual_features": torch.stack([item["visual_features"] for item in items]),
+            "boxes": torch.stack([item["boxes"] for item in items]),
+            "image_ids": torch.stack([item["image_ids"] for item in items]),
+            "labels": targets.masked_fill(~kept, IGNORED),
+            "decoder_input_ids": torch.cat([torch.full((len(items), 1), self.start), targets[:, :-1]], dim=1),
+            "loss_weight": torch.tensor([item["weight"] for item in items]),
+            "loss_over": items[0]["loss"],
+        }

@@ -1,0 +1,32 @@
+"""Scores of generated answers and captions. One module a family, whose ``score`` a task names by the module's name."""
+
+from collections.abc import Callable
+
+from petx import _rooms
+from petx.metrics.caption import bleu, cider_d, rouge_l
+from petx.metrics.exact import exact_match
+from petx.metrics.matches import match_accuracy
+from petx.metrics.vqa import normalize_answer, vqa_accuracy, vqa_scores
+
+__all__ = [
+    "bleu",
+    "cider_d",
+    "exact_match",
+    "find",
+    "match_accuracy",
+    "names",
+    "normalize_answer",
+    "rouge_l",
+    "vqa_accuracy",
+    "vqa_scores",
+]
+
+
+def names() -> list[str]:
+    """The metrics there are."""
+    return list(_rooms.modules(__name__))
+
+
+def find(name: str) -> Callable[..., dict[str, float]]:
+    """``score(predictions, examples) -> {metric: value}`` of the metric ``name``; the first value is the main one."""
+    return _rooms.modules(__name__)[name].score

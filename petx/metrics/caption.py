@@ -1,0 +1,115 @@
+"""Captions against references: CIDEr-D, BLEU and ROUGE-L as the COCO evaluation computes them on the same words."""
+
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+
+from petx.data.examples import Example
+from petx.metrics._mean import mean
+
+__all__ = ["bleu", "caption_words", "cider_d", "rouge_l", "score"]
+
+
+def caption_words(text: str) -> list[str]:
+    """Words of a caption, lower case, without punctuation. Simpler than the PTB tokenizer of the COCO evaluation."""
+    return re.findall(r"[a-z0-9]+(?:'[a-z]+)?", text.lower())
+
+
+def bleu(captions: list[str], references: list[Iterable[str]], order: int = 4) -> list[float]:
+    """Corpus BLEU-1 to BLEU-``order`` (Papineni et al., 2002), the closest reference's length for brevity.
+
+    ``captions``: list of texts; ``references``: for each, a list of texts. A precision of zero counts as 1e-15 over its
+    n-grams, as in the COCO evaluation, so a corpus without one matching 4-gram still has a score.
+    """
+    matched, total, length, reference_length = [0] * order, [0] * order, 0, 0
+    for caption, texts in zip(captions, references, strict=True):
+        words, others = caption_words(caption), [caption_words(text) for text in texts]
+        length += len(words)
+        reference_length += min((abs(len(other) - len(words)), len(other)) for other in others)[1]
+        for n in range(order):
+            grams, allowed = _ngrams(words, n + 1), Counter()
+            for other in others:
+                allowed |= _ngrams(other, n + 1)
+            total[n] += sum(grams.values())
+            matched[n] += sum((grams & allowed).values())
+    brevity = 1.0 if length >= reference_length else math.exp(1 - reference_length / max(length, 1e-9))
+    scores, product = [], 1.0
+    for n in range(order):
+        product *= (matched[n] + 1e-15) / (total[n] + 1e-9)
+        scores.append(brevity * product ** (1 / (n + 1)))
+    return scores
+
+
+def rouge_l(captions: list[str], references: list[Iterable[str]], beta: float = 1.2) -> float:
+    """Mean ROUGE-L (Lin, 2004): F-measure of the longest common subsequence, with the references' best precision
+    and best recall."""
+    scores = []
+    for caption, texts in zip(captions, references, strict=True):
+        words, precision, recall = caption_words(caption), 0.0, 0.0
+        for other in map(caption_words, texts):
+            common = _common_subsequence(words, other)
+            precision = max(precision, common / max(len(words), 1))
+            recall = max(recall, common / max(len(other), 1))
+        weighted = recall + beta**2 * precision
+        scores.append((1 + beta**2) * precision * recall / weighted if weighted else 0.0)
+    return mean(scores)
+
+
+def cider_d(captions: list[str], references: list[Iterable[str]], order: int = 4, sigma: float = 6.0) -> float:
+    """Mean CIDEr-D (Vedantam et al., 2015), document frequencies from ``references``; 10 is a perfect match.
+
+    The mean over n-gram orders and references of the cosine of clipped tf-idf vectors, times a Gaussian penalty on the
+    difference in length, times 10.
+    """
+    counted = [[_all_ngrams(caption_words(text), order) for text in texts] for texts in references]
+    frequency = Counter(gram for texts in counted for gram in set().union(*texts))
+    documents = math.log(max(len(references), 1))
+
+    def vectors(counts):
+        weights = [defaultdict(float) for _ in range(order)]
+        for gram, count in counts.items():
+            weights[len(gram) - 1][gram] = count * (documents - math.log(max(frequency[gram], 1)))
+        norms = [math.sqrt(sum(value**2 for value in weight.values())) for weight in weights]
+        return weights, norms, sum(count for gram, count in counts.items() if len(gram) == 2)
+
+    scores = []
+    for caption, texts in zip(captions, counted, strict=True):
+        hypothesis, hypothesis_norms, hypothesis_length = vectors(_all_ngrams(caption_words(caption), order))
+        score = 0.0
+        for reference, norms, length in map(vectors, texts):
+            penalty = math.exp(-((hypothesis_length - length) ** 2) / (2 * sigma**2))
+            for n in range(order):
+                if hypothesis_norms[n] and norms[n]:
+                    other = reference[n]
+                    clipped = sum(min(value, other[gram]) * other[gram] for gram, value in hypothesis[n].items())
+                    score += penalty * clipped / (hypothesis_norms[n] * norms[n])
+        scores.append(10 * score / (order * len(texts)))
+    return mean(scores)
+
+
+def _ngrams(words, n):
+    return Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
+
+
+def _all_ngrams(words, order):
+    return sum((_ngrams(words, n + 1) for n in range(order)), Counter())
+
+
+def _common_subsequence(first, second):
+    row = [0] * (len(second) + 1)
+    for word in first:
+        previous = 0
+        for j, other in enumerate(second):
+            previous, row[j + 1] = row[j + 1], previous + 1 if word == other else max(row[j], row[j + 1])
+    return row[-1]
+
+
+def score(predictions: list[str], examples: list[Example]) -> dict[str, float]:
+    """``cider``, ``bleu4`` and ``rouge_l`` in per cent; the first is the main one."""
+    references = [example.references for example in examples]
+    return {
+        "cider": 100 * cider_d(predictions, references),
+        "bleu4": 100 * bleu(predictions, references)[3],
+        "rouge_l": 100 * rouge_l(predictions, references),
+    }

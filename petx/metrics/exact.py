@@ -1,0 +1,21 @@
+"""Exact match with the answer, for questions of each kind apart as well."""
+
+from petx.data.examples import Example
+from petx.metrics._mean import mean
+
+__all__ = ["exact_match", "score"]
+
+
+def exact_match(predictions: list[str], answers: list[str]) -> float:
+    """Share of predictions equal to their answer."""
+    return mean([float(prediction == answer) for prediction, answer in zip(predictions, answers, strict=True)])
+
+
+def score(predictions: list[str], examples: list[Example]) -> dict[str, float]:
+    """``accuracy`` in per cent, and that of every kind of question."""
+    answers = [example.answers[0][0] for example in examples]
+    scores = {"accuracy": 100 * exact_match(predictions, answers)}
+    for kind in sorted({example.kind for example in examples} - {""}):
+        chosen = [i for i, example in enumerate(examples) if example.kind == kind]
+        scores[kind] = 100 * exact_match([predictions[i] for i in chosen], [answers[i] for i in chosen])
+    return scores

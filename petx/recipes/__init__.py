@@ -1,0 +1,1 @@
+"""Presets: ``METHOD/NAME.yaml``, each with what differs from the one it ``extends``."""

@@ -1,0 +1,38 @@
+"""Tasks: what is trained on and scored. One module each, with its :class:`TaskSpec` as ``TASK``.
+
+A module may bring a whole kind of data in place of one task, as ``SOURCE``, such as easy-VQA's.
+"""
+
+from petx import _rooms
+from petx.tasks.base import RunData, Source, TaskSpec
+
+__all__ = ["RunData", "Source", "TaskSpec", "find", "kinds", "of_kind", "source"]
+
+
+def of_kind(kind: str, method: str) -> dict[str, TaskSpec]:
+    """``{name: task}`` of the tasks of a kind of data that the recipe ``method`` can train on."""
+    found = [module.TASK for module in _rooms.modules(__name__).values() if hasattr(module, "TASK")]
+    return {task.name: task for task in found if task.data == kind and method in task.methods}
+
+
+def find(name: str) -> TaskSpec:
+    """The task called ``name``."""
+    return next(m.TASK for m in _rooms.modules(__name__).values() if hasattr(m, "TASK") and m.TASK.name == name)
+
+
+def kinds(method: str) -> tuple[str, ...]:
+    """What ``--data`` can be for the recipe ``method``."""
+    modules = _rooms.modules(__name__).values()
+    sources = [module.SOURCE.kind for module in modules if hasattr(module, "SOURCE")]
+    own = {module.TASK.data for module in modules if hasattr(module, "TASK") and method in module.TASK.methods}
+    return (*sources, *sorted(own))
+
+
+def source(kind: str) -> Source:
+    """What ``--data`` names."""
+    from petx.tasks._own_data import OwnData
+
+    for module in _rooms.modules(__name__).values():
+        if hasattr(module, "SOURCE") and module.SOURCE.kind == kind:
+            return module.SOURCE
+    return OwnData(kind)

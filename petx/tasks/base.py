@@ -1,0 +1,88 @@
+"""What a task says of itself, and what a run trains and scores on."""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from petx.data.examples import Example
+from petx.data.stores import H5Features
+from petx.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskSpec:
+    """A task: how its files are read, how it is asked, and how it is scored.
+
+    Args:
+        title: a line for ``petx train METHOD --list``.
+        data: the kind of data it belongs to, as ``--data`` names it.
+        read: ``read(folder, split, training, tokenizer)`` gives the examples of a split below the data folder, without
+            the prompt.
+        store: reads its features, for hosts that read features: :class:`petx.data.stores.H5Features` or its like.
+        methods: recipes that can train on it.
+        prompt: what VL-PET's hosts read in front of a question.
+        templates: instructions in place of the settings', for hosts that read instructions.
+        metric: name of a module of :mod:`petx.metrics`.
+        max_text, max_target: tokens of a text (prompt included) and of an answer (its end included).
+        loss, num_beams, choices: see :class:`petx.data.task.Task`.
+    """
+
+    name: str
+    title: str = ""
+    data: str = "image-text"
+    read: Callable[[Path, str, bool, Any], Iterable[Example]] | None = None
+    store: type = H5Features
+    methods: tuple[str, ...] = ("vlpet", "petal")
+    prompt: str = ""
+    templates: tuple[str, ...] = ()
+    metric: str = "exact"
+    max_text: int | None = None
+    max_target: int = 20
+    loss: str = "sample"
+    num_beams: int = 1
+    choices: tuple[str, ...] | None = None
+
+    def examples(self, folder: str | Path, splits: list[str], training: bool, tokenizer: Any = None) -> list[Example]:
+        """The examples in ``splits``, without a prompt; :class:`UserError` if there are none."""
+        examples = [one for split in splits for one in self.read(Path(folder), split, training, tokenizer)]
+        if not examples:
+            raise UserError(f"{self.name}: no examples in {', '.join(splits)} under {folder}")
+        return examples
+
+    def limits(self) -> dict[str, Any]:
+        """Keyword arguments of :class:`petx.data.task.Task`."""
+        names = ("metric", "max_text", "max_target", "loss", "num_beams", "choices")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclasses.dataclass
+class RunData:
+    """What a run trains and scores on: lists of data sets."""
+
+    tokenizer: Any
+    train: list
+    dev: list
+    test: list
+    pretraining: list = dataclasses.field(default_factory=list)  # tasks the small host is pretrained on
+    feature_stats: tuple | None = None  # mean and standard deviation of the training images' features, by channel
+    baselines: dict = dataclasses.field(default_factory=dict)  # {name: {"dev": scores, "test": scores}}
+
+
+class Source:
+    """What ``--data`` names."""
+
+    caveats = False  # whether the recipe's notes belong beside its table
+    encodes_images = False  # whether :meth:`encode` makes the features it trained on of any image file
+
+    def check(self, settings: Any) -> None:
+        """Raise :class:`UserError` if something is missing or does not fit, before any work."""
+        raise NotImplementedError
+
+    def load(self, settings: Any, host: Any) -> RunData:
+        """The data as ``host`` (a class of :class:`petx.hosts.Host`) reads it."""
+        raise NotImplementedError
+
+    def encode(self, image: str | Path, settings: Any) -> tuple[Any, Any]:
+        """``(features [1, V, F], boxes [1, V, 4])`` of one image file."""
+        raise NotImplementedError

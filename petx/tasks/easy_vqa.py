@@ -1,0 +1,224 @@
+"""easy-VQA: questions on images of one coloured shape, which every recipe's main job uses.
+
+Read from its package and cut by image into train, dev and test; its features, the tasks that a small host is
+pretrained on, and the scores that need no model.
+"""
+
+import dataclasses
+import json
+import random
+import re
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+from petx.data import packages
+from petx.data.examples import Example
+from petx.data.features import STRIDE, ImageEncoder, grid_boxes, image_features, read_image
+from petx.data.stores import ArrayFeatures, ImageFiles
+from petx.data.tokenizers import words
+from petx.errors import UserError
+from petx.tasks.base import RunData, Source, TaskSpec
+
+MAX_ANSWER = 4  # tokens of an answer, its end included, with room
+QUESTIONS = TaskSpec("vqa", prompt="vqa: ", max_text=20, max_target=MAX_ANSWER)
+LESSONS = {  # what a small host can be pretrained on
+    "caption": TaskSpec("caption", prompt="caption: ", templates=("describe the image",), max_target=6),
+    "what": TaskSpec("what", prompt="vqa: ", max_text=20, max_target=MAX_ANSWER),
+    "words": TaskSpec("words", templates=("say {q}",), max_target=6),
+}
+COLOURS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
+SHAPES = ("circle", "rectangle", "triangle")
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    text: str
+    answer: str
+    image: str  # path of its file, relative to the package's data folder
+
+    @property
+    def kind(self):
+        """``colour``, ``shape`` or ``yes/no``, by the answer."""
+        return "colour" if self.answer in COLOURS else "shape" if self.answer in SHAPES else "yes/no"
+
+
+def read_questions(folder, split):
+    """The questions of ``split`` (``train`` or ``test``) from the package folder ``folder``."""
+    rows = json.loads((folder / "data" / split / "questions.json").read_text(encoding="utf-8"))
+    return [Question(text, answer, f"{split}/images/{image}.png") for text, answer, image in rows]
+
+
+def images_of(questions):
+    """The images of ``questions``, each once, in a fixed order."""
+    return sorted({question.image for question in questions})
+
+
+def keep_images(questions, count, seed=0):
+    """The questions on ``count`` images chosen by ``seed``."""
+    chosen = set(random.Random(seed).sample(images_of(questions), count))
+    return [question for question in questions if question.image in chosen]
+
+
+def split_by_image(questions, count, seed=0):
+    """``(rest, held_out)``: all questions on ``count`` images, chosen by ``seed``, are held out."""
+    held_out = keep_images(questions, count, seed)
+    images = {question.image for question in held_out}
+    return [question for question in questions if question.image not in images], held_out
+
+
+def captions(questions):
+    """``(image, "a red circle")`` for every image whose "what" questions tell both its colour and its shape.
+
+    Yes/no questions are not looked at: they are the new task.
+    """
+    told = defaultdict(set)
+    for question in questions:
+        if question.kind != "yes/no":
+            words = {question.answer, *re.findall(r"\w+", question.text)}
+            told[question.image] |= words.intersection(COLOURS + SHAPES)
+    found = []
+    for image in images_of(questions):
+        colour, shape = told[image].intersection(COLOURS), told[image].intersection(SHAPES)
+        if colour and shape:
+            found.append((image, f"a {min(colour)} {min(shape)}"))
+    return found
+
+
+def majority_answer(questions):
+    return Counter(question.answer for question in questions).most_common(1)[0][0]
+
+
+def blind_answers(train, questions):
+    """The most frequent training answer to each question's exact text: the best anyone does without the image."""
+    counts = defaultdict(Counter)
+    for question in train:
+        counts[question.text][question.answer] += 1
+    fallback = majority_answer(train)
+    best = {text: counter.most_common(1)[0][0] for text, counter in counts.items()}
+    return [best.get(question.text, fallback) for question in questions]
+
+
+@dataclasses.dataclass
+class EasyVQA:
+    """easy-VQA cut into train, dev and test by image; dev is all questions on some of the training images."""
+
+    features: ArrayFeatures
+    train: list
+    dev: list
+    test: list
+
+    def texts(self):
+        """All text of the training split: what a word-level vocabulary is made of."""
+        return [f"{question.text} {question.answer}" for question in self.train] + [
+            caption for _, caption in captions(self.train)
+        ]
+
+    def questions(self, split, *, only_what=False):
+        return [
+            Example(question.text, (question.image,), ((question.answer, 1.0),), kind=question.kind)
+            for question in getattr(self, split)
+            if not (only_what and question.kind == "yes/no")
+        ]
+
+    def captions(self):
+        """Examples that answer nothing with a training image's caption, such as "a red circle"."""
+        return [Example("", (image,), ((caption, 1.0),)) for image, caption in captions(self.train)]
+
+    def words(self):
+        """Examples that repeat one to three words of the training text, an image beside them that does not matter.
+
+        They give a language model an output for every word, those of yes/no questions too, as any pretrained one has.
+        """
+        draw = random.Random(0)
+        vocabulary = sorted({word for text in self.texts() for word in words(text)})
+        said = [(image, " ".join(draw.choices(vocabulary, k=draw.randint(1, 3)))) for image in images_of(self.train)]
+        return [Example(text, (image,), ((text, 1.0),)) for image, text in said]
+
+    def baselines(self, tasks):
+        """Scores without a model; ``tasks``: ``{split: Task}`` over the questions of dev and test."""
+        scores = {}
+        majority = majority_answer(self.train)
+        for split, task in tasks.items():
+            questions = getattr(self, split)
+            answers = {"majority": [majority] * len(questions), "blind": blind_answers(self.train, questions)}
+            for name, guesses in answers.items():
+                scores.setdefault(name, {})[split] = task.score(guesses)
+        return scores
+
+
+class EasyVQASource(Source):
+    """easy-VQA, in its package (``petx data get easy-vqa``)."""
+
+    kind, caveats, encodes_images = "easy-vqa", True, True
+
+    def check(self, settings: Any) -> None:
+        packages.require("easy-vqa", "efficientnet-lite0")
+        _easy_vqa_questions(settings)
+        if settings.image_size < STRIDE or settings.image_size % STRIDE:
+            raise UserError(f"image_size must be a positive multiple of {STRIDE}, got {settings.image_size}")
+
+    def load(self, settings: Any, host: Any) -> RunData:
+        """The whole of VQA as the task to tune on; for a small host, its lessons to be pretrained on.
+
+        The development split is all questions on ``dev_images`` training images; nothing else is done with those. A
+        host that reads pixels gets the image files, any other their features.
+        """
+        data = read(settings)
+        if settings.host is None:
+            tokenizer = host.small_tokenizer(data.texts(), settings, visual_tokens=data.features.features.shape[1])
+        else:
+            tokenizer = host.pretrained_tokenizers(settings)
+        processor, store = getattr(tokenizer, "image_processor", None), data.features
+        if processor is not None:
+            store = ImageFiles(packages.require("easy-vqa")["easy_vqa"] / "data", processor)
+
+        def dataset(spec: TaskSpec, examples: list[Example], split: str) -> Any:
+            return host.dataset(spec, examples, store, tokenizer, settings, split)
+
+        vqa = {split: dataset(QUESTIONS, data.questions(split), split) for split in ("train", "dev", "test")}
+        run_data = RunData(tokenizer, **{split: [vqa[split]] for split in vqa})
+        run_data.baselines = data.baselines({split: vqa[split] for split in ("dev", "test")})
+        if settings.host is None:
+            read_by = {"caption": data.captions, "what": lambda: data.questions("train", only_what=True)}
+            read_by["words"] = data.words
+            run_data.pretraining = [dataset(LESSONS[one], read_by[one](), "pretraining") for one in host.lessons]
+            rows = [data.features.rows[image] for image in images_of(data.train)]
+            rows = data.features.features[rows].flatten(0, 1)
+            run_data.feature_stats = rows.mean(0), rows.std(0)
+        return run_data
+
+    def encode(self, image: str | Path, settings: Any) -> tuple[Any, Any]:
+        features = ImageEncoder()(read_image(image, settings.image_size).unsqueeze(0))
+        return features, grid_boxes(settings.image_size // STRIDE).unsqueeze(0)
+
+
+def read(settings: Any) -> EasyVQA:
+    """:class:`EasyVQA` with the images' features, computed or read from the cache."""
+    folder, train, dev, test = _easy_vqa_questions(settings)
+    images = images_of([*train, *dev, *test])
+    arrays = image_features([folder / "data" / image for image in images], settings.image_size)
+    return EasyVQA(ArrayFeatures(arrays, images, grid_boxes(settings.image_size // STRIDE)), train, dev, test)
+
+
+def _easy_vqa_questions(settings):
+    """The package's folder and the questions of train, dev and test, of as many images as ``settings`` want."""
+    folder = packages.require("easy-vqa")["easy_vqa"]
+    train, test = read_questions(folder, "train"), read_questions(folder, "test")
+    train, dev = split_by_image(train, _at_most("dev_images", settings.dev_images, train, left_over=1))
+    if settings.train_images is not None:
+        train = keep_images(train, _at_most("train_images", settings.train_images, train))
+    if settings.test_images is not None:
+        test = keep_images(test, _at_most("test_images", settings.test_images, test))
+    return folder, train, dev, test
+
+
+def _at_most(name, count, questions, left_over=0):
+    """``count``, if that many of the images of ``questions`` can be taken and ``left_over`` stay."""
+    most = len(images_of(questions)) - left_over
+    if not 1 <= count <= most:
+        raise UserError(f"{name} must be between 1 and {most}, got {count}")
+    return count
+
+
+SOURCE = EasyVQASource()

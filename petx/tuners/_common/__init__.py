@@ -1,0 +1,1 @@
+"""What every tuner of petx shares: the layer, the model, the report, and how a configuration is checked."""

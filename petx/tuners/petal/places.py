@@ -1,0 +1,92 @@
+"""Where PETAL goes in a given model: found and checked before anything is changed."""
+
+import re
+
+from peft.utils import AuxiliaryTrainingWrapper
+from torch import nn
+
+from petx.errors import UserError
+from petx.tuners._common.paths import covered, parents
+from petx.tuners.petal.config import PetalConfig
+from petx.tuners.petal.plan import Plan
+from petx.tuners.petal.towers import Modules, find_root, find_tower, layers_read
+
+__all__ = ["find_places"]
+
+
+def find_places(model: nn.Module, config: PetalConfig) -> Plan:
+    """:class:`Plan` of ``config`` (resolved) in ``model``.
+
+    Raises UserError where a tower does not exist or has no attention that can be adapted, or a part that ``config``
+    asks for has no place in the model.
+    """
+    modules = {
+        path: module
+        for path, module in model.named_modules()
+        if not re.search(r"(^|\.)(original_module|modules_to_save|petal_\w+|base_layer)(\.|$)", path)
+    }
+    plan = Plan()
+    for name in config.towers:
+        root = find_root(model, modules, name)
+        plan.towers[name] = find_tower(name, root, modules, layers_read(model, root, modules))
+    _check_parts(plan, config)
+    if config.experts:
+        _place_experts(model, modules, plan, config)
+    for path in (*plan.paths, *plan.mixed):
+        for part in (*parents(path), path):
+            if isinstance(modules[part], AuxiliaryTrainingWrapper) or covered(part, config.modules_to_save or ()):
+                raise UserError(
+                    f"PETAL: {path} is adapted and belongs to modules_to_save; what is trained whole cannot be adapted"
+                )
+    return plan
+
+
+def _check_parts(plan: Plan, config: PetalConfig) -> None:
+    for tower in plan.towers.values():
+        if config.query_transform and not tower.layers:
+            raise UserError(
+                f"PETAL: {tower.root} has no layers of a self-attention and an `mlp`, which query_transform needs; "
+                "set query_transform=False"
+            )
+        for name, wanted in (("cross_query_transform", config.cross_query_transform), ("context", config.context)):
+            if wanted not in (False, "off") and tower.kind != "qformer":
+                raise UserError(f"PETAL: {name}={wanted!r} needs query tokens, and {tower.root} is no Q-Former")
+
+
+def _place_experts(model: nn.Module, modules: Modules, plan: Plan, config: PetalConfig) -> None:
+    qformer = next((tower for tower in plan.towers.values() if tower.kind == "qformer"), None)
+    if qformer is not None:
+        embedded = f"{qformer.root}.embeddings"
+        place = embedded if embedded in modules else f"{qformer.root}.dropout"
+        if place not in modules or config.expert_scope == "image":
+            why = "expert_scope='image' is for models without a Q-Former" if place in modules else "no embeddings found"
+            raise UserError(f"PETAL: the experts have no place in {qformer.root}: {why}")
+        if config.expert_scope == "text" and not _reads_text(model, embedded in modules):
+            raise UserError(
+                f"PETAL: with expert_scope='text' the experts would never train, since {qformer.root} reads no text; "
+                "use expert_scope='all' or experts=0"
+            )
+        plan.mixed, plan.width = {place: "qformer"}, qformer.layers[0].width
+        return
+    projectors = [path for path in modules if path.rpartition(".")[2] == "multi_modal_projector"]
+    words = next((p for p, m in modules.items() if m is model.get_input_embeddings()), None) if projectors else None
+    if not projectors or words is None:
+        raise UserError(
+            f"PETAL: experts read the embeddings of a Q-Former, or a projector's output and the word embeddings; "
+            f"{type(model).__name__} with towers={list(plan.towers)} has neither; set experts=0"
+        )
+    if config.expert_gate == "sample" and config.expert_scope != "image":
+        raise UserError(
+            "PETAL: expert_gate='sample' averages over a sample's tokens, and in a decoder these are the answer's too; "
+            "use expert_scope='image' or expert_gate='token'"
+        )
+    plan.width = modules[words].weight.shape[1]
+    if config.expert_scope in ("all", "image"):
+        plan.mixed[projectors[0]] = "image"
+    if config.expert_scope in ("all", "text"):
+        plan.mixed[words] = "text"
+
+
+def _reads_text(model, has_embeddings):
+    settings = getattr(getattr(model, "config", None), "qformer_config", None)
+    return bool(getattr(settings, "use_qformer_text_input", has_embeddings))

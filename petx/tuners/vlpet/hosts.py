@@ -1,0 +1,71 @@
+"""Where VL-PET goes in each kind of host, and the released sizes: one entry per kind, found by model type."""
+
+from typing import Any
+
+__all__ = ["PRESETS", "preset_of"]
+
+# Sizes and initialisation of the released code, and where it inserts its modules. A site is the last linear layer of a
+# frozen sub-layer ("output", a pattern for its full path); "input" is the module whose first input is the sub-layer's
+# residual input X, "mask" the one that is called with `attention_mask=`, both written in terms of the pattern's groups.
+PRESETS: dict[str, dict[str, Any]] = {
+    "bart": {
+        "model_types": ("bart", "vl_bart"),
+        "defaults": dict(
+            rank=96, heads=4, scale=1.0, decoder_rank=96, init="normal", zero_init_up=False, zero_init_gate=False
+        ),
+        "encoder_sites": [
+            dict(
+                name="attention output",
+                output=r"((?:.*\.)?encoder\.layers\.\d+\.self_attn)\.out_proj",
+                input=r"\1.q_proj",
+                mask=r"\1",
+            ),
+            dict(
+                name="feed-forward output",
+                output=r"((?:.*\.)?encoder\.layers\.\d+)\.fc2",
+                input=r"\1.fc1",
+                mask=r"\1.self_attn",
+            ),
+        ],
+        "decoder_sites": [
+            dict(
+                name="cross-attention value",
+                output=r"((?:.*\.)?decoder\.layers\.\d+\.encoder_attn)\.v_proj",
+                mask=r"\1",
+            ),
+        ],
+    },
+    "t5": {
+        "model_types": ("t5", "vl_t5"),
+        "defaults": dict(
+            rank=192, heads=4, scale=0.3, decoder_rank=96, init="uniform", zero_init_up=True, zero_init_gate=True
+        ),
+        # X is the residual stream before the sub-layer's norm, so the sub-layer itself is tapped, not what it wraps.
+        "encoder_sites": [
+            dict(
+                name="attention output",
+                output=r"((?:.*\.)?encoder\.block\.\d+\.layer\.0)\.SelfAttention\.o",
+                input=r"\1",
+                mask=r"\1",
+            ),
+            dict(
+                name="feed-forward output",
+                output=r"((?:.*\.)?encoder\.block\.\d+\.layer)\.1\.DenseReluDense\.wo",
+                input=r"\1.1",
+                mask=r"\1.0",
+            ),
+        ],
+        "decoder_sites": [
+            dict(
+                name="cross-attention value",
+                output=r"((?:.*\.)?decoder\.block\.\d+\.layer\.1)\.EncDecAttention\.v",
+                mask=r"\1",
+            ),
+        ],
+    },
+}
+
+
+def preset_of(model_type: str | None) -> str | None:
+    """Name of the preset made for a transformers ``model_type``, or None."""
+    return next((name for name, preset in PRESETS.items() if model_type in preset["model_types"]), None)

@@ -1,0 +1,38 @@
+"""The floors of CONTRIBUTING.md in Python: what a module below the tuners may import of petx."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+# Room -> what its modules may import of petx beside themselves.
+MAY = {
+    "_checks": set(),
+    "ops": set(),
+    "reference": set(),
+    "functional": {"_checks", "ops", "reference"},
+    "nn": {"_checks", "functional"},
+}
+
+
+def imported(path):
+    """The rooms of petx that a file imports, anywhere in it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            names = [f"petx.{alias.name}" for alias in node.names] if node.module == "petx" else [node.module]
+        else:
+            continue
+        yield from (name.split(".")[1] for name in names if name.startswith("petx."))
+
+
+@pytest.mark.parametrize("room", MAY)
+def test_a_room_imports_what_lies_below_it(room):
+    place = ROOT / "petx" / room
+    files = sorted(place.rglob("*.py")) if place.is_dir() else [place.with_suffix(".py")]
+    assert files
+    wrong = {str(path): extra for path in files if (extra := set(imported(path)) - MAY[room] - {room})}
+    assert not wrong

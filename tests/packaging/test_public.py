@@ -1,0 +1,109 @@
+"""What ``petx.nn`` and its like offer is written down, complete, documented, and seen by an editor or type checker."""
+
+import ast
+import importlib
+import inspect
+import os
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import petx
+
+ROOT = Path(__file__).resolve().parents[2]
+FACES = ("functional", "losses", "models", "nn", "reference", "tuners")
+
+
+def face(name):
+    return ast.parse((ROOT / "petx" / name / "__init__.py").read_text(encoding="utf-8"))
+
+
+def public_names(package):
+    """name -> module, of what the modules of a package offer in their ``__all__``."""
+    names = {}
+    for info in pkgutil.iter_modules(package.__path__):
+        module = importlib.import_module(f"{package.__name__}.{info.name}")
+        for name in getattr(module, "__all__", ()):
+            assert name not in names, f"{name} is public in {names[name]} and in {module.__name__}"
+            names[name] = module.__name__
+    return names
+
+
+@pytest.mark.parametrize("name", FACES)
+class TestPackage:
+    def test_exports_are_complete_and_sorted(self, name):
+        package = importlib.import_module(f"petx.{name}")
+        assert package.__all__ == sorted(public_names(package))
+
+    def test_exports_are_static(self, name):
+        """Imports that a tool can follow without running anything, and a list of strings."""
+        imported = {
+            alias.asname or alias.name
+            for node in face(name).body
+            if isinstance(node, ast.ImportFrom)
+            for alias in node.names
+        }
+        (listed,) = (
+            node.value
+            for node in face(name).body
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+        )
+        assert set(ast.literal_eval(listed)) - imported == set()
+
+    def test_every_public_name_has_docstring_and_signature(self, name):
+        package = importlib.import_module(f"petx.{name}")
+        missing = []
+        for public in package.__all__:
+            thing = getattr(package, public)
+            if inspect.isclass(thing) or inspect.isfunction(thing):
+                documented = {public: thing}
+                if "forward" in vars(thing):
+                    documented[f"{public}.forward"] = thing.forward
+                missing += [text for text, part in documented.items() if not (part.__doc__ or "").strip()]
+                inspect.signature(thing)
+        assert missing == []
+
+
+@pytest.mark.parametrize("name", [name for name in FACES if name != "reference"])
+def test_api_site_has_a_page(name):
+    page = (ROOT / "docs" / "api" / f"{name}.md").read_text(encoding="utf-8")
+    assert f"::: petx.{name}\n" in page
+    assert f"api/{name}.md" in (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+
+
+USER = """\
+import torch
+from petx.losses import InformationBottleneck, aggregate_instructions, label_bag
+from petx.models import VLBartConfig, VLBartForConditionalGeneration, build_instruct_blip
+
+term: torch.Tensor = InformationBottleneck(8, 8, 100)(torch.ones(2, 8), torch.ones(2, 8), torch.ones(2, 3).long())
+joined: torch.Tensor = aggregate_instructions([torch.ones(1, 2, 3)], scale="sqrt_width")
+host = VLBartForConditionalGeneration(VLBartConfig(d_model=64))
+InformationBottleneck(8, 8, 100, wrong=1)  # error: call-arg
+label_bag(torch.ones(2, 3), "many")  # error: arg-type
+build_instruct_blip(7)  # error: arg-type
+"""
+
+
+def test_a_type_checker_sees_what_a_user_calls(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(USER)
+    wanted = {i: found[1] for i, line in enumerate(USER.splitlines(), 1) if (found := re.search("# error: (.*)", line))}
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--no-error-summary", "--cache-dir", str(tmp_path / "cache"), script.name],
+        cwd=tmp_path,
+        env=os.environ | {"MYPYPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode in (0, 1), done.stdout + done.stderr
+    lines = [re.match(r"script\.py:(\d+): error: .*\[([\w-]+)\]$", line) for line in done.stdout.splitlines()]
+    assert {int(line[1]): line[2] for line in lines if line} == wanted, done.stdout
+
+
+def test_the_package_says_that_it_is_typed():
+    assert (Path(petx.__file__).parent / "py.typed").is_file()

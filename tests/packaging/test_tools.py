@@ -1,0 +1,46 @@
+"""What the scripts below tools/ name must be there."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = (ROOT / "tools" / "on_gpu.sh").read_text(encoding="utf-8")
+KERNEL = re.compile(r"^PETX_KERNEL void\s+__launch_bounds__\([^)]*\)\s+(\w+)\(", re.MULTILINE)
+
+
+def kernels():
+    """``file: demangled name`` of every CUDA kernel in csrc, as a profiler shows it (without template arguments)."""
+    names = []
+    for path in sorted((ROOT / "csrc").rglob("*.cu*")):
+        text = path.read_text(encoding="utf-8")
+        declared = len(re.findall(r"^PETX_KERNEL\b", text, re.MULTILINE))
+        found = list(KERNEL.finditer(text))
+        assert len(found) == declared, f"{path.name}: a kernel is written in a form that this test does not read"
+        for kernel in found:
+            opened = re.findall(r"^namespace ([\w:]+) \{$", text[: kernel.start()], re.MULTILINE)
+            names.append(f"{path.name}: void {'::'.join([*opened, kernel[1]])}<float>()")
+    return names
+
+
+def test_kernels_are_found():
+    assert len(kernels()) >= 26
+
+
+@pytest.mark.parametrize("step", ["profile", "sanitize"])
+def test_every_kernel_is_selected(step):
+    command = re.search(rf"^    {step}\)\n(.*?)^      ;;", SCRIPT, re.MULTILINE | re.DOTALL)[1]
+    if step == "sanitize":
+        wanted = re.search(r"--kernel-regex kns=(\w+)", command)[1]
+    else:
+        assert "--kernel-name-base demangled" in command
+        wanted = re.search(r"--kernel-name 'regex:([^']+)'", command)[1]
+    names = [kernel.partition(": void ")[2] for kernel in kernels()]
+    assert [name for name in names if not re.search(wanted, name)] == []
+    assert not re.search(wanted, "void at::native::elementwise_kernel<float>()")
+
+
+def test_scripts_and_tests_it_runs_exist():
+    named = re.findall(r"(?:tests|tools)/[\w/]+\.py", SCRIPT)
+    assert named and [path for path in named if not (ROOT / path).is_file()] == []

@@ -1,0 +1,63 @@
+"""The task A-OKVQA in its released files."""
+
+import json
+
+import pytest
+
+from petx import metrics, tasks
+from petx.errors import UserError
+from petx.train import petal
+from tests.fixtures import instruct_blip as fixture
+
+ROW = {"split": "train", "image_id": 299207, "question_id": "22MexNkBPpdZGX6sxbxVBH", "question": "What color is it?"}
+ROW |= {"choices": ["red", "blue", "tan", "dark"], "correct_choice_idx": 0, "difficult_direct_answer": False}
+ROW |= {"direct_answers": ["red"] * 7 + ["dark"] * 2 + ["blue"], "rationales": ["It is red."] * 3}
+
+
+def write(folder, split, rows):
+    path = folder / "aokvqa" / "annotations" / f"aokvqa_v1p0_{split}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(rows), encoding="utf-8")
+    return path
+
+
+def test_the_released_rows(tmp_path):
+    spec = tasks.find("aokvqa")
+    write(tmp_path, "train", [ROW, ROW | {"image": "val2014/x.jpg", "difficult_direct_answer": True}])
+    first, second = spec.examples(tmp_path, ["train"], training=True)
+    assert first.text == "What color is it?" and first.images == ("train2017/000000299207.jpg",)
+    assert dict(first.answers) == {"red": 0.7, "dark": 0.2, "blue": 0.1}
+    assert second.images == ("val2014/x.jpg",)
+    (scored,) = spec.examples(tmp_path, ["train"], training=False)  # without the difficult one
+    score = metrics.find(spec.metric)
+    assert [score([answer], [scored])["accuracy"] for answer in ("red", "dark", "blue", "green")] == pytest.approx(
+        [100, 200 / 3, 100 / 3, 0]
+    )
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"direct_answers": []}, "entry 1 has no answer in 'direct_answers'"),
+        ({"image_id": None}, "entry 1 has neither 'image' nor 'image_id'"),
+        ({"question": None}, "entry 1 has no 'question'"),
+    ],
+)
+def test_what_is_missing_is_named(tmp_path, change, message):
+    broken = {name: value for name, value in (ROW | change).items() if value is not None}
+    write(tmp_path, "train", [ROW, broken])
+    with pytest.raises(UserError, match=f"aokvqa_v1p0_train.json: {message}"):
+        tasks.find("aokvqa").examples(tmp_path, ["train"], training=True)
+
+
+def test_a_host_is_tuned_on_it(tmp_path):
+    fixture.write_host(tmp_path / "host")
+    fixture.write_data(tmp_path / "data")
+    for split in ("train", "val"):
+        rows = [
+            ROW | {"image": f"{i}.png", "direct_answers": [colour] * 10} for i, colour in enumerate(fixture.COLOURS)
+        ]
+        write(tmp_path / "data", split, rows)
+    splits = {"aokvqa": {"train": ["train"], "dev": ["val"], "test": ["val"]}}
+    more = dict(tasks=["aokvqa"], splits=splits, metrics={}, arms=["petal"], epochs=1, max_target={})
+    assert petal.run(fixture.settings(tmp_path, tmp_path / "out", **more)) == 0

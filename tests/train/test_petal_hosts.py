@@ -1,0 +1,121 @@
+"""``petx train petal --host``: BLIP-2 and LLaVA, tiny and of random weights, on image files; InstructBLIP is beside."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from petx import hosts
+from petx.cli import main as petx
+from petx.errors import UserError
+from petx.train import petal, tuned
+from petx.train.run import Run
+from tests.fixtures import instruct_blip as fixture
+
+KINDS = ("blip2-t5", "blip2-opt", "llava")
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """``{kind: folder}``, each with a host and the same data."""
+    folder = tmp_path_factory.mktemp("hosts")
+    for kind in KINDS:
+        fixture.write_other_host(folder / kind / "host", kind)
+        fixture.write_data(folder / kind / "data")
+    return {kind: folder / kind for kind in KINDS}
+
+
+def arms_of(kind):
+    return (
+        ["frozen", "petal", "lora", "full", "bitfit"]
+        if kind == "llava"
+        else ["petal", "lora", "adapter", "head", "full"]
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_host_of_the_tuner_is_tuned(places, tmp_path, kind, capsys):
+    more = dict(arms=arms_of(kind), epochs=1, adapter_dropout=0.0, context="off")
+    assert petal.run(fixture.settings(places[kind], tmp_path / "out", **more)) == 0
+    assert "the same to the digit" in capsys.readouterr().out
+    arms = json.loads((tmp_path / "out" / "results.json").read_text())["arms"]
+    trained = {arm: records[0]["trainable"] for arm, records in arms.items()}
+    assert list(trained) == sorted(
+        trained, key=list(Run(petal.RECIPE, fixture.settings(places[kind], "x")).recipe.baselines).index
+    )
+    assert trained["lora"] == pytest.approx(trained["petal"], rel=0.2) and trained["petal"] < trained["full"]
+    for arm in set(arms) - {"frozen"}:
+        assert arms[arm][0]["curve"]["loss"][-1][1] < 20
+    folder = tmp_path / "out" / "petal" / "seed-42" / "tuned"
+    saved = load_file(folder / "adapter_model.safetensors")
+    assert sum(tensor.numel() for tensor in saved.values()) == trained["petal"]
+    image = str(places[kind] / "data" / "images" / "0.png")
+    command = ["predict", image, "what color is it?", "--adapter", str(folder), "--output", str(tmp_path / "a.png")]
+    assert petx(command) == 0 and (tmp_path / "a.png").is_file()
+
+
+@pytest.mark.parametrize("kind", ["blip2-opt", "llava"])  # a frozen random T5 hardly listens to its encoder's input
+def test_a_host_learns_colours(places, tmp_path, kind):
+    more = dict(arms=["petal"], epochs=12, schedule="linear", adapter_dropout=0.0, context="off", eval_every=1000)
+    assert petal.run(fixture.settings(places[kind], tmp_path / "out", **more)) == 0
+    curve = json.loads((tmp_path / "out" / "petal" / "seed-42" / "result.json").read_text())["curve"]["loss"]
+    assert curve[-1][1] < curve[0][1] - 0.2, curve
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_batch_is_the_sum_of_its_samples(places, kind):
+    """Padding of instructions of different lengths changes nothing, left (to generate) or right (to train)."""
+    run = Run(petal.RECIPE, fixture.settings(places[kind], "unused"))
+    run.prepare()
+    data = run.load_data()
+    model = run.host.load(run.settings.host, run.settings)
+    host, task = hosts.bound(model, data.tokenizer), data.train[0]
+    texts = {"what color is it?": "red", "color?": "a dark thing", "what the color of the dark thing is": ""}
+    items = [task.item(task[i]["pixel_values"], text, answer) for i, (text, answer) in enumerate(texts.items())]
+
+    def losses(chosen):
+        batch = {k: v for k, v in host.collate(chosen).items() if torch.is_tensor(v) and k != "loss_weight"}
+        labels = batch.pop("labels")
+        with torch.no_grad():
+            return host.token_losses(model(**batch).logits, labels).sum(1)
+
+    torch.testing.assert_close(losses(items), torch.cat([losses([item]) for item in items]), rtol=1e-4, atol=1e-4)
+    together = host.generate(model, host.prompts(items), max_new_tokens=4, num_beams=2)
+    for i, item in enumerate(items):
+        alone = host.generate(model, host.prompts([item]), max_new_tokens=4, num_beams=2)[0]
+        decode = data.tokenizer.decode
+        assert decode(alone, skip_special_tokens=True) == decode(together[i], skip_special_tokens=True)
+
+
+def test_the_images_tokens_go_where_the_instruction_says(places):
+    settings = fixture.settings(places["llava"], "unused", instructions=["question: <image> {q}"])
+    settings.clean_instructions = False
+    run = Run(petal.RECIPE, settings)
+    run.prepare()
+    data = run.load_data()
+    batch = hosts.bound(run.host.load(settings.host, settings), data.tokenizer).prompts([data.train[0][0]])
+    image = data.tokenizer.convert_tokens_to_ids("<image>")
+    found = (batch["input_ids"][0] == image).nonzero().flatten().tolist()
+    assert found == list(range(2, 2 + 16))  # behind "question" and ":", one for each of the 4 x 4 patches
+
+
+@pytest.mark.parametrize(
+    "kind, change, message",
+    [
+        ("llava", dict(arms=["petal", "adapter"]), "arm adapter needs a Q-Former, and LLaVA has none"),
+        ("llava", dict(ib="corrected"), "ib=corrected needs a Q-Former, and LLaVA has none"),
+        ("blip2-t5", dict(instructions=["{q}", "describe"]), "BLIP-2 reads one instruction an image, got 2"),
+        ("blip2-t5", dict(arms=["scratch"]), "arm scratch is for the small host of easy-vqa"),
+    ],
+)
+def test_what_a_host_cannot_do_is_said_before_any_work(places, tmp_path, kind, change, message):
+    with pytest.raises(UserError, match=message):
+        petal.run(fixture.settings(places[kind], tmp_path / "out", **change))
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_manifest_leads_back_to_the_host(places, tmp_path):
+    assert petal.run(fixture.settings(places["llava"], tmp_path / "out", epochs=1, context="off", ib="off")) == 0
+    loaded = tuned.load(tmp_path / "out" / "petal" / "seed-42" / "tuned")
+    assert loaded.host is hosts.find("llava") and loaded.model.get_base_model().config.model_type == "llava"

@@ -1,0 +1,72 @@
+"""What a call would launch on a GPU, asked without one (csrc/cuda/<op>/plan.h)."""
+
+import pytest
+
+from petx import ops
+from petx.commands import info
+
+pytestmark = pytest.mark.skipif(ops._C is None, reason="needs the compiled library")
+
+
+def plan(operation, dtype="bfloat16", architecture=90, **sizes):
+    return ops._C.cuda_plan(operation, dtype, sizes, architecture)
+
+
+def test_every_operation_has_one():
+    assert sorted(ops._C.cuda_usual_sizes()) == ops._C.build_info()["operations"]
+    for stem in ops._C.cuda_usual_sizes():
+        answer = plan(stem)
+        assert answer["kernel"] and answer["why"] and min(answer["grid"]) >= 1
+        assert f"{answer['kernel']} at " in info.as_text(info.gather())
+
+
+@pytest.mark.parametrize(
+    ("rows", "stacked", "kernel"),
+    [(4095, 384, "fused"), (4096, 384, "hybrid"), (10**6, 191, "fused"), (8192, 192, "hybrid")],
+)
+def test_mixture_is_hybrid_from_many_rows_and_ranks_on(rows, stacked, kernel, monkeypatch):
+    monkeypatch.delenv("PETX_EXPERT_MIXTURE", raising=False)
+    answer = plan("expert_mixture", rows=rows, stacked=stacked)
+    assert answer["kernel"] == kernel and str(stacked if stacked < 192 else rows) in answer["why"]
+
+
+@pytest.mark.parametrize("kernel", ["fused", "hybrid"])
+def test_mixture_obeys_the_environment(kernel, monkeypatch):
+    monkeypatch.setenv("PETX_EXPERT_MIXTURE", kernel)
+    assert plan("expert_mixture")["kernel"] == kernel
+
+
+@pytest.mark.parametrize(("rows", "grid"), [(1024, (16, 8)), (4112, (65, 1)), (64, (1, 36)), (8192, (128, 1))])
+def test_few_rows_share_the_columns_of_an_update(rows, grid):
+    answer = plan("mode_update", rows=rows)
+    assert answer["grid"] == grid
+    assert answer["kernel"] == ("column shares" if grid[1] > 1 else "whole rows")
+
+
+def test_small_gate_takes_two_steps():
+    granularities = {number: plan("gated_adapter", granularity=number)["kernel"] for number in range(5)}
+    assert granularities == dict.fromkeys(range(4), "one step") | {4: "two steps"}
+
+
+def test_table_holds_240_modules():
+    assert plan("cp_reconstruct", modules=240)["grid"][1] == plan("cp_reconstruct", modules=241)["grid"][1] == 240
+    assert "2 launches" in plan("cp_reconstruct", modules=241)["why"]
+
+
+def test_dtype_names_its_units():
+    for dtype, words in {"float32": "plain", "float64": "plain", "bfloat16": "matrix", "float16": "matrix"}.items():
+        assert words in plan("gated_adapter", dtype)["why"]
+
+
+def test_old_cards_take_the_reference():
+    answer = plan("mode_update", architecture=75)
+    assert answer["kernel"] == "reference" and "8.0" in answer["why"] and "7.5" in answer["why"]
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(ValueError, match="no operation is called lora"):
+        plan("lora")
+    with pytest.raises(ValueError, match="mode_update has no size width; it has count, d_out, rows"):
+        plan("mode_update", width=3)
+    with pytest.raises(ValueError, match="dtype must be .* got int8"):
+        plan("mode_update", "int8")
