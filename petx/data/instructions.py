@@ -24,7 +24,7 @@ def plain(text):
 
 
 class InstructTask(Task):
-    """A :class:`petx.data.tasks.Task` whose items are InstructBLIP's: one or several instructions an image.
+    """A :class:`petx.data.task.Task` whose items are InstructBLIP's: one or several instructions an image.
 
     Args:
         tokenizers: :class:`Tokenizers`.

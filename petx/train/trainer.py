@@ -23,7 +23,7 @@ class PetTrainer(Seq2SeqTrainer):
     """Trains ``model`` on ``tasks`` for ``args.max_steps`` batches and scores it on ``dev_tasks`` meanwhile.
 
     Differs from its base in: one task a batch, in an order that only ``args.seed`` decides; the loss of
-    :class:`petx.data.tasks.Task`; which weights decay; checkpoints that hold only trained tensors and appear whole.
+    :class:`petx.data.task.Task`; which weights decay; checkpoints that hold only trained tensors and appear whole.
 
     Args:
         batch_sizes: examples in a step, for each of ``tasks``; over all processes together.
