@@ -84,7 +84,8 @@ def test_api_site_has_a_page(name):
 
 USER = """\
 import torch
-from petx.losses import InformationBottleneck, aggregate_instructions, label_bag
+from petx.losses import InformationBottleneck, label_bag
+from petx.models import aggregate_instructions
 from petx.models import VLBartConfig, VLBartForConditionalGeneration, build_instruct_blip
 
 term: torch.Tensor = InformationBottleneck(8, 8, 100)(torch.ones(2, 8), torch.ones(2, 8), torch.ones(2, 3).long())
