@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from petx.certify.cards import Card
-from petx.data.cache import cache_dir, file_sha256, fingerprint, write_json
+from petx.data.cache import cache_dir, file_sha256, fingerprint
+from petx.files import write_json
 from petx.version import __version__
 
 FORMAT = 1
@@ -66,7 +67,7 @@ def library_facts() -> dict[str, str]:
     """The software that a certificate holds for."""
     from petx import ops
 
-    library = file_sha256(ops._C.__file__) if ops._C is not None else "none"
+    library = file_sha256(str(ops._C.__file__)) if ops._C is not None else "none"
     return {"petx": __version__, "library": library, "torch": torch.__version__}
 
 

@@ -2,7 +2,7 @@
 
 Its parent writes one JSON request to its standard input: ``card``, the facts of the card that it should see, ``work``,
 pairs of an operation and the name of a dtype, ``device``, torch's name of it, and ``timed``, whether stage 2 is wanted.
-It answers on the file descriptor that ``$PETX_CERTIFY_FD`` names with one JSON object per line, whose ``event`` is
+It answers on the file descriptor that its last argument names with one JSON object per line, whose ``event`` is
 
 - ``ready``: with the ``card`` that it sees,
 - ``case``: what it runs next,
@@ -41,7 +41,7 @@ Tell = Callable[..., None]
 def main() -> int:
     import torch
 
-    tell = teller(int(os.environ["PETX_CERTIFY_FD"]))
+    tell = teller(int(sys.argv[-1]))
     request = json.loads(sys.stdin.readline())
     try:
         torch.cuda.init()

@@ -37,8 +37,8 @@ class Child:
         self.log: IO[str] = tempfile.TemporaryFile("w+", errors="replace")
         try:
             self.process = subprocess.Popen(
-                command,
-                env=environment | {"PETX_CERTIFY_FD": str(writer)},
+                [*command, str(writer)],
+                env=environment,
                 stdin=subprocess.PIPE,
                 stdout=self.log,
                 stderr=self.log,

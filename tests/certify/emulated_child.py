@@ -2,7 +2,6 @@
 seconds that a kernel takes where eager torch takes one."""
 
 import json
-import os
 import sys
 
 from petx.certify import child, speed
@@ -10,8 +9,8 @@ from tests.emulator import Emulator
 from tests.emulator.operations import in_place_of_cpu_kernels
 
 
-def main(library, seconds):
-    tell = child.teller(int(os.environ["PETX_CERTIFY_FD"]))
+def main(library, seconds, descriptor):
+    tell = child.teller(int(descriptor))
     request = json.loads(sys.stdin.readline())
     speed.times = lambda stem, dtype, device, say: [[1024, 768, 64, float(seconds), 1.0]]
     with in_place_of_cpu_kernels(Emulator(library)):
