@@ -93,19 +93,23 @@ def read(path: Path) -> Certificate:
         values = json.loads(path.read_text(encoding="utf-8"))
         if values["format"] != FORMAT:
             raise Corrupt(f"{path} has the format {values['format']!r}, not {FORMAT}")
-        findings = {
-            stem: {name: _finding(found) for name, found in by.items()} for stem, by in values["operations"].items()
-        }
-        made, seconds = str(values["made"]), float(values["seconds"])
-        if not isinstance(values["for"], dict):
-            raise TypeError("what it holds for is no object")
-        return Certificate(values["for"], findings, seconds, made, path)
+        return from_json(values, path)
     except (FileNotFoundError, Corrupt):
         raise
     except OSError as error:
         raise Corrupt(f"{path} cannot be read: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Corrupt(f"{path} is no certificate: {type(error).__name__}: {error}") from error
+
+
+def from_json(values: dict[str, Any], path: Path | None = None) -> Certificate:
+    """The certificate that :meth:`Certificate.as_json` gave."""
+    findings = {
+        stem: {name: _finding(found) for name, found in by.items()} for stem, by in values["operations"].items()
+    }
+    if not isinstance(values["for"], dict) or not isinstance(values["for"].get("card"), dict):
+        raise TypeError("what it holds for is no card")
+    return Certificate(values["for"], findings, float(values["seconds"]), str(values["made"]), path)
 
 
 def _finding(values: dict[str, Any]) -> Finding:

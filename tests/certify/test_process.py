@@ -87,8 +87,6 @@ def test_no_process_can_be_started(monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("stem", CASES)
 def test_shipped_cases_find_the_cpu_kernels_right(stem, dtype):
-    if (stem, dtype) == ("expert_mixture", torch.bfloat16):
-        pytest.skip("the CPU kernel gives NaN in some of many runs of a gate in bfloat16, whatever the tensors' place")
     found = trial.tried(stem, dtype, "cpu")
     assert found.verdict == "right", found.said
     assert found.cases >= 10 and found.worst["error"] <= found.worst["bound"]
