@@ -8,6 +8,8 @@ from typing import Any
 
 import torch  # its libraries must be loaded before petx._C
 
+from petx.certify import choice
+
 _load_error: ImportError | None = None
 _C: Any = None
 if os.environ.get("PETX_DISABLE_KERNELS", "0") != "1":
@@ -18,32 +20,47 @@ if os.environ.get("PETX_DISABLE_KERNELS", "0") != "1":
 
 
 _DEVICE_KEYS = {"cpu": "CPU", "cuda": "CUDA"}
-# No card has run or measured the CUDA kernels yet: torch's own GEMMs stay the default on a GPU until one has.
-_use_cuda_kernels = os.environ.get("PETX_CUDA_KERNELS", "0") == "1"
 _fused: set[tuple[str, str]] = set()  # (operation, device type) with both directions compiled
 _stems: list[str] = []  # what :func:`register` was called with
 
 
-def stems() -> list[str]:
-    """The operations that :mod:`petx.functional` has, compiled or not, by name."""
-    return sorted(_stems)
-
-
-def has_kernel(stem: str, device_type: str) -> bool:
-    """Whether operation ``stem`` runs compiled on ``device_type``; else callers use :mod:`petx.reference`."""
+def compiled(stem: str, device_type: str) -> bool:
+    """Whether the library has both directions of operation ``stem`` for ``device_type``."""
     return (stem, device_type) in _fused
 
 
-def takes(stem: str, tensor: torch.Tensor) -> bool:
-    """Like :func:`has_kernel` for a tensor; avoids ``tensor.device``, which makes a Python object at every access."""
+def known() -> list[str]:
+    """The operations that have a kernel, sorted."""
+    return sorted({stem for stem, _ in _fused})
+
+
+def has_kernel(stem: str, device_type: str) -> bool:
+    """Whether operation ``stem`` runs compiled on ``device_type``; else callers use :mod:`petx.reference`.
+
+    On a GPU: whether the current card's certificate has it right in every dtype; :func:`takes` knows one call's.
+    """
+    if device_type != "cuda" or not compiled(stem, "cuda"):
+        return compiled(stem, device_type)
+    return choice.takes_all(stem)
+
+
+def takes(stem: str, tensor: torch.Tensor, rank: int | None = None) -> bool:
+    """Whether a call runs compiled whose first tensor is ``tensor``, in the dtype in which it computes.
+
+    On a GPU the card's certificate decides, for this dtype and shape; ``rank`` is the bottleneck's, if the caller knows
+    it. (A tensor's device is an object that torch makes anew for every look at it, so it is not asked for.)
+    """
     if tensor.is_cpu:
         return (stem, "cpu") in _fused
-    return tensor.is_cuda and (stem, "cuda") in _fused
+    return tensor.is_cuda and (stem, "cuda") in _fused and choice.takes(stem, tensor, rank)
 
 
 def why_absent(stem: str, device_type: str) -> str | None:
-    """Why operation ``stem`` has no compiled kernel for ``device_type`` here, or None if it has one."""
-    if has_kernel(stem, device_type):
+    """Why operation ``stem`` does not run compiled on ``device_type`` (the current GPU) here, or None if it does.
+
+    Certifies nothing.
+    """
+    if device_type != "cuda" and compiled(stem, device_type):
         return None
     if _C is None:
         if _load_error is None:
@@ -55,10 +72,15 @@ def why_absent(stem: str, device_type: str) -> str | None:
         return f"this build has no operation {stem!r}"
     if device_type == "cuda" and _C.build_info()["cuda_mode"] == "absent":
         return f"built without CUDA: {_C.build_info()['cuda_absent_reason']}"
-    if device_type == "cuda" and not _use_cuda_kernels:
-        return "the CUDA kernels are not tuned yet, and used only where PETX_CUDA_KERNELS=1 is set"
+    if compiled(stem, "cuda"):
+        return choice.why_not(stem)
     missing = [direction for direction in ("fwd", "bwd") if not _registered(f"{stem}_{direction}", device_type)]
     return f"no {_DEVICE_KEYS[device_type]} kernel of {stem}_{' and '.join(missing)} yet"
+
+
+def stems() -> list[str]:
+    """The operations that :mod:`petx.functional` has, compiled or not, sorted."""
+    return sorted(_stems)
 
 
 def register(
@@ -74,8 +96,6 @@ def register(
     for direction, shapes in (("fwd", forward_shapes), ("bwd", backward_shapes)):
         torch.library.register_fake(f"petx::{stem}_{direction}", _by_name(stem, direction, shapes))
     for device_type in _DEVICE_KEYS:
-        if device_type == "cuda" and not _use_cuda_kernels:
-            continue
         if _registered(f"{stem}_fwd", device_type) and _registered(f"{stem}_bwd", device_type):
             _fused.add((stem, device_type))
 

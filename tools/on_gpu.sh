@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Everything to be learnt from one NVIDIA GPU in one sitting: build, all tests, compute-sanitizer, benchmarks.
+# Everything to be learnt from one NVIDIA GPU in one sitting: build, certificate, tests, compute-sanitizer, benchmarks.
 #
-#   tools/on_gpu.sh OUT [build] [test] [sanitize] [bench] [profile]      default: all of them, in this order
+#   tools/on_gpu.sh OUT [build] [certify] [test] [sanitize] [bench] [profile]    default: all of them, in this order
 #
 # Writes logs and reports into OUT and a summary, OUT/summary.md, after every step, so that an interrupted run keeps
 # what it learnt. Needs torch with CUDA, nvcc of the same major version and pytest; nothing is downloaded.
@@ -9,7 +9,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 out=$(mkdir -p "$1" && cd "$1" && pwd)
 shift
-steps=${*:-build test sanitize bench profile}
+steps=${*:-build certify test sanitize bench profile}
 export PETX_CUDA_KERNELS=1 PETX_CUDA=1
 export PETX_CUDA_ARCHS=${PETX_CUDA_ARCHS:-$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -1)}
 
@@ -46,6 +46,16 @@ for wanted in $steps; do
       step build 600 python3 -m pip install --no-build-isolation --no-deps -e . || break
       step links 60 bash -c 'ldd petx/_C*.so | grep torch_cuda && python3 -m petx info' || break
       ;;
+    certify)
+      # As a user's first use does it: nothing pins the kernels here. Its exit code 1 names the wrong ones.
+      step certify 900 env -u PETX_CUDA_KERNELS python3 -m petx certify --output "$out/certificate.json"
+      {
+        echo
+        echo '```'
+        cat "$out/certify.log"
+        echo '```'
+      } >"$out/certificate.md"
+      ;;
     test)
       step test 900 python3 -m pytest -q -p no:cacheprovider tests/operations/test_operations.py \
         tests/operations/test_operations_torch.py tests/operations/test_gpu.py tests/operations/test_library.py \
@@ -68,7 +78,7 @@ for wanted in $steps; do
         --csv --log-file "$out/ncu.csv" python3 -m petx bench --quick --output-dir "$out/profiled"
       ;;
     *)
-      echo "unknown step $wanted; there are: build test sanitize bench profile" >&2
+      echo "unknown step $wanted; there are: build certify test sanitize bench profile" >&2
       exit 2
       ;;
   esac

@@ -32,40 +32,40 @@ class AdapterBaseline(Baseline):
 class Adapter(nn.Module):
     """``x + 0.1 relu(norm(x) Dᵀ + d) Uᵀ + u``, the bottleneck of UniAdapter; U and u start at zero."""
 
-    def __init__(self, width, rank):
+    def __init__(self, width: int, rank: int) -> None:
         super().__init__()
         self.norm, self.down, self.up = nn.LayerNorm(width), nn.Linear(width, rank), nn.Linear(rank, width)
         nn.init.zeros_(self.up.weight)
         nn.init.zeros_(self.up.bias)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> Any:
         return x + 0.1 * self.up(torch.relu(self.down(self.norm(x))))
 
 
 class AfterSelfAttention(nn.Module):
     """A self-attention block whose output, of all tokens, goes through ``adapter``."""
 
-    def __init__(self, block, adapter):
+    def __init__(self, block: nn.Module, adapter: nn.Module) -> None:
         super().__init__()
         self.block, self.adapter = block, adapter
 
-    def forward(self, *args, **kwargs):
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.adapter(self.block(*args, **kwargs))
 
 
 class BeforeCrossAttention(nn.Module):
     """A cross-attention block whose input, the query tokens, goes through the layer's adapter once more."""
 
-    def __init__(self, block, adapter):
+    def __init__(self, block: nn.Module, adapter: nn.Module) -> None:
         super().__init__()
         self.block = block
         self.__dict__["adapter"] = adapter  # registered at the self-attention, which shares it
 
-    def forward(self, hidden_states, **kwargs):
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> Any:
         return self.block(self.adapter(hidden_states), **kwargs)
 
 
-def add_adapters(model, rank):
+def add_adapters(model: nn.Module, rank: int) -> None:
     """The paper's adapter baseline: one bottleneck a layer, after self-attention and again before cross-attention."""
     for layer in model.qformer.encoder.layer:
         weight = layer.attention.output.dense.weight

@@ -38,29 +38,40 @@ def relative(value, wanted):
 FLOOR = {torch.float64: 1e-13, torch.float32: 8 * 2.0**-23, torch.bfloat16: 4 * 2.0**-7, torch.float16: 4 * 2.0**-10}
 
 
-def wrong(got, case, tensors):
-    """What is wrong with the results ``got`` for ``tensors``, or None: an error against float64 above twice torch's
-    own in the same dtype and above the dtype's resolution, a dtype, a shape, a value that is not finite."""
+def judged(got, case, tensors):
+    """(what is wrong or None, the result nearest to its bound) of the results ``got`` for ``tensors``.
+
+    Wrong is an error against float64 above twice torch's own in the same dtype and above the dtype's resolution, a
+    dtype, a shape, a value that is not finite. The second is ``{"name", "error", "bound"}``, or None without results.
+    """
     want, own = exact(case, tensors), outputs_and_grads(case.expected, tensors)
+    worst = None
     for name, value in got.items():
         if want[name] is None:  # an argument that this case does not read
             if value is not None and value.any():
-                return f"{name} should have no gradient"
+                return f"{name} should have no gradient", worst
             continue
         like = next(iter(tensors.values())) if name.startswith("out") else tensors[name]
         if value is None or value.dtype != like.dtype or value.shape != want[name].shape:
             got_kind = None if value is None else (value.dtype, list(value.shape))
-            return f"{name}: {got_kind}, not {(like.dtype, list(want[name].shape))}"
+            return f"{name}: {got_kind}, not {(like.dtype, list(want[name].shape))}", worst
         if not torch.isfinite(value).all():
-            return f"{name} is not finite"
+            return f"{name} is not finite", worst
         error, torch_error = relative(value, want[name]), relative(own[name], want[name])
         bound = max(2 * torch_error, FLOOR[value.dtype])
         if value.numel() <= FEW_VALUES and bound < error <= 8 * bound:
             error, torch_error = over_draws(case, name, value.dtype, value.device)
             bound = max(2 * torch_error, FLOOR[value.dtype])
+        if worst is None or error / bound > worst["error"] / worst["bound"]:
+            worst = {"name": name, "error": error, "bound": bound}
         if error > bound:
-            return f"{name}: error {error:.2e}, torch's own {torch_error:.2e}"
-    return None
+            return f"{name}: error {error:.2e}, torch's own {torch_error:.2e}", worst
+    return None, worst
+
+
+def wrong(got, case, tensors):
+    """What is wrong with the results ``got`` for ``tensors``, or None; :func:`judged` says what wrong is."""
+    return judged(got, case, tensors)[0]
 
 
 # The rounding errors of so few values do not average out: in one draw of the inputs torch's may be small by luck.

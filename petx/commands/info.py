@@ -12,6 +12,8 @@ from typing import Any
 import torch
 
 from petx import ops
+from petx.certify import cards, choice, first_use, table
+from petx.certify.certificate import from_json
 from petx.version import __version__
 
 PACKAGES = ("numpy", "transformers", "peft", "accelerate")
@@ -41,6 +43,7 @@ def gather() -> dict[str, Any]:
         "library_absent_reason": ops.why_absent(stems[0], "cpu") if ops._C is None else None,
         "kernel_absent_reason": kernels,
         "cuda_plans": _plans(),
+        "certificates": [_certificate(index) for index in range(cards.cards.count())],
         "packages": {name: _version_of(name) for name in PACKAGES},
     }
 
@@ -69,7 +72,24 @@ def as_text(facts: dict[str, Any]) -> str:
         lines.append((f"{stem}, plan", f"{plan['kernel']} at {sizes} in bfloat16: {plan['why']}"))
     lines += [(name, version or "not installed") for name, version in facts["packages"].items()]
     width = max(len(name) for name, _ in lines)
-    return "\n".join(f"{name:<{width}}  {text}" for name, text in lines)
+    text = "\n".join(f"{name:<{width}}  {text}" for name, text in lines)
+    return "\n\n".join([text, *(_in_words(entry) for entry in facts["certificates"])])
+
+
+def _certificate(index: int) -> dict[str, Any]:
+    """What is known of a card, certifying nothing: its certificate, or why there is none in use."""
+    found = choice._of.get(index) or first_use.known(index)
+    values = None if found.certificate is None else found.certificate.as_json()
+    path = found.certificate.path if found.certificate is not None else None
+    why = found.why if found.all is False else "PETX_CUDA_KERNELS=1 is set" if found.all else None
+    return {"card": str(found.card or f"cuda:{index}"), "why": why, "path": path and str(path), "certificate": values}
+
+
+def _in_words(entry: dict[str, Any]) -> str:
+    if entry["certificate"] is None:
+        return f"{entry['card']}: {entry['why']}"
+    shown = table.of(from_json(entry["certificate"]))
+    return f"{entry['card']}, certified in {entry['path'] or 'memory'}\n{shown}"
 
 
 def _plans() -> dict[str, dict[str, Any]]:

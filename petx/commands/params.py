@@ -12,15 +12,15 @@ import json
 import pkgutil
 from typing import Any
 
-from petx import counts
+from petx.commands import _params
 
 __all__ = ["add_arguments", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     methods = parser.add_subparsers(dest="method", required=True, metavar="method", title="methods")
-    for name in sorted(info.name for info in pkgutil.iter_modules(counts.__path__)):
-        module: Any = importlib.import_module(f"{counts.__name__}.{name}")
+    for name in sorted(info.name for info in pkgutil.iter_modules(_params.__path__)):
+        module: Any = importlib.import_module(f"{_params.__name__}.{name}")
         method = methods.add_parser(
             name,
             help=module.__doc__.partition("\n")[0],

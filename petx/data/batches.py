@@ -1,6 +1,8 @@
 """Which examples make a batch, and in which order."""
 
 import random
+from collections.abc import Iterator
+from typing import Any
 
 from torch.utils.data import Dataset, Sampler
 
@@ -10,13 +12,13 @@ IGNORED = -100  # label of a position without loss
 class TaskMixture(Dataset):
     """Several tasks behind one index: an item is asked for by (task, index, draw)."""
 
-    def __init__(self, tasks):
+    def __init__(self, tasks: list) -> None:
         self.tasks = tasks
 
-    def __len__(self):
+    def __len__(self) -> int:
         return sum(map(len, self.tasks))
 
-    def __getitem__(self, key):
+    def __getitem__(self, key: Any) -> Any:
         task, index, draw = key
         return self.tasks[task][index, draw]
 
@@ -29,18 +31,20 @@ class RoundRobinBatches(Sampler):
     can go on in the middle of it.
     """
 
-    def __init__(self, lengths, batch_sizes, *, steps, seed, rank=0, processes=1):
+    def __init__(
+        self, lengths: list[int], batch_sizes: list[int], *, steps: int, seed: int, rank: int = 0, processes: int = 1
+    ) -> None:
         self.lengths, self.batch_sizes, self.steps, self.seed = lengths, batch_sizes, steps, seed
         self.rank, self.processes = rank, processes
 
     @staticmethod
-    def epoch_steps(lengths, batch_sizes):
+    def epoch_steps(lengths: list[int], batch_sizes: list[int]) -> int:
         return sum(-(-length // size) for length, size in zip(lengths, batch_sizes, strict=True))
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.steps
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[list]:
         step, epoch = 0, 0
         while step < self.steps:
             for batch in self._epoch(epoch)[: self.steps - step]:

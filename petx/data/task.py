@@ -1,6 +1,7 @@
 """A task as a data set: image features and token ids of its examples out, predictions scored."""
 
 import functools
+from typing import Any
 
 import torch
 from torch.utils.data import Dataset
@@ -40,10 +41,10 @@ class Task(Dataset):
         self.metric, self.loss, self.generation = metric, loss, generation or {}
         self.encode = functools.lru_cache(maxsize=4096)(self._encode)  # easy-VQA has 107 questions
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.examples)
 
-    def __getitem__(self, key):
+    def __getitem__(self, key: Any) -> dict[str, Any]:
         index, draw = key if isinstance(key, tuple) else (key, "")
         example = self.examples[index]
         answer, score = sampled_answer(example.answers, f"{self.name} {draw} {index}")

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -11,17 +12,17 @@ QFORMER_TOKENIZER = "qformer_tokenizer"  # subfolder, as InstructBLIP's processo
 _PIECE = r"\w+|[^\w\s]"
 
 
-def words(text):
+def words(text: str) -> list[str]:
     """Lower-case words and single punctuation marks of ``text``."""
     return re.findall(_PIECE, text.lower())
 
 
-def unknown_words(question, tokenizer):
+def unknown_words(question: str, tokenizer: Any) -> list[str]:
     """Words of ``question`` that are not in a word-level ``tokenizer``'s vocabulary."""
     return [word for word in words(question) if tokenizer.convert_tokens_to_ids(word) == tokenizer.unk_token_id]
 
 
-def word_tokenizer(texts, visual_tokens):
+def word_tokenizer(texts: list[str], visual_tokens: int) -> PreTrainedTokenizerFast:
     """A ``PreTrainedTokenizerFast`` over the words of ``texts``, ``</s>`` after every text.
 
     The last ``visual_tokens`` rows of the vocabulary are kept for the visual embedding, which takes its object-order
@@ -43,16 +44,16 @@ def word_tokenizer(texts, visual_tokens):
 class Tokenizers:
     """The language model's tokenizer and the Q-Former's, and the host's image processor where it reads pixels."""
 
-    text: object
-    qformer: object
-    image_processor: object = None
+    text: Any
+    qformer: Any
+    image_processor: Any = None
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or "text" not in self.__dict__:
             raise AttributeError(name)
         return getattr(self.text, name)  # pad_token_id, batch_decode and the like are the language model's
 
-    def save_pretrained(self, folder):
+    def save_pretrained(self, folder: str | Path) -> None:
         self.text.save_pretrained(folder)
         self.qformer.save_pretrained(Path(folder, QFORMER_TOKENIZER))
 

@@ -114,10 +114,11 @@ def _run(
 ) -> Tensor:
     dtype, shape = autocast_dtype(x), x.shape
     masks = [None if m is None else m.ne(0) for m in masks]
+    x = cast(x, dtype)
     if OPERATION.runs_reference(x):
         samples = math.prod(shape[:-2])
         y = reference.expert_mixture(
-            cast(x, dtype).reshape(samples, *shape[-2:]),
+            x.reshape(samples, *shape[-2:]),
             *(cast(p, dtype) for p in parameters),
             *(None if m is None else m.reshape(samples, shape[-2]) for m in masks),
             experts=experts,
@@ -129,7 +130,7 @@ def _run(
         )
         return y.reshape(shape)
     return OPERATION.differentiable(
-        cast(x, dtype).contiguous(),
+        x.contiguous(),
         *parameters,
         *(None if m is None else m.reshape(-1) for m in masks),
         shape[-2],

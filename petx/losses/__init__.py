@@ -1,8 +1,7 @@
 """Losses of PETAL (arXiv 2312.12458), to be added to the language model's own loss."""
 
 from petx.losses.information_bottleneck import InformationBottleneck
-from petx.losses.instructions import aggregate_instructions
 from petx.losses.labels import LabelBag, label_bag
 from petx.losses.mutual_information import CLUB, MINE, InfoNCE
 
-__all__ = ["CLUB", "InfoNCE", "InformationBottleneck", "LabelBag", "MINE", "aggregate_instructions", "label_bag"]
+__all__ = ["CLUB", "InfoNCE", "InformationBottleneck", "LabelBag", "MINE", "label_bag"]

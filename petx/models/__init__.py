@@ -11,6 +11,7 @@ from petx.models.instruct_blip import (
     feature_config,
 )
 from petx.models.instruct_blip_sizes import INSTRUCT_BLIPS, build_instruct_blip
+from petx.models.instructions import aggregate_instructions
 from petx.models.visual_embedding import VisualEmbedding, join_masks
 from petx.models.vl_bart import VLBartConfig, VLBartForConditionalGeneration
 from petx.models.vl_sizes import BACKBONES, FEATURES, build_skeleton
@@ -29,6 +30,7 @@ __all__ = [
     "VLT5Config",
     "VLT5ForConditionalGeneration",
     "VisualEmbedding",
+    "aggregate_instructions",
     "build_instruct_blip",
     "build_skeleton",
     "feature_config",

@@ -12,7 +12,7 @@ from transformers import AutoConfig, InstructBlipConfig, InstructBlipForConditio
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from petx.errors import UserError
-from petx.losses import aggregate_instructions
+from petx.models.instructions import aggregate_instructions
 
 __all__ = ["FeatureInstructBlip", "FeatureInstructBlipConfig", "FeatureVision", "InstructBlip", "feature_config"]
 
@@ -20,7 +20,7 @@ __all__ = ["FeatureInstructBlip", "FeatureInstructBlipConfig", "FeatureVision", 
 class InstructBlip(InstructBlipForConditionalGeneration):
     """transformers' InstructBLIP; ``qformer_input_ids [B, I, L]`` are I instructions per image, one Q-Former pass each.
 
-    Their query outputs are projected and joined by :func:`petx.losses.aggregate_instructions` with ``aggregation``
+    Their query outputs are projected and joined by :func:`petx.models.aggregate_instructions` with ``aggregation``
     (``"mean"`` or ``"attention_score"``). With ``[B, L]`` it is the plain model. Weights are those of
     ``InstructBlipForConditionalGeneration``, whose checkpoints load. If they are loaded in half precision, Q-Former,
     queries and projection stay in float32.

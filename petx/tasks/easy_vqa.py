@@ -38,36 +38,36 @@ class Question:
     image: str  # path of its file, relative to the package's data folder
 
     @property
-    def kind(self):
+    def kind(self) -> str:
         """``colour``, ``shape`` or ``yes/no``, by the answer."""
         return "colour" if self.answer in COLOURS else "shape" if self.answer in SHAPES else "yes/no"
 
 
-def read_questions(folder, split):
+def read_questions(folder: str | Path, split: str) -> list[Question]:
     """The questions of ``split`` (``train`` or ``test``) from the package folder ``folder``."""
     rows = json.loads((folder / "data" / split / "questions.json").read_text(encoding="utf-8"))
     return [Question(text, answer, f"{split}/images/{image}.png") for text, answer, image in rows]
 
 
-def images_of(questions):
+def images_of(questions: list) -> list[str]:
     """The images of ``questions``, each once, in a fixed order."""
     return sorted({question.image for question in questions})
 
 
-def keep_images(questions, count, seed=0):
+def keep_images(questions: list, count: int, seed: int = 0) -> list[Question]:
     """The questions on ``count`` images chosen by ``seed``."""
     chosen = set(random.Random(seed).sample(images_of(questions), count))
     return [question for question in questions if question.image in chosen]
 
 
-def split_by_image(questions, count, seed=0):
+def split_by_image(questions: list, count: int, seed: int = 0) -> tuple[list[Question], list[Question]]:
     """``(rest, held_out)``: all questions on ``count`` images, chosen by ``seed``, are held out."""
     held_out = keep_images(questions, count, seed)
     images = {question.image for question in held_out}
     return [question for question in questions if question.image not in images], held_out
 
 
-def captions(questions):
+def captions(questions: list) -> list:
     """``(image, "a red circle")`` for every image whose "what" questions tell both its colour and its shape.
 
     Yes/no questions are not looked at: they are the new task.
@@ -85,11 +85,11 @@ def captions(questions):
     return found
 
 
-def majority_answer(questions):
+def majority_answer(questions: list) -> str:
     return Counter(question.answer for question in questions).most_common(1)[0][0]
 
 
-def blind_answers(train, questions):
+def blind_answers(train: list, questions: list) -> list[str]:
     """The most frequent training answer to each question's exact text: the best anyone does without the image."""
     counts = defaultdict(Counter)
     for question in train:
@@ -108,24 +108,24 @@ class EasyVQA:
     dev: list
     test: list
 
-    def texts(self):
+    def texts(self) -> list[str]:
         """All text of the training split: what a word-level vocabulary is made of."""
         return [f"{question.text} {question.answer}" for question in self.train] + [
             caption for _, caption in captions(self.train)
         ]
 
-    def questions(self, split, *, only_what=False):
+    def questions(self, split: str, *, only_what: bool = False) -> list[Example]:
         return [
             Example(question.text, (question.image,), ((question.answer, 1.0),), kind=question.kind)
             for question in getattr(self, split)
             if not (only_what and question.kind == "yes/no")
         ]
 
-    def captions(self):
+    def captions(self) -> list:
         """Examples that answer nothing with a training image's caption, such as "a red circle"."""
         return [Example("", (image,), ((caption, 1.0),)) for image, caption in captions(self.train)]
 
-    def words(self):
+    def words(self) -> list[Example]:
         """Examples that repeat one to three words of the training text, an image beside them that does not matter.
 
         They give a language model an output for every word, those of yes/no questions too, as any pretrained one has.
@@ -135,7 +135,7 @@ class EasyVQA:
         said = [(image, " ".join(draw.choices(vocabulary, k=draw.randint(1, 3)))) for image in images_of(self.train)]
         return [Example(text, (image,), ((text, 1.0),)) for image, text in said]
 
-    def baselines(self, tasks):
+    def baselines(self, tasks: list) -> dict[str, Any]:
         """Scores without a model; ``tasks``: ``{split: Task}`` over the questions of dev and test."""
         scores = {}
         majority = majority_answer(self.train)

@@ -1,6 +1,8 @@
 """One question on one image: the answer of a tuned model with its probability, and a picture of all three."""
 
 import dataclasses
+from pathlib import Path
+from typing import Any
 
 import matplotlib
 import torch
@@ -21,7 +23,7 @@ class Answer:
 
 
 @torch.inference_mode()
-def answer(loaded, image, question, num_beams=1):
+def answer(loaded: Any, image: str, question: str, num_beams: int = 1) -> Answer:
     """:class:`Answer` of ``loaded`` (:class:`petx.train.tuned.Tuned`) to ``question`` on the file ``image``."""
     model, tokenizer = loaded.model, loaded.tokenizer
     item = loaded.host.question_item(tasks.source(loaded.settings.data), loaded.settings, tokenizer, image, question)
@@ -35,7 +37,7 @@ def answer(loaded, image, question, num_beams=1):
     return Answer(tokenizer.decode(tokens[0], skip_special_tokens=True).strip(), probability, item["unknown"])
 
 
-def draw(image, question, answer, path):
+def draw(image: str, question: str, answer: Any, path: str | Path) -> None:
     """PNG at ``path``: the image with the question above and the answer below it."""
     with Image.open(image) as picture:
         figure, axes = plt.subplots(figsize=(4, 4.6), layout="constrained")

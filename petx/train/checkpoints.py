@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from petx.errors import UserError
 
@@ -14,18 +15,18 @@ TENSORS = "trainable.safetensors"
 MARKER = "whole.json"  # names every file of the folder with its size; written last
 
 
-def trainable_state(model):
+def trainable_state(model: nn.Module) -> dict[str, torch.Tensor]:
     """``{name: tensor}`` of the parameters that are trained; tied ones once."""
     return {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def save_trainable(model, folder):
+def save_trainable(model: nn.Module, folder: str | Path) -> None:
     Path(folder).mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.contiguous() for name, tensor in trainable_state(model).items()}, Path(folder, TENSORS))
 
 
 @torch.no_grad()
-def load_trainable(model, folder):
+def load_trainable(model: nn.Module, folder: str | Path) -> None:
     """Copy the tensors saved in ``folder`` into ``model``; :class:`UserError` where names or shapes differ."""
     saved, wanted = load_file(Path(folder, TENSORS)), trainable_state(model)
     for name in sorted(saved.keys() ^ wanted.keys()):
@@ -37,17 +38,17 @@ def load_trainable(model, folder):
         tensor.copy_(saved[name])
 
 
-def mark_whole(folder, seconds):
+def mark_whole(folder: str | Path, seconds: float) -> None:
     """Write the marker that says ``folder`` is finished, with the wall time the training took so far."""
     sizes = {str(file.relative_to(folder)): file.stat().st_size for file in sorted(folder.rglob("*")) if file.is_file()}
     (folder / MARKER).write_text(json.dumps({"seconds": seconds, "sizes": sizes}, indent=2) + "\n", encoding="utf-8")
 
 
-def seconds(folder):
+def seconds(folder: str | Path) -> float:
     return json.loads(Path(folder, MARKER).read_text(encoding="utf-8"))["seconds"]
 
 
-def is_whole(folder):
+def is_whole(folder: str | Path) -> bool:
     """Whether ``folder`` has its marker and every file is there with the size it was written with."""
     try:
         sizes = json.loads((folder / MARKER).read_text(encoding="utf-8"))["sizes"]
@@ -56,14 +57,14 @@ def is_whole(folder):
         return False
 
 
-def last_whole(folder):
+def last_whole(folder: str | Path) -> Path | None:
     """The whole ``checkpoint-N`` folder with the largest N below ``folder``, or None."""
     found = [path for path in Path(folder).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
     whole = [path for path in found if is_whole(path)]
     return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
-def remove_others(folder, kept):
+def remove_others(folder: str | Path, kept: Path) -> None:
     """Delete every checkpoint below ``folder`` but ``kept``, and what an interrupted save left."""
     for path in [*Path(folder).glob("checkpoint-*"), *Path(folder).glob(".checkpoint-*")]:
         if path != kept:

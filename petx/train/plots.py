@@ -1,5 +1,8 @@
 """Curves of a run as PNG: training loss and development score by step, one line an arm."""
 
+from pathlib import Path
+from typing import Any
+
 import matplotlib
 import numpy as np
 
@@ -10,7 +13,7 @@ from matplotlib import pyplot as plt  # noqa: E402  (after the choice of backend
 from matplotlib import ticker  # noqa: E402  (after the choice of backend)
 
 
-def write_curves(run, results):
+def write_curves(run: Any, results: dict[str, Any]) -> list[Path]:
     """``loss.png`` and ``accuracy.png`` in the output folder; returns their paths, none where nothing was trained."""
     curves = {arm: [record["curve"] for record in runs if record["curve"]] for arm, runs in results["arms"].items()}
     curves = {arm: runs for arm, runs in curves.items() if runs}

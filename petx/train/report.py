@@ -1,13 +1,14 @@
 """The results of a run side by side: an aligned table for the terminal, Markdown and JSON for keeping."""
 
 import statistics
+from typing import Any
 
 from petx.files import write_json, written_whole
 
 BASELINES = {"majority": "majority answer", "blind": "best answer per question, no image"}
 
 
-def rows(run, results):
+def rows(run: Any, results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Header and lines of the table, all text. A cell is the mean over seeds, ± the standard deviation of several."""
     columns = run.recipe.columns
     metrics = []  # in order of first appearance, from whatever was scored
@@ -44,12 +45,12 @@ def _score(values):
     return f"{statistics.mean(values):.1f}{spread}"
 
 
-def markdown(header, lines):
+def markdown(header: list[str], lines: list[list[str]]) -> str:
     ruler = ["---"] + ["---:"] * (len(header) - 1)
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, ruler, *lines])
 
 
-def aligned(header, lines):
+def aligned(header: list[str], lines: list[list[str]]) -> str:
     widths = [max(len(cells[i]) for cells in [header, *lines]) for i in range(len(header))]
     text = []
     for cells in [header, ["-" * width for width in widths], *lines]:
@@ -58,7 +59,7 @@ def aligned(header, lines):
     return "\n".join(text)
 
 
-def notes(run, results):
+def notes(run: Any, results: dict[str, Any]) -> str:
     """The caveats that belong beside the table, or nothing where the data is the user's own."""
     if not run.source.caveats:
         return ""
@@ -69,7 +70,7 @@ def notes(run, results):
     return run.recipe.notes(run.settings).format(blind=blind, seeds=seeds)
 
 
-def write(run, results):
+def write(run: Any, results: dict[str, Any]) -> str:
     """``results.md`` and ``results.json`` in the output folder; returns the terminal's text."""
     header, lines = rows(run, results)
     caveats = notes(run, results)

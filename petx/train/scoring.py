@@ -1,15 +1,18 @@
 """Answers of a model to the examples of a task, and their scores; the work is shared between processes."""
 
+from typing import Any
+
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
+from torch import nn
 from torch.utils.data import DataLoader, Subset
 
 from petx import hosts
 
 
 @torch.inference_mode()
-def answers(model, task, tokenizer, *, batch_size, num_beams=None):
+def answers(model: nn.Module, task: Any, tokenizer: Any, *, batch_size: int, num_beams: int | None = None) -> list[str]:
     """One text per example of ``task``, in order: generated (one beam: greedily), or the best of ``task.choices``."""
     state = PartialState()
     own = range(state.process_index, len(task), state.num_processes)
@@ -33,7 +36,9 @@ def answers(model, task, tokenizer, *, batch_size, num_beams=None):
     return [text for _, text in sorted(pairs)]
 
 
-def scores(model, tasks, tokenizer, *, batch_size, num_beams=None):
+def scores(
+    model: nn.Module, tasks: list, tokenizer: Any, *, batch_size: int, num_beams: int | None = None
+) -> dict[str, float]:
     """``{metric: value}``, the main one first: the task's metrics, or the tasks' average and ``"task metric"`` each."""
     scored = {
         task.name: task.score(answers(model, task, tokenizer, batch_size=batch_size, num_beams=num_beams))

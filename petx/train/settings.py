@@ -6,6 +6,7 @@ import difflib
 import types
 import typing
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -70,17 +71,17 @@ class Common:
     resume: bool = option(False, "go on with an interrupted run in OUTPUT_DIR")
 
     @classmethod
-    def default_folder(cls, preset):
+    def default_folder(cls, preset: str) -> str:
         """The default of ``output_dir``."""
         return f"petx-runs/{preset}"
 
     @classmethod
-    def known_arms(cls):
+    def known_arms(cls) -> list[str]:
         """Names of the baselines that the recipe offers, in the order of its table."""
         return list(baselines.of_method(cls.recipe))
 
     @property
-    def all_arms(self):
+    def all_arms(self) -> list[str]:
         """What is compared: ``arms`` and ``with_arms``, a group as those of its baselines that apply."""
         offered, wanted = baselines.of_method(self.recipe), []
         for arm in [*self.arms, *self.with_arms]:
@@ -88,7 +89,7 @@ class Common:
             wanted += [one.name for one in group if one.applies(self)] if group else [arm]
         return list(dict.fromkeys(wanted))
 
-    def check(self):
+    def check(self) -> None:
         """Raise :class:`UserError` where values do not fit together; a recipe adds its own checks to these."""
         for arm in self.all_arms:
             if arm not in self.known_arms():
@@ -101,7 +102,7 @@ class Common:
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
-def with_baselines(kind):
+def with_baselines(kind: Any) -> Any:
     """``kind`` with the settings that the baselines of its recipe bring along."""
     brought = {}
     for baseline in baselines.of_method(kind.recipe).values():
@@ -111,7 +112,7 @@ def with_baselines(kind):
     return dataclasses.make_dataclass(kind.__name__, fields, bases=(kind,), namespace=namespace)
 
 
-def parse(kind, argv=None, description=None):
+def parse(kind: Any, argv: list[str] | None = None, description: str | None = None) -> Any:
     """Settings of the dataclass ``kind`` from a command line; :class:`UserError` names what does not fit."""
     parser = argparse.ArgumentParser(
         prog=f"petx train {kind.recipe}",
@@ -149,7 +150,7 @@ def parse(kind, argv=None, description=None):
 class _List(argparse.Action):
     """Prints what there is to choose from, as ``--help`` prints the settings."""
 
-    def __init__(self, *args, kind, **kwargs):
+    def __init__(self, *args: Any, kind: Any, **kwargs: Any) -> None:
         super().__init__(*args, nargs=0, **kwargs)
         self.kind = kind
 
@@ -196,7 +197,7 @@ def _extended(kind, path, extending):
     return _laid_over(_extended(kind, preset, (*extending, path)), values)
 
 
-def checked(kind, values):
+def checked(kind: Any, values: dict[str, Any]) -> Any:
     """Settings of the dataclass ``kind`` from a mapping, every name, kind and choice checked."""
     fields = {field.name: field for field in dataclasses.fields(kind)}
     for name in values:

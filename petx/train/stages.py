@@ -6,9 +6,12 @@ Each stage leaves its result whole on disk and is skipped where that is already 
 import dataclasses
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from accelerate import PartialState
+from torch import nn
 from transformers import set_seed
 
 from petx.baselines._sizes import counts
@@ -21,12 +24,12 @@ SETTINGS = "settings.json"
 MAY_CHANGE = ("output_dir", "resume", "arms", "with_arms", "seeds")  # in these a resumed run may differ
 
 
-def say(text):
+def say(text: str) -> None:
     if PartialState().is_main_process:
         print(text, flush=True)
 
 
-def jobs(run):
+def jobs(run: Any) -> Iterator[tuple[str, int]]:
     """(arm, seed) pairs: what the settings want and what was begun in the output folder, in a fixed order."""
     settings = run.settings
     for arm in settings.known_arms():
@@ -36,7 +39,7 @@ def jobs(run):
         yield from ((arm, seed) for seed in sorted(begun.union(wanted)))
 
 
-def check_output(run):
+def check_output(run: Any) -> None:
     """Raise :class:`UserError` if the output folder cannot be written, or holds a run not to be resumed like this."""
     require_writable(run.out, "output_dir")
     note = run.out / SETTINGS
@@ -52,7 +55,7 @@ def check_output(run):
             raise UserError(f"{run.out} was begun with {field.name}={was!r}, not {value!r}; resume with the same")
 
 
-def prepare_host(run):
+def prepare_host(run: Any) -> str | Path:
     """The folder of the host; it is pretrained, or taken from ``settings.host``, unless it is already there."""
     folder, settings, host = run.out / "host", run.settings, run.host
     if settings.host is not None and host.in_place:
@@ -80,7 +83,7 @@ def prepare_host(run):
     return folder
 
 
-def save_host(model, tokenizer, folder):
+def save_host(model: nn.Module, tokenizer: Any, folder: str | Path) -> None:
     if PartialState().is_main_process:
         with written_whole(folder) as target:
             model.save_pretrained(target)
@@ -88,12 +91,12 @@ def save_host(model, tokenizer, folder):
     PartialState().wait_for_everyone()
 
 
-def discard(folder):
+def discard(folder: str | Path) -> None:
     if PartialState().is_main_process:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def run_arm(run, arm, seed, place):
+def run_arm(run: Any, arm: str, seed: int, place: str) -> dict[str, Any]:
     """Tune and score one arm; its record, which also lies in ``result.json`` of its folder."""
     folder, settings, host_folder, baseline = (
         run.arm_folder(arm, seed),
@@ -137,7 +140,7 @@ def run_arm(run, arm, seed, place):
     return record
 
 
-def train(trainer):
+def train(trainer: Any) -> None:
     """Train from the last whole checkpoint in the trainer's folder, or from the start where there is none."""
     last = checkpoints.last_whole(trainer.args.output_dir)
     if last is not None:
@@ -145,7 +148,7 @@ def train(trainer):
     trainer.train(resume_from_checkpoint=None if last is None else str(last))
 
 
-def curve(history):
+def curve(history: list[dict[str, Any]]) -> dict[str, Any]:
     """Points of the curves, ``[step, value]``, from the trainer's log."""
     scored = [entry for entry in history if "eval_score" in entry]
     return {
@@ -155,13 +158,13 @@ def curve(history):
     }
 
 
-def score(run, model, tasks, tokenizer):
+def score(run: Any, model: nn.Module, tasks: list, tokenizer: Any) -> dict[str, float]:
     settings = run.settings
     model.to(PartialState().device)
     return scoring.scores(model, tasks, tokenizer, batch_size=settings.eval_batch_size, num_beams=settings.num_beams)
 
 
-def reproduces(run, arm):
+def reproduces(run: Any, arm: str) -> bool:
     """Load the saved ``arm`` into a fresh model and score it again; whether every digit is the recorded one."""
     folder = run.arm_folder(arm, run.settings.seed) / "tuned"
     loaded = tuned.load(folder)

@@ -3,10 +3,12 @@
 import contextlib
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
+from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
@@ -23,14 +25,24 @@ class PetTrainer(Seq2SeqTrainer):
     """Trains ``model`` on ``tasks`` for ``args.max_steps`` batches and scores it on ``dev_tasks`` meanwhile.
 
     Differs from its base in: one task a batch, in an order that only ``args.seed`` decides; the loss of
-    :class:`petx.data.tasks.Task`; which weights decay; checkpoints that hold only trained tensors and appear whole.
+    :class:`petx.data.task.Task`; which weights decay; checkpoints that hold only trained tensors and appear whole.
 
     Args:
         batch_sizes: examples in a step, for each of ``tasks``; over all processes together.
         decay: ``clean`` exempts norms and biases from weight decay, ``paper`` what :meth:`paper_decay` leaves out.
     """
 
-    def __init__(self, model, args, tokenizer, tasks, batch_sizes, *, dev_tasks=(), decay="clean"):
+    def __init__(
+        self,
+        model: nn.Module,
+        args: Any,
+        tokenizer: Any,
+        tasks: list,
+        batch_sizes: list[int],
+        *,
+        dev_tasks: list | tuple = (),
+        decay: str = "clean",
+    ) -> None:
         self.tasks, self.batch_sizes, self.dev_tasks = tasks, batch_sizes, dev_tasks
         self.tokenizer, self.decay = tokenizer, decay
         self._scratch = None  # where a checkpoint is being written
@@ -42,18 +54,18 @@ class PetTrainer(Seq2SeqTrainer):
         self.remove_callback(PrinterCallback)  # it prints every log
         self.add_callback(Progress)
 
-    def train(self, resume_from_checkpoint=None, **kwargs):
+    def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
         self.started = time.monotonic()
         if resume_from_checkpoint is not None:
             self.before = checkpoints.seconds(resume_from_checkpoint)
         return super().train(resume_from_checkpoint, **kwargs)
 
     @property
-    def seconds(self):
+    def seconds(self) -> float:
         """Wall time of the training so far, development scores included, earlier attempts too."""
         return self.before + time.monotonic() - self.started
 
-    def get_train_dataloader(self):
+    def get_train_dataloader(self) -> DataLoader:
         # Not prepared by accelerate: the batches are this process's share already.
         batches = RoundRobinBatches(
             list(map(len, self.tasks)),
@@ -66,16 +78,18 @@ class PetTrainer(Seq2SeqTrainer):
         workers = self.args.dataloader_num_workers
         return DataLoader(self.train_dataset, batch_sampler=batches, collate_fn=self.data_collator, num_workers=workers)
 
-    def get_decay_parameter_names(self, model):
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         if self.decay == "paper":
             return self.paper_decay(model)
         return super().get_decay_parameter_names(model)
 
-    def paper_decay(self, model):
+    def paper_decay(self, model: nn.Module) -> list[str]:
         """Names of the parameters that decay in the released code of the method; a recipe's trainer says which."""
         raise NotImplementedError
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         inputs = dict(inputs)
         labels, weight, over = inputs.pop("labels"), inputs.pop("loss_weight"), inputs.pop("loss_over")
         outputs = model(**inputs)
@@ -87,7 +101,7 @@ class PetTrainer(Seq2SeqTrainer):
             loss = (losses.sum(1) / tokens * weight).mean()
         return (loss, outputs) if return_outputs else loss
 
-    def evaluate(self, *args, **kwargs):
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Score the development tasks; the main score is logged as ``eval_score``."""
         scored = scoring.scores(self.model, self.dev_tasks, self.tokenizer, batch_size=self.args.eval_batch_size)
         name, value = next(iter(scored.items()))
@@ -132,15 +146,15 @@ class PetTrainer(Seq2SeqTrainer):
 class Progress(TrainerCallback):
     """A progress bar with the latest loss, on a terminal; a line at every score on the development tasks, anywhere."""
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.loss = float("nan")
         disable = None if state.is_world_process_zero else True  # None: where stderr is no terminal
         self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", leave=False, disable=disable)
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.bar.update()
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if "loss" in logs:
             self.loss = logs["loss"]
             self.bar.set_postfix(loss=f"{self.loss:.3f}")
@@ -148,11 +162,13 @@ class Progress(TrainerCallback):
             scored = f"dev {logs['eval_metric']} {logs['eval_score']:.1f}"
             tqdm.write(f"  step {state.global_step}/{state.max_steps}: loss {self.loss:.3f}, {scored}")
 
-    def on_train_end(self, args, state, control, **kwargs):
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.bar.close()
 
 
-def training_arguments(output_dir, settings, *, steps, lr, seed, evaluates=True, **more):
+def training_arguments(
+    output_dir: Path, settings: Any, *, steps: int, lr: float, seed: int, evaluates: bool = True, **more: Any
+) -> Seq2SeqTrainingArguments:
     """``Seq2SeqTrainingArguments`` of one training: AdamW (betas 0.9 and 0.999), warm-up, then linear decay to 0.
 
     ``more`` are further fields of them, over these.

@@ -30,7 +30,16 @@ class Tuned:
     host: type[hosts.Host]
 
 
-def save(model, folder, host_folder, *, arm, seed, settings, scores):
+def save(
+    model: nn.Module,
+    folder: str | Path,
+    host_folder: str | Path,
+    *,
+    arm: str,
+    seed: int,
+    settings: Any,
+    scores: dict[str, Any],
+) -> None:
     """Write what is trained of ``model`` to ``folder``, as a PEFT adapter where it is one.
 
     The host stays in ``host_folder``, which the manifest names relative to ``folder``: move the two together.
@@ -54,7 +63,7 @@ def save(model, folder, host_folder, *, arm, seed, settings, scores):
         (target / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
-def load(folder):
+def load(folder: str | Path) -> Tuned:
     """The model in ``folder``, built anew on its host; :class:`UserError` where either is not there."""
     folder = Path(folder)
     try:

@@ -67,6 +67,17 @@ class TestPackage:
                 inspect.signature(thing)
         assert missing == []
 
+    def test_every_public_name_is_annotated(self, name):
+        package = importlib.import_module(f"petx.{name}")
+        things = {public: getattr(package, public) for public in package.__all__}
+        assert [
+            f"{public}{part}"
+            for public, thing in things.items()
+            if inspect.isclass(thing) or inspect.isfunction(thing)
+            for part, function in functions_of(thing).items()
+            if not is_annotated(function)
+        ] == []
+
 
 @pytest.mark.parametrize("name", [name for name in FACES if name != "reference"])
 def test_api_site_has_a_page(name):
@@ -75,17 +86,44 @@ def test_api_site_has_a_page(name):
     assert f"api/{name}.md" in (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
 
 
+def functions_of(thing):
+    """name -> function: a function itself, or what petx defines of a class: its constructor and public methods."""
+    if not inspect.isclass(thing):
+        return {"": thing}
+    found = {}
+    for base in reversed(thing.__mro__):
+        for name, part in vars(base).items() if base.__module__.startswith("petx.") else ():
+            function = getattr(part, "__func__", part.fget if isinstance(part, property) else part)
+            if inspect.isfunction(function) and (name == "__init__" or not name.startswith("_")):
+                found[f".{name}"] = function
+    return found
+
+
+def is_annotated(function):
+    """Whether every argument but ``self`` has an annotation and, but for constructors, the result."""
+    signature = inspect.signature(function)
+    missing = [name for name, given in signature.parameters.items() if given.annotation is given.empty]
+    complete = function.__name__ == "__init__" or signature.return_annotation is not signature.empty
+    return complete and set(missing) <= {"self", "cls"}
+
+
 USER = """\
 import torch
-from petx.losses import InformationBottleneck, aggregate_instructions, label_bag
+from petx.losses import InformationBottleneck, label_bag
+from petx.models import aggregate_instructions
 from petx.models import VLBartConfig, VLBartForConditionalGeneration, build_instruct_blip
+from petx.tuners import PetalConfig, VLPetConfig, load_adapter
 
 term: torch.Tensor = InformationBottleneck(8, 8, 100)(torch.ones(2, 8), torch.ones(2, 8), torch.ones(2, 3).long())
 joined: torch.Tensor = aggregate_instructions([torch.ones(1, 2, 3)], scale="sqrt_width")
 host = VLBartForConditionalGeneration(VLBartConfig(d_model=64))
+config = VLPetConfig(granularity="large", rank=24)
 InformationBottleneck(8, 8, 100, wrong=1)  # error: call-arg
 label_bag(torch.ones(2, 3), "many")  # error: arg-type
 build_instruct_blip(7)  # error: arg-type
+VLPetConfig(wrong=1)  # error: call-arg
+PetalConfig(rank="8")  # error: arg-type
+load_adapter(host)  # error: call-arg
 """
 
 

@@ -13,7 +13,7 @@ import petx
 from petx import cli, commands, ops
 from petx.errors import UserError
 
-COMMANDS = [info.name for info in pkgutil.iter_modules(commands.__path__)]
+COMMANDS = [info.name for info in pkgutil.iter_modules(commands.__path__) if not info.name.startswith("_")]
 
 
 def test_help_lists_every_command_with_its_line(capsys):

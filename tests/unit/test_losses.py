@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from petx.losses import CLUB, MINE, InfoNCE, InformationBottleneck, aggregate_instructions, label_bag
+from petx.losses import CLUB, MINE, InfoNCE, InformationBottleneck, label_bag
+from petx.models import aggregate_instructions
 
 
 class Largest(TorchDispatchMode):

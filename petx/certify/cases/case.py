@@ -58,3 +58,19 @@ class Case:
         """The same case with no rows: ``batch`` in place of the batch's dimensions."""
         shapes = {n: (*batch, s[-1]) if n in self.ACTIVATIONS else s for n, s in self.shapes.items()}
         return type(self)(self.name, shapes, self.options)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A case that certifies: run twice, in guarded memory, against the rule.
+
+    ``misaligned``: its tensors lie one element off where sixteen bytes align. ``each_gradient``: each gradient is also
+    asked for alone, and all but it.
+    """
+
+    case: Case
+    misaligned: bool = False
+    each_gradient: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.case}{', misaligned' * self.misaligned}"

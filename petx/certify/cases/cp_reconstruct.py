@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from petx import reference
-from petx.certify.cases.case import Case
+from petx.certify.cases.case import Case, Trial
 
 
 @dataclass(frozen=True)
@@ -40,3 +40,26 @@ def reconstruct(name, modules=2, d_out=24, d_in=40, rank=6, *, core="full", thre
 
 
 SIGMOID = dict(gate="sigmoid", temperature=0.1)
+
+
+CERTIFIED = [
+    Trial(reconstruct("none", scale=-0.25)),
+    Trial(reconstruct("soft", gate="soft"), each_gradient=True),
+    Trial(reconstruct("hard", gate="hard", threshold=2)),
+    Trial(reconstruct("sigmoid-each", modules=3, gate="sigmoid", threshold=3, scale=-1.5), each_gradient=True),
+    Trial(reconstruct("diagonal-sigmoid", core="diagonal", gate="sigmoid", threshold=2, scale=0.5)),
+    Trial(reconstruct("one-value", modules=1, d_out=1, d_in=1, rank=1, gate="soft")),
+    Trial(reconstruct("misaligned", d_out=40, d_in=72, rank=16, gate="soft"), misaligned=True),
+    Trial(reconstruct("many", modules=13, d_out=16, d_in=16, rank=4, threshold=13, gate="soft")),
+    Trial(reconstruct("wide", d_out=72, d_in=136, rank=72, threshold=2, **SIGMOID)),
+    Trial(reconstruct("wide-diagonal", d_out=65, d_in=129, rank=40, core="diagonal", gate="hard")),
+]
+
+# Rows are d_out, the width is d_in, of twelve modules that share factors.
+SHAPES = [(256, 256, 16), (768, 768, 16), (768, 768, 64), (2048, 2048, 64)]
+
+
+def timed(rows, width, rank, dtype):
+    from petx.bench.operations import reconstruct as benchmark
+
+    return benchmark(12, dtype, "certify", d_out=rows, d_in=width, rank=rank)

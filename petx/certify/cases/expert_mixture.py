@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from petx import reference
-from petx.certify.cases.case import Case
+from petx.certify.cases.case import Case, Trial
 from petx.functional._expert_mixture import ARGUMENTS
 
 
@@ -57,3 +57,27 @@ def mixture(name, batch=(3, 7), d=24, experts=3, rank=4, *, bias=True, scope=Fal
 
 
 TOKEN, SAMPLE = dict(gate="token"), dict(gate="sample")
+
+
+CERTIFIED = [
+    Trial(mixture("uniform", activation="gelu")),
+    Trial(mixture("token", **TOKEN), each_gradient=True),
+    Trial(mixture("token-top-2", top_k=2, activation="relu", scope=True, **TOKEN)),
+    Trial(mixture("sample-pool", scope=True, pool=True, activation="gelu_tanh", **SAMPLE), each_gradient=True),
+    Trial(mixture("unbiased", bias=False, alpha=-0.5, beta=-2.0, **TOKEN)),
+    Trial(mixture("one-token", batch=(1, 1), **SAMPLE)),
+    Trial(mixture("misaligned", batch=(2, 33), d=72, experts=3, rank=16, **TOKEN), misaligned=True),
+    Trial(mixture("odd", batch=(3, 43), d=37, experts=3, rank=5, activation="gelu", scope=True, **TOKEN)),
+    Trial(mixture("wide", batch=(1, 67), d=131, experts=3, rank=23, activation="gelu", **TOKEN)),
+    Trial(mixture("many-experts", batch=(1, 66), d=72, experts=66, rank=2, top_k=5, **TOKEN)),
+    Trial(mixture("splits", batch=(5, 113), d=24, experts=4, rank=4, **TOKEN)),
+]
+
+# The rank is that of all six experts together, which a token gate weighs.
+SHAPES = [(256, 768, 96), (1024, 768, 96), (4112, 768, 384), (16384, 768, 384), (1024, 768, 384), (4096, 2048, 96)]
+
+
+def timed(rows, width, rank, dtype):
+    from petx.bench.operations import mixture as benchmark
+
+    return benchmark(rows, dtype, "certify", d=width, rank=rank // 6, gate="token")

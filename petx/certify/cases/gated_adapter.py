@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from petx.certify.cases.case import Case
+from petx.certify.cases.case import Case, Trial
 from petx.functional._gated_adapter import ARGUMENTS, _by_reference
 
 DROPOUT_SEED = 20_230_809
@@ -70,3 +70,30 @@ def site(name, batch=(3, 5), d=24, r=8, r_g=6, d_x=None, *, bias=True, x=True, m
 
 BART_TAIL = dict(dropout=0.1, residual=True, norm="layer")
 T5_TAIL = dict(dropout=0.1, residual=True, scale=0.3)
+
+
+CERTIFIED = [
+    Trial(site("none", x=False)),
+    Trial(site("large-bart", granularity="large", **BART_TAIL), each_gradient=True),
+    Trial(site("middleX", granularity="middleX", **BART_TAIL)),
+    Trial(site("middleY-sigmoid", granularity="middleY", middle_y="sigmoid", **T5_TAIL)),
+    Trial(site("small-masked", granularity="small", mask=True, **BART_TAIL), each_gradient=True),
+    Trial(site("small-original", granularity="small", gate_input="original", bias=False)),
+    Trial(site("large-rms", granularity="large", residual=True, norm="rms", eps=1e-6, activation="gelu")),
+    Trial(site("pair", heads=4, granularity="large", **BART_TAIL)),
+    Trial(site("parallel-wide-x", d=16, d_x=24, granularity="large", placement="parallel")),
+    Trial(site("value-layers", d=3 * 16, d_x=24, r=3 * 5, heads=3, placement="parallel")),
+    Trial(site("one-token", batch=(1, 1), granularity="large", **BART_TAIL)),
+    Trial(site("misaligned", batch=(2, 33), d=72, r=16, r_g=16, granularity="large", **BART_TAIL), misaligned=True),
+    Trial(site("wide", batch=(1, 67), d=131, r=67, r_g=65, granularity="large", **BART_TAIL)),
+    Trial(site("splits", batch=(5, 113), d=24, granularity="large", **BART_TAIL)),
+]
+
+# BART's whole site; the rank is that of the adapter and of its gate.
+SHAPES = [(280, 768, 96), (1008, 768, 96), (4088, 768, 96), (16352, 768, 96), (1008, 768, 32), (4088, 1024, 192)]
+
+
+def timed(rows, width, rank, dtype):
+    from petx.bench.operations import site as benchmark
+
+    return benchmark(rows, dtype, "certify", d=width, r=rank, tail="bart")

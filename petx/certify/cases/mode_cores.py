@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from petx import reference
-from petx.certify.cases.case import Case
+from petx.certify.cases.case import Case, Trial
 
 
 @dataclass(frozen=True)
@@ -29,3 +29,26 @@ def cores(name, count=9, rank=6, *, core="full", threshold=1, **options):
 
 
 SIGMOID = dict(gate="sigmoid", temperature=0.1)
+
+
+CERTIFIED = [
+    Trial(cores("none")),
+    Trial(cores("soft", gate="soft"), each_gradient=True),
+    Trial(cores("hard-each", gate="hard", threshold=6)),
+    Trial(cores("sigmoid-each", **SIGMOID, threshold=6)),
+    Trial(cores("diagonal", core="diagonal")),
+    Trial(cores("diagonal-sigmoid-each", core="diagonal", **SIGMOID, threshold=6), each_gradient=True),
+    Trial(cores("one-value", count=1, rank=1, gate="soft")),
+    Trial(cores("odd", count=7, rank=13, gate="soft", threshold=13), misaligned=True),
+    Trial(cores("wide", count=66, rank=17, gate="hard", threshold=17)),
+    Trial(cores("splits", count=5, rank=34, gate="soft")),
+]
+
+# Rows are those of the core as a matrix, R^2 by R: what its tensor tells.
+SHAPES = [(256, 16, 16), (1024, 32, 32), (4096, 64, 64), (16384, 128, 128)]
+
+
+def timed(rows, width, rank, dtype):
+    from petx.bench.operations import cores as benchmark
+
+    return benchmark(36, dtype, "certify", rank=rank)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from petx import reference
-from petx.certify.cases.case import Case
+from petx.certify.cases.case import Case, Trial
 
 DROPOUT_SEED = 20_231_215
 
@@ -46,3 +46,27 @@ def modes(name, batch=(3, 5), d_in=24, d_out=20, rank=8, count=3, *, core="full"
     if bases:
         shapes |= {f"base {k}": (*batch, d_out) for k in range(count)}
     return ModeCase(name, shapes, options)
+
+
+CERTIFIED = [
+    Trial(modes("one", count=1)),
+    Trial(modes("four", count=4)),
+    Trial(modes("dropout", dropout=0.1), each_gradient=True),
+    Trial(modes("dropout-shared-diagonal", core="diagonal", dropout=0.5, shared_mask=True), each_gradient=True),
+    Trial(modes("alone", bases=False)),
+    Trial(modes("projected", u=False, count=2, dropout=0.1)),
+    Trial(modes("one-token", batch=(1, 1), dropout=0.1)),
+    Trial(modes("misaligned", batch=(2, 33), d_in=72, d_out=64, rank=16, dropout=0.1), misaligned=True),
+    Trial(modes("odd", batch=(3, 43), d_in=37, d_out=35, rank=5, dropout=0.1)),
+    Trial(modes("wide", batch=(1, 70), d_in=131, d_out=67, rank=65, count=2, dropout=0.1, shared_mask=True)),
+    Trial(modes("splits", batch=(5, 113), d_in=24, d_out=20, rank=8, dropout=0.1)),
+]
+
+# The frozen projections' outputs are given; rows are tokens, the width is d_in and d_out.
+SHAPES = [(256, 768, 64), (1024, 768, 64), (4112, 768, 64), (16384, 768, 64), (1024, 2048, 32), (8192, 4096, 64)]
+
+
+def timed(rows, width, rank, dtype):
+    from petx.bench.operations import update
+
+    return update(rows, dtype, "certify", d_in=width, d_out=width, rank=rank)

@@ -112,10 +112,10 @@ class Settings(Common):
     amp: str | None = option(None, "mixed precision on a GPU", choices=(None, "fp16", "bf16"))
 
     @classmethod
-    def default_folder(cls, preset):
+    def default_folder(cls, preset: str) -> str:
         return f"petx-runs/petal-{preset}"
 
-    def check(self):
+    def check(self) -> None:
         super().check()
         if self.expert_top_k is not None and not 1 <= self.expert_top_k <= max(self.experts, 1):
             raise UserError(f"expert_top_k must be between 1 and experts={self.experts}, got {self.expert_top_k}")

@@ -1,7 +1,9 @@
 """The trainer with PETAL's schedules, weight decay and information bottleneck."""
 
 import math
+from typing import Any
 
+from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from petx.baselines._sizes import ESTIMATORS
@@ -15,11 +17,11 @@ _MODES = "petal_mode"  # which are vectors here, and [R, 1] there: decayed
 class PetalTrainer(PetTrainer):
     """Adds to its base: the learning rate of ``settings``, the released weight decay, the information bottleneck."""
 
-    def __init__(self, *args, settings, **kwargs):
+    def __init__(self, *args: Any, settings: Any, **kwargs: Any) -> None:
         self.settings = settings
         super().__init__(*args, **kwargs)
 
-    def create_scheduler(self, num_training_steps, optimizer=None):
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
         if self.lr_scheduler is None:
             settings, top = self.settings, self.args.learning_rate
             an_epoch = RoundRobinBatches.epoch_steps(list(map(len, self.tasks)), self.batch_sizes)
@@ -32,13 +34,15 @@ class PetalTrainer(PetTrainer):
             self.lr_scheduler = LambdaLR(optimizer or self.optimizer, factor)
         return self.lr_scheduler
 
-    def paper_decay(self, model):
+    def paper_decay(self, model: nn.Module) -> list[str]:
         """Mode vectors, and what has two and more dimensions and no "bias", "ln" or "bn" in its name."""
         named = model.named_parameters()
         wanted = [name for name, p in named if p.dim() > 1 or _MODES in name]
         return [name for name in wanted if not any(part in name for part in _EXEMPT)]
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         labels = inputs["labels"]
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         bottleneck = getattr(self.accelerator.unwrap_model(model), ESTIMATORS, None)
@@ -49,7 +53,9 @@ class PetalTrainer(PetTrainer):
         return (loss, outputs) if return_outputs else loss
 
 
-def learning_rate(step, top, steps, schedule, *, warm, low, end, an_epoch):
+def learning_rate(
+    step: int, top: float, steps: int, schedule: str, *, warm: int, low: float, end: float, an_epoch: int
+) -> float:
     """Learning rate of ``step``: from ``low`` to ``top`` over ``warm`` steps, then to ``end``.
 
     ``linear`` and ``cosine`` go down by step. ``cosine-by-epoch`` is PETAL's: all of the first epoch is warm-up, at

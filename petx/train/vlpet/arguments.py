@@ -56,7 +56,7 @@ class Settings(Common):
         choices=("clean", "paper"),
     )
 
-    def check(self):
+    def check(self) -> None:
         super().check()
         if self.rank % self.heads:
             raise UserError(f"heads must divide rank, got heads={self.heads}, rank={self.rank}")

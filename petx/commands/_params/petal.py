@@ -7,11 +7,14 @@ projection and the image encoder's last norm), and of the Q-Former.
   petx params petal --all
 """
 
+import argparse
+from typing import Any
+
 from petx.errors import UserError
 
 LANGUAGE_MODELS = ("flan-t5-xl", "flan-t5-xxl", "vicuna-7b")
 # The released code registers scale and shift for cross-attention outputs and never uses them.
-SETTINGS = {
+SETTINGS: dict[str, dict[str, Any]] = {
     "default": {},
     "released code's tensors": {"cross_query_transform": True},
     "diagonal core": {"cross_query_transform": True, "core": "diagonal"},
@@ -36,7 +39,7 @@ COLUMNS = {
 OPTIONS = ("rank", "core", "experts", "expert_rank", "expert_gate", "threshold", "share_image_core")
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--all", action="store_true", help="every language model, and variations on the first")
     parser.add_argument("--language-model", help="flan-t5-xl (default), flan-t5-xxl or vicuna-7b")
     parser.add_argument("--rank", type=int, help="R; default 64")
@@ -51,7 +54,7 @@ def add_arguments(parser):
     )
 
 
-def rows(args):
+def rows(args: argparse.Namespace) -> list[dict[str, Any]]:
     options = (*OPTIONS, "cross_query_transform")
     given = [name for name in ("language_model", *options) if getattr(args, name) is not None]
     if args.all and given:
@@ -65,7 +68,7 @@ def rows(args):
     return [count(args.language_model or LANGUAGE_MODELS[0], shown, **chosen)]
 
 
-def count(language_model, setting, **options):
+def count(language_model: str, setting: str, **options: Any) -> dict[str, Any]:
     """The setting and its :func:`petx.tuners.parameter_counts`; ``options`` as in :class:`petx.tuners.PetalConfig`."""
     from peft import get_peft_model  # here, so that `petx --help` and a mistyped option stay quick
 

@@ -7,7 +7,9 @@ the paper's tables.
   petx params vlpet --all
 """
 
+import argparse
 from itertools import product
+from typing import Any
 
 from petx.errors import UserError
 
@@ -26,7 +28,7 @@ COLUMNS = {name: name for name in DEFAULTS} | {
 }
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--all", action="store_true", help="every granularity on every backbone of the paper")
     parser.add_argument("--backbone", help="bart-base (default) or t5-base")
     parser.add_argument("--features", help="visual features: image (default) or video")
@@ -37,19 +39,20 @@ def add_arguments(parser):
         parser.add_argument(f"--{name}", type=int, help=f"{what}; default: the paper's for the backbone")
 
 
-def rows(args):
+def rows(args: argparse.Namespace) -> list[dict[str, Any]]:
     given = [name for name in DEFAULTS if getattr(args, name) is not None]
     if args.all and given:
         raise UserError(f"--all counts every {', '.join(DEFAULTS)}; leave --{given[0]} out")
     if args.all:
         settings = [(*setting, granularity) for setting, granularity in product(PAPER_SETTINGS, GRANULARITIES)]
     else:
-        settings = [[getattr(args, name) or default for name, default in DEFAULTS.items()]]
+        backbone, features, granularity = (getattr(args, name) or default for name, default in DEFAULTS.items())
+        settings = [(backbone, features, granularity)]
     names = ("design", "modification", "rank", "heads", "gate_rank", "decoder_rank")
     return [count(*setting, **{name: getattr(args, name) for name in names}) for setting in settings]
 
 
-def count(backbone, features, granularity, **options):
+def count(backbone: str, features: str, granularity: str, **options: Any) -> dict[str, Any]:
     """The setting and its :func:`petx.tuners.parameter_counts`; ``options`` as in :class:`petx.tuners.VLPetConfig`."""
     from peft import get_peft_model  # here, so that `petx --help` and a mistyped option stay quick
 

@@ -1,0 +1,21 @@
+"""The real child with the emulator as its card: its arguments are a library of the kernels and, for a fake clock, the
+seconds that a kernel takes where eager torch takes one."""
+
+import json
+import sys
+
+from petx.certify import child, speed
+from tests.emulator import Emulator
+from tests.emulator.operations import in_place_of_cpu_kernels
+
+
+def main(library, seconds, descriptor):
+    tell = child.teller(int(descriptor))
+    request = json.loads(sys.stdin.readline())
+    speed.times = lambda stem, dtype, device, say: [[1024, 768, 64, float(seconds), 1.0]]
+    with in_place_of_cpu_kernels(Emulator(library)):
+        return child.serve(request, request["card"], tell)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

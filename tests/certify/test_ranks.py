@@ -1,0 +1,103 @@
+"""The processes of one training: one certifies, and all take the same path."""
+
+import multiprocessing
+import os
+import time
+
+import pytest
+import torch
+
+from petx import ops
+from petx.certify import cards as machine
+from petx.certify import certificate, choice, first_use, ranks
+from petx.certify.choice import CertificateWarning
+from tests.certify.fake import OnGPU
+
+X = OnGPU(torch.bfloat16, 8, 512, 768)
+
+
+def one_rank(rank, world, late, results, local_world=None):
+    """A process of a run, which comes ``late`` seconds after the others to its first use."""
+    os.environ |= {"WORLD_SIZE": str(world), "RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_PORT": "29500"}
+    os.environ["LOCAL_WORLD_SIZE"] = str(local_world or world)
+    time.sleep(late)
+    results.put((rank, ops.takes("mode_update", X), machine.cards.started))
+
+
+def run(world, late=(), local_world=None):
+    """Rank -> (whether it takes the kernel, children that it started)."""
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    late = dict(enumerate(late))
+    processes = [
+        context.Process(target=one_rank, args=(rank, world, late.get(rank, 0), results, local_world))
+        for rank in range(world)
+    ]
+    for process in processes:
+        process.start()
+    found = [results.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join()
+    return {rank: (taken, started) for rank, taken, started in found}
+
+
+def test_the_first_of_a_node_certifies_and_all_take_the_kernels(cards):
+    cards.script = ("fake_child.py", "slow", 0.5)
+    assert run(3) == {0: (True, 1), 1: (True, 0), 2: (True, 0)}
+
+
+def test_all_take_the_reference_if_one_gave_up_waiting(cards, monkeypatch):
+    """The first comes so late that another has decided; its own certificate is for the next run."""
+    monkeypatch.setattr(first_use, "WAIT", 0.5)
+    assert run(3, late=(2.0, 0, 0)) == {0: (False, 1), 1: (False, 0), 2: (False, 0)}
+    assert len(list(certificate.folder().glob("*.json"))) == 1
+
+
+def test_all_take_the_kernels_of_a_certificate_that_is_there(cards):
+    ops.takes("mode_update", X)
+    choice.forget()
+    assert {taken for taken, _ in run(3, late=(1.0, 0, 0)).values()} == {True}
+
+
+def test_a_late_comer_keeps_to_the_reference(cards, monkeypatch):
+    """The certificate is there when the last comes, and the run goes without it."""
+    monkeypatch.setattr(first_use, "WAIT", 0.5)
+    assert {taken for taken, _ in run(3, late=(1.5, 0, 3.5)).values()} == {False}
+
+
+def test_a_card_of_no_use_to_one_is_of_no_use_to_all(cards):
+    cards.script = ("fake_child.py", "no-memory")
+    found = run(2)
+    assert {taken for taken, _ in found.values()} == {False}
+
+
+def test_several_nodes_certify_nothing(cards, monkeypatch):
+    found = run(2, local_world=1)
+    assert found == {0: (False, 0), 1: (False, 0)}
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    with pytest.warns(CertificateWarning, match="set PETX_CERTIFICATE=FILE on every node"):
+        assert not ops.takes("mode_update", X)
+
+
+def test_several_nodes_take_a_certificate_that_they_have(cards):
+    ops.takes("mode_update", X)
+    choice.forget()
+    assert run(2, local_world=1) == {0: (True, 1), 1: (True, 1)}  # the child of before
+
+
+def test_old_runs_are_cleared_away(cards, monkeypatch):
+    folder = certificate.folder() / "runs"
+    folder.mkdir(parents=True)
+    (folder / "old").write_text("reference")
+    os.utime(folder / "old", (0, 0))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert ranks._decision("certificate") == "certificate" and ranks._decision("reference") == "certificate"
+    assert not (folder / "old").exists()
+
+
+def test_without_a_folder_each_rank_has_its_own(cards, read_only, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    with pytest.warns(CertificateWarning, match="cannot be kept"):
+        assert ops.takes("mode_update", X)
