@@ -25,11 +25,11 @@ def find(name: str) -> type[Host]:
 
 def of_checkpoint(folder: str | Path, method: str) -> type[Host]:
     """The host in ``folder``, or of that hub name; :class:`UserError` if there is none that ``method`` tunes."""
+    known = of_method(method).values()  # first, since importing them registers petx's own configurations
     try:
         kind = AutoConfig.from_pretrained(folder).model_type
     except (OSError, ValueError) as error:
         raise UserError(f"host: cannot load {str(folder)!r}: {error}") from error
-    known = of_method(method).values()
     for host in known:
         if kind in host.model_types:
             return host

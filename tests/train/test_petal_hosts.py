@@ -119,3 +119,14 @@ def test_the_manifest_leads_back_to_the_host(places, tmp_path):
     assert petal.run(fixture.settings(places["llava"], tmp_path / "out", epochs=1, context="off", ib="off")) == 0
     loaded = tuned.load(tmp_path / "out" / "petal" / "seed-42" / "tuned")
     assert loaded.host is hosts.find("llava") and loaded.model.get_base_model().config.model_type == "llava"
+
+
+def test_petxs_own_kinds_are_known_in_a_fresh_process(tmp_path):
+    import subprocess
+    import sys
+
+    from petx.models import VLBartConfig
+
+    VLBartConfig().save_pretrained(tmp_path)
+    code = f"from petx import hosts; print(hosts.of_checkpoint({str(tmp_path)!r}, 'vlpet').words)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "BART\n"
