@@ -102,3 +102,20 @@ def test_reference_path_gives_the_same(case, monkeypatch):
             assert fused[name] is None or not fused[name].any()
         else:
             torch.testing.assert_close(fused[name], value)
+
+
+@by_few
+def test_forward_mode_derivatives_are_not_dropped(case):
+    """Without gradients, where a call would go straight to the operator: the tangent is the reference's."""
+    from torch.autograd import forward_ad
+
+    tensors = {n: t.detach() for n, t in case.inputs(torch.float64).items()}
+    along = {n: torch.ones_like(t) for n, t in tensors.items()}
+    tangents = []
+    with torch.no_grad(), forward_ad.dual_level():
+        for call in (case.run, case.expected):
+            duals = {n: forward_ad.make_dual(t.clone(), along[n]) for n, t in tensors.items()}
+            tangents.append([forward_ad.unpack_dual(result).tangent for result in outputs(call(duals))])
+    for mine, wanted in zip(*tangents, strict=True):
+        assert mine is not None
+        torch.testing.assert_close(mine, wanted)
