@@ -3,6 +3,7 @@
 from petx.nn.context_enhancement import ContextEnhancement as ContextEnhancement
 from petx.nn.expert_mixture import ExpertMixture as ExpertMixture
 from petx.nn.gated_adapter import GatedAdapter as GatedAdapter
+from petx.nn.gated_adapter import Tail as Tail
 from petx.nn.mode_cores import ModeCores as ModeCores
 from petx.nn.mode_update import ModeFactors as ModeFactors
 from petx.nn.mode_update import ModeLinear as ModeLinear
@@ -22,6 +23,7 @@ __all__ = [
     "ModeProjections",
     "PHMLinear",
     "QueryTransformation",
+    "Tail",
     "ValueAdapter",
     "ValueAdapters",
 ]

@@ -1,5 +1,7 @@
 """Drop-in modules for VL-PET's granularity-controlled adapter (arXiv 2308.09804, section 3)."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -15,9 +17,23 @@ from petx.functional._gated_adapter import OPTIONS, site
 from petx.nn._parameters import Device, place_of, weight_and_bias
 from petx.nn.phm_linear import PHMLinear
 
-__all__ = ["GatedAdapter"]
+__all__ = ["GatedAdapter", "Tail"]
 
 DESIGNS = ("down", "up", "down-up", "down-up-pair")
+
+
+class Tail(NamedTuple):
+    """What follows a site in the layer around it: ``norm(x + dropout(·))``, with the layer's own parameters.
+
+    ``dropout`` is the probability of this call (0 in evaluation mode); ``norm`` is None, ``"layer"`` or ``"rms"``, of
+    ``weight [d]``, ``bias [d]`` or None, and ``eps``.
+    """
+
+    dropout: float = 0.0
+    norm: str | None = None
+    weight: torch.Tensor | None = None
+    bias: torch.Tensor | None = None
+    eps: float = 1e-5
 
 
 class GatedAdapter(nn.Module):
@@ -170,14 +186,23 @@ class GatedAdapter(nn.Module):
         if self.norm_bias is not None:
             self.norm_bias.zero_()
 
-    def forward(self, h: Tensor, x: Tensor | None = None, padding_mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, h: Tensor, x: Tensor | None = None, padding_mask: Tensor | None = None, *, tail: Tail | None = None
+    ) -> Tensor:
         """``h [..., L, d]`` gives ``[..., L, d]``.
 
         ``x [..., L, d_x]``, the residual branch's input, is needed by the granularities ``large``, ``middleX`` and
         ``small``, a parallel modification and a residual. ``padding_mask [..., L]``, non-zero if a token counts, is for
-        the mean of ``small``.
+        the mean of ``small``. ``tail`` ends this call as the layer around does, in place of the module's own
+        ``dropout``, ``residual`` and ``norm``.
         """
-        layers, granularity, norm = self._modules, self.granularity, self.norm
+        layers, granularity = self._modules, self.granularity
+        if tail is None:
+            end = self.norm, self.norm_weight, self.norm_bias
+            residual, dropout, eps = self.residual, self.dropout if self.training else 0.0, self.eps
+        else:
+            end, residual, dropout, eps = tail[1:4], True, tail.dropout, tail.eps
+        norm = end[0]
         tensors = (h, x, *weight_and_bias(layers["down"]), *weight_and_bias(layers["up"]))
         if granularity == "large":
             tensors += (*weight_and_bias(layers["gate_down"]), *weight_and_bias(layers["gate"]))
@@ -185,17 +210,17 @@ class GatedAdapter(nn.Module):
             tensors += (None, None, self.gate_scale, None)
         else:
             tensors += (None, None, *weight_and_bias(layers.get("gate")))
-        tensors += (self.norm_weight, self.norm_bias) if norm else (None, None)
+        tensors += end[1:]
         return site(
             tensors,
             padding_mask,
             None,
             (granularity, self.activation, self.gate_input, self.middle_y, self.placement, norm),
             self.heads if self.design == "down-up-pair" else 1,
-            self.residual,
+            residual,
             self.scale,
-            self.dropout if self.training else 0.0,
-            self.eps,
+            dropout,
+            eps,
         )
 
     def extra_repr(self) -> str:

@@ -32,6 +32,7 @@ class VLPetLayer(AdapterLayer):
         self._mask = None  # attention_mask of the running forward pass: handed over, used once and let go
         self._x = None  # X of the running forward pass, likewise
         self.tap_paths = {}  # what a hook brings ("input", "mask") -> path of the module it is on
+        self.adapts_itself = True  # False while the layer around does it (petx.tuners.vlpet.fused)
         self._hooks = []
 
     def update_layer(
@@ -66,15 +67,25 @@ class VLPetLayer(AdapterLayer):
 
     def forward(self, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The frozen linear's output for ``hidden [*, in_features]``, adapted: ``[*, out_features]``, same dtype."""
-        x, mask, self._x, self._mask = self._x, self._mask, None, None
         if self.disable_adapters and self.merged:
             self.unmerge()
         out = self.base_layer(hidden, *args, **kwargs)
-        name = self.current()
-        if name is None or self.merged:
+        if not self.adapts_itself:
             return out
-        mask = _padding(mask) if name in self._masked else None
-        return self._adapt(self.vlpet_adapter[name], hidden, out, x, mask)
+        x = self._x
+        adapter, mask = self.take_up()
+        return out if adapter is None else self._adapt(adapter, hidden, out, x, mask)
+
+    def take_up(self) -> tuple[nn.Module | None, torch.Tensor | None]:
+        """The adapter of this pass, or None, and the padding mask it reads; lets go of what the taps brought."""
+        mask, self._x, self._mask = self._mask, None, None
+        adapter = self.running_adapter()
+        return adapter, _padding(mask) if adapter is not None and self.current() in self._masked else None
+
+    def running_adapter(self) -> nn.Module | None:
+        """The adapter that a pass runs, or None."""
+        name = self.current()
+        return None if name is None or self.merged else self.vlpet_adapter[name]
 
     def merge_obstacle(self, adapter_name: str) -> str | None:
         """Why ``adapter_name`` cannot be folded into the linear here, or None if it can."""
@@ -140,6 +151,13 @@ class EncoderSite(VLPetLayer):
 
 class ValueSite(VLPetLayer):
     """The value projection of a decoder's cross-attention: v becomes v + up(gelu(down(e))), e the encoder output."""
+
+    group = None  # of the decoder's value sites, which may compute them together (petx.tuners.vlpet.values)
+
+    def forward(self, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """V ``[..., L_e, out_features]`` for the encoder output ``hidden [..., L_e, in_features]``."""
+        together = None if self.group is None or args or kwargs else self.group.values(self, hidden)
+        return super().forward(hidden, *args, **kwargs) if together is None else together
 
     def _adapt(self, adapter, e, v, x, mask):
         return adapter(e.to(v.dtype), v, mask)

@@ -5,10 +5,11 @@ from torch import nn
 
 from petx.errors import UserError
 from petx.tuners._common.model import AdapterModel
-from petx.tuners.vlpet import report
+from petx.tuners.vlpet import fused, report
 from petx.tuners.vlpet.config import VLPetConfig
 from petx.tuners.vlpet.layer import EncoderSite, ValueSite, VLPetLayer, channel_gain
 from petx.tuners.vlpet.sites import Site, check_fit, find_sites, modules_to_train, new_adapter
+from petx.tuners.vlpet.values import ValueGroup, decoder_of
 
 __all__ = ["VLPetModel"]
 
@@ -60,10 +61,53 @@ class VLPetModel(AdapterModel):
     def _connect(self, model: nn.Module) -> None:
         for layer in self._layers().values():
             layer.connect(model)
+        for layer in self._host_layers().values():
+            fused.fuse(layer)
+        values = {path: layer for path, layer in self._layers().items() if isinstance(layer, ValueSite)}
+        decoder = decoder_of(model, list(values)) if len(values) > 1 else None
+        if decoder is not None:
+            ValueGroup(decoder, list(values.values()))
 
     def _disconnect(self) -> None:
         for layer in self._layers().values():
             layer.disconnect()
+        for layer in self._host_layers().values():
+            fused.separate(layer)
+        for group in self.value_groups():
+            group.disconnect()
+
+    # ---- what runs in one operation ----
+
+    def _host_layers(self) -> dict[str, nn.Module]:
+        """Path -> the host's layer that an encoder site sits in, if a fused form of its kind is known."""
+        found = {}
+        for path, site in self._layers().items():
+            above = path.rpartition(".")[0] if isinstance(site, EncoderSite) else ""
+            while above and fused.fused_class(self.model.get_submodule(above)) is None:
+                above = above.rpartition(".")[0]
+            if above:
+                found[above] = self.model.get_submodule(above)
+        return found
+
+    def unfused(self) -> dict[str, str | None]:
+        """Path of a host's layer with encoder sites -> why its tail is not in the adapter's operation, None if it is.
+
+        A site in a layer of which no fused form is known stands here by its own path.
+        """
+        layers = self._host_layers()
+        found = {
+            path: None if isinstance(layer, fused.FusedLayer) else fused.obstacle(layer)
+            for path, layer in layers.items()
+        }
+        for path, site in self._layers().items():
+            if isinstance(site, EncoderSite) and not any(path.startswith(f"{layer}.") for layer in layers):
+                found[path] = f"no fused form of a layer of {type(self.model).__name__} is known"
+        return found
+
+    def value_groups(self) -> list[ValueGroup]:
+        """The decoder's :class:`petx.tuners.vlpet.values.ValueGroup`, or none."""
+        groups = (layer.group for layer in self._layers().values() if isinstance(layer, ValueSite))
+        return list({id(group): group for group in groups if group is not None}.values())
 
     # ---- merging ----
 

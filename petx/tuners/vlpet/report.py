@@ -105,5 +105,22 @@ def describe(model: nn.Module, adapter_name: str | None = None) -> str:
         words += [f"scale {scale:g}"] if scale != 1 else []
         words += [f"{modification} weights"] if modification != "linear" else []
         lines.append(f"  {number} x {kind}: {', '.join(words)}: {sizes[kind]:,} parameters")
+    lines += _together(tuner_of(model))
     lines.append(last_line(counts))
     return "\n".join(lines)
+
+
+def _together(tuner: nn.Module) -> list[str]:
+    """Lines that say what runs in one operation, and why the rest does not."""
+    reasons = Counter(tuner.unfused().values())
+    lines, whole = [], reasons.pop(None, 0)
+    if whole:
+        lines.append(f"  fused: {whole} layers, whose dropout, residual connection and norm are in the operation")
+    lines += [f"  not fused: {number} layers: {reason}" for reason, number in reasons.items()]
+    for group in tuner.value_groups():
+        reason = group.obstacle()
+        lines.append(
+            f"  values of {len(group.sites)} decoder layers: "
+            + ("in one operation" if reason is None else f"one by one: {reason}")
+        )
+    return lines

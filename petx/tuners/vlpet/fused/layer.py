@@ -1,0 +1,119 @@
+"""What fused layers share: whether a call may run fused, and the end of a sub-layer in one operation."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from peft.utils import ModulesToSaveWrapper
+from torch import nn
+
+from petx.nn import Tail
+from petx.tuners.vlpet.layer import EncoderSite
+
+__all__ = ["FusedLayer", "end_of_sublayer", "listened_to", "running"]
+
+
+class FusedLayer(nn.Module):
+    """Mixin before a host's layer class; the subclass writes ``fused_forward`` with the host's arguments."""
+
+    host: ClassVar[type]
+    """The host's class, whose forward ``fused_forward`` equals up to rounding."""
+    sites: ClassVar[tuple[str, ...]]
+    """Paths in the layer of the linears that may be adapter sites."""
+    watched: ClassVar[tuple[str, ...]]
+    """Paths of the modules whose output is another one in a fused pass: hooks on them want the unfused one."""
+    arguments: ClassVar[tuple[str, ...]]
+    """The first parameters of the host's forward."""
+    reads: ClassVar[frozenset[str]]
+    """Attributes of the layer that the host's forward reads: one more or less, and the host has changed."""
+
+    def forward(self, *args, **kwargs):
+        if any(listened_to(self.get_submodule(path)) for path in (*self.watched, *self.sites)):
+            return super().forward(*args, **kwargs)
+        self._let_sites_adapt(False)
+        try:
+            return self.fused_forward(*args, **kwargs)
+        finally:
+            self._let_sites_adapt(True)
+
+    def fused_forward(self, *args, **kwargs):
+        raise NotImplementedError
+
+    def _let_sites_adapt(self, alone: bool) -> None:
+        """Whether the layer's sites apply their adapter themselves, or leave it to :func:`end_of_sublayer`."""
+        for path in self.sites:
+            site = self.get_submodule(path)
+            if isinstance(site, EncoderSite):
+                site.adapts_itself = alone
+
+
+def end_of_sublayer(
+    site: nn.Module,
+    h: torch.Tensor,
+    x: torch.Tensor,
+    dropout: float | nn.Module,
+    norm: nn.Module | None,
+    training: bool,
+) -> torch.Tensor:
+    """``norm(x + dropout(s · G ⊙ (h + Δh)))``, ``[..., L, d]``: in one operation if everything in it is plain.
+
+    Args:
+        site: the sub-layer's last linear, an :class:`EncoderSite` or a linear without adapter.
+        h: what it returned, without its adapter. x: input of the residual connection.
+        dropout: the host's probability, or its module. norm: the host's norm, or None if none follows.
+        training: whether the layer is in training mode.
+    """
+    adapter, mask = site.take_up() if isinstance(site, EncoderSite) else (None, None)
+    tail = _tail(dropout, norm, training) if adapter is not None and _plain(adapter, h, x) else None
+    if tail is not None:
+        return adapter(h, x, mask, tail=tail)
+    if adapter is not None:
+        h = adapter(h, x.to(h.dtype), mask)
+    h = x + (dropout(h) if isinstance(dropout, nn.Module) else F.dropout(h, dropout, training))
+    return h if norm is None else norm(h)
+
+
+def _plain(adapter: nn.Module, h: torch.Tensor, x: torch.Tensor) -> bool:
+    """Whether the operation may compute the tail: one dtype, no autocast (whose residual stream is wider)."""
+    return "forward" not in vars(adapter) and h.dtype == x.dtype and not torch.is_autocast_enabled(h.device.type)
+
+
+def _tail(dropout: float | nn.Module, norm: nn.Module | None, training: bool) -> Tail | None:
+    """The operation's arguments for a host's dropout and norm, or None if one of them has to be called."""
+    if isinstance(dropout, nn.Module):
+        if type(dropout) is not nn.Dropout or listened_to(dropout):
+            return None
+        dropout, training = dropout.p, dropout.training
+    p = dropout if training else 0.0
+    if p >= 1:
+        return None  # torch's dropout of everything
+    if norm is None:
+        return Tail(p)
+    norm, wrapper = running(norm), norm
+    if type(norm) is not nn.LayerNorm or norm.weight is None or listened_to(norm) or listened_to(wrapper):
+        return None
+    return Tail(p, "layer", norm.weight, norm.bias, norm.eps)
+
+
+def running(module: nn.Module) -> nn.Module:
+    """What a call of ``module`` runs: of PEFT's wrapper the copy that is trained, or the frozen module."""
+    if not isinstance(module, ModulesToSaveWrapper):
+        return module
+    active = module.active_adapters
+    if module.disable_adapters or not active or any(name not in module.modules_to_save for name in active):
+        return module.original_module
+    return module.modules_to_save[active[0]]
+
+
+def listened_to(module: nn.Module) -> bool:
+    """Whether a hook on ``module`` wants to see or change what goes through it."""
+    kinds = (module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks)
+    return any(not _leaves_alone(hook) for hooks in kinds for hook in hooks.values())
+
+
+def _leaves_alone(hook) -> bool:
+    """Whether ``hook`` is a site's tap, or transformers' recorder of attention weights: neither reads the output."""
+    recorder = getattr(hook, "__module__", None) == "transformers.utils.output_capturing"
+    return recorder or isinstance(getattr(hook, "__self__", None), EncoderSite)

@@ -1,0 +1,137 @@
+"""The decoder's value sites run as one: every layer's adapter in one operation on the encoder output."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from petx import functional
+from petx.nn import ValueAdapter
+
+__all__ = ["ValueGroup", "decoder_of"]
+
+# Bytes up to which the frozen value projections are copied into one weight, whose product is one GEMM.
+LARGEST_STACK = 256 << 20
+_ALIKE = ("rank", "activation", "scale")
+
+
+def decoder_of(model: nn.Module, paths: list[str]) -> nn.Module | None:
+    """The module whose forward runs all the modules at ``paths``, or None if that is no stack of layers."""
+    common = os.path.commonprefix([path.split(".") for path in paths])
+    while common and isinstance(model.get_submodule(".".join(common)), nn.ModuleList):
+        common = common[:-1]
+    return model.get_submodule(".".join(common)) if common else None
+
+
+class ValueGroup:
+    """The value sites of a decoder, whose values V_k = v_k + up_k(gelu(down_k(e))) are computed together.
+
+    The first site of a pass computes all of them, by :func:`petx.functional.value_adapters`, and the others take
+    theirs; what nobody took is let go at the end of the decoder's pass. A pass in which they cannot run together,
+    because of :meth:`obstacle`, runs them one by one.
+
+    Args:
+        decoder: the module whose forward runs the sites in turn.
+        sites: two or more :class:`petx.tuners.vlpet.layer.ValueSite`, in the order of the layers.
+    """
+
+    def __init__(self, decoder: nn.Module, sites: list[nn.Module]):
+        self.decoder, self.sites = decoder, sites
+        self._values, self._source, self._stacked = {}, None, (None, None, None)
+        for index, site in enumerate(sites):
+            site.group, site.index = self, index
+        # A bound method, so that deepcopy of the whole model copies the connection too.
+        self._hook = decoder.register_forward_hook(self._release, always_call=True)
+
+    def disconnect(self) -> None:
+        self._hook.remove()
+        for site in self.sites:
+            site.group = None
+
+    def _release(self, *_) -> None:
+        self._values, self._source = {}, None
+
+    def values(self, site: nn.Module, e: torch.Tensor) -> torch.Tensor | None:
+        """V of ``site`` ``[..., L_e, d]`` for the encoder output ``e [..., L_e, d_e]``; None if it has to run alone."""
+        if site.index == 0:
+            self._release()
+            if self.obstacle(e) is None:
+                self._source, self._values = e, dict(enumerate(self._all(e)))
+        return self._values.pop(site.index, None) if self._source is e else None
+
+    def obstacle(self, e: torch.Tensor | None = None) -> str | None:
+        """Why the sites cannot run together in a pass on ``e`` (None: in any), in words, or None if they can."""
+        adapters = [site.running_adapter() for site in self.sites]
+        linears = [site.get_base_layer() for site in self.sites]
+        if any(type(adapter) is not ValueAdapter or "forward" in vars(adapter) for adapter in adapters):
+            return "not every layer has an adapter that is active, and petx's own"
+        first, linear = adapters[0], linears[0]
+        if any(a.granularity != "none" or a.modification != "linear" or a.blocks != 1 for a in adapters):
+            return "they have a gate, phm weights or a block-diagonal projection"
+        if any(getattr(a, name) != getattr(first, name) for a in adapters for name in _ALIKE):
+            return "their rank, activation or scale differ"
+        if any(len({part.bias is None for part in parts}) > 1 for parts in _projections(adapters, linears)):
+            return "some have a bias and some have none"
+        if any(type(other) is not nn.Linear or other.weight.requires_grad for other in linears):
+            return "the value projections are not frozen linears of torch"
+        places = {(other.weight.shape, other.weight.dtype, other.weight.device) for other in linears}
+        if len(places) > 1:
+            return "the value projections differ in size, dtype or device"
+        if any(_has_hooks(module) for module in (*self.sites, *adapters, *linears)):
+            return "hooks listen to them"
+        if self.decoder.training and getattr(self.decoder, "layerdrop", 0):
+            return "the decoder drops whole layers in training"
+        if self.decoder.training and any(getattr(m, "gradient_checkpointing", False) for m in self.decoder.modules()):
+            return "every layer is recomputed for itself under gradient checkpointing"
+        if torch.compiler.is_compiling():
+            return "torch.compile sees one layer at a time"
+        if e is not None and (e.dtype != linear.weight.dtype or torch.is_autocast_enabled(e.device.type)):
+            return "the encoder output has another dtype than the value projections"
+        return None
+
+    def _all(self, e: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        adapters = [site.running_adapter() for site in self.sites]
+        down, up = ([getattr(adapter, part) for adapter in adapters] for part in ("down", "up"))
+        values = functional.value_adapters(
+            e,
+            self._frozen(e),
+            *(_stack(down, "weight"), _stack(down, "bias"), _stack(up, "weight"), _stack(up, "bias")),
+            activation=adapters[0].activation,
+            scale=adapters[0].scale,
+        )
+        return values.unbind(-2)  # whose backward is one stack
+
+    def _frozen(self, e: torch.Tensor) -> torch.Tensor:
+        """The frozen projections of ``e``, ``[..., L_e, layers, d]``: as one GEMM if the stacked weight fits."""
+        linears = [site.get_base_layer() for site in self.sites]
+        weights = [linear.weight for linear in linears]
+        if sum(weight.nbytes for weight in weights) > LARGEST_STACK:
+            return torch.stack([linear(e) for linear in linears], -2)
+        key = [(t.data_ptr(), t._version) for linear in linears for t in (linear.weight, linear.bias) if t is not None]
+        if key != self._stacked[0]:
+            with torch.no_grad(), torch.inference_mode(False):
+                bias = _stack(linears, "bias")
+                self._stacked = key, torch.cat(weights), None if bias is None else bias.flatten()
+        return F.linear(e, *self._stacked[1:]).unflatten(-1, (len(linears), -1))
+
+    def __getstate__(self):
+        # Neither a running pass nor the stacked copy belongs to what is copied or saved.
+        return self.__dict__ | {"_values": {}, "_source": None, "_stacked": (None, None, None)}
+
+
+def _projections(adapters, linears):
+    return [a.down for a in adapters], [a.up for a in adapters], linears
+
+
+def _stack(modules, name: str) -> torch.Tensor | None:
+    tensors = [getattr(module, name) for module in modules]
+    return None if tensors[0] is None else torch.stack(tensors)
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(
+        module._forward_pre_hooks or module._forward_hooks or module._backward_pre_hooks or module._backward_hooks
+    )
