@@ -42,7 +42,7 @@ def cp_reconstruct(weights, u, v, cores, threshold=None, *, gate="none", tempera
     """
     weights = check(weights, u, v, cores, threshold, gate, temperature, scale)
     factors = (u, v, cores, threshold)
-    if not ops.has_kernel("cp_reconstruct", weights[0].device.type):
+    if not ops.takes("cp_reconstruct", weights[0]):
         factors = (cast(t, weights[0].dtype) for t in factors)
         with torch.autocast(weights[0].device.type, enabled=False):
             return reference.cp_reconstruct(weights, *factors, gate=gate, temperature=temperature, scale=float(scale))

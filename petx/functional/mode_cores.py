@@ -55,7 +55,7 @@ def check(core, modes, threshold, gate, temperature):
 
 
 def _run(core, modes, threshold, gate, temperature):
-    if not ops.has_kernel("mode_cores", core.device.type):
+    if not ops.takes("mode_cores", core):
         modes, threshold = cast(modes, core.dtype), cast(threshold, core.dtype)
         with torch.autocast(core.device.type, enabled=False):
             return reference.mode_cores(core, modes, threshold, gate=gate, temperature=temperature)

@@ -59,7 +59,7 @@ def _run(x, u, v, cores, bases, dropout, seed, shared_mask):
     x = cast(x, dtype)
     bases = () if bases is None else [cast(base, dtype) for base in bases]
     # torch.func's vmap has no rule for an operator that takes a list of tensors.
-    if not ops.has_kernel("mode_update", x.device.type) or torch._C._are_functorch_transforms_active():
+    if not ops.takes("mode_update", x) or torch._C._are_functorch_transforms_active():
         return _by_reference(x, u, v, cores, bases, seed, dropout, shared_mask)
     leaves = (x, u, v, cores, *bases)
     return _ModeUpdate.call(leaves, x, u, v, cores, seed, float(dropout), shared_mask, *bases)[1:]
