@@ -17,9 +17,9 @@ from pathlib import Path
 
 from buildtools import stop
 
-# Ampere, Hopper and both Blackwells; PTX of the newest for what comes after. Set here because torch's own detection
-# fails if no GPU is visible.
-DEFAULT_ARCHITECTURES = "8.0;9.0;10.0;12.0+PTX"
+# Ampere, Hopper and both Blackwells; PTX of the oldest, which every later card accepts (PTX of 12.0 has no image for
+# 11.0), and the sources ask for nothing newer. Set here because torch's own detection fails if no GPU is visible.
+DEFAULT_ARCHITECTURES = "8.0+PTX;9.0;10.0;12.0"
 
 
 @dataclass(frozen=True)
@@ -99,5 +99,4 @@ def _architectures(nvcc):
         return names
     # An older toolkit does not know the newest of the defaults.
     known = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True).stdout.split()
-    names = [name for name in names if f"sm_{name.removesuffix('+PTX').replace('.', '')}" in known]
-    return [*names[:-1], names[-1].removesuffix("+PTX") + "+PTX"]
+    return [name for name in names if f"sm_{name.removesuffix('+PTX').replace('.', '')}" in known]

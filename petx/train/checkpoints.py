@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from petx import certify
 from petx.errors import UserError
 
 TENSORS = "trainable.safetensors"
@@ -39,13 +40,20 @@ def load_trainable(model: nn.Module, folder: str | Path) -> None:
 
 
 def mark_whole(folder: str | Path, seconds: float) -> None:
-    """Write the marker that says ``folder`` is finished, with the wall time the training took so far."""
+    """Write the marker that says ``folder`` is finished, with the wall time the training took so far and the path,
+    kernel or reference, that each operation takes."""
     sizes = {str(file.relative_to(folder)): file.stat().st_size for file in sorted(folder.rglob("*")) if file.is_file()}
-    (folder / MARKER).write_text(json.dumps({"seconds": seconds, "sizes": sizes}, indent=2) + "\n", encoding="utf-8")
+    values = {"seconds": seconds, "paths": certify.record(), "sizes": sizes}
+    (folder / MARKER).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def seconds(folder: str | Path) -> float:
     return json.loads(Path(folder, MARKER).read_text(encoding="utf-8"))["seconds"]
+
+
+def other_paths(folder: str | Path) -> list[str]:
+    """Which operations take another path now than when ``folder`` was written, in words."""
+    return certify.differences(json.loads(Path(folder, MARKER).read_text(encoding="utf-8")).get("paths", {}))
 
 
 def is_whole(folder: str | Path) -> bool:

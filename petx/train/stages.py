@@ -145,6 +145,8 @@ def train(trainer: Any) -> None:
     last = checkpoints.last_whole(trainer.args.output_dir)
     if last is not None:
         say(f"  going on from {last}")
+        for difference in checkpoints.other_paths(last):
+            say(f"  the end will not be the same to the bit: {difference}")
     trainer.train(resume_from_checkpoint=None if last is None else str(last))
 
 

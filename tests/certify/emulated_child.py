@@ -11,7 +11,7 @@ from tests.emulator.operations import in_place_of_cpu_kernels
 
 def main(library, seconds, descriptor):
     tell = child.teller(int(descriptor))
-    request = json.loads(sys.stdin.readline())
+    request = json.loads(sys.stdin.readline()) | {"device": "cpu"}
     speed.times = lambda stem, dtype, device, say: [[1024, 768, 64, float(seconds), 1.0]]
     with in_place_of_cpu_kernels(Emulator(library)):
         return child.serve(request, request["card"], tell)

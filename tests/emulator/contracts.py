@@ -37,8 +37,8 @@ class Cost:
         """[rows, columns] by tiles, each of which reads its vectors once; ``depths`` where the depth is cut."""
         for depth in depths:
             self.reads(rows * depth * tiles(columns), columns * depth * tiles(rows))
-            # A chunk of the depth: four steps of 16, in each eight warps with four products of 16 x 8.
-            self.products += 4 * 8 * 4 * tiles(rows) * tiles(columns) * tiles(depth) * (self.size == 2)
+            # The depth in steps of 16, in each of a tile's eight warps four products of 16 x 8.
+            self.products += 8 * 4 * tiles(rows) * tiles(columns) * -(-depth // 16) * (self.size == 2)
 
     def token_sums(self, rows, products, columns, finished):
         """Sums over tokens by cuda/common/token_sums.cuh: ``products`` (m, n, groups), ``columns`` (width, read a token

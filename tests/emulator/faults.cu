@@ -70,7 +70,7 @@ PETX_KERNEL void copy(const float* in, float* out, int fault) {
   int t = thread_index(), neighbour = (t + 1) % 32;
   Shared<Packed> packs(0);
   for (int group = 0; group < 2; ++group) {
-    copy_async(packs, group * 32 + t, in + (group * 32 + t) * 4);
+    copy_async(packs, group * 32 + t, in + (group * 32 + t) * 4, true);
     if (fault != no_commit) commit_copies();
   }
   if (fault == overwritten_in_flight) packs.set(t, Packed{});

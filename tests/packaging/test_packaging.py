@@ -132,15 +132,16 @@ class TestCudaPlan:
     def test_full_where_torch_and_toolkit_agree(self, plan):
         answer = plan("13.0")
         assert (answer.mode, answer.version) == ("full", "13.0")
-        assert answer.architectures == ["8.0", "9.0", "10.0", "12.0+PTX"]
-        assert answer.compile_flags()[-2:] == [
-            "-gencode=arch=compute_120,code=sm_120",
-            "-gencode=arch=compute_120,code=compute_120",
+        assert answer.architectures == ["8.0+PTX", "9.0", "10.0", "12.0"]
+        # Every later card accepts this PTX; that of 12.0 leaves 11.0 without an image.
+        assert answer.compile_flags()[:2] == [
+            "-gencode=arch=compute_80,code=sm_80",
+            "-gencode=arch=compute_80,code=compute_80",
         ]
 
     def test_older_toolkit_builds_what_it_knows(self, plan):
         answer = plan("12.6", release="12.6", codes="sm_80\\nsm_90\\n")
-        assert answer.architectures == ["8.0", "9.0+PTX"]
+        assert answer.architectures == ["8.0+PTX", "9.0"]
 
     def test_chosen_architectures(self, plan):
         answer = plan("13.0", PETX_CUDA_ARCHS="9.0a")

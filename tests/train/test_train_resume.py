@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from petx import ops
 from petx.errors import UserError
 from petx.train import checkpoints, stages, vlpet
 from petx.train.run import Run
@@ -71,6 +72,16 @@ def test_a_resumed_training_ends_in_the_same_bits(own, tmp_path, arm):
     again = make_trainer(own, tmp_path / "resumed", arm=arm)  # interrupted after the end: nothing is left to do
     stages.train(again)
     assert all(torch.equal(checkpoints.trainable_state(again.model)[name], tensor) for name, tensor in wanted.items())
+
+
+def test_a_resume_on_another_path_says_so(own, tmp_path, capsys, monkeypatch):
+    stages.train(make_trainer(own, tmp_path, steps=3))
+    assert checkpoints.other_paths(checkpoints.last_whole(tmp_path)) == []
+    monkeypatch.setattr(ops, "_fused", ops._fused - {("gated_adapter", "cpu")})
+    capsys.readouterr()
+    stages.train(make_trainer(own, tmp_path, steps=4))
+    said = "the end will not be the same to the bit: gated_adapter on the CPU: kernel before, reference now"
+    assert said in capsys.readouterr().out
 
 
 def test_a_half_written_checkpoint_is_not_taken(own, tmp_path):

@@ -2,7 +2,7 @@
 //
 // A block of 8 warps computes 64 x 64 results, 16 x 32 a warp. Operands pass through shared memory 64 deep in two
 // stages, the next one on its way while one is multiplied. A stage is 64 lines of 128 bytes, along whichever index runs
-// through memory; ldmatrix turns it where that is not the depth. Pack c of line i lies at c ^ (i % 8), so that the
+// through memory; ldmatrix turns it if that is not the depth. Pack c of line i lies at c ^ (i % 8), so that the
 // eight packs of an ldmatrix, one below the other, start in eight different groups of banks.
 #pragma once
 
@@ -39,26 +39,37 @@ class MmaTile {
     int warp = thread_index() / 32, lane = thread_index() % 32;
     int first_row = warp / 2 * kWarpRows, first_column = warp % 2 * kWarpColumns;
     float sum[kWarpColumns / 8][4] = {};
-    int chunks = static_cast<int>((depth + kDepth - 1) / kDepth);
-    stage(0, a, b, 0, depth);
+    const int chunks = static_cast<int>((depth + kDepth - 1) / kDepth);
+    Feed<A> left(a, 0, depth);
+    Feed<B> right(b, kOperandBytes, depth);
+    // Matrices: rows 0-7 and 8-15, then the same eight further in depth; columns 0-7, the same eight further in depth,
+    // then columns 8-15.
+    const int rows_at = begin_of<A::kTransposed>(first_row + lane % 16 / 8 * 8, lane / 16 * 8);
+    const int columns_at = begin_of<B::kTransposed>(first_column + lane / 16 * 8, lane % 16 / 8 * 8);
+    left.stage(0), right.stage(0);
+    commit_copies();
+#pragma unroll 1
     for (int chunk = 0; chunk < chunks; ++chunk) {
-      if (chunk + 1 < chunks) stage((chunk + 1) % 2, a, b, int64_t(chunk + 1) * kDepth, depth);
-      if (chunk + 1 < chunks)
+      if (chunk + 1 < chunks) {
+        left.stage(chunk + 1), right.stage(chunk + 1);
+        commit_copies();
         wait_copies<1>();
-      else
+      } else {
         wait_copies<0>();
+      }
       sync_block();
-      Shared<Pack<T>> left(chunk % 2 * kStageBytes), right(kOperandBytes + chunk % 2 * kStageBytes);
-#pragma unroll 2
-      for (int k = 0; k < kDepth; k += 16) {
+      Shared<Pack<T>> rows_in(chunk % 2 * kStageBytes), columns_in(kOperandBytes + chunk % 2 * kStageBytes);
+      const int64_t rest = depth - int64_t(chunk) * kDepth;
+#pragma unroll 2  // more takes registers that two blocks do not leave
+      for (int step = 0; step < kDepth / 16; ++step) {
+        if (step * 16 >= rest) break;  // zeros from here on
         uint32_t rows[4];
-        // Matrices: rows 0-7 and 8-15, then the same eight further in depth.
-        fragment<A::kTransposed>(rows, left, first_row + lane % 16 / 8 * 8, k + lane / 16 * 8);
+        load_matrices<A::kTransposed>(rows, rows_in, further<A::kTransposed>(rows_at, step));
 #pragma unroll
         for (int pair = 0; pair < kWarpColumns / 16; ++pair) {
           uint32_t columns[4];
-          // Matrices: columns 0-7, the same eight further in depth, then columns 8-15.
-          fragment<B::kTransposed>(columns, right, first_column + pair * 16 + lane / 16 * 8, k + lane % 16 / 8 * 8);
+          load_matrices<B::kTransposed>(columns, columns_in,
+                                        further<B::kTransposed>(beside<B::kTransposed>(columns_at, pair), step));
           multiply_matrices(sum[2 * pair], rows, columns[0], columns[1], T{});
           multiply_matrices(sum[2 * pair + 1], rows, columns[2], columns[3], T{});
         }
@@ -78,35 +89,78 @@ class MmaTile {
   PETX_DEVICE static Shared<C> results(int slot) { return Shared<C>(2 * kOperandBytes + slot * kResultBytes); }
   PETX_DEVICE static int place(int line, int pack) { return line * kLinePacks + (pack ^ line % 8); }
 
-  // Loads the four matrices whose rows begin at `i` and depths at `k`, as this lane's matrix has them.
+  // The pack that this lane names where its matrix begins at row `i` and depth `k` of a stage, and the one `step` times
+  // 16 deeper: packs of a line are exchanged by an exclusive or, lines lie a constant apart.
   template <bool transposed>
-  PETX_DEVICE static void fragment(uint32_t (&to)[4], Shared<Pack<T>> from, int i, int k) {
+  PETX_DEVICE static int begin_of(int i, int k) {
     int within = thread_index() % 8;
-    load_matrices<transposed>(to, from, transposed ? place(k + within, i / kPack) : place(i + within, k / kPack));
+    return transposed ? place(k + within, i / kPack) : place(i + within, k / kPack);
+  }
+  template <bool transposed>
+  PETX_DEVICE static int further(int at, int step) {
+    return transposed ? at + step * 16 * kLinePacks : at ^ step * (16 / kPack);
   }
 
-  template <class A, class B>
-  PETX_DEVICE static void stage(int number, const A& a, const B& b, int64_t k0, int64_t depth) {
-    stage(Shared<Pack<T>>(number * kStageBytes), a, k0, depth);
-    stage(Shared<Pack<T>>(kOperandBytes + number * kStageBytes), b, k0, depth);
-    commit_copies();
+  // The same, `pairs` times 16 rows further.
+  template <bool transposed>
+  PETX_DEVICE static int beside(int at, int pairs) {
+    return transposed ? at ^ pairs * (16 / kPack) : at + pairs * 16 * kLinePacks;
   }
 
+  // What a thread brings of an operand: two packs of each chunk. Their places in a stage are fixed and their addresses
+  // advance by a constant, so that a chunk costs two copies, an addition and two comparisons. What can be had again for
+  // an instruction is not kept: registers are short here.
+  template <class Operand>
+  class Feed {
+   public:
+    // Stages begin `bytes` from the start of shared memory.
+    PETX_DEVICE Feed(const Operand& operand, int bytes, int64_t depth) : from_(operand), depth_(depth), bytes_(bytes) {
+      const int line = thread_index() / kLinePacks, pack = thread_index() % kLinePacks;
+      // Every pack lies wholly inside the matrix or wholly outside.
+      whole_ = from_.aligned() &&
+               (Operand::kTransposed ? from_.count >= kM || from_.count % kPack == 0 : depth % kPack == 0);
+      next_ = from_.line(line) + pack * kPack;
+      gap_ = from_.line(line + kLines) - from_.line(line);
+    }
+
+    // Brings chunk after chunk, from 0 on.
+    PETX_DEVICE void stage(int chunk) {
+      Shared<Pack<T>> to(bytes_ + chunk % 2 * kStageBytes);
+      if (!whole_) {
+        MmaTile::stage(to, from_, int64_t(chunk) * kDepth, depth_);
+        return;
+      }
+      const int line = thread_index() / kLinePacks, end = (thread_index() % kLinePacks + 1) * kPack;
+      const int64_t rest = depth_ - int64_t(chunk) * kDepth;
+#pragma unroll
+      for (int n = 0; n < 2; ++n) {
+        const int of = line + n * kLines;
+        const bool wanted = Operand::kTransposed ? of < rest && end <= from_.count : end <= rest && of < from_.count;
+        copy_async(to, place(of, end / kPack - 1), next_ + n * gap_, wanted);
+      }
+      next_ += Operand::kTransposed ? kDepth * from_.stride : kDepth;
+    }
+
+   private:
+    static constexpr int kLines = kThreads / kLinePacks;
+    static_assert(2 * kLines == kM);
+    const Operand& from_;
+    const T* next_;
+    int64_t gap_, depth_;  // between the two packs
+    int bytes_;
+    bool whole_;
+  };
+
+  // The same for any alignment and any size, value by value.
   template <class Operand>
   PETX_DEVICE static void stage(Shared<Pack<T>> to, const Operand& from, int64_t k0, int64_t depth) {
     int64_t lines = Operand::kTransposed ? depth - k0 : from.count,
             length = Operand::kTransposed ? from.count : depth - k0;
     int64_t first_line = Operand::kTransposed ? k0 : 0, first_value = Operand::kTransposed ? 0 : k0;
-    bool aligned = from.aligned();
 #pragma unroll 1
     for (int e = thread_index(); e < kM * kLinePacks; e += kThreads) {
       int line = e / kLinePacks, pack = e % kLinePacks;
       const T* source = from.line(first_line + line) + first_value + pack * kPack;
-      bool whole = aligned && line < lines && (pack + 1) * kPack <= length;
-      if (whole) {
-        copy_async(to, place(line, pack), source);
-        continue;
-      }
       Pack<T> values = {};
 #pragma unroll
       for (int u = 0; u < kPack; ++u)

@@ -6,6 +6,10 @@
 
 #include <cuda_runtime.h>
 
+#include <map>
+#include <mutex>
+#include <utility>
+
 #include "kernels/types.h"
 
 #define PETX_KERNEL __global__
@@ -91,11 +95,12 @@ struct alignas(16) Pack {
   T value[16 / sizeof(T)];
 };
 
-// Copies a pack from global to shared memory behind the thread's back: it is there for this thread after the wait that
-// covers its group, and for others after the next barrier.
+// Copies a pack from global to shared memory asynchronously: it is there for this thread after the wait that covers its
+// group, and for others after the next barrier. Zeros unless `wanted`, and then `from` is not read.
 template <class T>
-PETX_DEVICE void copy_async(Shared<Pack<T>> to, int i, const T* from) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to.address(i)), "l"(from) : "memory");
+PETX_DEVICE void copy_async(Shared<Pack<T>> to, int i, const T* from, bool wanted) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to.address(i)), "l"(from), "r"(wanted ? 16 : 0)
+               : "memory");
 }
 PETX_DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Waits until at most `newest` groups are under way.
@@ -140,6 +145,21 @@ PETX_DEVICE void multiply_matrices(float (&sum)[4], const uint32_t (&a)[4], uint
 
 inline const char* runtime_error_text(int code) { return cudaGetErrorString(static_cast<cudaError_t>(code)); }
 
+// Lets a kernel have `bytes` of shared memory. Asked of the runtime once per kernel and device, since its call may wait
+// for copies between host and device that are under way.
+inline cudaError_t allow_shared_memory(const void* function, int bytes) {
+  int device = 0;
+  if (cudaError_t error = cudaGetDevice(&device)) return error;
+  static std::mutex guard;
+  static std::map<std::pair<const void*, int>, int> allowed;
+  std::lock_guard<std::mutex> lock(guard);
+  int& most = allowed[{function, device}];
+  if (bytes <= most) return cudaSuccess;
+  cudaError_t error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  if (error == cudaSuccess) most = bytes;
+  return error;
+}
+
 // Starts `kernel` on grid_x by grid_y blocks of `threads`; returns a cudaError_t.
 template <class... Parameters, class... Arguments>
 int launch(void (*kernel)(Parameters...), int64_t grid_x, int64_t grid_y, int threads, int shared_bytes, void* stream,
@@ -148,8 +168,7 @@ int launch(void (*kernel)(Parameters...), int64_t grid_x, int64_t grid_y, int th
   if (grid_x > INT32_MAX || grid_y > 65535) return cudaErrorInvalidConfiguration;
   const void* function = reinterpret_cast<const void*>(kernel);
   if (shared_bytes > 48 * 1024) {
-    cudaError_t error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
-    if (error != cudaSuccess) return error;
+    if (cudaError_t error = allow_shared_memory(function, shared_bytes)) return error;
   }
   auto launched = [&](Parameters... values) {
     void* addresses[] = {&values...};

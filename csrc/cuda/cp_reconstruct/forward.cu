@@ -20,6 +20,9 @@ struct Table {
   void* out[kTableModules];
 };
 
+// A launch's parameters may take 4 KB, and before CUDA 12.1 not a byte more.
+static_assert(sizeof(CpReconstructParams) + sizeof(Table) + 3 * sizeof(int64_t) + sizeof(Mixed<Half>) <= 4096);
+
 template <class T>
 PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
     reconstruct(CpReconstructParams p, Table table, int64_t first_module, int64_t groups, int64_t tiles_a_block,

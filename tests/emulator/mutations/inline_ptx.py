@@ -53,7 +53,7 @@ MUTATIONS = [
     Mutation(
         "cp.async: half a pack",
         FILE,
-        r"cp\.async\.cg\.shared\.global \[%0\], \[%1\], 16;",
+        r"cp\.async\.cg\.shared\.global \[%0\], \[%1\], 16, %2;",
         "cp.async.ca.shared.global [%0], [%1], 8;",
     ),
     Mutation("cp.async: commit lost", FILE, r'asm volatile\("cp\.async\.commit_group;" ::: "memory"\);', ""),

@@ -133,8 +133,9 @@ struct alignas(16) Pack {
 };
 
 template <class T>
-PETX_DEVICE void copy_async(Shared<Pack<T>> to, int i, const T* from, simt::Line line = simt::Line::current()) {
-  simt::copy_async(to.address(i), from, 16, line, 16);
+PETX_DEVICE void copy_async(Shared<Pack<T>> to, int i, const T* from, bool wanted,
+                                     simt::Line line = simt::Line::current()) {
+  simt::copy_async(to.address(i), from, 16, line, wanted ? 16 : 0);
 }
 PETX_DEVICE void commit_copies() { simt::commit_copies(); }
 template <int newest>
