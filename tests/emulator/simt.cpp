@@ -214,7 +214,7 @@ bool launch(int64_t grid_x, int64_t grid_y, int threads, int64_t shared_bytes, c
   std::vector<int64_t> blocks(grid_x * grid_y);
   arrange(blocks);
   if (int64_t all = grid_x * grid_y, few = m.sample; few && few < all) {
-    for (int64_t i = 0; i < few; ++i) blocks[i] = few == 1 ? 0 : i * (all - 1) / (few - 1);
+    for (int64_t i = 0; i < few; ++i) blocks[i] = (2 * i + 1) * all / (2 * few);
     blocks.resize(few);
   }
   for (int64_t block : blocks) {

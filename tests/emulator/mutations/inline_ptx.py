@@ -8,6 +8,7 @@ from tests.emulator.mutations import Mutation, of_case
 OPERATION = "gated_adapter"
 PTX = True
 FILES = ()
+# Without `volatile` and the memory clobber nvcc 13.0 makes the same PTX of ldmatrix: that change is no mutation yet.
 
 CHECKS = [
     of_case(BY_NAME["gated_adapter", name], dtype)
@@ -37,12 +38,6 @@ MUTATIONS = [
     Mutation("ldmatrix: .trans lost", FILE, r"x4\.trans\.shared", "x4.shared"),
     Mutation("ldmatrix: .trans where rows are wanted", FILE, r"x4\.shared", "x4.trans.shared"),
     Mutation("ldmatrix: results exchanged", FILE, r"(x4\.shared\.b16 )\{%0, %1, %2, %3\}", r"\1{%1, %0, %2, %3}"),
-    Mutation(
-        "ldmatrix: neither volatile nor a memory clobber",
-        FILE,
-        r'asm volatile\(("ldmatrix\.sync\.aligned\.m8n8\.x4\.shared[\s\S]*?)\n\s*: "memory"\);',
-        r"asm(\1);",
-    ),
     Mutation(
         "an address that is not in the shared window",
         FILE,

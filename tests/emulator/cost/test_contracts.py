@@ -1,0 +1,49 @@
+"""nvcc's kernels cost what the table says and keep the rules, but for the breaks that are listed."""
+
+import json
+
+import pytest
+
+from tests.emulator import kernels
+from tests.emulator.cost import contracts
+from tests.emulator.cost.counting import measured
+from tests.emulator.cost.known_breaks import BREAKS, DOUBLES
+from tests.emulator.cost.shapes import small
+from tests.emulator.ptx import PtxEmulator, why_absent
+
+pytestmark = pytest.mark.skipif(why_absent() is not None, reason=str(why_absent()))
+CASES = small()
+
+
+@pytest.fixture(scope="module")
+def machine():
+    return PtxEmulator(kernels())
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.label)
+def test_call_costs_what_the_table_says(case, machine):
+    """`python -m tests.emulator.cost --table` renews the table if a kernel became cheaper, or dearer for a reason."""
+    counted = measured(machine, case)
+    found, listed = contracts.broken(case, counted), BREAKS.get(case.label, set())
+    assert not found - listed, "rules broken anew"
+    assert not listed - found, "mended: take these out of known_breaks.py"
+    assert not contracts.dearer(contracts.held(counted), json.loads(contracts.TABLE.read_text())[case.label])
+
+
+def test_lists_have_every_call_and_no_other():
+    labels = {case.label for case in CASES}
+    assert json.loads(contracts.TABLE.read_text()).keys() == labels and BREAKS.keys() <= labels
+
+
+def test_no_double_precision_in_narrower_kernels():
+    """A card for games has 1/64 of the units for it, and no constant needs them."""
+    assert contracts.with_doubles().keys() == DOUBLES
+
+
+def test_dearer_call_is_noticed():
+    one = dict.fromkeys(contracts.LIMITED, 100) | {"kernel": "k", "registers": 64, "blocks_of_multiprocessor": 4}
+    listed = {"fwd": [one]}
+    assert not contracts.dearer({"fwd": [one | {"instructions": 105}]}, listed)
+    for change in ({"instructions": 106}, {"sectors": 120}, {"registers": 128, "blocks_of_multiprocessor": 2}):
+        assert len(contracts.dearer({"fwd": [one | change]}, listed)) == 1
+    assert contracts.dearer({"fwd": [one, one]}, listed)
