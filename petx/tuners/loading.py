@@ -1,17 +1,20 @@
 """Putting a saved adapter on a model: every file is checked, and the model is as before if one does not fit."""
 
 import json
+import warnings
 from pathlib import Path
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+from peft.utils import AuxiliaryTrainingWrapper
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
 from petx.errors import UserError
 from petx.tuners._common.model import AdapterModel
+from petx.tuners._common.paths import plain
 
 __all__ = ["load_adapter"]
 
@@ -25,7 +28,12 @@ def methods() -> list[str]:
 
 
 def load_adapter(
-    model: nn.Module, folder: str | Path, adapter_name: str = "default", *, is_trainable: bool = False
+    model: nn.Module,
+    folder: str | Path,
+    adapter_name: str = "default",
+    *,
+    is_trainable: bool = False,
+    strict: bool = True,
 ) -> PeftModel:
     """The adapter saved in ``folder`` (by ``save_pretrained``) on ``model``, a plain model or one with other adapters.
 
@@ -34,7 +42,8 @@ def load_adapter(
 
     Raises UserError, with ``model`` as it was, if a file is missing, truncated or altered, if the adapter was
     made by a method that is not petx's or for a model of another shape, or if tensors are missing, too many, of
-    another shape or not finite.
+    another shape or not finite. With ``strict=False`` tensors that are missing keep their first values, those that are
+    too many or of another shape are left out, and a warning names all of them.
     """
     folder = Path(folder)
     config, tensors = _config(folder), _tensors(folder)
@@ -42,6 +51,11 @@ def load_adapter(
     beside = isinstance(model, PeftModel)
     if beside and adapter_name in model.peft_config:
         raise UserError(f"the model has an adapter {adapter_name!r} already; give this one another name")
+    file, tuner = folder / TENSORS, PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type]
+    _check_finite(file, tensors)
+    if strict:  # what the header says is compared before anything is built
+        own = {name: tensor for name, tensor in tensors.items() if f".{tuner.prefix}" in name}
+        _refuse_misfits(file, own, tuner.expected(model.get_base_model() if beside else model, config))
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     if beside:
         model.add_adapter(adapter_name, config)
@@ -50,13 +64,16 @@ def load_adapter(
         tuned = get_peft_model(model, config, adapter_name=adapter_name)
     try:
         wanted = get_peft_model_state_dict(tuned, adapter_name=adapter_name)
-        _compare(folder / TENSORS, tensors, wanted)
-        set_peft_model_state_dict(tuned, tensors, adapter_name=adapter_name)
+        if strict:
+            _refuse_misfits(file, tensors, wanted)
+        else:
+            tensors = _what_fits(file, tensors, wanted)
+        set_peft_model_state_dict(tuned, _as_compiled(tuned, tensors), adapter_name=adapter_name)
     except BaseException:
         if beside:
             model.delete_adapter(adapter_name)
         else:
-            tuned.unload()
+            tuned.base_model.restore()
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
         raise
@@ -73,12 +90,17 @@ def _config(folder: Path) -> PeftConfig:
         raise UserError(f"{file}: the adapter was made by {method!r}, and petx's methods are {', '.join(methods())}")
     try:
         return PeftConfig.from_pretrained(folder)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{file}: {error}") from error
 
 
 def _tensors(folder: Path) -> dict[str, torch.Tensor]:
     file = folder / TENSORS
+    if not file.is_file() and (folder / "adapter_model.bin").is_file():
+        raise UserError(
+            f"{folder}: adapter_model.bin is a pickle, which can run code and is not read; save the adapter with "
+            f"safe_serialization=True, which writes {TENSORS}"
+        )
     if not file.is_file():
         raise UserError(f"{folder} is no saved adapter: {TENSORS} is not there")
     try:
@@ -87,11 +109,50 @@ def _tensors(folder: Path) -> dict[str, torch.Tensor]:
         raise UserError(f"{file} is truncated or was altered: {error}") from error
 
 
-def _compare(file: Path, tensors: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
-    for name in sorted(tensors.keys() ^ wanted.keys()):
-        raise UserError(f"{file}: {name} is {'of no use to this adapter' if name in tensors else 'missing'}")
+def _check_finite(file: Path, tensors: dict[str, torch.Tensor]) -> None:
     for name, tensor in tensors.items():
-        if tensor.shape != wanted[name].shape:
-            raise UserError(f"{file}: {name} is {list(tensor.shape)}, wanted {list(wanted[name].shape)}")
         if not torch.isfinite(tensor).all():
             raise UserError(f"{file}: {name} has values that are not finite")
+
+
+def _misfits(tensors: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> dict[str, str]:
+    """Name -> what is wrong with it, in words."""
+    found = {
+        name: f"is {'of no use to this adapter' if name in tensors else 'missing'}"
+        for name in sorted(tensors.keys() ^ wanted.keys())
+    }
+    for name in tensors.keys() & wanted.keys():
+        if tensors[name].shape != wanted[name].shape:
+            found[name] = f"is {list(tensors[name].shape)}, wanted {list(wanted[name].shape)}"
+    return found
+
+
+def _refuse_misfits(file: Path, tensors: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
+    for name, why in _misfits(tensors, wanted).items():
+        raise UserError(f"{file}: {name} {why}")
+
+
+def _what_fits(
+    file: Path, tensors: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    misfits = _misfits(tensors, wanted)
+    if misfits.keys() >= wanted.keys():
+        raise UserError(f"{file}: no tensor fits this adapter")
+    if misfits:
+        report = "; ".join(f"{name} {why}" for name, why in misfits.items())
+        warnings.warn(
+            f"{file}: {len(misfits)} tensors were left out or keep their first values: {report}", stacklevel=3
+        )
+    return wanted | {name: tensor for name, tensor in tensors.items() if name not in misfits}
+
+
+def _as_compiled(tuned: PeftModel, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """``tensors`` with the names that PEFT wants for modules trained whole inside compiled ones."""
+    inside = [path for path, module in tuned.named_modules() if isinstance(module, AuxiliaryTrainingWrapper)]
+    renamed = {plain(path): path for path in inside if path != plain(path)}
+    return {
+        next(
+            (f"{path}.{key.removeprefix(f'{own}.')}" for own, path in renamed.items() if key.startswith(f"{own}.")), key
+        ): t
+        for key, t in tensors.items()
+    }

@@ -8,6 +8,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import nn
 
 from petx.errors import UserError
+from petx.tuners._common.mixed import Rows
 
 __all__ = ["AdapterLayer", "refuse_several"]
 
@@ -29,6 +30,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         self.merged_adapters = []
         self._disable_adapters = False
         self._active_adapter = []
+        self._rows: Rows | None = None  # set while a batch of several adapters runs
         self._before_merge = None  # (weight, bias) of the frozen linear while an adapter is merged
 
     @property
@@ -57,7 +59,21 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         name = self._active_adapter if isinstance(self._active_adapter, str) else self._active_adapter[0]
         return name if name in self.adapters else None
 
+    def _replicate_for_data_parallel(self) -> "AdapterLayer":
+        replica = super()._replicate_for_data_parallel()
+        replica.forward = _refuse_data_parallel
+        return replica
+
     # ---- merging ----
+
+    def packed(self) -> str | None:
+        """Why the frozen weight cannot be changed exactly, or None: it is quantised, in words."""
+        weight = self.get_base_layer().weight
+        kind, dtype = type(weight.data), weight.dtype
+        if type(weight) is nn.Parameter and kind is torch.Tensor and dtype.is_floating_point and dtype.itemsize > 1:
+            return None
+        named = type(weight).__name__ if kind is torch.Tensor else kind.__name__
+        return f"the base is quantised (its weight is a {named} of {dtype}), and changing it would not be exact"
 
     def merge_obstacle(self, adapter_name: str) -> str | None:
         """Why ``adapter_name`` cannot be folded into the linear here, or None if it can or is not here."""
@@ -105,6 +121,13 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The frozen linear's output ``[*, out_features]``, adapted by the active adapter."""
         raise NotImplementedError
+
+
+def _refuse_data_parallel(*args: Any, **kwargs: Any) -> torch.Tensor:
+    raise UserError(
+        "torch.nn.DataParallel is not supported: its replicas share the hooks of the original model. Use "
+        "DistributedDataParallel (torchrun or accelerate launch), or show the process one GPU (CUDA_VISIBLE_DEVICES)"
+    )
 
 
 def _moved(own: nn.Parameter | None, device: torch.device) -> nn.Parameter | None:

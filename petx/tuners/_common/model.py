@@ -1,18 +1,23 @@
 """The PEFT tuner: injection, merging, unloading and saved tensors, as far as they are alike in every method."""
 
 import copy
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from types import ModuleType
 from typing import Any, ClassVar
 
 import torch
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner
+from peft.utils import AuxiliaryTrainingWrapper
 from torch import nn
 
 from petx.errors import UserError
 from petx.tuners._common.layer import AdapterLayer, refuse_several
-from petx.tuners._common.paths import some
+from petx.tuners._common.mixed import BASE, Rows, trained_whole
+from petx.tuners._common.paths import covered, plain, some
+from petx.tuners._common.sizes import check_memory
 
 __all__ = ["AdapterModel", "check_host"]
 
@@ -30,15 +35,21 @@ class AdapterModel(BaseTuner):
 
     # ---- what a method says ----
 
-    def _plan(self, model: nn.Module, adapter_name: str, config: PeftConfig, without_memory: bool) -> Any:
+    @staticmethod
+    def _plan(model: nn.Module, config: Any) -> Any:
         """What the adapter will consist of; fills ``config.host`` and ``config.target_modules``, changes nothing else.
 
         Raises UserError if ``config`` (resolved) does not fit ``model``.
         """
         raise NotImplementedError
 
-    def _begin(self, adapter_name: str, plan: Any) -> None:
-        """Called after the checks and before the layers are put in place."""
+    @staticmethod
+    def _tensors(model: nn.Module, config: Any, plan: Any) -> dict[str, torch.Tensor]:
+        """Saved name, less ``base_model.``, -> tensor without memory, of the method's own tensors."""
+        raise NotImplementedError
+
+    def _begin(self, model: nn.Module, adapter_name: str, config: Any, plan: Any, without_memory: bool) -> None:
+        """The last checks, with nothing changed if one fails; then what must be there before the layers."""
 
     def _connect(self, model: nn.Module) -> None:
         """Register the hooks."""
@@ -68,22 +79,38 @@ class AdapterModel(BaseTuner):
         config = self.peft_config[adapter_name]
         resolved = copy.copy(config)  # the user's configuration changes only once it is known to fit
         resolved.resolve(self.get_model_config(model).get("model_type"))
-        self._planned = self._plan(model, adapter_name, resolved, low_cpu_mem_usage)
+        plan = self._plan(model, resolved)
+        check_memory(self.method, self._tensors(model, resolved, plan))
+        self._begin(model, adapter_name, resolved, plan, low_cpu_mem_usage)
         vars(config).update(vars(resolved))
-        self._begin(adapter_name, self._planned)
+        self._planned = plan
         self._disconnect()  # PEFT copies modules that are trained whole, and their hooks with them
+        saved = config.modules_to_save
         try:
+            config.modules_to_save = _as_compiled(model, saved)
             super().inject_adapter(model, adapter_name, *args, low_cpu_mem_usage=low_cpu_mem_usage, **kwargs)
         finally:
+            config.modules_to_save = saved
             del self._planned
             self._connect(model)
+
+    @classmethod
+    def expected(cls, model: nn.Module, config: PeftConfig) -> dict[str, torch.Tensor]:
+        """Saved name -> tensor without memory, of the method's own tensors of an adapter on the frozen ``model``.
+
+        Raises UserError if ``config`` does not fit it; ``model`` and ``config`` stay as they are.
+        """
+        config = copy.copy(config)
+        config.resolve(cls.get_model_config(model).get("model_type"))
+        tensors = cls._tensors(model, config, cls._plan(model, config))
+        return {f"base_model.{name}": tensor for name, tensor in tensors.items()}
 
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict) -> PeftConfig:
         return peft_config  # inject_adapter did it, with the model at hand
 
     @staticmethod
     def _check_target_module_exists(peft_config: PeftConfig, key: str) -> bool:
-        return key in peft_config.target_modules
+        return plain(key) in peft_config.target_modules
 
     def _layers(self, adapter_name: str | None = None) -> dict[str, AdapterLayer]:
         """Path -> layer, of all layers or of those that have ``adapter_name``."""
@@ -101,27 +128,38 @@ class AdapterModel(BaseTuner):
         refuse_several(self.tuner_layer_cls, names)
         super().set_adapter(adapter_name, inference_mode=inference_mode)
 
-    def merge_adapter(self, adapter_names: Sequence[str] | None = None, safe_merge: bool = False) -> None:
-        """Fold one adapter (default: the active one) into the frozen weights; :meth:`unmerge_adapter` takes it out.
+    def merge_adapter(self, adapter_names: str | Sequence[str] | None = None, safe_merge: bool = False) -> None:
+        """Fold the active adapter into the frozen weights; :meth:`unmerge_adapter` takes it out.
 
-        Raises UserError, with nothing changed, if that is not exact or if another adapter is merged.
+        ``adapter_names`` is its name, or a list of it. Raises UserError, with nothing changed, if that is not exact, if
+        the base is quantised, if another adapter is merged, or if the named one is not active: what is not folded (the
+        modules that are trained whole, experts) works for the active adapter.
         """
-        names = self._names(adapter_names)
-        merged = self._merged()
+        names, merged = self._names(adapter_names), self._merged()
         refuse_several(self.tuner_layer_cls, sorted({*names, *merged}))
         for name in names:
             if name in merged:
+                warnings.warn("All adapters are already merged, nothing to do.", stacklevel=2)
                 continue
             self._check_mergeable(name, whole=False)
             self._check_merge_allowed()
-            with torch.no_grad():
+            with torch.inference_mode(False), torch.no_grad():
                 self._merge(name, safe_merge)
 
-    def _names(self, adapter_names: Sequence[str] | None) -> list[str]:
-        names = self.active_adapters if adapter_names is None else list(adapter_names)
+    def _names(self, adapter_names: str | Sequence[str] | None) -> list[str]:
+        if adapter_names is None:
+            return list(self.active_adapters)
+        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
         for name in names:
             if name not in self.peft_config:
                 raise UserError(f"there is no adapter {name!r} in this model; there are: {', '.join(self.peft_config)}")
+        refuse_several(self.tuner_layer_cls, names)
+        for name in names:
+            if name not in self.active_adapters:
+                raise UserError(
+                    f"{self.method} adapter {name!r} is not the active one, and what is not folded into weights works "
+                    f"for {', '.join(map(repr, self.active_adapters)) or 'none'}; call set_adapter({name!r}) first"
+                )
         return names
 
     def _merged(self) -> set[str]:
@@ -135,17 +173,80 @@ class AdapterModel(BaseTuner):
         adapter_names: Sequence[str] | None = None,
     ) -> nn.Module:
         if merge:
+            merged = self._merged()
             for name in self._names(adapter_names):
-                self._check_mergeable(name, whole=True)
-            self.merge_adapter(adapter_names, safe_merge)
+                if name not in merged:
+                    self._check_mergeable(name, whole=True)
+            if not merged:
+                self.merge_adapter(adapter_names, safe_merge)
+        else:
+            self.unmerge_adapter()
         self._disconnect()
         return super()._unload_and_optionally_merge(False, progressbar, safe_merge, adapter_names)
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        if isinstance(child, AuxiliaryTrainingWrapper):  # unloading: its copy or the original, as it is
+            setattr(parent, child_name, new_module)
+        else:
+            super()._replace_module(parent, child_name, new_module, child)
+
+    def restore(self) -> nn.Module:
+        """The frozen model as it was before any adapter: its own layers, and nothing that was trained."""
+        self.unmerge_adapter()
+        self._disconnect()
+        inside = [(path, m) for path, m in self.model.named_modules() if isinstance(m, AuxiliaryTrainingWrapper)]
+        layers = [(path, layer.base_layer) for path, layer in self._layers().items()]
+        for path, own in [*layers, *((path, wrapper.original_module) for path, wrapper in inside)]:
+            parent, _, name = path.rpartition(".")
+            setattr(self.model.get_submodule(parent), name, own)
+        if hasattr(self.model, "peft_config"):
+            del self.model.peft_config
+        return self.model
+
+    # ---- what PEFT offers for other methods ----
+
+    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Refused: neither method is linear in its adapters' weights."""
+        raise UserError(f"{self.method}: add_weighted_adapter would not be exact: {self.tuner_layer_cls.one_at_a_time}")
+
+    # ---- batches of several adapters ----
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        names = kwargs.pop("adapter_names", None)
+        if names is None:
+            yield
+            return
+        with ExitStack() as stack:
+            self._enter_mixed(stack, self._checked_rows(names))
+            yield
+
+    def _checked_rows(self, names: Sequence[str]) -> Rows:
+        if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) for name in names):
+            raise UserError(f"adapter_names must be a list of one name for each row, got {names!r}")
+        unknown = sorted({*names} - {BASE} - self.peft_config.keys())
+        if unknown:
+            raise UserError(
+                f"adapter_names: there is no adapter {', '.join(map(repr, unknown))}; there are: "
+                f"{', '.join(self.peft_config)}, and {BASE!r} for the frozen model"
+            )
+        if self.training:
+            raise UserError("adapter_names is for inference; call eval() first")
+        if self._merged():
+            raise UserError("adapter_names cannot be used while an adapter is merged; call unmerge_adapter() first")
+        return Rows(names)
+
+    def _enter_mixed(self, stack: ExitStack, rows: Rows) -> None:
+        """Make every row be computed by its adapter until ``stack`` ends."""
+        for module in self.model.modules():
+            if isinstance(module, AuxiliaryTrainingWrapper):
+                stack.enter_context(trained_whole(module, rows))
 
     # ---- saved tensors ----
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
-        inside = f".{cls.named_container}."
+        key, inside = plain(key), f".{cls.named_container}."
         if f"{inside}{adapter_name}." in key:
             return key.replace(f"{inside}{adapter_name}.", inside, 1)
         return super()._remove_adapter_name_from_key(key, adapter_name)
@@ -159,7 +260,7 @@ class AdapterModel(BaseTuner):
             if given & own.keys() and own.keys() - given:
                 raise UserError(
                     f"{self.method} adapter {name!r}: the saved tensors lack {some(own.keys() - given)}, so nothing "
-                    "was loaded"
+                    "was loaded (petx.tuners.load_adapter with strict=False loads what fits)"
                 )
             for key in sorted(given & own.keys()):
                 if state_dict[key].shape != own[key].shape:
@@ -178,6 +279,14 @@ class AdapterModel(BaseTuner):
     def adapted(self, adapter_name: str | None = None) -> list[Any]:
         """The places that ``adapter_name`` (default: the active one) adapts, as the method's ``report.Adapted``."""
         return self.report.adapted(self, adapter_name)
+
+
+def _as_compiled(model: nn.Module, names: list[str] | None) -> list[str] | None:
+    """``names`` of modules as ``model`` has them, some of whose modules may be compiled."""
+    paths = [path for path, _ in model.named_modules()]
+    if names is None or not any("_orig_mod" in path for path in paths):
+        return names
+    return [path for path in paths if "_orig_mod" != path.rpartition(".")[2] and covered(plain(path), names)]
 
 
 def check_host(method: str, facts: dict[str, Any], config: PeftConfig) -> dict[str, Any]:

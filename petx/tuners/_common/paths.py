@@ -5,12 +5,22 @@ from collections.abc import Collection, Iterable
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-__all__ = ["base_of", "covered", "parents", "some"]
+__all__ = ["base_of", "covered", "parents", "plain", "plain_modules", "some"]
 
 
 def covered(path: str, chosen: Iterable[str]) -> bool:
     """Whether ``path`` is one of the names in ``chosen``, or ends in one: PEFT's rule for ``modules_to_save``."""
     return any(path == name or path.endswith(f".{name}") for name in chosen)
+
+
+def plain(path: str) -> str:
+    """``path`` as it is without torch.compile, which wraps a module in one with a part ``_orig_mod``."""
+    return ".".join(part for part in path.split(".") if part != "_orig_mod") if "_orig_mod" in path else path
+
+
+def plain_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Plain path -> module, compiled ones unwrapped."""
+    return {plain(path): module for path, module in model.named_modules()}
 
 
 def parents(path: str) -> list[str]:

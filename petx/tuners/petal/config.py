@@ -10,6 +10,7 @@ from petx.errors import UserError
 from petx.nn.context_enhancement import CONTEXTS
 from petx.nn.expert_mixture import ACTIVATIONS, GATES
 from petx.nn.mode_cores import FORMS, THRESHOLDS
+from petx.tuners._common.config import check_fields, takes_no
 from petx.tuners._register import add_peft_type
 from petx.tuners.petal.hosts import TOWERS
 
@@ -34,6 +35,7 @@ CHOICES = {
 }
 
 
+@takes_no("towers says which parts of the model are adapted")
 @dataclass
 class PetalConfig(PeftConfig):
     r"""Configuration of PETAL (arXiv 2312.12458): every adapted projection gets :math:`V M(p)^\top U x`, with factors
@@ -112,18 +114,13 @@ class PetalConfig(PeftConfig):
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 _refuse(f"{name} must be one of {', '.join(map(repr, known))}, got {getattr(self, name)!r}")
-        for name, least in (("rank", 1), ("experts", 0), ("expert_rank", 1)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                wanted = "a positive integer" if least else "an integer that is not negative"
-                _refuse(f"{name} must be {wanted}, got {value!r}")
+        if isinstance(self.towers, str) or self.towers is not None and not self.towers:
+            _refuse(f"towers must be a list of at least one name, got {self.towers!r}")
+        check_fields(self, {"rank": 1, "experts": 0, "expert_rank": 1})
         if not 0 <= self.dropout < 1:
             _refuse(f"dropout must be in [0, 1), got {self.dropout}")
-        if not 0 < self.temperature < math.inf:
+        if self.temperature <= 0:
             _refuse(f"temperature must be positive, got {self.temperature}")
-        for name in ("threshold_init", "expert_alpha", "expert_beta", "context_weight"):
-            if not abs(getattr(self, name)) < math.inf:
-                _refuse(f"{name} must be finite, got {getattr(self, name)}")
         if self.expert_top_k is not None and (
             self.expert_gate == "uniform" or not 1 <= self.expert_top_k <= self.experts
         ):
@@ -131,8 +128,6 @@ class PetalConfig(PeftConfig):
                 "expert_top_k must be from 1 to experts and needs expert_gate='token' or 'sample', "
                 f"got {self.expert_top_k} with experts={self.experts}, expert_gate={self.expert_gate!r}"
             )
-        if isinstance(self.towers, str) or self.towers is not None and not self.towers:
-            _refuse(f"towers must be a list of at least one name, got {self.towers!r}")
         self._refuse_what_never_trains()
 
     def _refuse_what_never_trains(self) -> None:

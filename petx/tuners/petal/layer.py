@@ -55,8 +55,7 @@ class PetalLayer(AdapterLayer):
         return self.group.project(self, adapter, x)
 
     def merge_obstacle(self, adapter_name: str) -> str | None:
-        weight = self.get_base_layer().weight
-        return None if weight.is_floating_point() else f"it has {weight.dtype} weights"
+        return self.packed() if adapter_name in self.petal_mode else None
 
     def merged_tensors(self, adapter_name: str) -> tuple[torch.Tensor, torch.Tensor | None]:
         """W' = W + V M(p)ᵀ U, and the bias as it is."""

@@ -2,19 +2,22 @@
 
 import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import nn
+from torch._dynamo.eval_frame import OptimizedModule
 
 from petx import functional
 from petx.errors import UserError
+from petx.tuners._common.mixed import Rows
 from petx.tuners._common.model import AdapterModel, check_host
-from petx.tuners._common.paths import base_of
+from petx.tuners._common.paths import base_of, plain
 from petx.tuners.petal import report
 from petx.tuners.petal.config import PetalConfig
 from petx.tuners.petal.layer import PetalLayer
-from petx.tuners.petal.parts import PetalParts, new_parts
+from petx.tuners.petal.parts import new_parts
 from petx.tuners.petal.places import find_places
 from petx.tuners.petal.plan import Plan
 from petx.tuners.petal.running import ExpertPlace, RunningTower
@@ -42,18 +45,24 @@ class PetalModel(AdapterModel):
 
     # ---- injection ----
 
-    def _plan(
-        self, model: nn.Module, adapter_name: str, config: PetalConfig, without_memory: bool
-    ) -> tuple[Plan, PetalParts, dict[str, nn.Parameter]]:
+    @staticmethod
+    def _plan(model: nn.Module, config: PetalConfig) -> Plan:
         plan = find_places(model, config)
         config.host = check_host("PETAL", _host(model, plan), config)
-        parts, modes = new_parts(plan, config, **_place(model, plan, without_memory))
-        _warn_of_zero_queries(model, plan)
         config.target_modules = plan.paths
-        return plan, parts, modes
+        return plan
 
-    def _begin(self, adapter_name: str, planned: tuple[Plan, PetalParts, dict[str, nn.Parameter]]) -> None:
-        plan, parts, _ = planned
+    @staticmethod
+    def _tensors(model: nn.Module, config: PetalConfig, plan: Plan) -> dict[str, torch.Tensor]:
+        parts, modes = new_parts(plan, config, **_place(model, plan, True))
+        own = {f"model.{path}.petal_mode": mode for path, mode in modes.items()}
+        return own | {f"petal_shared.{key}": tensor for key, tensor in parts.state_dict().items()}
+
+    def _begin(
+        self, model: nn.Module, adapter_name: str, config: PetalConfig, plan: Plan, without_memory: bool
+    ) -> None:
+        parts, self._modes = new_parts(plan, config, **_place(model, plan, without_memory))
+        _warn_of_zero_queries(model, plan)
         if "petal_shared" not in self._modules:
             self.petal_shared = nn.ModuleDict()
             self._towers, self._expert_places = {}, {}
@@ -67,6 +76,7 @@ class PetalModel(AdapterModel):
         held = self.petal_shared.parameters() if "petal_shared" in self._modules else ()
         others = [(parameter, parameter.requires_grad) for parameter in held]
         super().inject_adapter(model, adapter_name, *args, **kwargs)
+        del self._modes
         for parameter, flag in others:
             parameter.requires_grad_(flag)
 
@@ -79,7 +89,9 @@ class PetalModel(AdapterModel):
         parent: nn.Module,
         current_key: str,
     ) -> None:
-        layer = target
+        if isinstance(target, OptimizedModule):
+            return  # the linear inside it comes next
+        current_key, layer = plain(current_key), target
         if not isinstance(target, PetalLayer):
             groups = [group for tower in self._towers.values() for group in tower.groups]
             group = next(group for group in groups if current_key in group.spec.paths)
@@ -88,7 +100,7 @@ class PetalModel(AdapterModel):
             self._replace_module(parent, target_name, layer, target)
             siblings = [getattr(parent, name) for name in group.spec.names]
             group.layers = [sibling for sibling in siblings if isinstance(sibling, PetalLayer)]
-        layer.update_layer(adapter_name, self._planned[2][current_key], config.inference_mode)
+        layer.update_layer(adapter_name, self._modes[current_key], config.inference_mode)
 
     def _connect(self, model: nn.Module) -> None:
         for connected in (*self._towers.values(), *self._expert_places.values()):
@@ -147,6 +159,22 @@ class PetalModel(AdapterModel):
         if not any(parameter.is_meta for parameter in parts.parameters()):
             parts.to(device or layer.get_base_layer().weight.device)
 
+    # ---- batches of several adapters ----
+
+    def _enter_mixed(self, stack: ExitStack, rows: Rows) -> None:
+        for tower in self._towers.values():
+            if tower.spec.kind != "qformer":
+                raise UserError(
+                    f"adapter_names is not supported in {tower.spec.root}: PETAL takes a batch of several adapters "
+                    "apart at a Q-Former, and here a cache or images lie across rows. Call the model once per adapter"
+                )
+        for name in set(rows.names) & self.petal_shared.keys():
+            if self.petal_shared[name].context.context == "batch_mean":
+                raise UserError(f"adapter_names: the adapter {name!r} has context='batch_mean', which couples the rows")
+        super()._enter_mixed(stack, rows)
+        for tower in self._towers.values():
+            stack.enter_context(tower.mixed(self.model, rows))
+
     # ---- merging ----
 
     def _check_mergeable(self, adapter_name: str, whole: bool) -> None:
@@ -157,10 +185,9 @@ class PetalModel(AdapterModel):
                 "the frozen model. merge_adapter() folds the projections alone and keeps these working; an adapter "
                 "with experts=0, query_transform=False and context='off' merges whole"
             )
-        for layer in self._layers(adapter_name).values():
-            weight, spec = layer.get_base_layer().weight, layer.group.spec
-            if not weight.is_floating_point():
-                raise UserError(f"PETAL: {spec.kind} in {spec.attention} has {weight.dtype} weights; cannot merge")
+        for path, layer in self._layers(adapter_name).items():
+            if reason := layer.merge_obstacle(adapter_name):
+                raise UserError(f"PETAL adapter {adapter_name!r} cannot be merged: at {path}, {reason}")
 
     def _merge(self, adapter_name: str, safe_merge: bool) -> None:
         """Fold the updates W' = W + V M(p)ᵀ U of all projections; alike ones in one call."""

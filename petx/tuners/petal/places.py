@@ -6,7 +6,7 @@ from peft.utils import AuxiliaryTrainingWrapper
 from torch import nn
 
 from petx.errors import UserError
-from petx.tuners._common.paths import covered, parents
+from petx.tuners._common.paths import covered, parents, plain_modules
 from petx.tuners.petal.config import PetalConfig
 from petx.tuners.petal.plan import Plan
 from petx.tuners.petal.towers import Modules, find_root, find_tower, layers_read
@@ -22,7 +22,7 @@ def find_places(model: nn.Module, config: PetalConfig) -> Plan:
     """
     modules = {
         path: module
-        for path, module in model.named_modules()
+        for path, module in plain_modules(model).items()
         if not re.search(r"(^|\.)(original_module|modules_to_save|petal_\w+|base_layer)(\.|$)", path)
     }
     plan = Plan()

@@ -1,11 +1,15 @@
 """Towers at work: what happens once in a forward pass, and the parts that are hooks and not layers."""
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from petx.tuners._common.mixed import Rows, replaced_forward
 from petx.tuners.petal.layer import PetalLayer, ProjectionGroup, _state_of, project
 from petx.tuners.petal.plan import Layer, Tower
 
@@ -106,6 +110,28 @@ class RunningTower:
     def disconnect(self) -> None:
         while self._hooks:
             self._hooks.pop().remove()
+
+    # ---- batches of several adapters ----
+
+    @contextmanager
+    def mixed(self, model: nn.Module, rows: Rows) -> Iterator[None]:
+        """Within this, every row of the tower's batch is computed by its adapter."""
+        root = model.get_submodule(self.spec.root)
+        layers = [layer for group in self.groups for layer in group.layers]
+        active, run = [layer._active_adapter for layer in layers], root.forward
+
+        def call(name: str, args: tuple, kwargs: dict[str, Any]) -> Any:
+            for layer in layers:
+                layer._active_adapter = [name]
+            self._begin(root, args, kwargs)
+            return run(*args, **kwargs)
+
+        try:
+            with replaced_forward(root, lambda *args, **kwargs: rows.run(call, args, kwargs)):
+                yield
+        finally:
+            for layer, before in zip(layers, active, strict=True):
+                layer._active_adapter = before
 
     def __getstate__(self):
         return self.__dict__ | {"_pass": None}

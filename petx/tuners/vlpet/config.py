@@ -9,6 +9,7 @@ from peft import PeftConfig
 from petx.errors import UserError
 from petx.functional._gated_adapter import check_options
 from petx.nn.gated_adapter import DESIGNS
+from petx.tuners._common.config import check_fields, takes_no
 from petx.tuners._register import add_peft_type
 from petx.tuners.vlpet.hosts import PRESETS, preset_of
 
@@ -20,6 +21,7 @@ def needs_input(granularity: str, placement: str) -> bool:
     return placement == "parallel" or granularity in ("large", "middleX", "small")
 
 
+@takes_no("encoder_sites and decoder_sites say which linear layers are adapted")
 @dataclass
 class VLPetConfig(PeftConfig):
     r"""Configuration of VL-PET: :math:`H \leftarrow s\,G \odot (H + \Delta H)` at every encoder sub-layer, and
@@ -102,9 +104,12 @@ class VLPetConfig(PeftConfig):
                 middle_y=self.middle_y,
                 placement=self.placement,
             )
-            check_options(granularity=self.decoder_granularity)
         except ValueError as error:
             raise UserError(str(error).replace("gated_adapter:", "VLPetConfig:")) from None
+        try:
+            check_options(granularity=self.decoder_granularity)
+        except ValueError as error:
+            raise UserError(str(error).replace("gated_adapter: ", "VLPetConfig: decoder_")) from None
         choices = {
             "design": DESIGNS,
             "modification": ("linear", "phm"),
@@ -116,9 +121,13 @@ class VLPetConfig(PeftConfig):
                 raise UserError(
                     f"VLPetConfig: {name} must be one of {', '.join(map(repr, known))}, got {getattr(self, name)!r}"
                 )
+        check_fields(self, dict.fromkeys(("rank", "heads", "gate_rank", "decoder_rank", "phm_order"), 1))
+        if self.init_std < 0:
+            raise UserError(f"VLPetConfig: init_std must not be negative, got {self.init_std}")
         for name in ("encoder_sites", "decoder_sites"):
             for site in getattr(self, name) or ():
-                if "output" not in site or set(site) - {"name", "output", "input", "mask"}:
+                known = {"name", "output", "input", "mask"}
+                if "output" not in site or set(site) - known or not all(isinstance(v, str) for v in site.values()):
                     raise UserError(
                         f"VLPetConfig: every entry of {name} is a dict with 'output' and optionally 'input', 'mask' "
                         f"and 'name', got {site!r}"

@@ -73,8 +73,17 @@ class VLPetLayer(AdapterLayer):
         if not self.adapts_itself:
             return out
         x = self._x
+        if self._rows is not None:
+            mask, self._x, self._mask = self._mask, None, None
+            return self._rows.run(self._adapt_rows, (hidden, out, x, mask), {})
         adapter, mask = self.take_up()
         return out if adapter is None else self._adapt(adapter, hidden, out, x, mask)
+
+    def _adapt_rows(self, name: str, given: tuple, _: dict) -> torch.Tensor:
+        hidden, out, x, mask = given
+        if name not in self.vlpet_adapter:
+            return out
+        return self._adapt(self.vlpet_adapter[name], hidden, out, x, _padding(mask) if name in self._masked else None)
 
     def take_up(self) -> tuple[nn.Module | None, torch.Tensor | None]:
         """The adapter of this pass, or None, and the padding mask it reads; lets go of what the taps brought."""
@@ -91,6 +100,8 @@ class VLPetLayer(AdapterLayer):
         """Why ``adapter_name`` cannot be folded into the linear here, or None if it can."""
         if adapter_name not in self.vlpet_adapter:
             return None
+        if reason := self.packed():
+            return reason
         adapter = self.vlpet_adapter[adapter_name]
         if adapter.granularity not in ("none", "middleY"):
             return f"its {adapter.granularity} gate depends on the input"
@@ -106,6 +117,7 @@ class VLPetLayer(AdapterLayer):
         biases = [bias for bias in (base.bias, adapter.up.bias) if bias is not None and bias.any()]
         return weight, (gain * sum(biases)).to(base.weight.dtype) if biases else base.bias
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def fold_gate(self, adapter_name: str) -> None:
         """Move s·(1 + z) of a middleY adapter, or the s of one without gate, into the linear and the up projection.

@@ -1,10 +1,15 @@
 """The PEFT tuner: puts the layers where the sites are, and answers for PEFT's operations."""
 
+from contextlib import ExitStack
+
 import torch
 from torch import nn
+from torch._dynamo.eval_frame import OptimizedModule
 
 from petx.errors import UserError
+from petx.tuners._common.mixed import Rows
 from petx.tuners._common.model import AdapterModel
+from petx.tuners._common.paths import plain, plain_modules
 from petx.tuners.vlpet import fused, report
 from petx.tuners.vlpet.config import VLPetConfig
 from petx.tuners.vlpet.layer import EncoderSite, ValueSite, VLPetLayer, channel_gain
@@ -28,12 +33,22 @@ class VLPetModel(AdapterModel):
 
     # ---- injection ----
 
-    def _plan(self, model: nn.Module, adapter_name: str, config: VLPetConfig, without_memory: bool) -> dict[str, Site]:
+    @staticmethod
+    def _plan(model: nn.Module, config: VLPetConfig) -> dict[str, Site]:
         sites = find_sites(model, config)
         config.modules_to_save = modules_to_train(model, config) or None
         config.host = check_fit(model, config, sites)
         config.target_modules = tuple(sites)
         return sites
+
+    @staticmethod
+    def _tensors(model: nn.Module, config: VLPetConfig, plan: dict[str, Site]) -> dict[str, torch.Tensor]:
+        modules = plain_modules(model)
+        return {
+            f"model.{path}.vlpet_adapter.{key}": tensor
+            for path, site in plan.items()
+            for key, tensor in new_adapter(config, site.side, modules[path], device="meta").state_dict().items()
+        }
 
     def _create_and_replace(
         self,
@@ -44,7 +59,9 @@ class VLPetModel(AdapterModel):
         parent: nn.Module,
         current_key: str,
     ) -> None:
-        site = self._planned[current_key]
+        if isinstance(target, OptimizedModule):
+            return  # the linear inside it comes next
+        site = self._planned[plain(current_key)]
         adapter = new_adapter(config, site.side, target)
         layer = target
         if not isinstance(target, VLPetLayer):
@@ -61,6 +78,15 @@ class VLPetModel(AdapterModel):
     def _connect(self, model: nn.Module) -> None:
         for layer in self._layers().values():
             layer.connect(model)
+        self._join(model)
+
+    def _disconnect(self) -> None:
+        for layer in self._layers().values():
+            layer.disconnect()
+        self._separate()
+
+    def _join(self, model: nn.Module) -> None:
+        """Let sites run together with what is around them, if they can."""
         for layer in self._host_layers().values():
             fused.fuse(layer)
         values = {path: layer for path, layer in self._layers().items() if isinstance(layer, ValueSite)}
@@ -68,9 +94,7 @@ class VLPetModel(AdapterModel):
         if decoder is not None:
             ValueGroup(decoder, list(values.values()))
 
-    def _disconnect(self) -> None:
-        for layer in self._layers().values():
-            layer.disconnect()
+    def _separate(self) -> None:
         for layer in self._host_layers().values():
             fused.separate(layer)
         for group in self.value_groups():
@@ -108,6 +132,16 @@ class VLPetModel(AdapterModel):
         """The decoder's :class:`petx.tuners.vlpet.values.ValueGroup`, or none."""
         groups = (layer.group for layer in self._layers().values() if isinstance(layer, ValueSite))
         return list({id(group): group for group in groups if group is not None}.values())
+
+    # ---- batches of several adapters ----
+
+    def _enter_mixed(self, stack: ExitStack, rows: Rows) -> None:
+        super()._enter_mixed(stack, rows)
+        self._separate()
+        stack.callback(self._join, self.model)
+        for layer in self._layers().values():
+            layer._rows = rows
+            stack.callback(setattr, layer, "_rows", None)
 
     # ---- merging ----
 
@@ -148,6 +182,8 @@ class VLPetModel(AdapterModel):
         layers = {path: layer for path, layer in self._layers().items() if name in layer.vlpet_adapter}
         for path, layer in layers.items():
             adapter = layer.vlpet_adapter[name]
+            if reason := layer.packed():
+                raise UserError(f"fold_gate: at {path}, {reason}")
             if adapter.granularity not in ("none", "middleY"):
                 raise UserError(f"fold_gate: at {path}, the {adapter.granularity} gate depends on the input")
             gain = channel_gain(adapter)

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+import regex
 import torch
 from peft.utils import AuxiliaryTrainingWrapper
 from torch import nn
@@ -11,10 +12,13 @@ from torch import nn
 from petx.errors import UserError
 from petx.nn import GatedAdapter, ValueAdapter
 from petx.tuners._common.model import check_host
-from petx.tuners._common.paths import base_of, covered, parents
+from petx.tuners._common.paths import base_of, covered, parents, plain, plain_modules
 from petx.tuners.vlpet.config import VLPetConfig
 
 __all__ = ["Site", "check_fit", "find_sites", "modules_to_train", "new_adapter"]
+
+
+SECONDS = 1  # that a pattern of a configuration may take for one path
 
 
 @dataclass(frozen=True)
@@ -33,13 +37,19 @@ def find_sites(model: nn.Module, config: VLPetConfig) -> dict[str, Site]:
 
     Raises UserError where a pattern matches nothing or a tapped module does not exist.
     """
-    modules = dict(model.named_modules())
+    modules = plain_modules(model)
     sites = {}
     for side in ("encoder", "decoder"):
         for entry in config.sites(side):
-            pattern, found = re.compile(entry["output"]), 0
+            pattern, found = regex.compile(entry["output"]), 0
             for path, module in modules.items():
-                match = pattern.fullmatch(path)
+                try:
+                    match = pattern.fullmatch(path, timeout=SECONDS)
+                except TimeoutError:
+                    raise UserError(
+                        f"VL-PET: the search for the pattern {entry['output']!r} of {side}_sites in {path} takes more "
+                        f"than {SECONDS} s; write it without repetitions inside repetitions"
+                    ) from None
                 if match is None:
                     continue
                 found += 1
@@ -95,7 +105,7 @@ def modules_to_train(model: nn.Module, config: VLPetConfig) -> list[str]:
         if train:
             chosen += [path for path in _norms(model, side) if not covered(path, chosen)]
     if config.train_visual_embedding:
-        paths = [path for path, _ in model.named_modules() if path.rpartition(".")[2] == "visual_embedding"]
+        paths = [path for path in plain_modules(model) if path.rpartition(".")[2] == "visual_embedding"]
         chosen += [path for path in paths if not covered(path, chosen)]
     return chosen
 
@@ -103,14 +113,14 @@ def modules_to_train(model: nn.Module, config: VLPetConfig) -> list[str]:
 def _norms(model, side):
     """Paths of the normalisation layers in the model's encoder or decoder."""
     stack = getattr(model, f"get_{side}", lambda: None)()
-    root = next((path for path, module in model.named_modules() if module is stack), None)
+    root = next((path for path, module in plain_modules(model).items() if module is stack), None)
     if not root:
         raise UserError(
             f"VL-PET: train_{side}_norms=True needs a model with get_{side}(), which {type(model).__name__} lacks; set "
             "it to False and name the norms in modules_to_save"
         )
     found = []
-    for path, module in stack.named_modules(prefix=root):
+    for path, module in ((plain(path), module) for path, module in stack.named_modules(prefix=root)):
         if isinstance(module, AuxiliaryTrainingWrapper):
             module = module.original_module
         elif ".original_module" in path or ".modules_to_save." in path or ".vlpet_adapter." in path:
@@ -127,7 +137,7 @@ def check_fit(model: nn.Module, config: VLPetConfig, sites: dict[str, Site]) -> 
     was made for another model.
     """
     saved = config.modules_to_save or ()
-    modules = dict(model.named_modules())
+    modules = plain_modules(model)
     for site in sites.values():
         try:
             new_adapter(config, site.side, modules[site.path], device="meta")
