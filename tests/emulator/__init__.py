@@ -27,12 +27,12 @@ class KernelFault(Exception):
     """A kernel did what a GPU leaves undefined; the text is the emulator's report."""
 
 
-def build(sources, library, csrc=CSRC, flags=FLAGS):
+def build(sources, library, flags=FLAGS):
     """Compile ``sources`` (.cu and .cpp) together with the emulator into ``library``, in parallel."""
     sources = [*sources, *sorted(HERE.glob("*.cpp"))]
 
     def compiled(source):
-        return compile_unit(source, library.with_name(f"{library.stem}-{object_name(source)}"), csrc, flags)
+        return compile_unit(source, library.with_name(f"{library.stem}-{object_name(source)}"), CSRC, flags)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return link(list(pool.map(compiled, sources)), library, flags)
@@ -63,11 +63,6 @@ def run(command):
     assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}"
 
 
-def build_kernels(library, csrc=CSRC, flags=FLAGS):
-    """All of ``csrc/cuda`` with what calls it."""
-    return build([*sorted(csrc.glob("cuda/*/*.c*[!h]")), *sorted(HERE.glob("operations/*.cpp"))], library, csrc, flags)
-
-
 @contextlib.contextmanager
 def made_once(target):
     """Yields a path to make ``target`` at, or None where it is there; others who want it wait."""
@@ -83,18 +78,25 @@ def made_once(target):
         os.replace(unfinished, target)
 
 
-def kernels():
-    """The library of :func:`build_kernels` for the sources as they are now, kept in the build folder."""
+def kernels(flags=FLAGS):
+    """All of ``csrc/cuda`` with what calls it, as the sources are now."""
+    sources = [*sorted(CSRC.glob("cuda/*/*.c*[!h]")), *sorted(HERE.glob("operations/*.cpp"))]
+    return kept("kernels", sources, flags)
+
+
+def kept(name, sources, flags=FLAGS):
+    """The library of :func:`build` for the files as they are now, kept in the build folder; one process makes it while
+    others wait."""
     folders = (CSRC / "cuda", CSRC / "kernels", HERE)
     files = [path for folder in folders for path in sorted(folder.rglob("*")) if path.suffix[:2] in (".c", ".h")]
-    content = hashlib.sha256(" ".join([*FLAGS, os.environ.get("CXX", "")]).encode())
+    content = hashlib.sha256(" ".join([name, *flags, os.environ.get("CXX", "")]).encode())
     for path in files:
         content.update(str(path).encode() + path.read_bytes())
-    library = HERE.parents[1] / "build" / "emulator" / content.hexdigest()[:16] / "kernels.so"
+    library = HERE.parents[1] / "build" / "emulator" / content.hexdigest()[:16] / f"{name}.so"
     with made_once(library) as unfinished:
         if unfinished:
             with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
-                os.replace(build_kernels(Path(scratch, "kernels.so")), unfinished)
+                os.replace(build(sources, Path(scratch, library.name), flags=flags), unfinished)
     return library
 
 

@@ -9,10 +9,8 @@ emulator checks itself; the sanitizers see the rest: launchers, tables of jobs, 
 import os
 import subprocess
 import sys
-import tempfile
-from pathlib import Path
 
-from tests.emulator import FLAGS, build_kernels, compiler
+from tests.emulator import FLAGS, compiler, kernels
 
 # Stacks of fibers are no stacks that the sanitizer knows, so it leaves the stack's variables alone.
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "--param", "asan-stack=0"]
@@ -56,9 +54,8 @@ def run(library):
 
 
 def main():
-    with tempfile.TemporaryDirectory() as folder:
-        library = build_kernels(Path(folder, "kernels.so"), flags=WANTED)
-        return subprocess.run([sys.executable, "-m", "tests.emulator.sanitized", library], env=environment()).returncode
+    command = [sys.executable, "-m", "tests.emulator.sanitized", kernels(WANTED)]
+    return subprocess.run(command, env=environment()).returncode
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from tests.emulator import HERE, ORDERS, Emulator, KernelFault, build
+from tests.emulator import HERE, ORDERS, Emulator, KernelFault, kept
 
 # Mistake, by its number in faults.cu -> a piece of the report that must name it.
 REVERSE = {
@@ -52,8 +52,8 @@ MATRICES = ["swapped_halves", "not_transposed", "swapped_rows"]
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    return Emulator(build([HERE / "faults.cu"], tmp_path_factory.mktemp("faults") / "faults.so"))
+def tiny():
+    return Emulator(kept("faults", [HERE / "faults.cu"]))
 
 
 def call(emulator, function, results, inputs, fault, unwritten=True):

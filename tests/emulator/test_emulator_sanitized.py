@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from petx import ops
-from tests.emulator import HERE, build, build_kernels
+from tests.emulator import HERE, kept, kernels
 from tests.emulator.sanitized import WANTED, environment
 
 pytestmark = pytest.mark.skipif(environment() is None, reason="the compiler has no libasan and libubsan")
@@ -27,16 +27,15 @@ def test_sanitizers_are_awake(number, says, plain_faults):
 
 
 @pytest.fixture(scope="module")
-def plain_faults(tmp_path_factory):
-    library = build([HERE / "faults.cu"], tmp_path_factory.mktemp("sanitized") / "faults.so", flags=WANTED)
+def plain_faults():
+    library = kept("faults", [HERE / "faults.cu"], WANTED)
     code, text = run("-c", f"import ctypes; ctypes.CDLL({str(library)!r}).run_plain(0)")
     assert code == 0, text
     return library
 
 
 @pytest.mark.skipif(ops._C is None, reason="needs the compiled library's operators")
-def test_kernels_are_clean(tmp_path):
-    library = build_kernels(tmp_path / "kernels.so", flags=WANTED)
-    code, text = run("-m", "tests.emulator.sanitized", str(library))
+def test_kernels_are_clean():
+    code, text = run("-m", "tests.emulator.sanitized", str(kernels(WANTED)))
     assert code == 0, text
     assert text.count("torch.bfloat16") > 3

@@ -7,7 +7,7 @@ import torch
 
 from tests.cases.expert_mixture import CASES, WIDE
 from tests.emulator.mutations import Check, Mutation, of_assertions, of_case
-from tests.emulator.test_emulator import test_inputs_may_begin_anywhere
+from tests.emulator.test_emulated_kernels import test_inputs_may_begin_anywhere
 from tests.emulator.test_expert_mixture_cuda import test_large_logits, test_ties
 
 OPERATION = "expert_mixture"

@@ -1,0 +1,61 @@
+"""The lanes of the suite, and how several processes of it (pytest-xdist) share what is dear to make.
+
+A test's lane is its folder: ``pytest -m operations``. ``slow`` is marked where a test is slow, ``gpu`` is what needs one.
+docs/CONTRIBUTING.md says what each lane takes.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+HERE = Path(__file__).parent
+MOST_WORKERS = 8  # each loads torch and transformers
+
+
+def cores():
+    return len(os.sched_getaffinity(0))
+
+
+def pin_threads():
+    """In a worker: a share of the cores, here and in what it starts. Before torch is imported, which asks once."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+    if workers > 1:
+        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+            os.environ.setdefault(name, str(max(1, cores() // workers)))
+
+
+def mark(item):
+    """The lane's marker, and for tests that share a module's fixture one worker, so that it is made once."""
+    lane = item.path.relative_to(HERE).parts[0]
+    item.add_marker(lane)
+    if "cuda" in getattr(item, "callspec", _NoParameters).params.values():
+        item.add_marker("gpu")
+    definitions = item._fixtureinfo.name2fixturedefs.values()
+    if any(found[-1].scope in ("module", "class") for found in definitions if found):
+        item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+
+
+class _NoParameters:
+    params = {}
+
+
+def shared_folder(tmp_path_factory, name, make):
+    """A folder of this session that ``make(folder)`` filled, once for all workers; whoever comes second waits.
+
+    A folder whose making failed is not kept: the next worker tries, and fails with the same reason.
+    """
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    folder = root / name
+    with FileLock(root / f"{name}.lock"):
+        if not folder.is_dir():
+            scratch = root / f"{name}.making"
+            shutil.rmtree(scratch, ignore_errors=True)
+            scratch.mkdir()
+            make(scratch)
+            scratch.rename(folder)
+    return folder
