@@ -3,6 +3,7 @@
 from tests import lanes
 
 lanes.pin_threads()
+lanes.stay_offline()
 
 import pytest  # noqa: E402
 import torch  # noqa: E402

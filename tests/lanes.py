@@ -1,6 +1,7 @@
 """The lanes of the suite, and how several processes of it (pytest-xdist) share what is dear to make.
 
-A test's lane is its folder: ``pytest -m operations``. ``slow`` is marked where a test is slow, ``gpu`` is what needs one.
+A test's lane is its folder: ``pytest -m operations``. Beside it ``slow``, which the everyday loop leaves out, stands on
+tests and in a module's ``SLOW_FIXTURES``, whose users are slow; ``gpu`` is what needs one.
 docs/CONTRIBUTING.md says what each lane takes.
 """
 
@@ -13,6 +14,11 @@ from filelock import FileLock
 
 HERE = Path(__file__).parent
 MOST_WORKERS = 8  # each loads torch and transformers
+
+
+def stay_offline():
+    """No test asks a hub for a model; transformers would wait for an answer that does not come."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 def cores():
@@ -33,6 +39,8 @@ def mark(item):
     item.add_marker(lane)
     if "cuda" in getattr(item, "callspec", _NoParameters).params.values():
         item.add_marker("gpu")
+    if not getattr(item.module, "SLOW_FIXTURES", set()).isdisjoint(item.fixturenames):
+        item.add_marker("slow")
     definitions = item._fixtureinfo.name2fixturedefs.values()
     if any(found[-1].scope in ("module", "class") for found in definitions if found):
         item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))

@@ -53,6 +53,7 @@ def run(*command):
     return done.stdout + done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(nvcc is None, reason="no nvcc in CUDA_HOME, on PATH or in /usr/local/cuda")
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_compiles_without_spills(source, tmp_path):

@@ -9,16 +9,22 @@ from tests.cases import TABLES, few
 from tests.checks import outputs_and_grads, wrong
 from tests.emulator import ORDERS
 
-# float64 takes float32's kernels with wider numbers, float16 bfloat16's: a few cases each.
-DTYPED = [(c, dtype) for dtype in (torch.float32, torch.bfloat16) for t in TABLES.values() for c in [*t.CASES, *t.WIDE]]
-DTYPED += [(case, dtype) for dtype in (torch.float64, torch.float16) for case in few()]
+
+def dtyped():
+    """Cases and dtypes. float64 takes float32's kernels with wider numbers, float16 bfloat16's: a few cases each."""
+    everyday = [(c, dtype) for dtype in (torch.float32, torch.bfloat16) for t in TABLES.values() for c in t.CASES]
+    slow = [(c, dtype) for dtype in (torch.float32, torch.bfloat16) for t in TABLES.values() for c in t.WIDE]
+    slow += [(case, dtype) for dtype in (torch.float64, torch.float16) for case in few()]
+    for chosen, marks in ((everyday, ()), (slow, pytest.mark.slow)):
+        for case, dtype in chosen:
+            yield pytest.param(case, dtype, id=f"{case}-{str(dtype)[6:]}", marks=marks)
 
 
 def is_small(case):
     return sum(map(math.prod, case.shapes.values())) < 6000
 
 
-@pytest.mark.parametrize(("case", "dtype"), DTYPED, ids=[f"{case}-{str(dtype)[6:]}" for case, dtype in DTYPED])
+@pytest.mark.parametrize(("case", "dtype"), dtyped())
 def test_kernels_match_reference(case, dtype, emulator):
     """Error against float64 at most twice torch's own in the same dtype, or the dtype's own resolution; and the same
     bits in every order of warps, lanes and blocks."""
@@ -42,6 +48,7 @@ def test_inputs_may_begin_anywhere(case, dtype, emulator):
         assert value is None or torch.equal(results[1][name], value), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", list(filter(is_small, few())), ids=str)
 def test_gradients_of_every_subset(case, emulator):
     """Asking for one argument's gradient, or for all but one, changes none of the others."""

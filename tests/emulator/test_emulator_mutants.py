@@ -19,6 +19,7 @@ def test_every_mutation_finds_its_place(name):
         assert mutation.apply(text) != text
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(ops._C is None, reason="needs the compiled library's operators")
 @pytest.mark.parametrize("name", MODULES)
 def test_sample_is_noticed(name, tmp_path):

@@ -34,6 +34,7 @@ def plain_faults():
     return library
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(ops._C is None, reason="needs the compiled library's operators")
 def test_kernels_are_clean():
     code, text = run("-m", "tests.emulator.sanitized", str(kernels(WANTED)))

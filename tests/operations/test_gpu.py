@@ -8,7 +8,10 @@ from tests.cases import few
 from tests.checks import outputs, outputs_and_grads, relative, weights_of
 from tests.conftest import HAS_GPU
 
-pytestmark = pytest.mark.skipif(not HAS_GPU, reason="needs an NVIDIA GPU and a library built for it")
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not HAS_GPU, reason="needs an NVIDIA GPU and a library built for it"),
+]
 by_few = pytest.mark.parametrize("case", few(), ids=str)
 
 

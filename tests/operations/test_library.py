@@ -34,6 +34,7 @@ def test_kernels_are_registered(info):
             assert registered(f"petx::{stem}_fwd", key) and registered(f"petx::{stem}_bwd", key)
 
 
+@pytest.mark.slow
 def test_products_through_torchs_dispatcher():
     """The way that is taken where torch's library exports no BLAS."""
     chosen = "test_kernel_matches_reference and (float32 or float64)"

@@ -10,6 +10,7 @@ from tests.checks import Recorder, outputs, outputs_and_grads, weights_of
 by_few = pytest.mark.parametrize("case", few(), ids=str)
 
 
+@pytest.mark.slow
 @by_few
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_opcheck(case, dtype):

@@ -25,6 +25,7 @@ def test_readme_has_examples():
     assert len(blocks(ROOT / "README.md", "python")) >= 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("document", "index"), EXAMPLES)
 def test_example_runs(document, index, tmp_path):
     path = next(path for path in DOCUMENTS if path.name == document)

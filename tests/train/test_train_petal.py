@@ -24,6 +24,9 @@ TINY += " --queries 2 --rank 4 --expert_rank 2 --experts 2 --host_steps 8 --step
 TINY += " --save_every 2 --log_every 1 --ib variational"
 
 
+SLOW_FIXTURES = {"tiny"}
+
+
 @pytest.fixture(scope="module")
 def tiny(petx_cache, tmp_path_factory):
     """Output folder and printed text of a run of every arm, a few steps each."""

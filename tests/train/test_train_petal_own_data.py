@@ -118,6 +118,7 @@ def test_a_resumed_training_ends_in_the_same_bits(mine, tmp_path):
     assert not frozen & load_file(tmp_path / "resumed" / "checkpoint-8" / checkpoints.TENSORS).keys()
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on(mine, tmp_path, monkeypatch):
     more = dict(arms=["petal", "adapter"], epochs=1)
     assert petal.run(fixture.settings(mine, tmp_path / "straight", **more)) == 0

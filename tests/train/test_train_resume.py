@@ -133,6 +133,7 @@ def test_weights_of_another_model_are_refused(own, tmp_path):
     assert all(torch.equal(before[name], tensor) for name, tensor in checkpoints.trainable_state(other).items())
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on(own, tmp_path, capsys, monkeypatch):
     """Ctrl-C in the second arm: the host and the first arm are kept, and the end is the same as without it."""
     more = dict(arms=["vlpet", "full"], epochs=1, num_beams=1)
@@ -190,6 +191,7 @@ def test_loss_weighs_samples_by_score(own, tmp_path):
     assert trainer.compute_loss(model, halved).item() == pytest.approx(together / 2, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_arms_and_seeds_are_added_to_a_finished_run(own, tmp_path):
     out, more = tmp_path / "out", dict(epochs=1, num_beams=1)
     assert vlpet.run(fixture.settings(own, out, **more)) == 0

@@ -16,6 +16,9 @@ from petx.train.vlpet import arguments
 # ---- the main job, shortened ----
 
 
+SLOW_FIXTURES = {"smoke"}
+
+
 @pytest.fixture(scope="module")
 def smoke(petx_cache, tmp_path_factory):
     """Output folder and printed text of ``petx train vlpet --preset smoke``."""

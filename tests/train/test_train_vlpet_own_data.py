@@ -34,6 +34,7 @@ def test_four_tasks_in_turn(own, tmp_path, capsys):
     assert tokens == json.loads((own / "bart" / "config.json").read_text())["vocab_size"] + 200
 
 
+@pytest.mark.slow
 def test_four_tasks_are_learnt(own, tmp_path):
     settings = fixture.settings(own, tmp_path, arms=["full"], epochs=30, lr_full=1e-2, dropout=0.0, num_beams=1)
     settings.eval_every = settings.save_every = 1000
@@ -43,6 +44,7 @@ def test_four_tasks_are_learnt(own, tmp_path):
     assert scores["vqa accuracy"] > 90 and scores["gqa accuracy"] > 90 and scores["caption rouge_l"] > 60, scores
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(own, tmp_path):
     """Under torchrun each process takes its share of a batch; the gradients, and so the weights, are the same."""
     settings = fixture.settings(own, tmp_path / "one", epochs=1, num_beams=1, dropout=0.0, batch_sizes={}, batch_size=2)

@@ -22,6 +22,7 @@ def test_peft_type_has_the_member():
     assert PeftType["PETAL"] is PeftType("PETAL") is PetalConfig().peft_type and list(PeftType).count("PETAL") == 1
 
 
+@pytest.mark.slow
 def test_saved_configuration_is_found_by_its_type_in_a_fresh_process(tmp_path):
     PetalConfig(rank=12, core="diagonal").save_pretrained(tmp_path)
     program = (

@@ -200,6 +200,7 @@ def test_half_precision_adapters_where_they_are_wanted(kind):
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["instructblip-llama", "llava"])
 def test_tower_compiles_into_one_graph(kind):
     options = {} if kind == "llava" else dict(context="per_sample", cross_query_transform=True, expert_scope="text")

@@ -39,6 +39,7 @@ def test_registering_with_a_changed_peft_is_an_import_error(monkeypatch):
         _register.register_tuner("other", None, None)
 
 
+@pytest.mark.slow
 def test_saved_configuration_is_found_by_its_type_in_a_fresh_process(tmp_path):
     VLPetConfig(granularity="small", rank=12).save_pretrained(tmp_path)
     program = (

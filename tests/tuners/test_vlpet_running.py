@@ -85,6 +85,7 @@ def test_half_precision_t5_with_its_wo_in_float32(granularity):
     assert (logits(model.eval(), "t5").float() - wanted).abs().max() < 0.1 * wanted.abs().max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "granularity"), [("bart", "large"), ("t5", "small")])
 def test_encoder_compiles_into_one_graph(kind, granularity):
     model = tuned(kind, granularity=granularity, mask_padding=granularity == "small")

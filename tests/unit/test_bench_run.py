@@ -89,6 +89,7 @@ def test_the_better_of_two_measurements():
     assert machine.better(one, other) == best
 
 
+@pytest.mark.slow
 def test_two_visits(small, tmp_path):
     """The rounds of both count; a peer that fails the second time keeps those of the first."""
     done = []
@@ -182,6 +183,7 @@ def test_compare_refuses(tmp_path, text, message):
         compare.load(path)
 
 
+@pytest.mark.slow
 def test_command(small, tmp_path, capsys):
     """The command writes its files, compares with its own earlier run and names what is slower."""
     out = tmp_path / "now"
