@@ -2,7 +2,7 @@
 
 A test's lane is its folder: ``pytest -m operations``. Beside it ``slow``, which the everyday loop leaves out, stands on
 tests and in a module's ``SLOW_FIXTURES``, whose users are slow; ``gpu`` is what needs one.
-docs/CONTRIBUTING.md says what each lane takes.
+CONTRIBUTING.md says what each lane takes.
 """
 
 import os

@@ -11,7 +11,7 @@ from tests.emulator import ORDERS
 from tests.emulator.ptx import build, why_absent
 from tests.emulator.ptx.text import entries
 from tests.emulator.ptx.translate import translated
-from tests.emulator.test_emulator import is_small
+from tests.emulator.test_emulated_kernels import is_small
 
 ALL = [case for table in TABLES.values() for case in [*table.CASES, *table.WIDE]]
 # The case table once in each of these types, in orders that alternate; the rest is slow.
