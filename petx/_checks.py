@@ -6,7 +6,7 @@ All raise ValueError that names the function or layer (``owner``), the argument,
 import math
 import numbers
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -19,13 +19,13 @@ def told(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def refuse_type(owner: str, name: str, wanted: str, value: Any) -> None:
+def refuse_type(owner: str, name: str, wanted: str, value: Any) -> NoReturn:
     """Of what is no tensor: with its type."""
     got = "NoneType" if value is None else f"{type(value).__name__} {told(value)}"
     raise ValueError(f"{owner}: {name} must be {wanted}, got {got}")
 
 
-def refuse(owner: str, name: str, wanted: str, value: Any) -> None:
+def refuse(owner: str, name: str, wanted: str, value: Any) -> NoReturn:
     raise ValueError(f"{owner}: {name} must be {wanted}, got {told(value)}")
 
 
