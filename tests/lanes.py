@@ -39,6 +39,8 @@ def mark(item):
     item.add_marker(lane)
     if "cuda" in getattr(item, "callspec", _NoParameters).params.values():
         item.add_marker("gpu")
+    if item.get_closest_marker("nightly"):
+        item.add_marker("slow")
     if not getattr(item.module, "SLOW_FIXTURES", set()).isdisjoint(item.fixturenames):
         item.add_marker("slow")
     definitions = item._fixtureinfo.name2fixturedefs.values()

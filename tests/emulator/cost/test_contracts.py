@@ -11,7 +11,7 @@ from tests.emulator.cost.known_breaks import BREAKS, DOUBLES
 from tests.emulator.cost.shapes import small
 from tests.emulator.ptx import PtxEmulator, why_absent
 
-pytestmark = pytest.mark.skipif(why_absent() is not None, reason=str(why_absent()))
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(why_absent() is not None, reason=str(why_absent()))]
 CASES = small()
 
 

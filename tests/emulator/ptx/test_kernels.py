@@ -13,18 +13,19 @@ from tests.emulator.ptx.text import entries
 from tests.emulator.ptx.translate import translated
 from tests.emulator.test_emulated_kernels import is_small
 
+pytestmark = pytest.mark.slow
 ALL = [case for table in TABLES.values() for case in [*table.CASES, *table.WIDE]]
-# The case table once in each of these types, in orders that alternate; the rest is slow.
+# The case table once in each of these types, in orders that alternate; the rest takes an hour.
 WHOLE = list(itertools.product(ALL, (torch.bfloat16, torch.float32)))
 SAMPLED = list(itertools.product(filter(is_small, few()), (torch.float16, torch.float64)))
-SLOW = [pair for pair in itertools.product(ALL, (torch.float16, torch.float64)) if pair not in SAMPLED]
+REST = [pair for pair in itertools.product(ALL, (torch.float16, torch.float64)) if pair not in SAMPLED]
 
 
 def named(pairs, *marks):
     return [pytest.param(*pair, id=f"{pair[0]}-{str(pair[1])[6:]}", marks=marks) for pair in pairs]
 
 
-@pytest.mark.parametrize(("case", "dtype"), [*named([*WHOLE, *SAMPLED]), *named(SLOW, pytest.mark.slow)])
+@pytest.mark.parametrize(("case", "dtype"), [*named([*WHOLE, *SAMPLED]), *named(REST, pytest.mark.nightly)])
 def test_kernels_match_reference(case, dtype, nvcc_kernels):
     """Error against float64 at most twice torch's own in the same dtype, or the dtype's own resolution; no race, no
     access out of bounds, nothing read that nobody wrote."""
@@ -33,7 +34,7 @@ def test_kernels_match_reference(case, dtype, nvcc_kernels):
     assert not wrong(outputs_and_grads(case.run, tensors), case, tensors)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(("case", "dtype"), named(WHOLE))
 def test_every_order_gives_the_same_bits(case, dtype, nvcc_kernels):
     tensors, results = case.inputs(dtype), []
