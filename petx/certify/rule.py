@@ -42,7 +42,8 @@ def judged(got, case, tensors):
     """(what is wrong or None, the result nearest to its bound) of the results ``got`` for ``tensors``.
 
     Wrong is an error against float64 above twice torch's own in the same dtype and above the dtype's resolution, a
-    dtype, a shape, a value that is not finite. The second is ``{"name", "error", "bound"}``, or None without results.
+    dtype, a shape, a value that is not finite; an error just above the bound is judged over several draws of the inputs
+    (:func:`over_draws`). The second is ``{"name", "error", "bound"}``, or None without results.
     """
     want, own = exact(case, tensors), outputs_and_grads(case.expected, tensors)
     worst = None
@@ -59,7 +60,7 @@ def judged(got, case, tensors):
             return f"{name} is not finite", worst
         error, torch_error = relative(value, want[name]), relative(own[name], want[name])
         bound = max(2 * torch_error, FLOOR[value.dtype])
-        if value.numel() <= FEW_VALUES and bound < error <= 8 * bound:
+        if bound < error <= bound * (8 if value.numel() <= FEW_VALUES else 2):
             error, torch_error = over_draws(case, name, value.dtype, value.device)
             bound = max(2 * torch_error, FLOOR[value.dtype])
         if worst is None or error / bound > worst["error"] / worst["bound"]:
@@ -74,7 +75,8 @@ def wrong(got, case, tensors):
     return judged(got, case, tensors)[0]
 
 
-# The rounding errors of so few values do not average out: in one draw of the inputs torch's may be small by luck.
+# In one draw of the inputs torch's own error may be small by luck, the more so for the fewer values. A result near its
+# bound is therefore held to it over several draws.
 FEW_VALUES, DRAWS = 8, 16
 
 
