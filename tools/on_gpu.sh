@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything to be learnt from one NVIDIA GPU in one sitting: build, certificate, tests, compute-sanitizer, benchmarks.
 #
-#   tools/on_gpu.sh OUT [build] [certify] [test] [sanitize] [bench] [profile]    default: all of them, in this order
+#   tools/on_gpu.sh OUT [build] [certify] [test] [sanitize] [bench] [model] [profile]    default: all, in this order
 #
 # Writes logs and reports into OUT and a summary, OUT/summary.md, after every step, so that an interrupted run keeps
 # what it learnt. Needs torch with CUDA, nvcc of the same major version and pytest; nothing is downloaded.
@@ -9,7 +9,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 out=$(mkdir -p "$1" && cd "$1" && pwd)
 shift
-steps=${*:-build certify test sanitize bench profile}
+steps=${*:-build certify test sanitize bench model profile}
 export PETX_CUDA_KERNELS=1 PETX_CUDA=1
 export PETX_CUDA_ARCHS=${PETX_CUDA_ARCHS:-$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -1)}
 
@@ -70,6 +70,12 @@ for wanted in $steps; do
     bench)
       step bench 560 python3 -m petx bench --output-dir "$out/bench"
       ;;
+    model)
+      # What the kernels' counts say of an H100, beside what this card measured.
+      step model 580 python3 -m tests.emulator.cost --json "$out/cost.json"
+      step joined 60 python3 -m tests.emulator.cost.joined "$out/cost.json" "$out/bench/results.json"
+      { echo && cat "$out/joined.log"; } >"$out/modelled-and-measured.md"
+      ;;
     profile)
       # Bytes from device memory and time of each kernel; the clocks stay as they are.
       # All of petx's kernels and none of torch's: they share a namespace, so a new kernel needs no entry here.
@@ -78,9 +84,12 @@ for wanted in $steps; do
         --csv --log-file "$out/ncu.csv" python3 -m petx bench --quick --output-dir "$out/profiled"
       ;;
     *)
-      echo "unknown step $wanted; there are: build certify test sanitize bench profile" >&2
+      echo "unknown step $wanted; there are: build certify test sanitize bench model profile" >&2
       exit 2
       ;;
   esac
+done
+for part in certificate modelled-and-measured; do
+  [ ! -f "$out/$part.md" ] || cat "$out/$part.md" >>"$out/summary.md"
 done
 cat "$out/summary.md"
