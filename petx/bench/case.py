@@ -1,7 +1,8 @@
 """What is measured: a case is one problem in one dtype, solved by several arms, petx's own and its peers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -10,6 +11,12 @@ from petx.errors import UserError
 PETX = "petx"
 FROZEN, PRODUCTS = FLOORS = ("frozen model", "products alone")  # arms that do less than the function: no peers
 DIRECTIONS = ("fwd", "bwd", "fwd+bwd")
+DTYPES = (torch.float32, torch.bfloat16)  # those that everything is measured in
+
+Tensors = dict[str, torch.Tensor]
+Function = Callable[..., tuple[torch.Tensor, ...]]  # of all the case's tensors by name, and its options as keywords
+Form = Callable[[Tensors], tuple[torch.Tensor, ...]]  # of the activations
+Device = torch.device | str
 
 
 class Unavailable(Exception):
@@ -24,9 +31,9 @@ class Problem:
     those that need a gradient with ``requires_grad``.
     """
 
-    parameters: dict
-    frozen: dict
-    fresh: Callable
+    parameters: Tensors
+    frozen: dict[str, Any]
+    fresh: Callable[[], Tensors]
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,7 @@ class Arm:
     tuple of tensors, ``leaves`` are the parameters whose gradients a step takes."""
 
     name: str
-    build: Callable
+    build: Callable[["BenchCase", Problem], tuple[Form, list[torch.Tensor]]]
 
 
 @dataclass(frozen=True)
@@ -48,32 +55,77 @@ class BenchCase:
     operation: str
     name: str
     dtype: torch.dtype
-    sizes: dict
-    make: Callable
-    arms: tuple
-    options: dict = field(default_factory=dict)
-    work: dict = field(default_factory=dict)
+    sizes: dict[str, Any]
+    make: Callable[["BenchCase", Device], Problem]
+    arms: tuple[Arm, ...]
+    options: dict[str, Any] = field(default_factory=dict)
+    work: dict[str, tuple[int, int]] = field(default_factory=dict)
     quick: bool = False
     whole: bool = False
 
     @property
-    def frozen_products(self):
+    def frozen_products(self) -> bool:
         """Whether products of a frozen model, torch's own in every arm, are part of the case."""
         return not self.work or bool(self.sizes.get("projections"))
 
     @property
-    def label(self):
+    def label(self) -> str:
         return f"{self.operation}/{self.name}"
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"{self.label} {dtype_name(self.dtype)}"
 
 
-def dtype_name(dtype):
+Sweep = tuple[str, list[BenchCase]]  # the size that grows, by its name in ``sizes``, and the cases
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """What an operation is asked for: its cases in ``dtype``, for a GPU or a CPU.
+
+    ``main_only``: the main cases and no others. ``quick`` marks the main cases, ``options`` go to every case.
+    """
+
+    dtype: torch.dtype
+    gpu: bool
+    main_only: bool
+    quick: bool
+    options: dict[str, Any]
+
+    def tokens(self, published: int, cpu_divisor: int = 1) -> int:
+        """The published batch's tokens, on a CPU divided."""
+        return published if self.gpu else published // cpu_divisor
+
+
+def problem(
+    case: BenchCase,
+    device: Device,
+    parameters: dict[str, tuple[int, ...]],
+    activations: dict[str, tuple[int, ...]],
+    frozen: dict[str, tuple[int, ...]] | None = None,
+    gradients: Iterable[str] = (),
+    seed: int = 0,
+) -> Problem:
+    """Tensors from shapes: activations of about 1, parameters a tenth of it; ``gradients`` name the activations that
+    need one."""
+    generator = torch.Generator(device).manual_seed(seed)
+
+    def draw(shape, scale):
+        return torch.randn(shape, generator=generator, device=device).mul_(scale).to(case.dtype)
+
+    def fresh():
+        return {n: draw(s, 1.0).requires_grad_(n in gradients) for n, s in activations.items()}
+
+    values = {n: draw(s, 0.1) for n, s in parameters.items()}
+    values = {n: (t.abs() if n == "threshold" else t).requires_grad_() for n, t in values.items()}
+    return Problem(values, {n: draw(s, 0.1) for n, s in (frozen or {}).items()}, fresh)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def plain(name, function):
+def plain(name: str, function: Function) -> Arm:
     """The arm of a function of all the case's tensors, by name, and its options."""
 
     def build(case, problem):
@@ -83,7 +135,7 @@ def plain(name, function):
     return Arm(name, build)
 
 
-def compiled(name, function, mode="default"):
+def compiled(name: str, function: Function, mode: str = "default") -> Arm:
     """The arm of ``torch.compile(function)``; graphs only where there is a GPU to record them."""
 
     def build(case, problem):
@@ -104,7 +156,7 @@ def compiled(name, function, mode="default"):
     return Arm(name, build)
 
 
-def unavailable(name, reason):
+def unavailable(name: str, reason: str) -> Arm:
     """A peer that does not apply to a case, kept in its table with the reason."""
 
     def build(case, problem):
@@ -113,7 +165,9 @@ def unavailable(name, reason):
     return Arm(name, build)
 
 
-def select(cases, wanted=None, peers=None):
+def select(
+    cases: Iterable[BenchCase], wanted: Iterable[str] | None = None, peers: Iterable[str] | None = None
+) -> list[BenchCase]:
     """The cases whose operation or ``operation/name`` is in ``wanted``, with petx and the arms named in ``peers``.
 
     Raises UserError for a name that nothing has, listing those that there are.
@@ -133,7 +187,7 @@ def select(cases, wanted=None, peers=None):
     return cases
 
 
-def _refuse_unknown(what, wanted, known):
+def _refuse_unknown(what: str, wanted: Iterable[str], known: list[str]) -> None:
     unknown = [name for name in wanted if name not in known]
     if unknown:
         names = ", ".join(map(repr, unknown))

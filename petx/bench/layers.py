@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from petx.bench import peers
-from petx.bench.case import FROZEN, PETX, Arm, BenchCase, Problem, Unavailable
-from petx.bench.operations import DTYPES, problem
+from petx.bench.case import DTYPES, FROZEN, PETX, Arm, BenchCase, Problem, Unavailable, problem
+from petx.bench.ops import expert_mixture, gated_adapter
 from petx.nn import GatedAdapter, ValueAdapter
 
 RANK, HEADS, DROPOUT = 96, 4, 0.1
@@ -198,12 +198,12 @@ def _site(module, h, x=None, padding_mask=None):
     for name in ("down", "up", "gate_down", "gate"):
         layer = getattr(module, name)
         tensors |= {f"{name}_weight": layer.weight, f"{name}_bias": layer.bias}
-    (y,) = peers.site_literal(tensors, heads=module.heads, dropout=0.0, tail="none")
+    (y,) = gated_adapter.literal(tensors, heads=module.heads, dropout=0.0, tail="none")
     return y if module.scale == 1.0 else module.scale * y
 
 
 def _value_adapter(module, e, v, padding_mask=None):
-    return v + module.up(peers.gelu_new(module.down(e)))
+    return v + module.up(gated_adapter.gelu_new(module.down(e)))
 
 
 class LiteralProjection(nn.Module):
@@ -246,7 +246,7 @@ def literal_petal(model):
     )
     qformer.literal_experts = mixture
     qformer.embeddings.register_forward_hook(
-        lambda module, inputs, x: peers.mixture_literal(
+        lambda module, inputs, x: expert_mixture.literal(
             dict(mixture) | {"x": x}, experts=EXPERTS, gate="uniform", alpha=0.6, beta=0.4
         )[0]
     )

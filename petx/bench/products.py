@@ -6,12 +6,22 @@ a tensor of three dimensions, ``dy0``, ``dy1``, ... are the outgoing gradients. 
 in place of what an element-wise step would have made.
 """
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
 
-from petx.bench.case import PRODUCTS, Arm, Unavailable
+from petx.bench.case import PRODUCTS, Arm, Tensors, Unavailable
+
+Product = tuple[str, str, str]
 
 
-def alone(forward, backward, outputs, shape=None):
+def alone(
+    forward: Sequence[Product],
+    backward: Sequence[Product],
+    outputs: Sequence[str],
+    shape: Callable[[Tensors], Sequence[int]] | None = None,
+) -> Arm:
     """The arm that runs the products ``forward``, of which ``outputs`` are the results, and ``backward`` after them.
 
     ``shape(activations)`` is that of an output, where it is no matrix.
@@ -65,7 +75,7 @@ class _Products(torch.autograd.Function):
         return (None,) * ctx.inputs
 
 
-def _matrices(tensors):
+def _matrices(tensors: dict[str, Any]) -> Tensors:
     """By name: matrices as they are, others as rows of their last extent, and their parts as ``name[k]``."""
     found = {}
     for name, tensor in tensors.items():
@@ -75,86 +85,3 @@ def _matrices(tensors):
         if tensor.dim() == 3:
             found |= {f"{name}[{k}]": part for k, part in enumerate(tensor)}
     return found
-
-
-def site():
-    """VL-PET's site: down, up and the gate's two."""
-    return alone(
-        [
-            ("z", "h", "down_weight.T"),
-            ("y", "z", "up_weight.T"),
-            ("c", "x", "gate_down_weight.T"),
-            ("s", "c", "gate_weight.T"),
-        ],
-        [
-            ("dz", "dy0", "up_weight"),
-            ("dup", "dy0.T", "z"),
-            ("dh", "dz", "down_weight"),
-            ("ddown", "dz.T", "h"),
-            ("dc", "s", "gate_weight"),
-            ("dgate", "s.T", "c"),
-            ("dx", "dc", "gate_down_weight"),
-            ("dgate_down", "dc.T", "x"),
-        ],
-        ["y"],
-        lambda t: t["h"].shape,
-    )
-
-
-def cores(rank):
-    """All mode vectors with the core as one matrix."""
-    return alone(
-        [("y", "modes", "core.T")],
-        [("dmodes", "dy0", "core"), ("dcore", "dy0.T", "modes")],
-        ["y"],
-        lambda t: (-1, rank, rank),
-    )
-
-
-def update(modes, projections, dx):
-    """PETAL's update of some projections, with the frozen products where the case has them."""
-    forward, backward = [("hidden", "x", "u.T")], []
-    for k in range(modes):
-        if projections:
-            forward.append((f"base_{k}", "x", f"weight_{k}.T"))
-        forward += [(f"g{k}", "hidden", f"core[{k}]"), (f"y{k}", f"g{k}", "v.T")]
-        backward += [
-            ("dg", f"dy{k}", "v"),
-            ("dv", f"dy{k}.T", f"g{k}"),
-            ("dhidden", "dg", f"core[{k}].T"),
-            ("dcore", "hidden.T", "dg"),
-        ]
-        if projections and dx:
-            backward.append(("dx", f"dy{k}", f"weight_{k}"))
-    backward.append(("du", "dhidden.T", "x"))
-    if dx:
-        backward.append(("dx", "dhidden", "u"))
-    return alone(forward, backward, [f"y{k}" for k in range(modes)], lambda t: (*t["x"].shape[:-1], -1))
-
-
-def reconstruct(count, full):
-    """W + V C Uᵀ of some modules; the backward without making ΔW anew."""
-    forward, backward = [], []
-    for k in range(count):
-        if full:
-            forward.append(("left", "v", f"cores[{k}].T"))
-        forward.append((f"y{k}", "left" if full else "v", "u"))
-        backward += [("dleft", f"dy{k}", "u.T"), ("du", "v.T", f"dy{k}")]
-        if full:
-            backward += [("dv", "dleft", f"cores[{k}]"), ("dcore", "dleft.T", "v")]
-    return alone(forward, backward, [f"y{k}" for k in range(count)])
-
-
-def mixture(gated):
-    """The stacked experts' down and up, and the gate's."""
-    forward = [("hidden", "x", "down_weight.T"), ("y", "hidden", "up_weight.T")]
-    backward = [
-        ("dhidden", "dy0", "up_weight"),
-        ("dup", "dy0.T", "hidden"),
-        ("ddown", "dhidden.T", "x"),
-        ("dx", "dhidden", "down_weight"),
-    ]
-    if gated:
-        forward.append(("gates", "x", "gate_weight.T"))
-        backward += [("dgate", "gates.T", "x"), ("dx", "gates", "gate_weight")]
-    return alone(forward, backward, ["y"], lambda t: t["x"].shape)

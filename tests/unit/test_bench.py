@@ -1,32 +1,36 @@
 """The benchmarks at tiny shapes: peers compute the same, times, memory and refusals are what they say."""
 
+import itertools
 import time
+import types
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from petx import _rooms
 from petx.bench import case as bench_case
-from petx.bench import layers, operations, peers, run, table, timing
+from petx.bench import layers, peers, run, table, timing
 from petx.bench.case import PETX, PRODUCTS, Unavailable, plain, select
+from petx.bench.ops import cp_reconstruct, expert_mixture, gated_adapter, mode_cores, mode_update
 from tests.cases import TABLES
 from tests.checks import Recorder
 
 TINY = {
     "gated_adapter": [
-        operations.site(112, torch.float64, tail, d=16, r=8, r_g=4, tail=tail) for tail in ("none", "bart", "t5")
+        gated_adapter.case(112, torch.float64, tail, d=16, r=8, r_g=4, tail=tail) for tail in ("none", "bart", "t5")
     ],
-    "mode_cores": [operations.cores(5, torch.float64, "tiny", rank=4)],
+    "mode_cores": [mode_cores.case(5, torch.float64, "tiny", rank=4)],
     "mode_update": [
-        operations.update(9, torch.float64, "alone", d_in=12, d_out=10, rank=4, modes=2, dropout=0.0),
-        operations.update(9, torch.float64, "with", d_in=12, d_out=10, rank=4, projections=True, dropout=0.0),
+        mode_update.case(9, torch.float64, "alone", d_in=12, d_out=10, rank=4, modes=2, dropout=0.0),
+        mode_update.case(9, torch.float64, "with", d_in=12, d_out=10, rank=4, projections=True, dropout=0.0),
     ],
     "cp_reconstruct": [
-        operations.reconstruct(3, torch.float64, "soft", d_in=12, d_out=10, rank=4),
-        operations.reconstruct(3, torch.float64, "full", d_in=12, d_out=10, rank=4, gate="none", full=True),
+        cp_reconstruct.case(3, torch.float64, "soft", d_in=12, d_out=10, rank=4),
+        cp_reconstruct.case(3, torch.float64, "full", d_in=12, d_out=10, rank=4, gate="none", full=True),
     ],
     "expert_mixture": [
-        operations.mixture(9, torch.float64, gate, d=12, experts=3, rank=4, gate=gate) for gate in ("uniform", "token")
+        expert_mixture.case(9, torch.float64, gate, d=12, experts=3, rank=4, gate=gate) for gate in ("uniform", "token")
     ],
 }
 ALL = [case for cases in TINY.values() for case in cases]
@@ -82,7 +86,7 @@ def test_the_stacked_form_is_the_same():
     for case in TINY["cp_reconstruct"]:
         problem = case.make(case, "cpu")
         activations = problem.fresh()
-        forms = [plain("one", peers.reconstruct_eager), plain("all", peers.reconstruct_stacked)]
+        forms = [plain("one", cp_reconstruct.eager), plain("all", cp_reconstruct.stacked)]
         one, all_ = (outputs_and_grads(arm, case, problem, activations) for arm in forms)
         for a, b in zip(one, all_, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)  # of float64: sums in another order
@@ -112,6 +116,7 @@ def test_every_operation_is_measured():
     """Each operation of the tests' table, in both sets and every dtype that a kernel has to serve."""
     for device in ("cpu", "cuda"):
         measured = {case.operation for case in table.cases(device, quick=True)}
+        assert set(_rooms.modules("petx.bench.ops")) == set(TABLES)
         assert set(TABLES) <= measured and {"encoder_layer", "qformer_layer", "training_step"} <= measured
         dtypes = {(case.operation, case.dtype) for case in table.cases(device)}
         assert {(n, d) for n in TABLES for d in (torch.float32, torch.bfloat16, torch.float16)} <= dtypes
@@ -131,16 +136,35 @@ def test_measure(monkeypatch):
     monkeypatch.setattr(timing, "ROTATED_BYTES", {"cpu": 1 << 16})
     case = TINY["gated_adapter"][1]
     case = select([case], peers=[peers.BEST, peers.LORA, peers.GRAPHS])[0]
-    results = timing.measure(case, "cpu", seconds=0.05, least_rounds=4)
+    # Time enough for a slow machine; what ends the rounds is in the next test, by a clock that is no machine's.
+    results = timing.measure(case, "cpu", seconds=60, least_rounds=4, most_rounds=4)
     assert list(results) == [PETX, peers.BEST, peers.GRAPHS, peers.LORA]
     assert results[peers.GRAPHS] == {"unavailable": "CUDA graphs need a GPU"}
     for name in (PETX, peers.BEST):
         times = results[name]
-        assert times["fwd"]["rounds"] >= 4
+        assert times["fwd"]["rounds"] == 4
         assert 0 < times["fwd"]["low"] <= times["fwd"]["median"] <= times["fwd"]["high"]
         assert times["fwd"]["median"] < times["fwd+bwd"]["median"]
     # By the sizes: petx keeps narrow tensors beside the output, eager full-width ones.
     assert results[PETX]["kept_bytes"] < results[peers.BEST]["kept_bytes"] <= results[peers.BEST]["peak_bytes"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "rounds"),
+    [(40, 6), (10, 4), (5, 3), (0, 3), (1000, 7)],
+    ids=["until over", "at least", "fewer if four times as long", "but three", "at most"],
+)
+def test_what_ends_the_rounds(monkeypatch, seconds, rounds):
+    """Every look at the clock takes a second: a round of two arms is seven, with one to see whether it is the last."""
+    ticks = itertools.count()
+    monkeypatch.setattr(timing, "time", types.SimpleNamespace(perf_counter=lambda: float(next(ticks))))
+    monkeypatch.setattr(timing, "ROTATED_BYTES", {"cpu": 1 << 12})
+    case = select([TINY["gated_adapter"][0]], peers=[peers.BEST])[0]
+    results = timing.measure(case, "cpu", seconds=seconds, least_rounds=4, most_rounds=7)
+    for name in (PETX, peers.BEST):
+        for direction, ticked in {"fwd": 1.0, "bwd": 1.0, "fwd+bwd": 2.0}.items():
+            measured = {key: value for key, value in results[name][direction].items() if key != "ratio"}
+            assert measured == {"median": ticked, "low": ticked, "high": ticked, "rounds": rounds}
 
 
 def test_visits_gather_their_rounds(monkeypatch):

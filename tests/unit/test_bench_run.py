@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from petx import cli, ops
-from petx.bench import calls, compare, machine, operations, peers, plots, process, report, run, table, timing
+from petx.bench import calls, compare, machine, peers, plots, process, report, run, table, timing
 from petx.bench import case as bench_case
 from petx.bench.case import PETX, plain, select
+from petx.bench.ops import expert_mixture
 from petx.errors import UserError
 
 
@@ -215,7 +216,7 @@ def test_slope():
 
 def test_growth(monkeypatch, tmp_path):
     monkeypatch.setattr(timing, "ROTATED_BYTES", {"cpu": 1 << 14})
-    cases = [operations.mixture(n, torch.float32, f"N={n}", d=8, experts=2, rank=4) for n in (16, 64)]
+    cases = [expert_mixture.case(n, torch.float32, f"N={n}", d=8, experts=2, rank=4) for n in (16, 64)]
     sweep = run.grow("expert_mixture", "N", cases, "cpu", 0.0, print)
     assert [point["size"] for point in sweep["points"]] == [16, 64]
     assert set(sweep["slopes"]) == set(sweep["points"][0]["seconds"]) == {PETX, peers.BEST}

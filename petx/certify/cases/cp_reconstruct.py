@@ -60,6 +60,6 @@ SHAPES = [(256, 256, 16), (768, 768, 16), (768, 768, 64), (2048, 2048, 64)]
 
 
 def timed(rows, width, rank, dtype):
-    from petx.bench.operations import reconstruct as benchmark
+    from petx.bench.ops.cp_reconstruct import case as benchmark
 
     return benchmark(12, dtype, "certify", d_out=rows, d_in=width, rank=rank)

@@ -78,6 +78,6 @@ SHAPES = [(256, 768, 96), (1024, 768, 96), (4112, 768, 384), (16384, 768, 384), 
 
 
 def timed(rows, width, rank, dtype):
-    from petx.bench.operations import mixture as benchmark
+    from petx.bench.ops.expert_mixture import case as benchmark
 
     return benchmark(rows, dtype, "certify", d=width, rank=rank // 6, gate="token")

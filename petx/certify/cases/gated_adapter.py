@@ -94,6 +94,6 @@ SHAPES = [(280, 768, 96), (1008, 768, 96), (4088, 768, 96), (16352, 768, 96), (1
 
 
 def timed(rows, width, rank, dtype):
-    from petx.bench.operations import site as benchmark
+    from petx.bench.ops.gated_adapter import case as benchmark
 
     return benchmark(rows, dtype, "certify", d=width, r=rank, tail="bart")

@@ -49,6 +49,6 @@ SHAPES = [(256, 16, 16), (1024, 32, 32), (4096, 64, 64), (16384, 128, 128)]
 
 
 def timed(rows, width, rank, dtype):
-    from petx.bench.operations import cores as benchmark
+    from petx.bench.ops.mode_cores import case as benchmark
 
     return benchmark(36, dtype, "certify", rank=rank)

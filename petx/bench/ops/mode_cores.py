@@ -1,0 +1,69 @@
+"""PETAL's cores: the tensor core contracted with every mode vector."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from petx import functional
+from petx.bench.case import Arm, BenchCase, Shapes, Sweep, Tensors, problem
+from petx.bench.peers import arms, without_lora
+from petx.bench.products import alone
+
+
+def cases(shapes: Shapes) -> list[BenchCase]:
+    return [case(54, shapes.dtype, "qformer", quick=shapes.dtype == torch.float32, **shapes.options)]
+
+
+def sweeps(factor: int) -> list[Sweep]:
+    return []
+
+
+def case(modes: int, dtype: torch.dtype, name: str, *, rank: int = 64, quick: bool = False, **more: Any) -> BenchCase:
+    """The cores C x₃ p of every mode vector p; reads the core once."""
+    size, core = dtype.itemsize, rank**3
+    return BenchCase(
+        "mode_cores",
+        name,
+        dtype,
+        dict(modes=modes, R=rank),
+        lambda made, device: problem(made, device, {"core": (rank,) * 3, "modes": (modes, rank)}, {}),
+        arms(
+            literal,
+            eager,
+            fused,
+            products(rank),
+            others=without_lora("LoRA has no core"),
+            **more,
+        ),
+        work={
+            "fwd": (2 * core * modes, size * (core + modes * rank**2)),
+            "bwd": (4 * core * modes, size * (2 * core + modes * rank**2)),
+        },
+        quick=quick,
+    )
+
+
+def literal(t: Tensors) -> tuple[torch.Tensor, ...]:
+    """One contraction a mode vector, as the released code makes them anew for every projection."""
+    return (torch.stack([t["core"] @ mode for mode in t["modes"]]),)
+
+
+def eager(t: Tensors) -> tuple[torch.Tensor, ...]:
+    """All mode vectors in one product with the core as a matrix, so that every result lies together."""
+    rank = t["core"].shape[0]
+    return (F.linear(t["modes"], t["core"].view(rank * rank, rank)).view(-1, rank, rank),)
+
+
+def fused(t: Tensors) -> tuple[torch.Tensor, ...]:
+    return (functional.mode_cores(t["core"], t["modes"]),)
+
+
+def products(rank: int) -> Arm:
+    """All mode vectors with the core as one matrix."""
+    return alone(
+        [("y", "modes", "core.T")],
+        [("dmodes", "dy0", "core"), ("dcore", "dy0.T", "modes")],
+        ["y"],
+        lambda t: (-1, rank, rank),
+    )
