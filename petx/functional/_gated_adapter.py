@@ -1,6 +1,5 @@
 """VL-PET's granularity-controlled adapter site: one differentiable function over the fused kernels."""
 
-import itertools
 import math
 from collections.abc import Mapping
 from types import SimpleNamespace
@@ -11,7 +10,6 @@ from torch import Tensor
 
 from petx import reference
 from petx._checks import (
-    check_choice,
     check_device,
     check_finite,
     check_flag,
@@ -25,24 +23,10 @@ from petx._checks import (
     told,
 )
 from petx.functional._autograd import wants_gradient
+from petx.functional._gated_adapter_options import CODES, OPTIONS, check_options
 from petx.functional._operation import ARGUMENT_ERRORS, NUMBERS, Operation, autocast_dtype, cast
 
 __all__ = ["gated_adapter", "value_adapter", "value_adapters"]
-
-# Option -> its values, in the order of the enums in csrc/kernels/gated_adapter.h.
-OPTIONS: dict[str, tuple[str | None, ...]] = {
-    "granularity": ("none", "large", "middleX", "middleY", "small"),
-    "activation": ("gelu_tanh", "gelu"),
-    "gate_input": ("modified", "original"),
-    "middle_y": ("linear", "sigmoid"),
-    "placement": ("sequential", "parallel"),
-    "norm": (None, "layer", "rms"),
-}
-# All choices together -> the operator's integers for them.
-_CODES = {
-    choices: tuple(OPTIONS[name].index(choice) for name, choice in zip(OPTIONS, choices, strict=True))
-    for choices in itertools.product(*OPTIONS.values())
-}
 
 # Values of h up to which a site on a CPU keeps its last products for the backward, and without a tail.
 KEPT_VALUES, KEPT_VALUES_BARE = 1 << 20, 1 << 22
@@ -51,12 +35,6 @@ KEPT_VALUES, KEPT_VALUES_BARE = 1 << 20, 1 << 22
 ARGUMENTS = "h x down_weight down_bias up_weight up_bias gate_down_weight gate_down_bias gate_weight gate_bias".split()
 ARGUMENTS += ["norm_weight", "norm_bias"]
 PARAMETERS = tuple(ARGUMENTS[2:])
-
-
-def check_options(**options: Any) -> None:
-    """Raise ValueError for an option outside :data:`OPTIONS`."""
-    for name, value in options.items():
-        check_choice("gated_adapter", name, value, OPTIONS[name])
 
 
 def gated_adapter(
@@ -143,7 +121,7 @@ def site(
     if checked and dropout == 0 and OPERATION.can_try_fast_path(h):
         try:
             if h.dtype is tensors[2].dtype and h.is_contiguous():
-                granularity, *others = _CODES[choices]
+                granularity, *others = CODES[choices]
                 numbers = (h.shape[-2], granularity, heads, *others, residual, scale, 0.0, eps, False)
                 return torch.ops.petx.gated_adapter_fwd(*tensors, None, None, *numbers)[0]
         except ARGUMENT_ERRORS:
@@ -259,7 +237,7 @@ def _run(
         options = dict(zip(OPTIONS, choices, strict=True)) | dict(heads=heads, residual=residual)
         options |= dict(scale=scale, dropout=dropout, eps=eps)
         return _by_reference((h, x, *parameters), padding_mask, seed, **options)
-    granularity, *others = _CODES[choices]
+    granularity, *others = CODES[choices]
     return OPERATION.differentiable(
         h.contiguous(),
         None if x is None else x.contiguous(),

@@ -13,7 +13,8 @@ from petx._checks import (
     check_probability,
     check_size,
 )
-from petx.functional._gated_adapter import OPTIONS, site
+from petx.functional._gated_adapter import site
+from petx.functional._gated_adapter_options import OPTIONS
 from petx.nn._parameters import Device, place_of, weight_and_bias
 from petx.nn.phm_linear import PHMLinear
 

@@ -7,7 +7,7 @@ from typing import Any
 from peft import PeftConfig
 
 from petx.errors import UserError
-from petx.functional._gated_adapter import check_options
+from petx.functional._gated_adapter_options import check_options
 from petx.nn.gated_adapter import DESIGNS
 from petx.tuners._common.config import check_fields, takes_no
 from petx.tuners._register import add_peft_type
