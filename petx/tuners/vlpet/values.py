@@ -10,6 +10,7 @@ from torch import nn
 
 from petx import functional
 from petx.nn import ValueAdapter
+from petx.tuners.vlpet.fused.layer import listened_to
 
 __all__ = ["ValueGroup", "decoder_of"]
 
@@ -80,7 +81,7 @@ class ValueGroup:
         places = {(other.weight.shape, other.weight.dtype, other.weight.device) for other in linears}
         if len(places) > 1:
             return "the value projections differ in size, dtype or device"
-        if any(_has_hooks(module) for module in (*self.sites, *adapters, *linears)):
+        if any(listened_to(module) for module in (*self.sites, *adapters, *linears)):
             return "hooks listen to them"
         if self.decoder.training and getattr(self.decoder, "layerdrop", 0):
             return "the decoder drops whole layers in training"
@@ -129,9 +130,3 @@ def _projections(adapters, linears):
 def _stack(modules, name: str) -> torch.Tensor | None:
     tensors = [getattr(module, name) for module in modules]
     return None if tensors[0] is None else torch.stack(tensors)
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(
-        module._forward_pre_hooks or module._forward_hooks or module._backward_pre_hooks or module._backward_hooks
-    )
