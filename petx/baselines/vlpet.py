@@ -6,8 +6,15 @@ from peft import get_peft_model
 from torch import nn
 
 from petx.baselines.base import Baseline
+from petx.errors import UserError
 from petx.hosts import Host
+from petx.nn import GatedAdapter, ValueAdapter
 from petx.tuners import VLPetConfig
+from petx.tuners.vlpet.hosts import sites_named
+
+# What the settings encoder_places and decoder_places call the tuner's places.
+ENCODER_PLACES = {"attention": "attention output", "feed-forward": "feed-forward output"}
+DECODER_PLACES = {"value": "cross-attention value", "key": "cross-attention key"}
 
 
 class VLPet(Baseline):
@@ -17,24 +24,52 @@ class VLPet(Baseline):
     methods = ("vlpet",)
 
     def build(self, host: type[Host], model: nn.Module, settings: Any) -> nn.Module:
-        return get_peft_model(model, vlpet_config(settings))
+        return get_peft_model(model, vlpet_config(settings, model.config.model_type))
 
     sized = build  # what other baselines are made as large as
 
 
-def vlpet_config(settings: Any) -> VLPetConfig:
-    """The tuner's configuration for the recipe's ``settings``."""
+def vlpet_config(settings: Any, model_type: str) -> VLPetConfig:
+    """The tuner's configuration for the recipe's ``settings`` on a host of ``model_type``."""
+    encoder, decoder = settings.encoder_places, settings.decoder_places
+    places: dict[str, Any] = {}
+    if set(encoder) != set(ENCODER_PLACES) or set(decoder) not in ({"value"}, set()):
+        names = [ENCODER_PLACES[one] for one in encoder] + [DECODER_PLACES[one] for one in decoder]
+        places = dict(sites_named(model_type, names))
     return VLPetConfig(
         task_type="SEQ_2_SEQ_LM",
         granularity=settings.level,
+        design=settings.design,
         rank=settings.rank,
         heads=settings.heads,
         gate_rank=settings.gate_rank,
-        decoder_rank=settings.decoder_rank,
+        placement=settings.placement,
+        gate_input=settings.gate_input,
+        middle_y=settings.middle_y,
+        mask_padding=settings.mask_padding,
+        activation=settings.activation,
+        use_bias=settings.use_bias,
         scale=settings.scale,
         zero_init_up=settings.zero_init or None,
         zero_init_gate=settings.zero_init or None,
+        decoder_value=bool(decoder),
+        decoder_rank=settings.decoder_rank,
+        decoder_granularity=settings.decoder_level,
+        train_encoder_norms=settings.train_encoder_norms,
+        train_decoder_norms=settings.train_decoder_norms,
+        **places,
     )
+
+
+def check_sizes(settings: Any, width: int) -> None:
+    """Raise :class:`petx.errors.UserError` if VL-PET's modules do not fit a host of ``width``."""
+    config = vlpet_config(settings, "bart")  # places and sizes do not interact
+    config.resolve("bart")
+    try:
+        GatedAdapter(width, **config.adapter_options("encoder"), device="meta")
+        ValueAdapter(width, width, **config.adapter_options("decoder"), device="meta")
+    except ValueError as error:
+        raise UserError(f"VL-PET on a host of width {width}: {error}") from None
 
 
 BASELINE = VLPet()

@@ -47,12 +47,20 @@ def check_output(run: Any) -> None:
         return
     if not run.settings.resume:
         raise UserError(f"output_dir {run.out} already holds a run: add --resume to go on with it, or choose another")
-    before = json.loads(note.read_text(encoding="utf-8"))
-    for field in dataclasses.fields(run.settings):
+    for name, was, value in changed(json.loads(note.read_text(encoding="utf-8")), run.settings):
+        raise UserError(f"{run.out} was begun with {name}={was!r}, not {value!r}; resume with the same")
+
+
+def changed(before: dict[str, Any], settings: Any) -> list[tuple[str, Any, Any]]:
+    """``(name, was, is)`` of the settings in which a run begun with ``before`` must not differ, and does."""
+    found = []
+    for field in dataclasses.fields(settings):
         # A setting that an older petx did not have was at its default.
-        was, value = before.get(field.name, field.default), getattr(run.settings, field.name)
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        was, value = before.get(field.name, default), getattr(settings, field.name)
         if field.name not in MAY_CHANGE and was != value:
-            raise UserError(f"{run.out} was begun with {field.name}={was!r}, not {value!r}; resume with the same")
+            found.append((field.name, was, value))
+    return found
 
 
 def prepare_host(run: Any) -> str | Path:

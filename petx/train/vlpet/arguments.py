@@ -5,12 +5,14 @@ import functools
 from typing import ClassVar
 
 from petx import tasks
+from petx.baselines.vlpet import DECODER_PLACES, ENCODER_PLACES
 from petx.errors import UserError
+from petx.nn.gated_adapter import DESIGNS
 from petx.options import option
 from petx.train import settings
 from petx.train.settings import Common, with_baselines
 
-LEVELS = ("large", "middleX", "middleY", "small")
+LEVELS = ("large", "middleX", "middleY", "small", "none")
 
 
 @with_baselines
@@ -19,7 +21,7 @@ class Settings(Common):
     """Everything one run of VL-PET's recipe depends on."""
 
     recipe: ClassVar[str] = "vlpet"
-    positive: ClassVar[tuple] = ("rank", "heads", *Common.positive)
+    positive: ClassVar[tuple] = ("rank", "heads", "gate_rank", "decoder_rank", *Common.positive)
 
     # data
     data: str = option("easy-vqa", "data set", choices=tasks.kinds("vlpet"))
@@ -35,13 +37,43 @@ class Settings(Common):
     init_std: float = option(0.09, "small host: standard deviation of the initial weights")
 
     # tuning
-    level: str = option("large", "granularity of VL-PET's gate", choices=LEVELS)
+    level: str = option("large", "granularity of VL-PET's gate; none: no gate", choices=LEVELS)
+    design: str = option("down", "which projections of VL-PET's modification are multi-head", choices=DESIGNS)
     rank: int = option(24, "bottleneck of VL-PET's encoder adapters")
     gate_rank: int = option(24, "bottleneck of the gate at level large")
     decoder_rank: int = option(24, "bottleneck of VL-PET's decoder value adapters")
     heads: int = option(4, "heads of VL-PET's multi-head modification")
     scale: float = option(1.0, "VL-PET's scaling factor s")
     zero_init: bool = option(False, "start VL-PET's up projections and gates at zero, as on T5")
+    encoder_places: list = option(
+        list(ENCODER_PLACES), f"sub-layers of the encoder that are adapted, of {', '.join(ENCODER_PLACES)}; []: none"
+    )
+    decoder_places: list = option(
+        ["value"], f"projections of the decoder's cross-attention, of {', '.join(DECODER_PLACES)}; []: none"
+    )
+    decoder_level: str = option("none", "gate of the decoder's adapters", choices=LEVELS)
+    placement: str = option(
+        "sequential",
+        "the modification reads the sub-layer's output (sequential) or input (parallel)",
+        choices=("sequential", "parallel"),
+    )
+    gate_input: str = option(
+        "modified",
+        "levels middleX and small read H + ΔH (modified, released code) or H (original, paper)",
+        choices=("modified", "original"),
+    )
+    middle_y: str = option(
+        "linear",
+        "level middleY is 1 + z (linear, released code) or 1 + sigmoid(z) (paper)",
+        choices=("linear", "sigmoid"),
+    )
+    mask_padding: bool = option(False, "level small leaves padding out of its mean")
+    activation: str = option(
+        "gelu_tanh", "activation of VL-PET's modules: by tanh, as released, or exact", choices=("gelu_tanh", "gelu")
+    )
+    use_bias: bool = option(True, "biases in VL-PET's projections")
+    train_encoder_norms: bool = option(True, "VL-PET trains the encoder's norms")
+    train_decoder_norms: bool = option(False, "VL-PET trains the decoder's norms")
     arms: list = option(
         ["frozen", "projector", "vlpet", "lora", "full"], "methods and baselines to compare; --list shows them"
     )
@@ -58,8 +90,25 @@ class Settings(Common):
 
     def check(self) -> None:
         super().check()
-        if self.rank % self.heads:
+        if "down" in self.design and self.rank % self.heads:
             raise UserError(f"heads must divide rank, got heads={self.heads}, rank={self.rank}")
+        for name, known in (("encoder_places", ENCODER_PLACES), ("decoder_places", DECODER_PLACES)):
+            for place in getattr(self, name):
+                if place not in known:
+                    raise UserError(f"{name} must be of {', '.join(known)}; got {place!r}")
+        if not self.encoder_places and not self.decoder_places:
+            raise UserError("encoder_places and decoder_places are both empty: VL-PET would adapt nothing")
+        if self.decoder_level != "none" and not self.decoder_places:
+            raise UserError(f"decoder_level={self.decoder_level} needs decoder_places, which is empty")
+        levels = {self.level, self.decoder_level}
+        for name, default, readers in (
+            ("gate_input", "modified", ("middleX", "small")),
+            ("middle_y", "linear", ("middleY",)),
+            ("mask_padding", False, ("small",)),
+        ):
+            if getattr(self, name) != default and levels.isdisjoint(readers):
+                wanted = " and ".join(readers)
+                raise UserError(f"{name}={getattr(self, name)} is for level {wanted}, got level={self.level}")
 
 
 parse = functools.partial(settings.parse, Settings)

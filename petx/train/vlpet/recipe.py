@@ -3,7 +3,10 @@
 from typing import Any
 
 from torch import nn
+from transformers import AutoConfig
 
+from petx.baselines.vlpet import check_sizes
+from petx.hosts import Host
 from petx.train.recipe import Recipe
 from petx.train.settings import Common
 from petx.train.vlpet import arguments
@@ -32,6 +35,15 @@ What these numbers show, and what they do not:
 class VLPet(Recipe):
     name, settings, small_host = "vlpet", arguments.Settings, "vl_bart"
     columns = (("of that projector", "projector"),)
+
+    def prepared_host(self, settings: Common) -> type[Host]:
+        host = super().prepared_host(settings)
+        given: Any = settings  # of this recipe
+        width = given.width
+        if given.host is not None:
+            width = AutoConfig.from_pretrained(given.host).get_text_config().hidden_size
+        check_sizes(given, width)
+        return host
 
     def trainer(
         self,

@@ -2,11 +2,14 @@
 
 from typing import Any
 
-__all__ = ["PRESETS", "preset_of"]
+from petx.errors import UserError
+
+__all__ = ["PRESETS", "preset_of", "sites_named"]
 
 # Sizes and initialisation of the released code, and where it inserts its modules. A site is the last linear layer of a
 # frozen sub-layer ("output", a pattern for its full path); "input" is the module whose first input is the sub-layer's
 # residual input X, "mask" the one that is called with `attention_mask=`, both written in terms of the pattern's groups.
+# "further_decoder_sites" are the paper's other places, which only a configuration that asks for them adapts.
 PRESETS: dict[str, dict[str, Any]] = {
     "bart": {
         "model_types": ("bart", "vl_bart"),
@@ -31,6 +34,13 @@ PRESETS: dict[str, dict[str, Any]] = {
             dict(
                 name="cross-attention value",
                 output=r"((?:.*\.)?decoder\.layers\.\d+\.encoder_attn)\.v_proj",
+                mask=r"\1",
+            ),
+        ],
+        "further_decoder_sites": [
+            dict(
+                name="cross-attention key",
+                output=r"((?:.*\.)?decoder\.layers\.\d+\.encoder_attn)\.k_proj",
                 mask=r"\1",
             ),
         ],
@@ -62,6 +72,13 @@ PRESETS: dict[str, dict[str, Any]] = {
                 mask=r"\1",
             ),
         ],
+        "further_decoder_sites": [
+            dict(
+                name="cross-attention key",
+                output=r"((?:.*\.)?decoder\.block\.\d+\.layer\.1)\.EncDecAttention\.k",
+                mask=r"\1",
+            ),
+        ],
     },
 }
 
@@ -69,3 +86,21 @@ PRESETS: dict[str, dict[str, Any]] = {
 def preset_of(model_type: str | None) -> str | None:
     """Name of the preset made for a transformers ``model_type``, or None."""
     return next((name for name, preset in PRESETS.items() if model_type in preset["model_types"]), None)
+
+
+def sites_named(model_type: str | None, names: list[str]) -> dict[str, list[dict[str, str]]]:
+    """``encoder_sites`` and ``decoder_sites`` of a configuration for the places in ``names``, such as
+    ``"attention output"`` or ``"cross-attention key"``; UserError if this model has no such place."""
+    found = preset_of(model_type)
+    if found is None:
+        raise UserError(f"VL-PET: no places are known by name in a {model_type!r} model; give encoder_sites")
+    preset = PRESETS[found]
+    sides = {
+        "encoder_sites": preset["encoder_sites"],
+        "decoder_sites": [*preset["decoder_sites"], *preset["further_decoder_sites"]],
+    }
+    known = [site["name"] for sites in sides.values() for site in sites]
+    for name in names:
+        if name not in known:
+            raise UserError(f"VL-PET: unknown place {name!r}; there are: {', '.join(known)}")
+    return {side: [site for site in sites if site["name"] in names] for side, sites in sides.items()}
