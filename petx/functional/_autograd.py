@@ -35,8 +35,9 @@ class Differentiable(torch.autograd.Function):
     @classmethod
     def call(cls, leaves: Iterable[torch.Tensor | None], *inputs: Any) -> Any:
         """``cls(*inputs)``; ``leaves`` are the tensors, or None, that may need a gradient."""
-        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        if torch._C._are_functorch_transforms_active():
             return cls.apply(*inputs)
         if wants_gradient(leaves):
-            return cls.Eager.apply(*inputs)
+            return (cls if torch.compiler.is_compiling() else cls.Eager).apply(*inputs)
+        # Not `apply`: without a gradient torch.compile would take forward(*inputs) for forward(ctx, *inputs).
         return cls.forward(*inputs)

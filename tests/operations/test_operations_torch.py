@@ -41,6 +41,17 @@ def test_compiles_to_one_graph(case):
 
 
 @by_few
+def test_compiles_to_one_graph_without_gradients(case):
+    torch._dynamo.reset()
+    extras, tensors = case.extras(), case.inputs(torch.float32, requires_grad=False)
+    compiled = torch.compile(lambda tensors: case.call(tensors, extras), fullgraph=True, backend="aot_eager")
+    for enabled in (True, False):
+        with torch.set_grad_enabled(enabled):
+            for got, wanted in zip(outputs(compiled(tensors)), outputs(case.run(tensors)), strict=True):
+                torch.testing.assert_close(got, wanted)
+
+
+@by_few
 def test_float32_parameters_beside_bf16_activations(case):
     tensors = {n: t.detach() for n, t in case.inputs(torch.float32).items()}
     mixed = {n: (t.bfloat16() if n in case.ACTIVATIONS else t).requires_grad_() for n, t in tensors.items()}
