@@ -57,7 +57,7 @@ def cp_reconstruct(
     """
     weights = check(weights, u, v, cores, threshold, gate, temperature, scale)
     factors = (u, v, cores, threshold)
-    if OPERATION.runs_reference(weights[0]):
+    if OPERATION.runs_reference(weights[0], cores):
         factors = tuple(cast(t, weights[0].dtype) for t in factors)
         with torch.autocast(weights[0].device.type, enabled=False):
             return reference.cp_reconstruct(weights, *factors, gate=gate, temperature=temperature, scale=float(scale))
@@ -163,4 +163,4 @@ def _shapes(given: SimpleNamespace) -> list[Tensor]:
     return [sides, *(torch.empty_like(w, memory_format=torch.contiguous_format) for w in weights)]
 
 
-OPERATION = Operation("cp_reconstruct", ("u", "v", "cores", "threshold"), shapes=_shapes)
+OPERATION = Operation("cp_reconstruct", ("u", "v", "cores", "threshold"), rank_dim=-1, shapes=_shapes)

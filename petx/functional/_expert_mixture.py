@@ -89,7 +89,7 @@ def mixture(
     checked = type(alpha) in NUMBERS and type(beta) in NUMBERS and abs(alpha) < math.inf and abs(beta) < math.inf
     checked = checked and gate in GATES and activation in ACTIVATIONS and (top_k is None or gate != "uniform")
     checked = checked and masks[0] is None and masks[1] is None
-    if checked and OPERATION.can_try_fast_path(x):
+    if checked and OPERATION.can_try_fast_path(x, parameters[0]):
         try:
             if x.dtype is parameters[0].dtype and x.is_contiguous():
                 sizes = (x.shape[-2], experts, GATES.index(gate), experts if top_k is None else top_k)
@@ -98,7 +98,7 @@ def mixture(
         except ARGUMENT_ERRORS:
             pass
     arguments = (x, parameters, masks, experts, gate, top_k, activation, alpha, beta)
-    return OPERATION.call_or_explain(x, _run, check, arguments, check_first=not checked)
+    return OPERATION.call_or_explain(x, parameters[0], _run, check, arguments, check_first=not checked)
 
 
 def _run(
@@ -115,7 +115,7 @@ def _run(
     dtype, shape = autocast_dtype(x), x.shape
     masks = [None if m is None else m.ne(0) for m in masks]
     x = cast(x, dtype)
-    if OPERATION.runs_reference(x):
+    if OPERATION.runs_reference(x, parameters[0]):
         samples = math.prod(shape[:-2])
         y = reference.expert_mixture(
             x.reshape(samples, *shape[-2:]),
@@ -219,5 +219,6 @@ OPERATION = Operation(
     ARGUMENTS,
     activations=("x",),
     constants=("scope_mask", "pool_mask"),
+    rank_dim=0,
     shapes=_shapes,
 )

@@ -118,7 +118,7 @@ def site(
     # What the operator does not see or would not refuse.
     checked = type(scale) in NUMBERS and abs(scale) < math.inf and type(eps) in NUMBERS and eps >= 0
     checked = checked and padding_mask is None and seed is None
-    if checked and dropout == 0 and OPERATION.can_try_fast_path(h):
+    if checked and dropout == 0 and OPERATION.can_try_fast_path(h, tensors[2]):
         try:
             if h.dtype is tensors[2].dtype and h.is_contiguous():
                 granularity, *others = CODES[choices]
@@ -127,7 +127,7 @@ def site(
         except ARGUMENT_ERRORS:
             pass
     arguments = (tensors, padding_mask, seed, choices, heads, residual, scale, dropout, eps)
-    return OPERATION.call_or_explain(h, _run, check, arguments, check_first=not checked)
+    return OPERATION.call_or_explain(h, tensors[2], _run, check, arguments, check_first=not checked)
 
 
 def check(
@@ -233,7 +233,7 @@ def _run(
         seed = seed.reshape(1)
     elif dropout > 0:
         seed = torch.randint(2**62, (1,), dtype=torch.int64, device=h.device)
-    if OPERATION.runs_reference(h):
+    if OPERATION.runs_reference(h, parameters[0]):
         options = dict(zip(OPTIONS, choices, strict=True)) | dict(heads=heads, residual=residual)
         options |= dict(scale=scale, dropout=dropout, eps=eps)
         return _by_reference((h, x, *parameters), padding_mask, seed, **options)
@@ -380,5 +380,6 @@ OPERATION = Operation(
     activations=("h", "x"),
     constants=("mask", "seed"),
     forward_only=1,
+    rank_dim=0,
     shapes=_shapes,
 )

@@ -34,14 +34,14 @@ def mode_cores(
     Raises ValueError naming the argument, what came and what was wanted.
     """
     checked = type(temperature) in NUMBERS and temperature < math.inf and gate in THRESHOLDS
-    if checked and OPERATION.can_try_fast_path(core):
+    if checked and OPERATION.can_try_fast_path(core, core):
         try:
             if core.dtype == modes.dtype:
                 return torch.ops.petx.mode_cores_fwd(core, modes, threshold, THRESHOLDS.index(gate), temperature)
         except ARGUMENT_ERRORS:
             pass
     arguments = (core, modes, threshold, gate, temperature)
-    return OPERATION.call_or_explain(core, _run, check, arguments, check_first=not checked)
+    return OPERATION.call_or_explain(core, core, _run, check, arguments, check_first=not checked)
 
 
 def check(core: Any, modes: Any, threshold: Any, gate: Any, temperature: Any) -> None:
@@ -56,7 +56,7 @@ def check(core: Any, modes: Any, threshold: Any, gate: Any, temperature: Any) ->
 
 
 def _run(core: Tensor, modes: Tensor, threshold: Tensor | None, gate: str, temperature: float) -> Tensor:
-    if OPERATION.runs_reference(core):
+    if OPERATION.runs_reference(core, core):
         modes, threshold = cast(modes, core.dtype), cast(threshold, core.dtype)
         with torch.autocast(core.device.type, enabled=False):
             return reference.mode_cores(core, modes, threshold, gate=gate, temperature=temperature)
@@ -69,4 +69,4 @@ def _shapes(given: SimpleNamespace) -> Tensor:
 
 
 # It keeps its inputs and nothing else.
-OPERATION = Operation("mode_cores", ("core", "modes", "threshold"), shapes=_shapes)
+OPERATION = Operation("mode_cores", ("core", "modes", "threshold"), rank_dim=0, shapes=_shapes)

@@ -55,7 +55,7 @@ def mode_update(
 
     Raises ValueError naming the argument, what came and what was wanted.
     """
-    if seed is None and dropout == 0 and OPERATION.can_try_fast_path(x):
+    if seed is None and dropout == 0 and OPERATION.can_try_fast_path(x, cores):
         try:
             if x.dtype is v.dtype and x.is_contiguous():
                 given = () if bases is None else bases
@@ -63,7 +63,7 @@ def mode_update(
         except ARGUMENT_ERRORS:
             pass
     arguments = (x, u, v, cores, bases, dropout, shared_mask, seed)
-    return OPERATION.call_or_explain(x, _run, check, arguments, check_first=seed is not None)
+    return OPERATION.call_or_explain(x, cores, _run, check, arguments, check_first=seed is not None)
 
 
 def _run(
@@ -79,7 +79,7 @@ def _run(
     x = cast(x, dtype)
     bases = () if bases is None else [cast(base, dtype) for base in bases]
     # torch.func's vmap has no rule for an operator that takes a list of tensors.
-    if OPERATION.runs_reference(x) or torch._C._are_functorch_transforms_active():
+    if OPERATION.runs_reference(x, cores) or torch._C._are_functorch_transforms_active():
         return _by_reference(x, u, v, cores, bases, seed, dropout, shared_mask)
     leaves = (x, u, v, cores, *bases)
     return _ModeUpdate.call(leaves, x, u, v, cores, seed, float(dropout), shared_mask, *bases)[1:]
@@ -172,4 +172,4 @@ def _shapes(given: SimpleNamespace) -> list[Tensor]:
     return [hidden, *(x.new_empty(*x.shape[:-1], given.v.shape[0]) for _ in range(cores.shape[0]))]
 
 
-OPERATION = Operation("mode_update", ("x", "u", "v", "cores"), activations=("x",), shapes=_shapes)
+OPERATION = Operation("mode_update", ("x", "u", "v", "cores"), activations=("x",), rank_dim=-1, shapes=_shapes)

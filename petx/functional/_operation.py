@@ -32,7 +32,10 @@ class Operation:
             gradients come in it, the others' in float32 (float64 for float64).
         constants: tensors without a gradient that follow the leaves in the schemas (masks, the seed).
         forward_only: number of last arguments of the forward that the backward does not have.
+        rank_dim: dimension of the tensor ``narrow`` below whose size is the bottleneck's rank.
         shapes: the forward's results for torch.compile, from its arguments by name.
+
+    Of a call its methods get ``first``, the tensor whose device decides, and ``narrow``, the one that has the rank.
     """
 
     def __init__(
@@ -43,39 +46,49 @@ class Operation:
         activations: Sequence[str] = (),
         constants: Sequence[str] = (),
         forward_only: int = 0,
+        rank_dim: int,
         shapes: Callable[[SimpleNamespace], Any],
     ) -> None:
         self.stem, self.leaves, self.activations = stem, tuple(leaves), tuple(activations)
+        self.rank_dim = rank_dim
         self._function = _function_of(self, len(constants), forward_only)
         ops.register(stem, shapes, self._gradient_shapes)
 
-    def validates(self, tensor: Any) -> bool:
+    def takes(self, first: torch.Tensor, narrow: Any) -> bool:
+        """Whether a call runs compiled: on a GPU as the card's certificate says for its dtype, rows, width and rank."""
+        if first.is_cpu:
+            return ops.takes(self.stem, first)
+        ranked = isinstance(narrow, torch.Tensor) and narrow.dim() > 0  # else a check will refuse it
+        return ops.takes(self.stem, first, narrow.shape[self.rank_dim] if ranked else None)
+
+    def validates(self, first: Any, narrow: Any) -> bool:
         """Whether a call reaches the compiled operator, which validates its arguments before it does anything.
 
         The Python checks, which say it in the user's words, then run only after a refusal: on a GPU they would take as
         long as the rest of the call.
         """
-        if not isinstance(tensor, torch.Tensor) or not ops.takes(self.stem, tensor):
+        if not isinstance(first, torch.Tensor) or not self.takes(first, narrow):
             return False
         # Transforms of torch.func and levels of forward-mode differentiation must see torch's own operations: a
         # compiled operator would lose a tangent without a word.
         transformed = forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
         return not (transformed or torch.compiler.is_compiling())
 
-    def can_try_fast_path(self, tensor: Any) -> bool:
+    def can_try_fast_path(self, first: Any, narrow: Any) -> bool:
         """Whether the operator may be tried on a call's arguments as they are.
 
         If it raises one of :data:`ARGUMENT_ERRORS`, the slow path converts or explains.
         """
         return (
             not torch.is_grad_enabled()
-            and self.validates(tensor)
-            and not torch.is_autocast_enabled("cpu" if tensor.is_cpu else "cuda")
+            and self.validates(first, narrow)
+            and not torch.is_autocast_enabled("cpu" if first.is_cpu else "cuda")
         )
 
     def call_or_explain(
         self,
         first: Any,
+        narrow: Any,
         run: Callable[..., Any],
         check: Callable[..., Any],
         arguments: tuple[Any, ...],
@@ -84,9 +97,9 @@ class Operation:
     ) -> Any:
         """``run(*arguments)``; if that is refused, ``check(*arguments)`` says which argument does not fit.
 
-        ``first`` is the tensor whose device decides; ``check_first`` if the operator may not see what is wrong.
+        ``check_first`` if the operator may not see what is wrong.
         """
-        if check_first or not self.validates(first):
+        if check_first or not self.validates(first, narrow):
             check(*arguments)
             return run(*arguments)
         try:
@@ -95,10 +108,10 @@ class Operation:
             check(*arguments)
             raise
 
-    def runs_reference(self, tensor: torch.Tensor) -> bool:
+    def runs_reference(self, first: torch.Tensor, narrow: torch.Tensor) -> bool:
         """Whether the readable reference serves a call: no kernel for the device, or forward-mode derivatives, which
         the operators do not have."""
-        return not ops.takes(self.stem, tensor) or forward_ad._current_level >= 0
+        return not self.takes(first, narrow) or forward_ad._current_level >= 0
 
     def differentiable(self, *inputs: Any) -> Any:
         """The forward operator under autograd, on all its arguments in the schema's order."""
