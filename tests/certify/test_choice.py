@@ -342,17 +342,6 @@ def test_a_lock_that_was_left_behind(cards, holder):
     assert use() and not lock.exists()
 
 
-def test_nothing_of_torch_is_touched(cards):
-    torch.manual_seed(3)
-    state, threads = torch.get_rng_state(), torch.get_num_threads()
-    with torch.no_grad(), torch.autocast("cpu"), torch.device("meta"):
-        assert use()
-        assert not torch.is_grad_enabled() and torch.is_autocast_enabled("cpu")
-        assert torch.empty(1).device.type == "meta"
-    assert torch.equal(torch.get_rng_state(), state) and torch.get_num_threads() == threads
-    assert not torch.are_deterministic_algorithms_enabled()
-
-
 def test_the_nearest_shape_decides():
     times = [
         [256, 768, 64, 2.0, 1.0],

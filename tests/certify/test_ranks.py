@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import socket
 import time
 
 import pytest
@@ -16,8 +17,20 @@ from tests.certify.fake import OnGPU
 X = OnGPU(torch.bfloat16, 8, 512, 768)
 
 
+COLLECTIVES = """all_reduce reduce broadcast all_gather all_gather_into_tensor all_gather_object broadcast_object_list
+gather scatter reduce_scatter reduce_scatter_tensor all_to_all all_to_all_single barrier monitored_barrier send recv
+isend irecv new_group init_process_group""".split()
+
+
+def never(*_, **__):
+    raise AssertionError("a collective")
+
+
 def one_rank(rank, world, late, results, local_world=None):
-    """A process of a run, which comes ``late`` seconds after the others to its first use."""
+    """A process of a run, which comes ``late`` seconds after the others to its first use; it may call no collective."""
+    for name in COLLECTIVES:
+        setattr(torch.distributed, name, never)
+    socket.socket = never
     os.environ |= {"WORLD_SIZE": str(world), "RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_PORT": "29500"}
     os.environ["LOCAL_WORLD_SIZE"] = str(local_world or world)
     time.sleep(late)
@@ -51,6 +64,16 @@ def test_all_take_the_reference_if_one_gave_up_waiting(cards, monkeypatch):
     monkeypatch.setattr(first_use, "WAIT", 0.5)
     assert run(3, late=(2.0, 0, 0)) == {0: (False, 1), 1: (False, 0), 2: (False, 0)}
     assert len(list(certificate.folder().glob("*.json"))) == 1
+
+
+def test_nobody_is_waited_for_without_end(cards, monkeypatch):
+    """A rank that never uses the card stops no other: the one that is here decides by itself."""
+    monkeypatch.setattr(first_use, "WAIT", 0.5)
+    results = multiprocessing.get_context("fork").Queue()
+    alone = multiprocessing.get_context("fork").Process(target=one_rank, args=(1, 2, 0, results))
+    alone.start()
+    assert results.get(timeout=30) == (1, False, 0)
+    alone.join()
 
 
 def test_all_take_the_kernels_of_a_certificate_that_is_there(cards):
