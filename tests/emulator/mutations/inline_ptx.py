@@ -1,16 +1,26 @@
-"""Inline PTX and intrinsics of primitives.cuh, which the emulator replaces: proven by executing what nvcc makes."""
+"""Inline PTX and intrinsics of primitives.cuh, which the emulator replaces: proven by executing what nvcc makes.
+
+What the compiler is told about a statement is no instruction, and execution cannot see it: the source is asked.
+"""
 
 import torch
 
 from tests.cases import BY_NAME
-from tests.emulator.mutations import Mutation, of_case
+from tests.emulator.mutations import Check, Mutation, of_case
+from tests.emulator.ptx import assembly
 
 OPERATION = "gated_adapter"
 PTX = True
 FILES = ()
-# Without `volatile` and the memory clobber nvcc 13.0 makes the same PTX of ldmatrix: that change is no mutation yet.
 
-CHECKS = [
+
+def of_assembly(emulator):
+    """What the sources under test leave unsaid about their assembly."""
+    return next(iter(assembly.of_sources(emulator.kernels.csrc)), None)
+
+
+CHECKS = [Check("assembly that touches memory is ordered", of_assembly)]
+CHECKS += [
     of_case(BY_NAME["gated_adapter", name], dtype)
     for name in ("large-bart", "odd")
     for dtype in (torch.bfloat16, torch.float16)
@@ -18,6 +28,16 @@ CHECKS = [
 
 FILE = "common/primitives.cuh"
 BFLOAT16, HALF = r"(f32\.bf16\.bf16\.f32[^;]*", r"(f32\.f16\.f16\.f32[^;]*"
+
+# Statement -> how its text begins.
+ORDERED = {
+    "ldmatrix": r"ldmatrix\.sync\.aligned\.m8n8\.x4\.shared",
+    "ldmatrix of columns": r"ldmatrix\.sync\.aligned\.m8n8\.x4\.trans",
+    "cp.async": r"cp\.async\.cg",
+    "cp.async's commit": r"cp\.async\.commit_group",
+    "cp.async's wait": r"cp\.async\.wait_group",
+    "barrier of a group": r"bar\.sync",
+}
 
 MUTATIONS = [
     # operands of the matrix units
@@ -72,4 +92,15 @@ MUTATIONS = [
     ),
     Mutation("threads of another direction", FILE, r"return threadIdx\.x;", "return threadIdx.y;"),
     Mutation("blocks of the other direction", FILE, r"return blockIdx\.y;", "return blockIdx.x;"),
+    # what the compiler is told
+    *(
+        Mutation(f"{name}: volatile lost", FILE, rf'asm volatile(\("{begin})', r"asm\1")
+        for name, begin in ORDERED.items()
+    ),
+    *(
+        Mutation(
+            f"{name}: memory clobber lost", FILE, rf'(asm volatile\("{begin}[^;]*;"[^;]*?)\s*:+ "memory"\)', r"\1)"
+        )
+        for name, begin in ORDERED.items()
+    ),
 ]
