@@ -1,12 +1,16 @@
 """What the scripts below tools/ name must be there."""
 
+import importlib.util
 import re
 from pathlib import Path
 
 import pytest
 
+from petx import ops
+
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = (ROOT / "tools" / "on_gpu.sh").read_text(encoding="utf-8")
+CUDA_BUILD = (ROOT / "tools" / "cuda_build.sh").read_text(encoding="utf-8")
 KERNEL = re.compile(r"^PETX_KERNEL void\s+__launch_bounds__\([^)]*\)\s+(\w+)\(", re.MULTILINE)
 
 
@@ -42,5 +46,30 @@ def test_every_kernel_is_selected(step):
 
 
 def test_scripts_and_tests_it_runs_exist():
-    named = re.findall(r"(?:tests|tools)/[\w/]+\.py", SCRIPT)
+    named = re.findall(r"(?:tests|tools)/[\w/]+\.py", SCRIPT + CUDA_BUILD)
     assert named and [path for path in named if not (ROOT / path).is_file()] == []
+
+
+def test_what_a_cuda_build_lacks():
+    """tools/cuda_build.sh ends with this check; here are builds that must not pass it."""
+    spec = importlib.util.spec_from_file_location("cuda_build_check", ROOT / "tools" / "cuda_build_check.py")
+    check = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(check)
+    whole = dict(
+        build=dict(cuda_mode="full", cuda_absent_reason="", operations=["a"], cuda_operations=["a"]),
+        linked=[*check.NEEDED, "libc.so.6"],
+        registered={"a_fwd", "a_bwd"},
+        torch_cuda="13.0",
+    )
+    assert check.missing(**whole) == []
+    assert check.missing(**whole | {"torch_cuda": None}) == ["torch has no CUDA"]
+    assert check.missing(**whole | {"registered": {"a_fwd"}}) == ["a_bwd has no CUDA kernel"]
+    assert check.missing(**whole | {"linked": list(check.NEEDED[1:])}) == ["it is not linked against libtorch_cuda.so"]
+    for change, said in (
+        ({"cuda_mode": "check"}, "cuda_mode is 'check', not 'full': no reason"),
+        ({"cuda_operations": []}, "a was built without CUDA"),
+        ({"operations": []}, "it has no operation at all"),
+    ):
+        assert check.missing(**whole | {"build": whole["build"] | change}) == [said]
+    if ops._C is not None:
+        assert any(re.match(r"libc\.so", name) for name in check.needed_by(ops._C.__file__))
