@@ -1,6 +1,8 @@
 """What the call of a layer costs beyond its operator: without gradients, on inputs so small that little else counts."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -8,12 +10,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import petx.nn
 from petx import ops
+from petx.bench.case import Device
 from petx.bench.timing import Clock
+
+Call = Callable[[], Any]
 
 CALLS = 50  # of one measurement
 
 
-def overheads(device, seconds=0.6):
+def overheads(device: Device, seconds: float = 0.6) -> dict[str, dict[str, float]]:
     """Layer -> ``{"layer": seconds a call, "operator": of what it calls, directly}``; torch's Linear beside them.
 
     Empty without compiled operators for ``device``.
@@ -49,11 +54,11 @@ def overheads(device, seconds=0.6):
         torch.set_num_threads(threads)
 
 
-def _operators(call, frozen):
+def _operators(call: Call, frozen: Call | None) -> Call:
     """The operators of petx that a call reaches, with its arguments, and what else it calls."""
 
     class Recorder(TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
             if function.namespace == "petx":
                 reached.append((function.overloadpacket, args, kwargs or {}))
             return function(*args, **kwargs or {})
@@ -62,7 +67,7 @@ def _operators(call, frozen):
     with Recorder():
         call()
 
-    def run():
+    def run() -> None:
         if frozen:
             frozen()
         for operator, args, kwargs in reached:
@@ -71,7 +76,7 @@ def _operators(call, frozen):
     return run
 
 
-def _best(layer, operator, clock, seconds):
+def _best(layer: Call, operator: Call, clock: Clock, seconds: float) -> dict[str, float]:
     """The shortest of many measurements of each, which take turns."""
     shortest, end = {"layer": math.inf, "operator": math.inf}, clock.now() + seconds
     while shortest["operator"] == math.inf or clock.now() < end:

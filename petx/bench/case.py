@@ -16,6 +16,7 @@ DTYPES = (torch.float32, torch.bfloat16)  # those that everything is measured in
 Tensors = dict[str, torch.Tensor]
 Function = Callable[..., tuple[torch.Tensor, ...]]  # of all the case's tensors by name, and its options as keywords
 Form = Callable[[Tensors], tuple[torch.Tensor, ...]]  # of the activations
+Built = tuple[Form, list[torch.Tensor]]  # a form, and the parameters whose gradients a step takes
 Device = torch.device | str
 
 
@@ -42,7 +43,7 @@ class Arm:
     tuple of tensors, ``leaves`` are the parameters whose gradients a step takes."""
 
     name: str
-    build: Callable[["BenchCase", Problem], tuple[Form, list[torch.Tensor]]]
+    build: Callable[["BenchCase", Problem], Built]
 
 
 @dataclass(frozen=True)
@@ -110,10 +111,10 @@ def problem(
     need one."""
     generator = torch.Generator(device).manual_seed(seed)
 
-    def draw(shape, scale):
+    def draw(shape: tuple[int, ...], scale: float) -> torch.Tensor:
         return torch.randn(shape, generator=generator, device=device).mul_(scale).to(case.dtype)
 
-    def fresh():
+    def fresh() -> Tensors:
         return {n: draw(s, 1.0).requires_grad_(n in gradients) for n, s in activations.items()}
 
     values = {n: draw(s, 0.1) for n, s in parameters.items()}
@@ -128,7 +129,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 def plain(name: str, function: Function) -> Arm:
     """The arm of a function of all the case's tensors, by name, and its options."""
 
-    def build(case, problem):
+    def build(case: BenchCase, problem: Problem) -> Built:
         fixed = problem.parameters | problem.frozen
         return lambda activations: function(activations | fixed, **case.options), list(problem.parameters.values())
 
@@ -138,7 +139,7 @@ def plain(name: str, function: Function) -> Arm:
 def compiled(name: str, function: Function, mode: str = "default") -> Arm:
     """The arm of ``torch.compile(function)``; graphs only where there is a GPU to record them."""
 
-    def build(case, problem):
+    def build(case: BenchCase, problem: Problem) -> Built:
         device = next(iter({**problem.parameters, **problem.frozen}.values())).device.type
         if mode == "reduce-overhead" and device != "cuda":
             raise Unavailable("CUDA graphs need a GPU")
@@ -146,7 +147,7 @@ def compiled(name: str, function: Function, mode: str = "default") -> Arm:
         fixed, options = problem.parameters | problem.frozen, case.options
         step = torch.compile(lambda tensors: function(tensors, **options), dynamic=False, fullgraph=True, mode=mode)
 
-        def forward(activations):
+        def forward(activations: Tensors) -> tuple[torch.Tensor, ...]:
             if mode == "reduce-overhead":
                 torch.compiler.cudagraph_mark_step_begin()
             return step(activations | fixed)
@@ -159,7 +160,7 @@ def compiled(name: str, function: Function, mode: str = "default") -> Arm:
 def unavailable(name: str, reason: str) -> Arm:
     """A peer that does not apply to a case, kept in its table with the reason."""
 
-    def build(case, problem):
+    def build(case: BenchCase, problem: Problem) -> Built:
         raise Unavailable(reason)
 
     return Arm(name, build)

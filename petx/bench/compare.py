@@ -2,16 +2,21 @@
 
 import itertools
 import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 from petx.bench.case import FLOORS, PETX
 from petx.errors import UserError
+
+Record = dict[str, Any]  # a part of results.json: all of it, a case, a summary
 
 VERSION = 2  # of results.json
 TOLERANCE = 0.10
 SAME_MACHINE = ("device", "threads", "torch")
 
 
-def load(path):
+def load(path: str | Path) -> Record:
     """An earlier ``results.json``; raises UserError where it is none."""
     try:
         with open(path, encoding="utf-8") as file:
@@ -29,7 +34,7 @@ def load(path):
     return results
 
 
-def regressions(now, before, tolerance=TOLERANCE):
+def regressions(now: Record, before: Record, tolerance: float = TOLERANCE) -> tuple[list[str], list[str]]:
     """(regressions, notes): cases in which petx got slower, in words.
 
     On the same machine, threads and torch: petx's median grew by more than ``tolerance`` and its spread does not
@@ -68,7 +73,7 @@ def regressions(now, before, tolerance=TOLERANCE):
     return found, notes
 
 
-def reproduced(now, before):
+def reproduced(now: Record, before: Record) -> tuple[list[str], list[str]]:
     """(inside, outside), in words: ratios whose median lies within the earlier run's spread, and those where not."""
     found = [], []
     for case, old in _in_both(now, before):
@@ -84,37 +89,37 @@ def reproduced(now, before):
     return found
 
 
-def _in_both(now, before):
+def _in_both(now: Record, before: Record) -> list[tuple[Record, Record]]:
     """Pairs of a case and the same one of the earlier run, where both were measured."""
     earlier = {_key(case): case for case in before["cases"] if "arms" in case}
     return [(case, earlier[_key(case)]) for case in now["cases"] if "arms" in case and _key(case) in earlier]
 
 
-def by_dtype(cases):
+def by_dtype(cases: Iterable[Record]) -> list[Record]:
     """Cases as a reader looks for them: those of a dtype together, the widest first."""
     order = ("float32", "bfloat16", "float16")
     return sorted(cases, key=lambda case: order.index(case["dtype"]) if case["dtype"] in order else len(order))
 
 
-def times_of(case, arm="petx"):
+def times_of(case: Record, arm: str = "petx") -> dict[str, Record]:
     """direction -> summary of one arm; empty where it has none."""
     return {d: v for d, v in case.get("arms", {}).get(arm, {}).items() if isinstance(v, dict)}
 
 
-def ratio_of(case, arm, direction):
+def ratio_of(case: Record, arm: str, direction: str) -> Record | None:
     """Summary of an arm's time over petx's, round by round, or None where it was not measured."""
     return times_of(case, arm).get(direction, {}).get("ratio")
 
 
-def best_ratio(case, direction):
+def best_ratio(case: Record, direction: str) -> float | None:
     """Time of the fastest peer over petx's, or None without one."""
     peers = [ratio_of(case, arm, direction) for arm in case["arms"] if arm not in (PETX, *FLOORS)]
     return min((ratio["median"] for ratio in peers if ratio), default=None)
 
 
-def _key(case):
+def _key(case: Record) -> tuple[str, str, str]:
     return case["operation"], case["name"], case["dtype"]
 
 
-def _name(case):
+def _name(case: Record) -> str:
     return f"{case['operation']}/{case['name']} {case['dtype']}"

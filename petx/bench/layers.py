@@ -6,21 +6,39 @@ step is forward, a loss, backward and AdamW's update.
 
 import functools
 import warnings
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from petx.bench import peers
-from petx.bench.case import DTYPES, FROZEN, PETX, Arm, BenchCase, Problem, Unavailable, problem
+from petx.bench.case import (
+    DTYPES,
+    FROZEN,
+    PETX,
+    Arm,
+    BenchCase,
+    Built,
+    Device,
+    Form,
+    Problem,
+    Tensors,
+    Unavailable,
+    problem,
+)
 from petx.bench.ops import expert_mixture, gated_adapter
 from petx.nn import GatedAdapter, ValueAdapter
+
+FormOf = Callable[[Any], Form]  # of a model, what a step runs
 
 RANK, HEADS, DROPOUT = 96, 4, 0.1
 PETAL_RANK, EXPERTS = 64, 6
 
 
-def cases(dtype):
+def cases(dtype: torch.dtype) -> list[BenchCase]:
     """Layers and steps in float32 and bfloat16."""
     if dtype not in DTYPES:
         return []
@@ -33,10 +51,12 @@ def cases(dtype):
     ]
 
 
-def vlpet_layer(kind, dtype, *, batch=20, length=56, quick=False, **sizes):
+def vlpet_layer(
+    kind: str, dtype: torch.dtype, *, batch: int = 20, length: int = 56, quick: bool = False, **sizes: int
+) -> BenchCase:
     """One encoder layer with a site after its attention and one after its feed-forward part."""
 
-    def forward_of(model):
+    def forward_of(model: Any) -> Form:
         encoder = _inner(model).get_encoder()
         return lambda t: (encoder(inputs_embeds=t["hidden"]).last_hidden_state,)
 
@@ -54,10 +74,19 @@ def vlpet_layer(kind, dtype, *, batch=20, length=56, quick=False, **sizes):
     )
 
 
-def vlpet_step(dtype, *, batch=4, length=56, target=16, layers=6, quick=False, **sizes):
+def vlpet_step(
+    dtype: torch.dtype,
+    *,
+    batch: int = 4,
+    length: int = 56,
+    target: int = 16,
+    layers: int = 6,
+    quick: bool = False,
+    **sizes: int,
+) -> BenchCase:
     """BART-base: encoder sites and decoder values, a target of ``target`` tokens."""
 
-    def forward_of(model):
+    def forward_of(model: Any) -> Form:
         vocabulary, draw = model.config.vocab_size, torch.Generator().manual_seed(0)
         device = next(model.parameters()).device
         labels = torch.randint(vocabulary, (batch, target), generator=draw).to(device)
@@ -77,25 +106,37 @@ def vlpet_step(dtype, *, batch=4, length=56, target=16, layers=6, quick=False, *
     )
 
 
-def petal_layer(dtype, *, batch=4, text=32, quick=False, **sizes):
+def petal_layer(dtype: torch.dtype, *, batch: int = 4, text: int = 32, quick: bool = False, **sizes: int) -> BenchCase:
     """One Q-Former layer with cross-attention: 32 queries, ``text`` tokens, 257 image tokens a sample."""
     return _petal("qformer_layer", "petal", dtype, batch, text, 1, quick, False, sizes)
 
 
-def petal_step(dtype, *, batch=2, text=32, layers=12, quick=False, **sizes):
+def petal_step(
+    dtype: torch.dtype, *, batch: int = 2, text: int = 32, layers: int = 12, quick: bool = False, **sizes: int
+) -> BenchCase:
     """The whole Q-Former, cross-attention in every second layer."""
     return _petal("training_step", "qformer-petal", dtype, batch, text, layers, quick, True, sizes)
 
 
-def _petal(operation, name, dtype, batch, text, layers, quick, whole, sizes):
-    def forward_of(model):
+def _petal(
+    operation: str,
+    name: str,
+    dtype: torch.dtype,
+    batch: int,
+    text: int,
+    layers: int,
+    quick: bool,
+    whole: bool,
+    sizes: dict[str, int],
+) -> BenchCase:
+    def forward_of(model: Any) -> Form:
         host = _inner(model)
         qformer, queries = host.qformer, host.query_tokens.shape[1]
         device = next(model.parameters()).device
         ids = torch.randint(100, (batch, text), generator=torch.Generator().manual_seed(0)).to(device)
         mask = torch.ones(batch, queries + text, dtype=torch.long, device=device)
 
-        def forward(t):
+        def forward(t: Tensors) -> tuple[torch.Tensor, ...]:
             out = qformer(
                 input_ids=ids, attention_mask=mask, query_embeds=t["queries"], encoder_hidden_states=t["image"]
             ).last_hidden_state[:, :queries]
@@ -118,16 +159,28 @@ def _petal(operation, name, dtype, batch, text, layers, quick, whole, sizes):
     )
 
 
-def _case(operation, name, dtype, sizes, activations, host, arms, *, quick, whole=False, gradients=("hidden",)):
-    def make(case, device):
+def _case(
+    operation: str,
+    name: str,
+    dtype: torch.dtype,
+    sizes: dict[str, int],
+    activations: dict[str, tuple[int, ...]],
+    host: Callable[[], nn.Module],
+    arms: list[Arm],
+    *,
+    quick: bool,
+    whole: bool = False,
+    gradients: tuple[str, ...] = ("hidden",),
+) -> BenchCase:
+    def make(case: BenchCase, device: Device) -> Problem:
         made = problem(case, device, {}, activations, gradients=gradients)
         return Problem({}, {"host": (host, device, dtype)}, made.fresh)
 
     return BenchCase(operation, name, dtype, sizes, make, tuple(arms), quick=quick, whole=whole)
 
 
-def _vlpet_arms(forward_of, lora_sites, step=False):
-    def tuned(model):
+def _vlpet_arms(forward_of: FormOf, lora_sites: str, step: bool = False) -> list[Arm]:
+    def tuned(model: Any) -> Any:
         from petx.tuners import VLPetConfig
 
         return _with_peft(model, VLPetConfig(granularity="large", rank=RANK, heads=HEADS, decoder_rank=RANK))
@@ -140,8 +193,8 @@ def _vlpet_arms(forward_of, lora_sites, step=False):
     ]
 
 
-def _petal_arms(forward_of, step):
-    def tuned(model):
+def _petal_arms(forward_of: FormOf, step: bool) -> list[Arm]:
+    def tuned(model: Any) -> Any:
         try:
             from petx.tuners import PetalConfig
         except ImportError as error:
@@ -157,10 +210,10 @@ def _petal_arms(forward_of, step):
     ]
 
 
-def _arm(name, adapt, forward_of, step):
+def _arm(name: str, adapt: Callable[[Any], Any], forward_of: FormOf, step: bool) -> Arm:
     """The arm of a model that ``adapt`` makes of the frozen host, in training mode."""
 
-    def build(case, problem):
+    def build(case: BenchCase, problem: Problem) -> Built:
         host, device, dtype = problem.frozen["host"]
         torch.manual_seed(0)
         model = adapt(host().requires_grad_(False)).to(device=device, dtype=dtype).train()
@@ -170,7 +223,7 @@ def _arm(name, adapt, forward_of, step):
             return run, leaves
         optimizer = torch.optim.AdamW(leaves, lr=1e-5) if leaves else None
 
-        def whole(activations):
+        def whole(activations: Tensors) -> tuple[torch.Tensor, ...]:
             (loss,) = run(activations)
             loss.backward()
             for tensor in activations.values():
@@ -185,7 +238,7 @@ def _arm(name, adapt, forward_of, step):
     return Arm(name, build)
 
 
-def literal_vlpet(model):
+def literal_vlpet(model: nn.Module) -> nn.Module:
     """A tuned ``model`` whose adapters run operation by operation as released, with the same parameters."""
     for module in model.modules():
         if isinstance(module, GatedAdapter):
@@ -193,7 +246,9 @@ def literal_vlpet(model):
     return model
 
 
-def _site(module, h, x=None, padding_mask=None):
+def _site(
+    module: Any, h: torch.Tensor, x: torch.Tensor | None = None, padding_mask: torch.Tensor | None = None
+) -> torch.Tensor:
     tensors = dict(h=h, x=x)
     for name in ("down", "up", "gate_down", "gate"):
         layer = getattr(module, name)
@@ -202,24 +257,32 @@ def _site(module, h, x=None, padding_mask=None):
     return y if module.scale == 1.0 else module.scale * y
 
 
-def _value_adapter(module, e, v, padding_mask=None):
+def _value_adapter(
+    module: Any, e: torch.Tensor, v: torch.Tensor, padding_mask: torch.Tensor | None = None
+) -> torch.Tensor:
     return v + module.up(gated_adapter.gelu_new(module.down(e)))
 
 
 class LiteralProjection(nn.Module):
     """A frozen projection with PETAL's update as the released code runs it: x Uᵀ, dropout and C x₃ p at every call."""
 
-    def __init__(self, base, u, v, core):
+    def __init__(
+        self,
+        base: nn.Module,
+        u: Callable[[], torch.Tensor],
+        v: Callable[[], torch.Tensor],
+        core: Callable[[], torch.Tensor],
+    ) -> None:
         super().__init__()
         self.base, self.factors = base, (u, v, core)  # shared, registered once by the model
         self.mode = nn.Parameter(torch.randn(core().shape[0]) * 0.1)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         u, v, core = (factor() for factor in self.factors)
         return self.base(x) + F.linear(F.dropout(F.linear(x, u), DROPOUT, self.training) @ (core @ self.mode), v)
 
 
-def literal_petal(model):
+def literal_petal(model: Any) -> Any:
     """``model`` with PETAL written literally into its Q-Former: projections, experts, scale and shift."""
     qformer, config = model.qformer, model.config.qformer_config
     factors = nn.ParameterDict()
@@ -255,7 +318,7 @@ def literal_petal(model):
     return model
 
 
-def _scale_and_shift(layer, width):
+def _scale_and_shift(layer: Any, width: int) -> None:
     """Add 0.1 (A a + b) to the layer's output, A its self-attention's."""
     layer.literal_scale, layer.literal_shift = (nn.Parameter(torch.randn(width) * 0.0002) for _ in range(2))
     seen = []
@@ -263,18 +326,18 @@ def _scale_and_shift(layer, width):
         lambda module, inputs, out: seen.append(out[0] if isinstance(out, tuple) else out)
     )
 
-    def add(module, inputs, out):
+    def add(module: nn.Module, inputs: tuple, out: Any) -> Any:
         residual = 0.1 * (seen.pop() * layer.literal_scale + layer.literal_shift)
         return (out[0] + residual, *out[1:]) if isinstance(out, tuple) else out + residual
 
     layer.register_forward_hook(add)
 
 
-def _inner(model):
+def _inner(model: Any) -> Any:
     return model.base_model.model if hasattr(model, "peft_config") else model
 
 
-def _with_peft(model, config):
+def _with_peft(model: Any, config: Any) -> Any:
     from peft import get_peft_model
 
     with warnings.catch_warnings():
@@ -282,7 +345,7 @@ def _with_peft(model, config):
         return get_peft_model(model, config, autocast_adapter_dtype=False)
 
 
-def _lora(model, sites, rank):
+def _lora(model: Any, sites: str, rank: int) -> Any:
     from peft import LoraConfig
 
     return _with_peft(
@@ -291,7 +354,7 @@ def _lora(model, sites, rank):
     )
 
 
-def _transformers():
+def _transformers() -> ModuleType:
     try:
         import transformers
     except ImportError as error:
@@ -299,14 +362,14 @@ def _transformers():
     return transformers
 
 
-def _bart(layers, **sizes):
+def _bart(layers: int, **sizes: int) -> Any:
     t = _transformers()
     return t.BartForConditionalGeneration(
         t.BartConfig(**_BART | dict(encoder_layers=layers, decoder_layers=layers) | sizes)
     )
 
 
-def _t5(layers, **sizes):
+def _t5(layers: int, **sizes: int) -> Any:
     t = _transformers()
     return t.T5ForConditionalGeneration(t.T5Config(**_T5 | dict(num_layers=layers) | sizes))
 
@@ -316,7 +379,7 @@ _BART = dict(d_model=768, encoder_ffn_dim=3072, decoder_ffn_dim=3072)
 _BART |= dict(encoder_attention_heads=12, decoder_attention_heads=12)
 
 
-def _instructblip(layers, **sizes):
+def _instructblip(layers: int, **sizes: int) -> Any:
     """InstructBLIP whose Q-Former has the published size; vision tower and language model are not run, and tiny."""
     t = _transformers()
     qformer = dict(hidden_size=768, num_attention_heads=12, intermediate_size=3072, encoder_hidden_size=1408)

@@ -4,11 +4,13 @@ import os
 import platform
 import statistics
 import time
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from petx import ops
-from petx.bench.case import dtype_name
+from petx.bench.case import Device, dtype_name
 from petx.bench.timing import Clock
 from petx.version import __version__
 
@@ -17,7 +19,7 @@ GEMM_SIZE = {"cpu": 1024, "cuda": 8192}
 GEMM_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def facts(device):
+def facts(device: Device) -> dict[str, Any]:
     """Names and versions of all that a result depends on."""
     gpu = torch.device(device).type == "cuda"
     info = ops._C.build_info() if ops._C is not None else None
@@ -37,7 +39,7 @@ def facts(device):
     }
 
 
-def constants(device, seconds=0.6):
+def constants(device: Device, seconds: float = 0.6) -> dict[str, Any]:
     """Copy bandwidth (bytes read and written a second) and GEMM rate by dtype; on a GPU also the cost of a launch."""
     kind = torch.device(device).type
     copies = {}
@@ -59,7 +61,7 @@ def constants(device, seconds=0.6):
     return measured
 
 
-def better(one, other):
+def better(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     """Of two measurements of :func:`constants` the higher rates and the lower costs."""
     merged = {}
     for name, value in one.items():
@@ -70,13 +72,13 @@ def better(one, other):
     return merged
 
 
-def _gemm(n, dtype, device, seconds):
+def _gemm(n: int, dtype: torch.dtype, device: Device, seconds: float) -> float:
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
     out = torch.empty(n, n, device=device, dtype=dtype)
     return 2 * n**3 / best(lambda: torch.mm(a, b, out=out), device, seconds)
 
 
-def best(function, device, seconds, least=5):
+def best(function: Callable[[], Any], device: Device, seconds: float, least: int = 5) -> float:
     """Median time of the faster half: what the machine does where nothing disturbs it."""
     clock, times = Clock(device), []
     for _ in range(2):
@@ -89,11 +91,11 @@ def best(function, device, seconds, least=5):
     return statistics.median(sorted(times)[: max(len(times) // 2, 1)])
 
 
-def _launches(count=200):
+def _launches(count: int = 200) -> dict[str, float]:
     """Seconds a small kernel takes from Python, and within a CUDA graph."""
     x = torch.zeros(256, device="cuda")
 
-    def many():
+    def many() -> None:
         for _ in range(count):
             x.add_(1.0)
 
@@ -108,7 +110,7 @@ def _launches(count=200):
     return {"launch_seconds": launch, "graph_gap_seconds": best(graph.replay, "cuda", 0.3) / count}
 
 
-def _processor():
+def _processor() -> str:
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             return next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))

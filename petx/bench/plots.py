@@ -1,24 +1,28 @@
 """Plots of a run as PNG: ratios by case, the roofline, cost against size."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
 
 from petx.bench.case import FLOORS
-from petx.bench.compare import by_dtype, ratio_of, times_of
+from petx.bench.compare import Record, by_dtype, ratio_of, times_of
 from petx.bench.peers import NAMES
 from petx.files import written_whole
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (after the choice of backend)
 from matplotlib import ticker  # noqa: E402
+from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.axis import Axis  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
 
 _COLOURS = ["#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#F0E442"]  # Okabe and Ito's palette
 _PETX, _FLOOR = "#D55E00", "#999999"
 _MARKERS = "osD^vP*X"
 
 
-def write_plots(folder, results):
+def write_plots(folder: str | Path, results: Record) -> list[Path]:
     """``ratios-<operation>.png``, ``roofline.png`` and ``growth.png``; returns the paths of those that have data."""
     folder = Path(folder)
     done = [case for case in results["cases"] if "arms" in case]
@@ -32,7 +36,7 @@ def write_plots(folder, results):
     return paths
 
 
-def _ratios(path, operation, cases):
+def _ratios(path: Path, operation: str, cases: list[Record]) -> list[Path]:
     direction = (
         "step" if any("step" in times_of(case) for case in cases) and operation == "training_step" else "fwd+bwd"
     )
@@ -59,7 +63,7 @@ def _ratios(path, operation, cases):
     return [_save(figure, panels.flat[0], path, panels.flat)]
 
 
-def _bars(axes, cases, peers, direction):
+def _bars(axes: Axes, cases: list[Record], peers: list[str], direction: str) -> None:
     """A dtype's ratios, on a scale of its own: those of two dtypes may differ by an order of magnitude."""
     colours = {peer: _FLOOR if peer in FLOORS else _COLOURS[NAMES.index(peer) % len(_COLOURS)] for peer in peers}
     thick = 0.8 / max(len(peers), 1)
@@ -83,7 +87,7 @@ def _bars(axes, cases, peers, direction):
     axes.grid(axis="x", alpha=0.3)
 
 
-def _roofline(path, cases, constants, device):
+def _roofline(path: Path, cases: list[Record], constants: Record | None, device: str) -> list[Path]:
     """FLOP/s over FLOPs a byte, by dtype a panel, below the roof of the measured copy and GEMM rates."""
     points = []
     for case in cases:
@@ -122,7 +126,7 @@ def _roofline(path, cases, constants, device):
     return [_save(figure, panels[0][0], path, panels[0])]
 
 
-def _growth(path, sweeps):
+def _growth(path: Path, sweeps: list[Record]) -> list[Path]:
     if not sweeps:
         return []
     columns = min(3, len(sweeps))
@@ -151,13 +155,13 @@ def _growth(path, sweeps):
     return [_save(figure, panels.flat[0], path)]
 
 
-def _plain_ticks(axis):
+def _plain_ticks(axis: Axis) -> None:
     axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_locator(ticker.NullLocator())
 
 
-def _save(figure, axes, path, more=()):
+def _save(figure: Figure, axes: Axes, path: Path, more: Sequence[Axes] = ()) -> Path:
     entries = {}
     for each in more if len(more) else [axes]:
         for handle, label in zip(*each.get_legend_handles_labels(), strict=True):

@@ -19,7 +19,7 @@ print(middle - start, now() - middle)
 """
 
 
-def import_seconds(rounds=5):
+def import_seconds(rounds: int = 5) -> dict[str, float]:
     """Medians over new processes: importing torch, and petx on top of it."""
     pairs = []
     for _ in range(rounds + 1):
@@ -29,7 +29,7 @@ def import_seconds(rounds=5):
     return {"torch": statistics.median(torch_alone), "petx over torch": statistics.median(over_torch)}
 
 
-def wheel(source=None):
+def wheel(source: str | Path | None = None) -> dict[str, float]:
     """Bytes of the wheel and seconds of its build from ``source``, the clone that this package lies in.
 
     Raises Unavailable where petx is not run from a clone, or the build fails.

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from petx.bench.case import PRODUCTS, Arm, Tensors, Unavailable
+from petx.bench.case import PRODUCTS, Arm, BenchCase, Built, Problem, Tensors, Unavailable
 
 Product = tuple[str, str, str]
 
@@ -27,31 +27,31 @@ def alone(
     ``shape(activations)`` is that of an output, where it is no matrix.
     """
 
-    def build(case, problem):
+    def build(case: BenchCase, problem: Problem) -> Built:
         fixed = _matrices(problem.parameters | problem.frozen)
         if case.dtype.itemsize < 4 and next(iter(fixed.values())).device.type == "cpu":
             raise Unavailable("measured in float32 on a CPU, where torch's 16-bit products may be far slower")
         made, given = {}, {}  # results by name; what the step was called with
 
-        def operand(name):
+        def operand(name: str) -> torch.Tensor:
             plain = name.removesuffix(".T")
             found = next(place[plain] for place in (given, fixed, made) if plain in place)
             return found if plain == name else found.T
 
-        def multiply(products):
+        def multiply(products: Sequence[Product]) -> None:
             for name, a, b in products:
                 left, right = operand(a), operand(b)
                 if name not in made:
                     made[name] = left.new_empty(left.shape[0], right.shape[1])
                 torch.mm(left, right, out=made[name])
 
-        def run_forward(activations):
+        def run_forward(activations: Tensors) -> tuple[torch.Tensor, ...]:
             given.update(_matrices(activations))
             multiply(forward)
             results = [made[name].detach() for name in outputs]
             return tuple(y.view(shape(activations)) if shape else y for y in results)
 
-        def run_backward(gradients):
+        def run_backward(gradients: Sequence[torch.Tensor]) -> None:
             pairs = zip(outputs, gradients, strict=True)
             given.update({f"dy{k}": dy.reshape(made[name].shape) for k, (name, dy) in enumerate(pairs)})
             multiply(backward)
@@ -64,13 +64,19 @@ def alone(
 
 class _Products(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, run_forward, run_backward, activations, *leaves):
+    def forward(
+        ctx: Any,
+        run_forward: Callable[[Tensors], tuple[torch.Tensor, ...]],
+        run_backward: Callable[[Sequence[torch.Tensor]], None],
+        activations: Tensors,
+        *leaves: torch.Tensor,
+    ) -> tuple[torch.Tensor, ...]:
         ctx.run_backward, ctx.inputs = run_backward, 3 + len(leaves)
         ctx.set_materialize_grads(False)
         return run_forward(activations)
 
     @staticmethod
-    def backward(ctx, *gradients):
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[None, ...]:
         ctx.run_backward(gradients)
         return (None,) * ctx.inputs
 

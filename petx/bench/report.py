@@ -1,12 +1,14 @@
 """The Markdown report of a run."""
 
+from collections.abc import Iterable, Sequence
+
 from petx.bench.case import PRODUCTS
-from petx.bench.compare import by_dtype, ratio_of, times_of
+from petx.bench.compare import Record, by_dtype, ratio_of, times_of
 
 DIRECTIONS = ("fwd", "bwd", "fwd+bwd", "step")
 
 
-def markdown(results, plots=(), compared=None):
+def markdown(results: Record, plots: Iterable[str] = (), compared: tuple[list[str], list[str]] | None = None) -> str:
     """The whole report; ``plots`` are file names beside it, ``compared`` the (regressions, notes) of a comparison."""
     parts = ["# petx bench", _head(results), _constants(results), _process(results)]
     if compared is not None:
@@ -17,7 +19,7 @@ def markdown(results, plots=(), compared=None):
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _head(results):
+def _head(results: Record) -> str:
     m, lines = results["machine"], []
     lines.append(f"`{results['command']}`, {results['date']}, {results.get('elapsed_seconds', 0) / 60:.1f} minutes.")
     if results["interrupted"]:
@@ -34,7 +36,7 @@ def _head(results):
     return "\n\n".join(lines)
 
 
-def _constants(results):
+def _constants(results: Record) -> str:
     constants = results["constants"]
     if constants is None:
         return ""
@@ -52,7 +54,7 @@ def _constants(results):
     return "## The machine's own rates\n\n" + _table(["what", "rate"], rows)
 
 
-def _process(results):
+def _process(results: Record) -> str:
     figures, rows = results["process"], []
     for name, seconds in figures.get("import_seconds", {}).items():
         rows.append((f"import of {name}", f"{seconds:.2f} s"))
@@ -66,7 +68,7 @@ def _process(results):
     return "\n\n".join(part for part in parts if part) if any(parts[1:]) else ""
 
 
-def _calls(figures):
+def _calls(figures: Record) -> str:
     rows = [
         [name, *(f"{1e6 * seconds:.1f}" for seconds in (t["layer"], t["operator"], t["layer"] - t["operator"]))]
         for name, t in figures.get("call_overheads", {}).items()
@@ -77,7 +79,7 @@ def _calls(figures):
     return f"{said}\n\n" + _table(["layer", "call", "its operators alone", "beyond it"], rows) if rows else ""
 
 
-def _operations(results):
+def _operations(results: Record) -> list[str]:
     sections = []
     for operation in dict.fromkeys(case["operation"] for case in results["cases"]):
         cases = by_dtype(case for case in results["cases"] if case["operation"] == operation)
@@ -93,7 +95,7 @@ def _operations(results):
     return sections
 
 
-def _times(cases, constants):
+def _times(cases: list[Record], constants: Record | None) -> str:
     peers = list(dict.fromkeys(arm for case in cases for arm in case["arms"] if arm != "petx"))
     header = ["case", "dtype", "direction", "petx (ms)", "GB/s", "GFLOP/s", "of copy", "of GEMM", *peers]
     rows = []
@@ -113,7 +115,7 @@ def _times(cases, constants):
     return _table(header, rows, numbers_from=3)
 
 
-def rates(case, direction, constants):
+def rates(case: Record, direction: str, constants: Record | None) -> list[str]:
     """GB/s, GFLOP/s, and their shares of the machine's rates, as text."""
     work = case["work"].get(direction)
     if not work:
@@ -126,7 +128,7 @@ def rates(case, direction, constants):
     return [f"{moved / 1e9:.1f}", f"{flops / 1e9:.0f}", f"{moved / copy:.0%}", f"{flops / gemm:.0%}" if gemm else ""]
 
 
-def _memory(cases):
+def _memory(cases: list[Record]) -> str:
     arms = list(dict.fromkeys(arm for case in cases for arm in case["arms"] if arm != PRODUCTS))
     rows = []
     for case in cases:
@@ -141,11 +143,11 @@ def _memory(cases):
     )
 
 
-def _mb(value):
+def _mb(value: float) -> str:
     return f"{value / 1e6:.1f}"
 
 
-def _absent(cases):
+def _absent(cases: list[Record]) -> str:
     """Skipped cases and peers that did not run, with their reasons, those of one reason together."""
     reasons = {}
     for case in cases:
@@ -157,7 +159,7 @@ def _absent(cases):
     return "\n".join(f"- {reason} ({', '.join(names)})" for reason, names in reasons.items())
 
 
-def _growth(results):
+def _growth(results: Record) -> str:
     rows = []
     for sweep in results["growth"]:
         sizes = [point["size"] for point in sweep["points"]]
@@ -173,25 +175,25 @@ def _growth(results):
     return f"## How cost grows\n\n{said}\n\n" + _table(header, rows, numbers_from=3)
 
 
-def _comparison(regressions, notes):
+def _comparison(regressions: list[str], notes: list[str]) -> str:
     lines = [f"- {text}" for text in notes]
     lines += [f"- **slower**: {text}" for text in regressions] or ["- nothing got slower"]
     return "## Against the earlier run\n\n" + "\n".join(lines)
 
 
-def _spread(times):
+def _spread(times: Record) -> str:
     scale, unit = (1e3, "") if times["median"] >= 1e-4 else (1e6, " µs")
     low, middle, high = (times[key] * scale for key in ("low", "median", "high"))
     return f"{middle:.3g}{unit} ({low:.3g} to {high:.3g}; {times['rounds']})"
 
 
-def _sizes(sizes):
+def _sizes(sizes: Record) -> str:
     return ", ".join(
         f"{name} {value:,}" if isinstance(value, int) and not isinstance(value, bool) else f"{name} {value}"
         for name, value in sizes.items()
     )
 
 
-def _table(header, rows, numbers_from=1):
+def _table(header: Sequence[str], rows: Iterable[Sequence[object]], numbers_from: int = 1) -> str:
     marks = ["---" if i < numbers_from else "---:" for i in range(len(header))]
     return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in [header, marks, *rows])

@@ -5,33 +5,36 @@ import gc
 import itertools
 import math
 import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import torch
 
 from petx.bench import calls, compare, machine, process, table
-from petx.bench.case import PETX, Unavailable, dtype_name, select
+from petx.bench.case import PETX, BenchCase, Unavailable, dtype_name, select
+from petx.bench.compare import Record
 from petx.bench.peers import BEST
-from petx.bench.timing import LEAST_ROUNDS, measure, reason
+from petx.bench.timing import LEAST_ROUNDS, Rounds, Say, measure, reason
 from petx.files import write_json
 
 SWEPT = (PETX, BEST)
 
 
 def run(
-    device,
-    path,
+    device: str,
+    path: str | Path,
     *,
-    quick,
-    seconds,
-    minutes,
-    visits=1,
-    cases=None,
-    peers=None,
-    growth=True,
-    figures=True,
-    command="",
-    say=None,
-):
+    quick: bool,
+    seconds: float,
+    minutes: float,
+    visits: int = 1,
+    cases: Iterable[str] | None = None,
+    peers: Iterable[str] | None = None,
+    growth: bool = True,
+    figures: bool = True,
+    command: str = "",
+    say: Say | None = None,
+) -> Record:
     """Measure the set for ``device`` into the JSON file ``path`` and return its contents.
 
     ``seconds`` a case, ``minutes`` for all: what is not reached by then is listed as skipped. All cases are gone
@@ -56,11 +59,11 @@ def run(
         "growth": [],
     }
 
-    def keep():
+    def keep() -> None:
         results["elapsed_seconds"] = round(time.perf_counter() - start, 1)
         write_json(path, results)
 
-    def rates_again():  # a shared machine may have been slower before
+    def rates_again() -> None:  # a shared machine may have been slower before
         say("the machine's own rates once more")
         results["constants"] = machine.better(results["constants"], machine.constants(device))
 
@@ -74,7 +77,7 @@ def run(
         until = start + 60 * minutes * (0.85 if sweeping else 1.0)
         rounds = [{} for _ in chosen]
 
-        def visit(number, case):
+        def visit(number: int, case: BenchCase) -> Record:
             return attempt(case, device, seconds / visits, say, rounds[number], -(-LEAST_ROUNDS // visits))
 
         for number, case in enumerate(chosen):
@@ -113,11 +116,11 @@ def run(
     return results
 
 
-def _say(text):
+def _say(text: str) -> None:
     print(text, flush=True)
 
 
-def describe(case):
+def describe(case: BenchCase) -> Record:
     """A case without its times, as JSON holds it."""
     work = {direction: list(pair) for direction, pair in case.work.items()}
     if work:
@@ -131,7 +134,7 @@ def describe(case):
     }
 
 
-def too_slow(case, constants):
+def too_slow(case: BenchCase, constants: Record) -> str | None:
     """Why a case with a frozen model is left out: its products are torch's own, and a CPU without instructions for a
     dtype takes minutes for them. None where it is not."""
     rates = constants["gemm_flops_per_second"]
@@ -143,7 +146,14 @@ def too_slow(case, constants):
     )
 
 
-def attempt(case, device, seconds, say, rounds=None, least_rounds=LEAST_ROUNDS):
+def attempt(
+    case: BenchCase,
+    device: str,
+    seconds: float,
+    say: Say,
+    rounds: Rounds | None = None,
+    least_rounds: int = LEAST_ROUNDS,
+) -> Record:
     """``{"arms": ...}`` or ``{"skipped": reason}``."""
     options = dict(seconds=seconds, rounds=rounds, least_rounds=least_rounds)
     try:
@@ -157,7 +167,7 @@ def attempt(case, device, seconds, say, rounds=None, least_rounds=LEAST_ROUNDS):
             torch.cuda.empty_cache()
 
 
-def grow(operation, size, cases, device, seconds, say):
+def grow(operation: str, size: str, cases: list[BenchCase], device: str, seconds: float, say: Say) -> Record:
     """Times of forward plus backward of cases in which one size grows, and the slope fitted to their logarithms."""
     points = []
     for case in select(cases, peers=[BEST]):
@@ -173,7 +183,7 @@ def grow(operation, size, cases, device, seconds, say):
     return {"operation": operation, "size": size, "points": points, "slopes": slopes}
 
 
-def slope(pairs):
+def slope(pairs: Iterable[tuple[float, float]]) -> float:
     """Least-squares slope of log(time) over log(size): 1 where twice the size takes twice the time."""
     logs = [(math.log(x), math.log(y)) for x, y in pairs]
     mean_x, mean_y = (sum(values) / len(logs) for values in zip(*logs, strict=True))
@@ -181,7 +191,7 @@ def slope(pairs):
     return sum((x - mean_x) * (y - mean_y) for x, y in logs) / spread
 
 
-def _process_figures(figures, device, quick, keep, say):
+def _process_figures(figures: Record, device: str, quick: bool, keep: Callable[[], None], say: Say) -> None:
     say("what a layer call costs beyond its operator")
     figures["call_overheads"] = calls.overheads(device)
     say("import time")

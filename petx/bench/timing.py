@@ -9,10 +9,12 @@ import signal
 import statistics
 import threading
 import time
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 
-from petx.bench.case import DIRECTIONS, PETX, Unavailable
+from petx.bench.case import DIRECTIONS, PETX, BenchCase, Built, Device, Form, Problem, Tensors, Unavailable
 from petx.bench.peers import COMPILED, GRAPHS
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # the profiler, which counts memory, would report its every start
@@ -23,29 +25,34 @@ MOST_SETS = 32
 LEAST_ROUNDS = 8
 
 
+Say = Callable[[str], None]
+Set = tuple[Tensors, list[torch.Tensor]]  # activations and outgoing gradients
+Rounds = dict[str, dict[str, list[tuple[float, float]]]]  # arm -> direction -> (seconds, those over petx's)
+
+
 class Clock:
     """Wall time with the device's queue empty at both ends."""
 
-    def __init__(self, device):
+    def __init__(self, device: Device) -> None:
         self.waits = torch.device(device).type == "cuda"
 
-    def now(self):
+    def now(self) -> float:
         if self.waits:
             torch.cuda.synchronize()
         return time.perf_counter()
 
 
 def measure(
-    case,
-    device,
+    case: BenchCase,
+    device: Device,
     *,
-    seconds,
-    rounds=None,
-    least_rounds=LEAST_ROUNDS,
-    most_rounds=40,
-    least_patience=30,
-    say=lambda text: None,
-):
+    seconds: float,
+    rounds: Rounds | None = None,
+    least_rounds: int = LEAST_ROUNDS,
+    most_rounds: int = 40,
+    least_patience: float = 30,
+    say: Say = lambda text: None,
+) -> dict[str, Any]:
     """Every arm's times and memory: name -> ``{direction: summary, "peak_bytes", "kept_bytes"}`` or
     ``{"unavailable": reason}``. The summary of a peer has the one of its time over petx's in ``"ratio"``.
 
@@ -97,13 +104,13 @@ def measure(
 
 
 @contextlib.contextmanager
-def patience(seconds):
+def patience(seconds: float) -> Iterator[None]:
     """Raise Unavailable in the main thread where the block is not done in ``seconds``; elsewhere wait for it."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def give_up(*_):
+    def give_up(*_: Any) -> None:
         raise Unavailable(f"its first step was not done within {seconds:.0f} s")
 
     before = signal.signal(signal.SIGALRM, give_up)
@@ -115,7 +122,7 @@ def patience(seconds):
         signal.signal(signal.SIGALRM, before)
 
 
-def summary(values):
+def summary(values: list[float]) -> dict[str, Any]:
     """Median and spread: the middle 80 % of the rounds, all of them where there are fewer than ten."""
     low, high = min(values), max(values)
     if len(values) >= 10:
@@ -123,7 +130,15 @@ def summary(values):
     return {"median": statistics.median(values), "low": low, "high": high, "rounds": len(values)}
 
 
-def _take_turns(case, arms, sets, device, seconds, least_rounds, most_rounds):
+def _take_turns(
+    case: BenchCase,
+    arms: dict[str, Built],
+    sets: list[Set],
+    device: Device,
+    seconds: float,
+    least_rounds: int,
+    most_rounds: int,
+) -> dict[str, dict[str, list[float]]]:
     directions = ("step",) if case.whole else DIRECTIONS
     times = {name: {direction: [] for direction in directions} for name in arms}
     clock, names, turn = Clock(device), list(arms), 0
@@ -146,7 +161,14 @@ def _take_turns(case, arms, sets, device, seconds, least_rounds, most_rounds):
     return times
 
 
-def _step(case, forward, leaves, activations, gradients, clock):
+def _step(
+    case: BenchCase,
+    forward: Form,
+    leaves: list[torch.Tensor],
+    activations: Tensors,
+    gradients: list[torch.Tensor],
+    clock: Clock,
+) -> dict[str, float]:
     """Seconds of every direction of one step."""
     start = clock.now()
     outputs = forward(activations)
@@ -165,12 +187,12 @@ def _step(case, forward, leaves, activations, gradients, clock):
     return times
 
 
-def _sets(case, problem, forward, device):
+def _sets(case: BenchCase, problem: Problem, forward: Form, device: Device) -> list[Set]:
     """Pairs of activations and outgoing gradients, enough to rotate past the caches."""
     first = problem.fresh()
     shapes = [] if case.whole else [(t.shape, t.dtype) for t in forward(first)]
 
-    def gradients():
+    def gradients() -> list[torch.Tensor]:
         return [torch.randn(shape, device=device, dtype=dtype) for shape, dtype in shapes]
 
     sets = [(first, gradients())]
@@ -180,11 +202,18 @@ def _sets(case, problem, forward, device):
     return sets
 
 
-def _memory(case, forward, leaves, activations, gradients, device):
+def _memory(
+    case: BenchCase,
+    forward: Form,
+    leaves: list[torch.Tensor],
+    activations: Tensors,
+    gradients: list[torch.Tensor],
+    device: Device,
+) -> dict[str, int]:
     """Bytes at the peak of a step, and bytes that its forward leaves behind (outputs and what the backward keeps)."""
     leaves = leaves + [t for t in activations.values() if t.requires_grad]
 
-    def backward(outputs):
+    def backward(outputs: tuple[torch.Tensor, ...]) -> None:
         if not case.whole:
             torch.autograd.grad(outputs, leaves, gradients, allow_unused=True)
 
@@ -205,7 +234,7 @@ def _memory(case, forward, leaves, activations, gradients, device):
     return {"peak_bytes": max(peak, kept + _running_sum(profile)[1]), "kept_bytes": kept}
 
 
-def _running_sum(profile):
+def _running_sum(profile: Any) -> tuple[int, int]:
     """(what is left, the highest) of the sum of allocations and releases that torch's allocator reported."""
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
     total = peak = 0
@@ -215,7 +244,7 @@ def _running_sum(profile):
     return total, peak
 
 
-def reason(error):
+def reason(error: BaseException) -> str:
     """Why something could not run, in one line."""
     if isinstance(error, Unavailable):
         return str(error)
@@ -225,7 +254,7 @@ def reason(error):
     return f"{type(error).__name__}: {text[:160]}"
 
 
-def _release(device):
+def _release(device: Device) -> None:
     gc.collect()
     if torch.device(device).type == "cuda":
         torch.cuda.empty_cache()

@@ -1,20 +1,27 @@
 """How results are compared, here and in every test of an operation: the error against float64, beside torch's own."""
 
+from collections.abc import Callable, Iterable
+from typing import Any
+
 import torch
 
+from petx.certify.cases.case import Case, Device, Results, Tensors
 
-def outputs(result):
+Found = dict[str, Any]  # name of a result or argument -> tensor, or None without gradient
+
+
+def outputs(result: Results) -> tuple[torch.Tensor, ...]:
     """An operation's result as a tuple of tensors."""
     return (result,) if isinstance(result, torch.Tensor) else tuple(result)
 
 
-def weights_of(results):
+def weights_of(results: Iterable[torch.Tensor]) -> list[torch.Tensor]:
     """Random gradients for ``results``, the same numbers in every dtype."""
     generator = torch.Generator().manual_seed(2)
     return [torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y.device, y.dtype) for y in results]
 
 
-def outputs_and_grads(call, tensors):
+def outputs_and_grads(call: Callable[[Tensors], Results], tensors: Tensors) -> Found:
     """Name -> result of one forward and backward of ``call(tensors)``; None for an argument without gradient."""
     results = outputs(call(tensors))
     leaves = {name: t for name, t in tensors.items() if t.requires_grad}
@@ -23,13 +30,13 @@ def outputs_and_grads(call, tensors):
     return dict(zip(names, (y.detach() for y in results), strict=True)) | dict(zip(leaves, grads, strict=True))
 
 
-def exact(case, tensors):
+def exact(case: Case, tensors: Tensors) -> Found:
     """Results of the reference in float64 for ``tensors``, which may be of any dtype."""
     wide = {name: t.detach().double().requires_grad_(t.requires_grad) for name, t in tensors.items()}
     return outputs_and_grads(case.expected, wide)
 
 
-def relative(value, wanted):
+def relative(value: torch.Tensor, wanted: torch.Tensor) -> float:
     """Norm of the difference over the norm of what was wanted."""
     return ((value.double() - wanted).norm() / wanted.norm().clamp(min=1e-30)).item()
 
@@ -38,7 +45,7 @@ def relative(value, wanted):
 FLOOR = {torch.float64: 1e-13, torch.float32: 8 * 2.0**-23, torch.bfloat16: 4 * 2.0**-7, torch.float16: 4 * 2.0**-10}
 
 
-def judged(got, case, tensors):
+def judged(got: Found, case: Case, tensors: Tensors) -> tuple[str | None, dict[str, Any] | None]:
     """(what is wrong or None, the result nearest to its bound) of the results ``got`` for ``tensors``.
 
     Wrong is an error against float64 above twice torch's own in the same dtype and above the dtype's resolution, a
@@ -46,7 +53,7 @@ def judged(got, case, tensors):
     (:func:`over_draws`). The second is ``{"name", "error", "bound"}``, or None without results.
     """
     want, own = exact(case, tensors), outputs_and_grads(case.expected, tensors)
-    worst = None
+    worst: dict[str, Any] | None = None
     for name, value in got.items():
         if want[name] is None:  # an argument that this case does not read
             if value is not None and value.any():
@@ -70,7 +77,7 @@ def judged(got, case, tensors):
     return None, worst
 
 
-def wrong(got, case, tensors):
+def wrong(got: Found, case: Case, tensors: Tensors) -> str | None:
     """What is wrong with the results ``got`` for ``tensors``, or None; :func:`judged` says what wrong is."""
     return judged(got, case, tensors)[0]
 
@@ -80,7 +87,7 @@ def wrong(got, case, tensors):
 FEW_VALUES, DRAWS = 8, 16
 
 
-def over_draws(case, name, dtype, device):
+def over_draws(case: Case, name: str, dtype: torch.dtype, device: Device) -> tuple[float, float]:
     """Relative errors of ``name``, the kernel's and torch's, over all of :data:`DRAWS` draws of the inputs."""
     values = []
     for seed in range(1, DRAWS + 1):

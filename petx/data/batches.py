@@ -53,7 +53,7 @@ class RoundRobinBatches(Sampler):
                 step += 1
             epoch += 1
 
-    def _epoch(self, epoch):
+    def _epoch(self, epoch: int) -> list[list[tuple[int, int, str]]]:
         draw = f"{self.seed} {epoch}"
         order_of = random.Random(draw)
         batches = []

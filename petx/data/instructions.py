@@ -71,9 +71,10 @@ class InstructTask(Task):
             "loss": self.loss,
         }
 
-    def _encode(self, text, limit, tokenizer):
+    def _encode(self, text: str, limit: int | None = None, tokenizer: Any = None) -> torch.Tensor:
         if tokenizer is not None:  # an instruction: what is too long loses its beginning
             tokens = tokenizer(text)["input_ids"]
             return torch.tensor(tokens[-limit:] if limit else tokens, dtype=torch.long)
         tokens = self.tokenizers.text(text, add_special_tokens=False)["input_ids"]
-        return torch.tensor([*tokens[: limit - 1], self.tokenizers.text.eos_token_id], dtype=torch.long)
+        kept = tokens if limit is None else tokens[: limit - 1]
+        return torch.tensor([*kept, self.tokenizers.text.eos_token_id], dtype=torch.long)

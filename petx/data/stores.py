@@ -67,7 +67,7 @@ class H5Features:
             )
         return self._pooled(features, path), self.boxes
 
-    def _pooled(self, features, path):
+    def _pooled(self, features: torch.Tensor, path: Path) -> torch.Tensor:
         if len(features) == self.tokens:
             return features
         side, wanted = math.isqrt(len(features)), math.isqrt(self.tokens)
@@ -157,7 +157,7 @@ class ImageFiles:
             picture = self._augmented(picture, random.Random(f"{draw} {path.name}"))
         return self.processor(picture, return_tensors="pt")["pixel_values"][0], None
 
-    def _augmented(self, picture, draw):
+    def _augmented(self, picture: Image.Image, draw: random.Random) -> Image.Image:
         width, height = picture.size
         side = draw.uniform(0.5, 1) ** 0.5
         ratio = draw.uniform(0.75, 1.33) ** 0.5

@@ -1,13 +1,14 @@
 """A task as a data set: image features and token ids of its examples out, predictions scored."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch.utils.data import Dataset
 
 from petx import metrics
-from petx.data.examples import sampled_answer
+from petx.data.examples import Example, sampled_answer
 
 
 class Task(Dataset):
@@ -23,19 +24,19 @@ class Task(Dataset):
 
     def __init__(
         self,
-        name,
-        examples,
-        features,
-        tokenizer,
+        name: str,
+        examples: list[Example],
+        features: Any,
+        tokenizer: Any,
         *,
-        max_target,
-        metric,
-        max_text=None,
-        loss="sample",
-        num_beams=1,
-        choices=None,
-        generation=None,
-    ):
+        max_target: int,
+        metric: str,
+        max_text: int | None = None,
+        loss: str = "sample",
+        num_beams: int = 1,
+        choices: Sequence[str] | None = None,
+        generation: dict[str, Any] | None = None,
+    ) -> None:
         self.name, self.examples, self.features, self.tokenizer = name, examples, features, tokenizer
         self.max_text, self.max_target, self.num_beams, self.choices = max_text, max_target, num_beams, choices
         self.metric, self.loss, self.generation = metric, loss, generation or {}
@@ -59,8 +60,9 @@ class Task(Dataset):
             "loss": self.loss,
         }
 
-    def _encode(self, text, limit=None):
-        return torch.tensor(self.tokenizer(text, truncation=limit is not None, max_length=limit)["input_ids"])
+    def _encode(self, text: str, limit: int | None = None, tokenizer: Any = None) -> torch.Tensor:
+        read = self.tokenizer if tokenizer is None else tokenizer
+        return torch.tensor(read(text, truncation=limit is not None, max_length=limit)["input_ids"])
 
     def score(self, predictions: list[str]) -> dict[str, float]:
         """``{metric: value}`` of one generated text per example, in order; the first is the task's own metric."""

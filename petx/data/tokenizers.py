@@ -58,7 +58,7 @@ class Tokenizers:
         self.qformer.save_pretrained(Path(folder, QFORMER_TOKENIZER))
 
     @classmethod
-    def from_pretrained(cls, folder):
+    def from_pretrained(cls, folder: str | Path) -> "Tokenizers":
         return cls(
             AutoTokenizer.from_pretrained(folder), AutoTokenizer.from_pretrained(folder, subfolder=QFORMER_TOKENIZER)
         )

@@ -24,7 +24,7 @@ class Differentiable(torch.autograd.Function):
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
 
-        def forward(ctx, *inputs):
+        def forward(ctx: Any, *inputs: Any) -> Any:
             output = cls.forward(*inputs)
             cls.setup_context(ctx, inputs, output)
             return output

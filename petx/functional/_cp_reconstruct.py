@@ -114,12 +114,22 @@ class _CPReconstruct(Differentiable):
     recomputes the updates, tile by tile."""
 
     @staticmethod
-    def forward(keep, gate, temperature, scale, u, v, cores, threshold, *weights):
+    def forward(
+        keep: bool,
+        gate: int,
+        temperature: float,
+        scale: float,
+        u: Tensor,
+        v: Tensor,
+        cores: Tensor,
+        threshold: Tensor | None,
+        *weights: Tensor,
+    ) -> tuple[Tensor, ...]:
         factors = operands((u, v, cores, threshold), weights[0].dtype)
         return tuple(torch.ops.petx.cp_reconstruct_fwd(weights, *factors, gate, temperature, scale, keep))
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.options = inputs[1:4]
         ctx.save_for_backward(*inputs[4:8], output[0])
         ctx.mark_non_differentiable(output[0])
@@ -127,7 +137,7 @@ class _CPReconstruct(Differentiable):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, _, *douts):
+    def backward(ctx: Any, _: None, *douts: Tensor | None) -> tuple[Tensor | None, ...]:
         (*factors, sides), needs = ctx.saved_tensors, ctx.needs_input_grad
         used = [k for k, dout in enumerate(douts) if dout is not None]
         grads = [None] * 4
@@ -136,7 +146,14 @@ class _CPReconstruct(Differentiable):
         return (*[None] * 4, *grads, *(d if n else None for d, n in zip(douts, needs[8:], strict=True)))
 
 
-def _factor_grads(douts, used, factors, sides, needs, options):
+def _factor_grads(
+    douts: list[Tensor],
+    used: list[int],
+    factors: Sequence[Tensor | None],
+    sides: Tensor,
+    needs: Sequence[bool],
+    options: tuple[int, float, float],
+) -> list[Tensor | None]:
     """Gradients of the factors in their own dtypes, from those of the results that are ``used``."""
     u, v, cores, threshold = operands(factors, douts[0].dtype)
     count, each = cores.shape[0], threshold is not None and threshold.shape[0] > 1

@@ -345,7 +345,7 @@ def _by_reference(tensors: tuple[Any, ...], padding_mask: Any, seed: Any, **opti
     h, x, *parameters = tensors
     shape = h.shape
 
-    def batched(tensor):
+    def batched(tensor: Tensor | None) -> Tensor | None:
         return None if tensor is None else tensor.reshape(-1, *tensor.shape[-2:])
 
     mask = None if padding_mask is None else padding_mask.ne(0).reshape(-1, shape[-2])

@@ -131,12 +131,21 @@ class _ModeUpdate(Differentiable):
     are those of the results."""
 
     @staticmethod
-    def forward(x, u, v, cores, seed, dropout, shared_mask, *bases):
+    def forward(
+        x: Tensor,
+        u: Tensor | None,
+        v: Tensor,
+        cores: Tensor,
+        seed: Tensor | None,
+        dropout: float,
+        shared_mask: bool,
+        *bases: Tensor,
+    ) -> tuple[Tensor, ...]:
         x, u, v, cores, *bases = operands((x, u, v, cores, *bases), x.dtype)
         return tuple(torch.ops.petx.mode_update_fwd(x, u, v, cores, bases, seed, dropout, shared_mask))
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.options = inputs[5:7]
         ctx.save_for_backward(*inputs[:5], output[0])
         ctx.mark_non_differentiable(output[0])
@@ -144,7 +153,7 @@ class _ModeUpdate(Differentiable):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, _, *douts):
+    def backward(ctx: Any, _: None, *douts: Tensor | None) -> tuple[Tensor | None, ...]:
         needs, grads = ctx.needs_input_grad, [None] * 4
         used = [k for k, dout in enumerate(douts) if dout is not None]
         bits = needed_bits(needs[:4])

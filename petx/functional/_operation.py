@@ -138,13 +138,13 @@ def _function_of(operation: Operation, constants: int, forward_only: int) -> typ
 
     class Function(Differentiable):
         @staticmethod
-        def forward(*inputs):
+        def forward(*inputs: Any) -> Any:
             parameters = operands(inputs[cast_from:leaves], inputs[0].dtype)
             operator = getattr(torch.ops.petx, forward_name)
             return operator(*inputs[:cast_from], *parameters, *inputs[leaves:])
 
         @staticmethod
-        def setup_context(ctx, inputs, output):
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
             kept = output[1:] if isinstance(output, tuple) else ()
             ctx.options = inputs[tensors : len(inputs) - forward_only]
             ctx.save_for_backward(*inputs[:tensors], *kept)
@@ -154,7 +154,7 @@ def _function_of(operation: Operation, constants: int, forward_only: int) -> typ
 
         @staticmethod
         @once_differentiable
-        def backward(ctx, dout, *_):
+        def backward(ctx: Any, dout: torch.Tensor | None, *_: None) -> tuple[torch.Tensor | None, ...]:
             needs = ctx.needs_input_grad
             if dout is None:
                 return (None,) * len(needs)

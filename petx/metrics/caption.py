@@ -10,6 +10,8 @@ from petx.metrics._mean import mean
 
 __all__ = ["bleu", "caption_words", "cider_d", "rouge_l", "score"]
 
+Ngram = tuple[str, ...]
+
 
 def caption_words(text: str) -> list[str]:
     """Words of a caption, lower case, without punctuation. Simpler than the PTB tokenizer of the COCO evaluation."""
@@ -66,7 +68,7 @@ def cider_d(captions: list[str], references: list[Iterable[str]], order: int = 4
     frequency = Counter(gram for texts in counted for gram in set().union(*texts))
     documents = math.log(max(len(references), 1))
 
-    def vectors(counts):
+    def vectors(counts: Counter[Ngram]) -> tuple[list[dict[Ngram, float]], list[float], int]:
         weights = [defaultdict(float) for _ in range(order)]
         for gram, count in counts.items():
             weights[len(gram) - 1][gram] = count * (documents - math.log(max(frequency[gram], 1)))
@@ -88,15 +90,15 @@ def cider_d(captions: list[str], references: list[Iterable[str]], order: int = 4
     return mean(scores)
 
 
-def _ngrams(words, n):
+def _ngrams(words: list[str], n: int) -> Counter[Ngram]:
     return Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
 
 
-def _all_ngrams(words, order):
+def _all_ngrams(words: list[str], order: int) -> Counter[Ngram]:
     return sum((_ngrams(words, n + 1) for n in range(order)), Counter())
 
 
-def _common_subsequence(first, second):
+def _common_subsequence(first: list[str], second: list[str]) -> int:
     row = [0] * (len(second) + 1)
     for word in first:
         previous = 0

@@ -49,25 +49,25 @@ def read_questions(folder: str | Path, split: str) -> list[Question]:
     return [Question(text, answer, f"{split}/images/{image}.png") for text, answer, image in rows]
 
 
-def images_of(questions: list) -> list[str]:
+def images_of(questions: list[Question]) -> list[str]:
     """The images of ``questions``, each once, in a fixed order."""
     return sorted({question.image for question in questions})
 
 
-def keep_images(questions: list, count: int, seed: int = 0) -> list[Question]:
+def keep_images(questions: list[Question], count: int, seed: int = 0) -> list[Question]:
     """The questions on ``count`` images chosen by ``seed``."""
     chosen = set(random.Random(seed).sample(images_of(questions), count))
     return [question for question in questions if question.image in chosen]
 
 
-def split_by_image(questions: list, count: int, seed: int = 0) -> tuple[list[Question], list[Question]]:
+def split_by_image(questions: list[Question], count: int, seed: int = 0) -> tuple[list[Question], list[Question]]:
     """``(rest, held_out)``: all questions on ``count`` images, chosen by ``seed``, are held out."""
     held_out = keep_images(questions, count, seed)
     images = {question.image for question in held_out}
     return [question for question in questions if question.image not in images], held_out
 
 
-def captions(questions: list) -> list:
+def captions(questions: list[Question]) -> list[tuple[str, str]]:
     """``(image, "a red circle")`` for every image whose "what" questions tell both its colour and its shape.
 
     Yes/no questions are not looked at: they are the new task.
@@ -85,11 +85,11 @@ def captions(questions: list) -> list:
     return found
 
 
-def majority_answer(questions: list) -> str:
+def majority_answer(questions: list[Question]) -> str:
     return Counter(question.answer for question in questions).most_common(1)[0][0]
 
 
-def blind_answers(train: list, questions: list) -> list[str]:
+def blind_answers(train: list[Question], questions: list[Question]) -> list[str]:
     """The most frequent training answer to each question's exact text: the best anyone does without the image."""
     counts = defaultdict(Counter)
     for question in train:
@@ -104,9 +104,9 @@ class EasyVQA:
     """easy-VQA cut into train, dev and test by image; dev is all questions on some of the training images."""
 
     features: ArrayFeatures
-    train: list
-    dev: list
-    test: list
+    train: list[Question]
+    dev: list[Question]
+    test: list[Question]
 
     def texts(self) -> list[str]:
         """All text of the training split: what a word-level vocabulary is made of."""
@@ -121,7 +121,7 @@ class EasyVQA:
             if not (only_what and question.kind == "yes/no")
         ]
 
-    def captions(self) -> list:
+    def captions(self) -> list[Example]:
         """Examples that answer nothing with a training image's caption, such as "a red circle"."""
         return [Example("", (image,), ((caption, 1.0),)) for image, caption in captions(self.train)]
 
@@ -201,7 +201,7 @@ def read(settings: Any) -> EasyVQA:
     return EasyVQA(ArrayFeatures(arrays, images, grid_boxes(settings.image_size // STRIDE)), train, dev, test)
 
 
-def _easy_vqa_questions(settings):
+def _easy_vqa_questions(settings: Any) -> tuple[Path, list[Question], list[Question], list[Question]]:
     """The package's folder and the questions of train, dev and test, of as many images as ``settings`` want."""
     folder = packages.require("easy-vqa")["easy_vqa"]
     train, test = read_questions(folder, "train"), read_questions(folder, "test")
@@ -213,7 +213,7 @@ def _easy_vqa_questions(settings):
     return folder, train, dev, test
 
 
-def _at_most(name, count, questions, left_over=0):
+def _at_most(name: str, count: int, questions: list[Question], left_over: int = 0) -> int:
     """``count``, if that many of the images of ``questions`` can be taken and ``left_over`` stay."""
     most = len(images_of(questions)) - left_over
     if not 1 <= count <= most:

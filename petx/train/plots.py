@@ -11,6 +11,8 @@ from petx.files import written_whole
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (after the choice of backend)
 from matplotlib import ticker  # noqa: E402  (after the choice of backend)
+from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
 
 
 def write_curves(run: Any, results: dict[str, Any]) -> list[Path]:
@@ -48,11 +50,11 @@ def write_curves(run: Any, results: dict[str, Any]) -> list[Path]:
     return [*paths, _save(figure, axes, run.out / "accuracy.png")]
 
 
-def _label(run, arm, record):
+def _label(run: Any, arm: str, record: dict[str, Any]) -> str:
     return f"{run.title(arm, record)} ({100 * record['trainable'] / record['total']:.1f} % trained)"
 
 
-def _figure(vertical, horizontal):
+def _figure(vertical: str, horizontal: str) -> tuple[Figure, Axes]:
     figure, axes = plt.subplots(figsize=(8, 5.5), layout="constrained")
     axes.set_xlabel(horizontal)
     axes.set_ylabel(vertical)
@@ -61,20 +63,20 @@ def _figure(vertical, horizontal):
     return figure, axes
 
 
-def _smooth(losses, window=5):
+def _smooth(losses: np.ndarray, window: int = 5) -> np.ndarray:
     """Running mean along the steps, shorter at the ends, so that no point is invented."""
     padded = np.pad(losses, ((0, 0), (window // 2, window // 2)), constant_values=np.nan)
     return np.nanmean(np.lib.stride_tricks.sliding_window_view(padded, window, axis=1), axis=-1)
 
 
-def _line(axes, steps, values, colour, label, marker=None):
+def _line(axes: Axes, steps: list[int], values: np.ndarray, colour: str, label: str, marker: str | None = None) -> None:
     mean = values.mean(axis=0)
     axes.plot(steps, mean, color=colour, label=label, marker=marker, markersize=4, linewidth=1.8)
     if len(values) > 1:
         axes.fill_between(steps, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.2, linewidth=0)
 
 
-def _save(figure, axes, path):
+def _save(figure: Figure, axes: Axes, path: Path) -> Path:
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     with written_whole(path) as target:
         figure.savefig(target, dpi=150, format="png")

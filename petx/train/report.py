@@ -37,7 +37,7 @@ def rows(run: Any, results: dict[str, Any]) -> tuple[list[str], list[list[str]]]
     return header, lines
 
 
-def _score(values):
+def _score(values: list[float | None]) -> str:
     values = [value for value in values if value is not None]
     if not values:
         return "-"

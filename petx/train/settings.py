@@ -16,6 +16,7 @@ from petx.options import option
 
 PRESETS = Path(__file__).parents[1] / "recipes"  # a folder each recipe
 PLAIN = ("output_dir", "resume")  # flags whose value is not read as YAML
+Values = dict[str, Any]  # settings by name
 
 
 @dataclasses.dataclass
@@ -154,7 +155,9 @@ class _List(argparse.Action):
         super().__init__(*args, nargs=0, **kwargs)
         self.kind = kind
 
-    def __call__(self, parser, namespace, values, option_string=None):
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option_string: str | None = None
+    ) -> None:
         from petx.train.listing import listing
 
         print(listing(self.kind))
@@ -178,7 +181,7 @@ def preset_line(kind: type[Common], name: str) -> str:
     return (PRESETS / kind.recipe / f"{name}.yaml").read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
 
 
-def _extended(kind, path, extending):
+def _extended(kind: type[Common], path: Path, extending: tuple[Path, ...]) -> Values:
     """The settings in the file ``path``, over those that it extends: a preset's name, or a file beside it."""
     if path in extending:
         raise UserError(f"{path}: extends itself, by way of {', '.join(str(one) for one in extending)}")
@@ -209,7 +212,7 @@ def checked(kind: Any, values: dict[str, Any]) -> Any:
     return settings
 
 
-def _read_yaml(path):
+def _read_yaml(path: Path) -> Values:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -219,7 +222,7 @@ def _read_yaml(path):
     return values
 
 
-def _laid_over(values, layer):
+def _laid_over(values: Values, layer: Values) -> Values:
     """``layer`` over ``values``; steps given in one replace epochs given in the other, and the other way round."""
     for name, other in (("steps", "epochs"), ("epochs", "steps")):
         if layer.get(name) is not None and other not in layer:
@@ -227,7 +230,7 @@ def _laid_over(values, layer):
     return values | layer
 
 
-def _assigned(values, assignment):
+def _assigned(values: Values, assignment: str) -> Values:
     """The setting that one ``KEY=VALUE`` or ``KEY.SUBKEY=VALUE`` makes of ``values``, as a mapping."""
     key, equals, text = assignment.partition("=")
     name, *subkeys = key.split(".")
@@ -242,25 +245,25 @@ def _assigned(values, assignment):
     return {name: value}
 
 
-def _hint(kind, name):
+def _hint(kind: type[Common], name: str) -> Any:
     return typing.get_type_hints(kind)[name]
 
 
-def _from_text(kind, field, text):
+def _from_text(kind: type[Common], field: dataclasses.Field, text: str) -> Any:
     hint = _hint(kind, field.name)
     if hint is list and not field.metadata.get("sentences"):
         return text.strip("[] ").replace(",", " ").split()
     return text if hint is str else _yaml(text, f"--{field.name}")
 
 
-def _yaml(text, where):
+def _yaml(text: str, where: str) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UserError(f"{where}: cannot read {text!r}: {error}") from error
 
 
-def _coerced(kind, field, value):
+def _coerced(kind: type[Common], field: dataclasses.Field, value: Any) -> Any:
     """``value`` in the field's type; YAML reads ``1e-3`` as text, so numbers are taken from text too."""
     hint = _hint(kind, field.name)
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)

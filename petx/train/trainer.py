@@ -110,10 +110,10 @@ class PetTrainer(Seq2SeqTrainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, scored)
         return scored
 
-    def _get_output_dir(self, trial):
+    def _get_output_dir(self, trial: Any) -> str:
         return self._scratch or self.args.output_dir
 
-    def _save_checkpoint(self, model, trial):
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         final = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
         writer = self.args.should_save
         try:
@@ -135,11 +135,11 @@ class PetTrainer(Seq2SeqTrainer):
         if writer:
             checkpoints.remove_others(self.args.output_dir, final)
 
-    def _save(self, output_dir=None, state_dict=None):
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         if self.args.should_save:
             checkpoints.save_trainable(self.model, output_dir)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         checkpoints.load_trainable(self.model, resume_from_checkpoint)
 
 

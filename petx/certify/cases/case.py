@@ -1,11 +1,15 @@
 """What a case is, whatever its operation."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
 from petx import functional
+
+Tensors = dict[str, torch.Tensor]  # by the arguments' names
+Results = torch.Tensor | tuple[torch.Tensor, ...]
+Device = torch.device | str
 
 
 @dataclass(frozen=True)
@@ -17,16 +21,18 @@ class Case:
     """
 
     name: str
-    shapes: dict  # argument -> shape; absent arguments are None
-    options: dict = field(default_factory=dict)
+    shapes: dict[str, tuple[int, ...]]  # argument -> shape; absent arguments are None
+    options: dict[str, Any] = field(default_factory=dict)
 
     operation: ClassVar[str]
-    ACTIVATIONS: ClassVar[tuple] = ()  # arguments that have the batch's dimensions and values of about 1
+    ACTIVATIONS: ClassVar[tuple[str, ...]] = ()  # arguments that have the batch's dimensions and values of about 1
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"{self.operation}-{self.name}"
 
-    def inputs(self, dtype, *, requires_grad=True, seed=0, device="cpu"):
+    def inputs(
+        self, dtype: torch.dtype, *, requires_grad: bool = True, seed: int = 0, device: Device = "cpu"
+    ) -> Tensors:
         """Argument -> leaf tensor. Drawn in float64 and rounded once, so every dtype sees the same numbers."""
         generator = torch.Generator().manual_seed(seed)
         tensors = {}
@@ -36,25 +42,25 @@ class Case:
             tensors[name] = value.to(device, dtype).requires_grad_(requires_grad)
         return tensors
 
-    def mean_of(self, name):
+    def mean_of(self, name: str) -> float:
         return 0.0
 
-    def extras(self, device="cpu"):
+    def extras(self, device: Device = "cpu") -> Tensors:
         """The arguments that carry no gradient and are tensors."""
         return {}
 
-    def call(self, tensors, extras):
+    def call(self, tensors: dict[str, Any], extras: Tensors) -> Results:
         """The public function's result."""
         return getattr(functional, self.operation)(**tensors, **extras, **self.options)
 
-    def run(self, tensors):
+    def run(self, tensors: Tensors) -> Results:
         return self.call(tensors, self.extras(next(iter(tensors.values())).device))
 
-    def expected(self, tensors):
+    def expected(self, tensors: Tensors) -> Results:
         """The reference's result, in the tensors' dtype."""
         raise NotImplementedError
 
-    def empty(self, batch):
+    def empty(self, batch: tuple[int, ...]) -> "Case":
         """The same case with no rows: ``batch`` in place of the batch's dimensions."""
         shapes = {n: (*batch, s[-1]) if n in self.ACTIVATIONS else s for n, s in self.shapes.items()}
         return type(self)(self.name, shapes, self.options)

@@ -1,9 +1,13 @@
 """Cases of `cp_reconstruct`, PETAL's adapted weights written out."""
 
 from dataclasses import dataclass
+from typing import Any
+
+import torch
 
 from petx import reference
-from petx.certify.cases.case import Case, Trial
+from petx.bench.case import BenchCase
+from petx.certify.cases.case import Case, Results, Tensors, Trial
 
 
 @dataclass(frozen=True)
@@ -12,34 +16,43 @@ class ReconstructCase(Case):
 
     operation = "cp_reconstruct"
 
-    def mean_of(self, name):
+    def mean_of(self, name: str) -> float:
         return 0.2 if name == "threshold" else 0.0
 
     @staticmethod
-    def arguments(tensors):
-        tensors = {"threshold": None} | tensors
+    def arguments(tensors: Tensors) -> dict[str, Any]:
         return {
             "weights": [t for name, t in tensors.items() if name.startswith("weight ")],
-            **{name: tensors[name] for name in ("u", "v", "cores", "threshold")},
+            **{name: tensors.get(name) for name in ("u", "v", "cores", "threshold")},
         }
 
-    def call(self, tensors, extras):
+    def call(self, tensors: dict[str, Any], extras: Tensors) -> Results:
         return super().call(self.arguments(tensors), extras)
 
-    def expected(self, tensors):
+    def expected(self, tensors: Tensors) -> Results:
         return reference.cp_reconstruct(**self.arguments(tensors), **self.options)
 
 
-def reconstruct(name, modules=2, d_out=24, d_in=40, rank=6, *, core="full", threshold=1, **options):
+def reconstruct(
+    name: str,
+    modules: int = 2,
+    d_out: int = 24,
+    d_in: int = 40,
+    rank: int = 6,
+    *,
+    core: str = "full",
+    threshold: int = 1,
+    **options: Any,
+) -> ReconstructCase:
     """K weights that share factors; ``threshold`` is the number of thresholds of a gate."""
-    shapes = {"u": (rank, d_in), "v": (d_out, rank)}
+    shapes: dict[str, tuple[int, ...]] = {"u": (rank, d_in), "v": (d_out, rank)}
     shapes["cores"] = (modules, rank, rank) if core == "full" else (modules, rank)
     if options.get("gate", "none") != "none":
         shapes["threshold"] = (threshold,)
     return ReconstructCase(name, shapes | {f"weight {k}": (d_out, d_in) for k in range(modules)}, options)
 
 
-SIGMOID = dict(gate="sigmoid", temperature=0.1)
+SIGMOID: dict[str, Any] = dict(gate="sigmoid", temperature=0.1)
 
 
 CERTIFIED = [
@@ -59,7 +72,7 @@ CERTIFIED = [
 SHAPES = [(256, 256, 16), (768, 768, 16), (768, 768, 64), (2048, 2048, 64)]
 
 
-def timed(rows, width, rank, dtype):
+def timed(rows: int, width: int, rank: int, dtype: torch.dtype) -> BenchCase:
     from petx.bench.ops.cp_reconstruct import case as benchmark
 
     return benchmark(12, dtype, "certify", d_out=rows, d_in=width, rank=rank)

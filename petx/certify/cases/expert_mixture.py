@@ -2,11 +2,13 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from petx import reference
-from petx.certify.cases.case import Case, Trial
+from petx.bench.case import BenchCase
+from petx.certify.cases.case import Case, Device, Results, Tensors, Trial
 from petx.functional._expert_mixture import ARGUMENTS
 
 
@@ -18,7 +20,7 @@ class MixtureCase(Case):
     operation = "expert_mixture"
     ACTIVATIONS = ("x",)
 
-    def extras(self, device="cpu"):
+    def extras(self, device: Device = "cpu") -> Tensors:
         """Masks that leave the second sample without a token where they are a gate's."""
         batch = self.shapes["x"][:-1]
         drawn = torch.rand(2, *batch, generator=torch.Generator().manual_seed(1)) < 0.6
@@ -29,21 +31,35 @@ class MixtureCase(Case):
             extras["pool_mask"] = drawn[1].to(device)
         return extras
 
-    def call(self, tensors, extras):
+    def call(self, tensors: dict[str, Any], extras: Tensors) -> Results:
         return super().call({"down_bias": None, "up_bias": None} | tensors, extras)
 
-    def expected(self, tensors):
+    def expected(self, tensors: Tensors) -> Results:
         length, extras = self.shapes["x"][-2], self.extras(tensors["x"].device)
-        x, *parameters = (tensors.get(name) for name in ARGUMENTS)
+        x = tensors["x"]
+        parameters: list[Any] = [tensors.get(name) for name in ARGUMENTS[1:]]
         batched = x.reshape(math.prod(x.shape[:-2]), length, x.shape[-1])
-        masks = [extras[m].reshape(batched.shape[:2]) if m in extras else None for m in ("scope_mask", "pool_mask")]
+        masks: list[Any] = [
+            extras[m].reshape(batched.shape[:2]) if m in extras else None for m in ("scope_mask", "pool_mask")
+        ]
         return reference.expert_mixture(batched, *parameters, *masks, **self.options).reshape(x.shape)
 
-    def empty(self, batch):
+    def empty(self, batch: tuple[int, ...]) -> "MixtureCase":
         return MixtureCase(self.name, super().empty(batch).shapes, self.options, self.scope, self.pool)
 
 
-def mixture(name, batch=(3, 7), d=24, experts=3, rank=4, *, bias=True, scope=False, pool=False, **options):
+def mixture(
+    name: str,
+    batch: tuple[int, ...] = (3, 7),
+    d: int = 24,
+    experts: int = 3,
+    rank: int = 4,
+    *,
+    bias: bool = True,
+    scope: bool = False,
+    pool: bool = False,
+    **options: Any,
+) -> MixtureCase:
     """An expert mixture with the tensors that its options call for."""
     stacked = experts * rank
     shapes = {"x": (*batch, d), "down_weight": (stacked, d), "up_weight": (d, stacked)}
@@ -56,6 +72,8 @@ def mixture(name, batch=(3, 7), d=24, experts=3, rank=4, *, bias=True, scope=Fal
     return MixtureCase(name, shapes, {"experts": experts} | options, scope, pool)
 
 
+TOKEN: dict[str, Any]
+SAMPLE: dict[str, Any]
 TOKEN, SAMPLE = dict(gate="token"), dict(gate="sample")
 
 
@@ -78,7 +96,7 @@ CERTIFIED = [
 SHAPES = [(256, 768, 96), (1024, 768, 96), (4112, 768, 384), (16384, 768, 384), (1024, 768, 384), (4096, 2048, 96)]
 
 
-def timed(rows, width, rank, dtype):
+def timed(rows: int, width: int, rank: int, dtype: torch.dtype) -> BenchCase:
     from petx.bench.ops.expert_mixture import case as benchmark
 
     return benchmark(rows, dtype, "certify", d=width, rank=rank // 6, gate="token")

@@ -1,10 +1,12 @@
 """Cases of `gated_adapter`, VL-PET's adapter site."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from petx.certify.cases.case import Case, Trial
+from petx.bench.case import BenchCase
+from petx.certify.cases.case import Case, Device, Results, Tensors, Trial
 from petx.functional._gated_adapter import ARGUMENTS, _by_reference
 
 DROPOUT_SEED = 20_230_809
@@ -17,31 +19,43 @@ class SiteCase(Case):
     operation = "gated_adapter"
     ACTIVATIONS = ("h", "x")
 
-    def mean_of(self, name):
+    def mean_of(self, name: str) -> float:
         return 1.0 if name == "norm_weight" else 0.0
 
-    def extras(self, device="cpu"):
+    def extras(self, device: Device = "cpu") -> Tensors:
         extras = {"seed": torch.tensor([DROPOUT_SEED], device=device)}
         if self.mask:
             keep = torch.rand(self.shapes["h"][:-1], generator=torch.Generator().manual_seed(1)) < 0.6
             extras["padding_mask"] = keep.to(device)
         return extras
 
-    def call(self, tensors, extras):
+    def call(self, tensors: dict[str, Any], extras: Tensors) -> Results:
         return super().call({"x": None, "down_bias": None, "up_bias": None} | tensors, extras)
 
-    def expected(self, tensors):
+    def expected(self, tensors: Tensors) -> Results:
         defaults = dict(granularity="none", heads=1, activation="gelu_tanh", gate_input="modified", middle_y="linear")
         defaults |= dict(placement="sequential", scale=1.0, dropout=0.0, residual=False, norm=None, eps=1e-5)
         extras = self.extras(tensors["h"].device)
         ordered = tuple(tensors.get(name) for name in ARGUMENTS)
         return _by_reference(ordered, extras.get("padding_mask"), extras["seed"], **defaults | self.options)
 
-    def empty(self, batch):
+    def empty(self, batch: tuple[int, ...]) -> "SiteCase":
         return SiteCase(self.name, super().empty(batch).shapes, self.options, self.mask)
 
 
-def site(name, batch=(3, 5), d=24, r=8, r_g=6, d_x=None, *, bias=True, x=True, mask=False, **options):
+def site(
+    name: str,
+    batch: tuple[int, ...] = (3, 5),
+    d: int = 24,
+    r: int = 8,
+    r_g: int = 6,
+    d_x: int | None = None,
+    *,
+    bias: bool = True,
+    x: bool = True,
+    mask: bool = False,
+    **options: Any,
+) -> SiteCase:
     """A VL-PET site with the tensors that its options call for."""
     d_x = d_x or d
     heads, granularity = options.get("heads", 1), options.get("granularity", "none")
@@ -68,8 +82,8 @@ def site(name, batch=(3, 5), d=24, r=8, r_g=6, d_x=None, *, bias=True, x=True, m
     return SiteCase(name, shapes, options, mask)
 
 
-BART_TAIL = dict(dropout=0.1, residual=True, norm="layer")
-T5_TAIL = dict(dropout=0.1, residual=True, scale=0.3)
+BART_TAIL: dict[str, Any] = dict(dropout=0.1, residual=True, norm="layer")
+T5_TAIL: dict[str, Any] = dict(dropout=0.1, residual=True, scale=0.3)
 
 
 CERTIFIED = [
@@ -93,7 +107,7 @@ CERTIFIED = [
 SHAPES = [(280, 768, 96), (1008, 768, 96), (4088, 768, 96), (16352, 768, 96), (1008, 768, 32), (4088, 1024, 192)]
 
 
-def timed(rows, width, rank, dtype):
+def timed(rows: int, width: int, rank: int, dtype: torch.dtype) -> BenchCase:
     from petx.bench.ops.gated_adapter import case as benchmark
 
     return benchmark(rows, dtype, "certify", d=width, r=rank, tail="bart")

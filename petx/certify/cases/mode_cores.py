@@ -1,26 +1,33 @@
 """Cases of `mode_cores`, the cores of all mode vectors."""
 
 from dataclasses import dataclass
+from typing import Any
+
+import torch
 
 from petx import reference
-from petx.certify.cases.case import Case, Trial
+from petx.bench.case import BenchCase
+from petx.certify.cases.case import Case, Results, Tensors, Trial
 
 
 @dataclass(frozen=True)
 class CoresCase(Case):
     operation = "mode_cores"
 
-    def mean_of(self, name):
+    def mean_of(self, name: str) -> float:
         return 0.2 if name == "threshold" else 0.0
 
-    def call(self, tensors, extras):
+    def call(self, tensors: dict[str, Any], extras: Tensors) -> Results:
         return super().call({"threshold": None} | tensors, extras)
 
-    def expected(self, tensors):
-        return reference.mode_cores(**tensors, **self.options)
+    def expected(self, tensors: Tensors) -> Results:
+        arguments: dict[str, Any] = {**tensors, **self.options}
+        return reference.mode_cores(**arguments)
 
 
-def cores(name, count=9, rank=6, *, core="full", threshold=1, **options):
+def cores(
+    name: str, count: int = 9, rank: int = 6, *, core: str = "full", threshold: int = 1, **options: Any
+) -> CoresCase:
     """``count`` mode vectors; ``threshold`` is the number of thresholds of a gate."""
     shapes = {"core": (rank,) * (3 if core == "full" else 1), "modes": (count, rank)}
     if options.get("gate", "none") != "none":
@@ -28,7 +35,7 @@ def cores(name, count=9, rank=6, *, core="full", threshold=1, **options):
     return CoresCase(name, shapes, options)
 
 
-SIGMOID = dict(gate="sigmoid", temperature=0.1)
+SIGMOID: dict[str, Any] = dict(gate="sigmoid", temperature=0.1)
 
 
 CERTIFIED = [
@@ -48,7 +55,7 @@ CERTIFIED = [
 SHAPES = [(256, 16, 16), (1024, 32, 32), (4096, 64, 64), (16384, 128, 128)]
 
 
-def timed(rows, width, rank, dtype):
+def timed(rows: int, width: int, rank: int, dtype: torch.dtype) -> BenchCase:
     from petx.bench.ops.mode_cores import case as benchmark
 
     return benchmark(36, dtype, "certify", rank=rank)

@@ -1,11 +1,13 @@
 """Cases of `mode_update`, PETAL's update beside K projections of one input."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from petx import reference
-from petx.certify.cases.case import Case, Trial
+from petx.bench.case import BenchCase
+from petx.certify.cases.case import Case, Device, Results, Tensors, Trial
 
 DROPOUT_SEED = 20_231_215
 
@@ -17,27 +19,39 @@ class ModeCase(Case):
     operation = "mode_update"
     ACTIVATIONS = ("x", "base 0", "base 1", "base 2", "base 3")
 
-    def extras(self, device="cpu"):
+    def extras(self, device: Device = "cpu") -> Tensors:
         return {"seed": torch.tensor([DROPOUT_SEED], device=device)}
 
     @staticmethod
-    def arguments(tensors):
+    def arguments(tensors: Tensors) -> dict[str, Any]:
         bases = [t for name, t in tensors.items() if name.startswith("base ")]
         return {name: tensors.get(name) for name in ("x", "u", "v", "cores")} | {"bases": bases or None}
 
-    def call(self, tensors, extras):
+    def call(self, tensors: dict[str, Any], extras: Tensors) -> Results:
         return super().call(self.arguments(tensors), extras)
 
-    def expected(self, tensors):
-        arguments, shape = self.arguments(tensors), self.shapes["x"]
+    def expected(self, tensors: Tensors) -> Results:
+        arguments, shape = self.arguments(tensors) | self.extras(tensors["x"].device), self.shapes["x"]
         arguments["x"] = tensors["x"].reshape(-1, shape[-1])
         if arguments["bases"]:
             arguments["bases"] = [base.reshape(-1, base.shape[-1]) for base in arguments["bases"]]
-        results = reference.mode_update(**arguments, **self.extras(tensors["x"].device), **self.options)
+        results = reference.mode_update(**arguments, **self.options)
         return tuple(y.reshape(*shape[:-1], y.shape[-1]) for y in results)
 
 
-def modes(name, batch=(3, 5), d_in=24, d_out=20, rank=8, count=3, *, core="full", u=True, bases=True, **options):
+def modes(
+    name: str,
+    batch: tuple[int, ...] = (3, 5),
+    d_in: int = 24,
+    d_out: int = 20,
+    rank: int = 8,
+    count: int = 3,
+    *,
+    core: str = "full",
+    u: bool = True,
+    bases: bool = True,
+    **options: Any,
+) -> ModeCase:
     """``count`` projections of one input; without ``u`` the input comes projected."""
     shapes = {"x": (*batch, d_in if u else rank)}
     if u:
@@ -66,7 +80,7 @@ CERTIFIED = [
 SHAPES = [(256, 768, 64), (1024, 768, 64), (4112, 768, 64), (16384, 768, 64), (1024, 2048, 32), (8192, 4096, 64)]
 
 
-def timed(rows, width, rank, dtype):
+def timed(rows: int, width: int, rank: int, dtype: torch.dtype) -> BenchCase:
     from petx.bench.ops.mode_update import case as benchmark
 
     return benchmark(rows, dtype, "certify", d_in=width, d_out=width, rank=rank)

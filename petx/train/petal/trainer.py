@@ -27,7 +27,7 @@ class PetalTrainer(PetTrainer):
             an_epoch = RoundRobinBatches.epoch_steps(list(map(len, self.tasks)), self.batch_sizes)
             warm = round(settings.warmup if settings.warmup >= 1 else settings.warmup * num_training_steps)
 
-            def factor(step):
+            def factor(step: int) -> float:
                 options = dict(warm=warm, low=settings.lr_warmup, end=settings.lr_min, an_epoch=an_epoch)
                 return learning_rate(step, top, num_training_steps, settings.schedule, **options) / top
 

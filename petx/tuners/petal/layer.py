@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -66,7 +67,7 @@ class PetalLayer(AdapterLayer):
         (weight,) = functional.cp_reconstruct([base.weight], factors.u, v, cores)
         return weight, base.bias
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return f"kind={self.kind!r}"
 
 
@@ -99,7 +100,9 @@ class ProjectionGroup:
         self._ready = (x, state, results)
         return own
 
-    def _compute(self, layers, adapter, x, compiling=False):
+    def _compute(
+        self, layers: list[PetalLayer], adapter: str, x: torch.Tensor, compiling: bool = False
+    ) -> Sequence[torch.Tensor]:
         bases = [layer.base_layer(x) for layer in layers]
         parts = self.tower.parts[adapter]
         factors, cores = parts.factors[self.spec.factors], self.tower.cores(adapter, self, layers)
@@ -120,15 +123,15 @@ class ProjectionGroup:
         """Hook after the attention, whether it succeeded or not."""
         self._ready = None
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_ready": None}  # activations of an interrupted pass cannot be copied
 
 
-def _works(layer, adapter):
+def _works(layer: PetalLayer, adapter: str) -> bool:
     return not layer.merged_adapters and layer.current() == adapter
 
 
-def _state_of(x):
+def _state_of(x: torch.Tensor) -> tuple[int | None, bool, torch.dtype]:
     """What must not have changed between two calls for the second to be handed a result of the first."""
     return (
         None if x.is_inference() else x._version,

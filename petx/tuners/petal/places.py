@@ -87,6 +87,6 @@ def _place_experts(model: nn.Module, modules: Modules, plan: Plan, config: Petal
         plan.mixed[words] = "text"
 
 
-def _reads_text(model, has_embeddings):
+def _reads_text(model: nn.Module, has_embeddings: bool) -> bool:
     settings = getattr(getattr(model, "config", None), "qformer_config", None)
     return bool(getattr(settings, "use_qformer_text_input", has_embeddings))

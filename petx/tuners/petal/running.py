@@ -38,13 +38,13 @@ class RunningTower:
 
     # ---- the current pass ----
 
-    def _begin(self, module, args, kwargs):
+    def _begin(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         self._pass = _Pass(dict(zip(self._arguments, args, strict=False)) | kwargs)
 
-    def _end(self, *_):
+    def _end(self, *_: Any) -> None:
         self._pass = None
 
-    def _current(self):
+    def _current(self) -> "_Pass | None":
         found = self._pass
         return found if found is not None and found.state == _autograd_state() else None
 
@@ -133,14 +133,14 @@ class RunningTower:
             for layer, before in zip(layers, active, strict=True):
                 layer._active_adapter = before
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_pass": None}
 
 
 class _Pass:
     """What belongs to one forward pass of a tower."""
 
-    def __init__(self, given):
+    def __init__(self, given: dict[str, Any]) -> None:
         self.state = _autograd_state()
         self.cores = {}  # (adapter, factors) -> {group: cores}
         self.projected = {}  # (adapter, factors) -> (x, its state, x Uᵀ)
@@ -155,7 +155,7 @@ class _Pass:
 _saved_tensor_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
 
 
-def _autograd_state():
+def _autograd_state() -> object:
     """Equal where what is computed in one place can be used in another; never where that cannot be told."""
     if torch.compiler.is_compiling():
         return torch.is_grad_enabled()
@@ -186,14 +186,14 @@ class LayerTail:
             hooks.append(cross.register_forward_hook(self._enhance, with_kwargs=True, prepend=True))
         return hooks
 
-    def _part(self, cross=False):
+    def _part(self, cross: bool = False) -> nn.Module | None:
         adapter = self.tower.adapter()
         return None if adapter is None else self.tower.parts[adapter].transformation(self.tower.spec, self.index, cross)
 
-    def _keep(self, module, args, output):
+    def _keep(self, module: nn.Module, args: tuple, output: Any) -> None:
         self._rows, self._next = (None if self._part() is None else _first(output)), 0
 
-    def _add(self, module, args, output):
+    def _add(self, module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor | None:
         rows, part = self._rows, self._part()
         if rows is None or part is None:
             return None
@@ -204,24 +204,24 @@ class LayerTail:
             self._rows = None
         return part(own, output)
 
-    def _add_to_queries(self, module, args, output):
+    def _add_to_queries(self, module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor | None:
         part, added = self._part(cross=True), self._add(module, args, output)
         if part is None:
             return added
         return part(args[1], output if added is None else added)
 
-    def _enhance(self, module, args, kwargs, output):
+    def _enhance(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
         adapter = self.tower.adapter()
         if adapter is None or self.tower.parts[adapter].context.context == "off":
             return None
         queries = args[0] if args else kwargs["hidden_states"]
         return self.tower.parts[adapter].context(output, queries)
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_rows": None, "_next": 0}
 
 
-def _first(output):
+def _first(output: Any) -> torch.Tensor:
     return output[0] if isinstance(output, tuple) else output
 
 
@@ -240,7 +240,7 @@ class ExpertPlace:
         while self._hooks:
             self._hooks.pop().remove()
 
-    def _mix(self, module, args, output):
+    def _mix(self, module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor | None:
         working = ((tower, tower.adapter()) for tower in self.towers.values())
         parts = next((tower.parts[adapter] for tower, adapter in working if adapter is not None), None)
         if parts is None or parts.experts is None or self.path not in parts.mixed:

@@ -1,6 +1,7 @@
 """Attentions and layers of a tower, found by the names of their modules."""
 
 import re
+from collections.abc import Iterable
 
 from torch import nn
 
@@ -29,7 +30,7 @@ def find_root(model: nn.Module, modules: Modules, name: str) -> str:
     raise UserError(f"PETAL: {type(model).__name__} has no tower {name!r}; {_what_there_is(modules)}")
 
 
-def _what_there_is(modules):
+def _what_there_is(modules: Modules) -> str:
     holders = {}
     for path in modules:
         if _projections(path, modules):
@@ -39,7 +40,7 @@ def _what_there_is(modules):
     return f"query, key and value linear layers are in {', '.join(holders)}"
 
 
-def _projections(path, modules):
+def _projections(path: str, modules: Modules) -> tuple[str, str, str] | None:
     """Names of the query, key and value linears directly under ``path``, or None."""
     for names in PROJECTIONS:
         linears = [base_of(modules.get(f"{path}.{name}")) for name in names]
@@ -60,7 +61,7 @@ def layers_read(model: nn.Module, root: str, modules: Modules) -> int | None:
     )
 
 
-def _is_read(path, number):
+def _is_read(path: str, number: int | None) -> bool:
     found = re.search(r"\.layers\.(\d+)(\.|$)", path)
     return number is None or found is None or int(found[1]) < number
 
@@ -84,11 +85,11 @@ def find_tower(name: str, root: str, modules: Modules, read: int | None = None) 
     return Tower(name, root, "qformer" if qformer else "transformer", tuple(groups), tuple(layers))
 
 
-def _is_cross(attention):
+def _is_cross(attention: str) -> bool:
     return bool(CROSS.search(".".join(attention.split(".")[-2:])))
 
 
-def _groups(tower, path, names, modules, qformer):
+def _groups(tower: str, path: str, names: tuple[str, str, str], modules: Modules, qformer: bool) -> list[Group]:
     sizes = {}
     for name in names:
         linear = base_of(modules[f"{path}.{name}"])
@@ -113,7 +114,7 @@ def _groups(tower, path, names, modules, qformer):
     ]
 
 
-def _qformer_layers(root, modules):
+def _qformer_layers(root: str, modules: Modules) -> list[Layer]:
     found = []
     for path in modules:
         if not path.startswith(f"{root}.") or not path.endswith(".output_query"):
@@ -134,7 +135,7 @@ def _qformer_layers(root, modules):
     return found
 
 
-def _transformer_layers(attentions, modules):
+def _transformer_layers(attentions: Iterable[str], modules: Modules) -> list[Layer]:
     """Layers with a self-attention and a child ``mlp``, which in a pre-norm layer returns the last summand."""
     found = []
     for path in attentions:
@@ -144,7 +145,7 @@ def _transformer_layers(attentions, modules):
     return found
 
 
-def _width(attention, modules):
+def _width(attention: str, modules: Modules) -> int:
     for out in ("o_proj", "out_proj", "dense"):
         if f"{attention}.{out}" in modules:
             return base_of(modules[f"{attention}.{out}"]).out_features

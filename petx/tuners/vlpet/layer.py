@@ -55,10 +55,10 @@ class VLPetLayer(AdapterLayer):
         while self._hooks:
             self._hooks.pop().remove()
 
-    def _receive_input(self, module, args, kwargs):
+    def _receive_input(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         self._x = args[0] if args else next(iter(kwargs.values()))
 
-    def _receive_mask(self, module, args, kwargs):
+    def _receive_mask(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         if "attention_mask" not in kwargs:
             raise UserError(
                 f"VL-PET: {type(module).__name__} was called without attention_mask=, which mask_padding=True reads"
@@ -136,11 +136,11 @@ class VLPetLayer(AdapterLayer):
             del adapter.gate_scale
         adapter.granularity, adapter.scale = "none", 1.0
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         # A pass that was interrupted leaves activations behind, and those cannot be copied.
         return self.__dict__ | {"_x": None, "_mask": None}
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return f"kind={self.kind!r}"
 
 
@@ -150,7 +150,14 @@ class EncoderSite(VLPetLayer):
     The sub-layer's residual input X comes from a tap on a module that runs before this one in the same sub-layer.
     """
 
-    def _adapt(self, adapter, hidden, h, x, mask):
+    def _adapt(
+        self,
+        adapter: nn.Module,
+        hidden: torch.Tensor,
+        h: torch.Tensor,
+        x: torch.Tensor | None,
+        mask: torch.Tensor | None,
+    ) -> torch.Tensor:
         if x is not None:
             x = x.to(h.dtype)  # a T5 with its `wo` kept in float32 has a residual stream of another dtype
         elif needs_input(adapter.granularity, adapter.placement):
@@ -171,11 +178,18 @@ class ValueSite(VLPetLayer):
         together = None if self.group is None or args or kwargs else self.group.values(self, hidden)
         return super().forward(hidden, *args, **kwargs) if together is None else together
 
-    def _adapt(self, adapter, e, v, x, mask):
+    def _adapt(
+        self,
+        adapter: nn.Module,
+        e: torch.Tensor,
+        v: torch.Tensor,
+        x: torch.Tensor | None,
+        mask: torch.Tensor | None,
+    ) -> torch.Tensor:
         return adapter(e.to(v.dtype), v, mask)
 
 
-def _padding(mask):
+def _padding(mask: Any) -> torch.Tensor | None:
     """``[B, L]``, true or 1 where a token counts, from what an attention layer is given; None where all tokens do."""
     if mask is None:
         return None

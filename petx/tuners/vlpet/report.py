@@ -1,6 +1,7 @@
 """What was adapted: as a list, and in words."""
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from peft.utils import AuxiliaryTrainingWrapper
@@ -68,7 +69,7 @@ def parameter_counts(model: nn.Module, adapter_name: str | None = None) -> dict[
     """
     places = adapted(model, adapter_name)
 
-    def total(side, what):
+    def total(side: str, what: Callable[[Adapted], int]) -> int:
         return sum(what(place) for place in places if place.kind.startswith(side))
 
     counts = {

@@ -1,6 +1,7 @@
 """Where VL-PET goes in a given model, and what is trained beside it: decided and checked before anything is changed."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,7 +78,7 @@ def find_sites(model: nn.Module, config: VLPetConfig) -> dict[str, Site]:
     return {path: sites[path] for path in modules if path in sites}
 
 
-def _kinds(paths):
+def _kinds(paths: Iterable[str]) -> str:
     """Paths with their numbers as *, each once: what a model has, short enough for a message."""
     return ", ".join(dict.fromkeys(re.sub(r"\b\d+\b", "*", path) for path in paths)) or "none"
 
@@ -110,7 +111,7 @@ def modules_to_train(model: nn.Module, config: VLPetConfig) -> list[str]:
     return chosen
 
 
-def _norms(model, side):
+def _norms(model: nn.Module, side: str) -> list[str]:
     """Paths of the normalisation layers in the model's encoder or decoder."""
     stack = getattr(model, f"get_{side}", lambda: None)()
     root = next((path for path, module in plain_modules(model).items() if module is stack), None)
@@ -156,7 +157,7 @@ def check_fit(model: nn.Module, config: VLPetConfig, sites: dict[str, Site]) -> 
     return check_host("VL-PET", _host(model, sites, modules), config)
 
 
-def _host(model, sites, modules):
+def _host(model: nn.Module, sites: dict[str, Site], modules: dict[str, nn.Module]) -> dict[str, Any]:
     """What an adapter's tensors depend on in its model."""
     widths = {
         side: sorted({base_of(modules[site.path]).out_features for site in sites.values() if site.side == side})

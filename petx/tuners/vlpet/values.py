@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -52,7 +53,7 @@ class ValueGroup:
         for site in self.sites:
             site.group = None
 
-    def _release(self, *_) -> None:
+    def _release(self, *_: Any) -> None:
         self._values, self._source = {}, None
 
     def values(self, site: nn.Module, e: torch.Tensor) -> torch.Tensor | None:
@@ -118,15 +119,15 @@ class ValueGroup:
                 self._stacked = key, torch.cat(weights), None if bias is None else bias.flatten()
         return F.linear(e, *self._stacked[1:]).unflatten(-1, (len(linears), -1))
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         # Neither a running pass nor the stacked copy belongs to what is copied or saved.
         return self.__dict__ | {"_values": {}, "_source": None, "_stacked": (None, None, None)}
 
 
-def _projections(adapters, linears):
+def _projections(adapters: list[nn.Module], linears: list[nn.Module]) -> tuple[list[nn.Module], ...]:
     return [a.down for a in adapters], [a.up for a in adapters], linears
 
 
-def _stack(modules, name: str) -> torch.Tensor | None:
+def _stack(modules: list[nn.Module], name: str) -> torch.Tensor | None:
     tensors = [getattr(module, name) for module in modules]
     return None if tensors[0] is None else torch.stack(tensors)

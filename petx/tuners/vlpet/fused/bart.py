@@ -1,5 +1,7 @@
 """BART's encoder layer: sub-layer, dropout, residual connection, norm, twice."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from transformers.models.bart import modeling_bart
@@ -19,7 +21,9 @@ class BartEncoderLayer(FusedLayer, modeling_bart.BartEncoderLayer):  # the host'
         "final_layer_norm".split()
     )
 
-    def fused_forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs) -> torch.Tensor:
+    def fused_forward(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs: Any
+    ) -> torch.Tensor:
         """``hidden_states [B, L, d]`` to the same; ``attention_mask`` and the rest are the attention's."""
         h, _ = self.self_attn(hidden_states, attention_mask=attention_mask, **kwargs)
         x = end_of_sublayer(

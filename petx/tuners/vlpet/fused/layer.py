@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +29,7 @@ class FusedLayer(nn.Module):
     reads: ClassVar[frozenset[str]]
     """Attributes of the layer that the host's forward reads: one more or less, and the host has changed."""
 
-    def forward(self, *args, **kwargs):
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         if any(listened_to(self.get_submodule(path)) for path in (*self.watched, *self.sites)):
             return super().forward(*args, **kwargs)
         self._let_sites_adapt(False)
@@ -38,7 +38,7 @@ class FusedLayer(nn.Module):
         finally:
             self._let_sites_adapt(True)
 
-    def fused_forward(self, *args, **kwargs):
+    def fused_forward(self, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError
 
     def _let_sites_adapt(self, alone: bool) -> None:
@@ -113,7 +113,7 @@ def listened_to(module: nn.Module) -> bool:
     return any(not _leaves_alone(hook) for hooks in kinds for hook in hooks.values())
 
 
-def _leaves_alone(hook) -> bool:
+def _leaves_alone(hook: object) -> bool:
     """Whether ``hook`` is a site's tap, or transformers' recorder of attention weights: neither reads the output."""
     recorder = getattr(hook, "__module__", None) == "transformers.utils.output_capturing"
     return recorder or isinstance(getattr(hook, "__self__", None), EncoderSite)

@@ -1,5 +1,7 @@
 """T5's two encoder sub-layers, which normalise what they read: sub-layer, dropout, residual connection."""
 
+from typing import Any
+
 import torch
 from transformers.models.t5 import modeling_t5
 
@@ -15,7 +17,13 @@ class T5LayerSelfAttention(FusedLayer, modeling_t5.T5LayerSelfAttention):
     arguments = ("self", "hidden_states", "attention_mask", "position_bias")
     reads = frozenset(("layer_norm", "SelfAttention", "dropout"))
 
-    def fused_forward(self, hidden_states: torch.Tensor, attention_mask=None, position_bias=None, **kwargs):
+    def fused_forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_bias: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[Any, ...]:
         """``(hidden_states [B, L, d], position bias, attention weights)``; ``kwargs`` are the attention's."""
         h, *more = self.SelfAttention(
             self.layer_norm(hidden_states), mask=attention_mask, position_bias=position_bias, **kwargs
