@@ -4,16 +4,15 @@ import argparse
 import importlib
 
 from petx.errors import UserError
-
-RECIPES = ("vlpet", "petal")
+from petx.train import METHODS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", help=", ".join(RECIPES))
+    parser.add_argument("recipe", help=", ".join(METHODS))
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="settings of the recipe: petx train RECIPE --help")
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.recipe not in RECIPES:
-        raise UserError(f"unknown recipe {args.recipe!r}; there are: {', '.join(RECIPES)}")
+    if args.recipe not in METHODS:
+        raise UserError(f"unknown recipe {args.recipe!r}; there are: {', '.join(METHODS)}")
     return importlib.import_module(f"petx.train.{args.recipe}").main(args.arguments)

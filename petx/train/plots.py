@@ -82,3 +82,42 @@ def _save(figure: Figure, axes: Axes, path: Path) -> Path:
         figure.savefig(target, dpi=150, format="png")
     plt.close(figure)
     return path
+
+
+def write_study(found: dict[str, Any], path: Path) -> Path:
+    """Means of a study's cells along its first axis, spread and single seeds beside them, at ``path``.
+
+    ``found``: :func:`petx.studies.results.collect`. One line for each value of the other axes, and each baseline.
+    """
+    first, *others = found["axes"]
+    places = list(dict.fromkeys(row["labels"][first] for row in found["rows"]))
+    values = [row["place"][first] for row in found["rows"]]
+    numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    several = len({row["arm"] for row in found["rows"]}) > 1
+    lines: dict[str, list[dict[str, Any]]] = {}
+    for row in found["rows"]:
+        label = ", ".join([*(f"{axis} {row['labels'][axis]}" for axis in others), *([row["arm"]] if several else [])])
+        lines.setdefault(label or found["metric"], []).append(row)
+
+    figure, axes = _figure(f"test {found['metric']}", first)
+    shift = 0.12 if not numeric else 0.0  # so that lines of one place do not cover one another
+    for number, (label, rows) in enumerate(lines.items()):
+        away = shift * (number - (len(lines) - 1) / 2)
+        at = np.array([row["place"][first] if numeric else places.index(row["labels"][first]) + away for row in rows])
+        means = [row["test"]["mean"] for row in rows]
+        spreads = [row["test"]["spread"] or 0.0 for row in rows]
+        style = dict(marker="o", markersize=5, capsize=4, linewidth=1.5, linestyle="-" if numeric else "none")
+        drawn = axes.errorbar(at, means, yerr=spreads, label=label, **style)
+        for x, row in zip(at, rows, strict=True):
+            seeds = [run["test"][found["metric"]] for run in row["runs"]]
+            axes.plot([x] * len(seeds), seeds, ".", color=drawn[0].get_color(), alpha=0.35, markersize=4)
+    for (name, scores), style in zip(found["beside"].items(), ("--", ":", "-.", (0, (1, 4))), strict=False):
+        if name in ("blind", "frozen host") and found["metric"] in scores:
+            value = scores[found["metric"]]
+            label = {"blind": "best answer without the image"}.get(name, name)
+            axes.axhline(value, color="black", linestyle=style, linewidth=1, label=f"{label} ({value:.1f})")
+    if not numeric:
+        slanted: dict[str, Any] = dict(rotation=30, ha="right") if max(map(len, places)) > 10 else {}
+        axes.set_xticks(range(len(places)), places, **slanted)
+    axes.set_title(found["description"], wrap=True, fontsize=11)
+    return _save(figure, axes, path)

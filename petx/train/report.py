@@ -18,8 +18,8 @@ def rows(run: Any, results: dict[str, Any]) -> tuple[list[str], list[list[str]]]
     lines = []
     for name, scored in results["baselines"].items():
         first_dev = next(iter(scored["dev"].values()))
-        tested = [_score([scored["test"].get(metric)]) for metric in metrics]
-        lines.append([BASELINES[name], "-", "-", *("-" for _ in columns), *tested, _score([first_dev]), "-", "-"])
+        tested = [score([scored["test"].get(metric)]) for metric in metrics]
+        lines.append([BASELINES[name], "-", "-", *("-" for _ in columns), *tested, score([first_dev]), "-", "-"])
     for arm, records in results["arms"].items():
         one = records[0]
         lines.append(
@@ -28,8 +28,8 @@ def rows(run: Any, results: dict[str, Any]) -> tuple[list[str], list[list[str]]]
                 f"{one['trainable']:,}",
                 f"{100 * one['trainable'] / one['total']:.2f} %",
                 *(f"{one[key]:,}" for _, key in columns),
-                *(_score([record["test"].get(m) for record in records]) for m in metrics),
-                _score([next(iter(record["dev"].values())) for record in records]),
+                *(score([record["test"].get(m) for record in records]) for m in metrics),
+                score([next(iter(record["dev"].values())) for record in records]),
                 f"{one['steps']:,}",
                 f"{statistics.mean(record['seconds'] for record in records):.0f}",
             ]
@@ -37,7 +37,7 @@ def rows(run: Any, results: dict[str, Any]) -> tuple[list[str], list[list[str]]]
     return header, lines
 
 
-def _score(values: list[float | None]) -> str:
+def score(values: list[float | None]) -> str:
     values = [value for value in values if value is not None]
     if not values:
         return "-"

@@ -32,6 +32,10 @@ class Common:
         *("seeds", "steps", "epochs", "batch_size", "host_steps", "host_batch_size"),
         *("eval_every", "save_every", "log_every", "eval_batch_size"),
     )
+    after_host: typing.ClassVar[tuple] = (  # on these, and baselines' own, the small host's pretraining does not depend
+        *("arms", "with_arms", "steps", "epochs", "batch_size", "batch_sizes", "num_beams", "lr"),
+        *("seeds", "output_dir", "resume"),
+    )
 
     # data
     data_dir: str | None = option(None, "folder of one's own data (docs/training.md has the layout)")
@@ -110,6 +114,7 @@ def with_baselines(kind: Any) -> Any:
         brought |= baseline.options
     fields = [(name, hint, field) for name, (hint, field) in brought.items()]
     namespace = {"__doc__": kind.__doc__, "__module__": kind.__module__}
+    namespace["after_host"] = (*kind.after_host, *brought)
     return dataclasses.make_dataclass(kind.__name__, fields, bases=(kind,), namespace=namespace)
 
 
@@ -140,12 +145,12 @@ def parse(kind: Any, argv: list[str] | None = None, description: str | None = No
     preset, config, assignments = given.pop("preset"), given.pop("config", None), given.pop("set")
     values = read_preset(kind, preset)
     if config is not None:
-        values = _laid_over(values, _extended(kind, Path(config), ()))
+        values = laid_over(values, _extended(kind, Path(config), ()))
     for assignment in assignments:
-        values = _laid_over(values, _assigned(values, assignment))
+        values = laid_over(values, assigned(values, assignment))
     fields = {field.name: field for field in dataclasses.fields(kind)}
     flags = {name: value if name in PLAIN else _from_text(kind, fields[name], value) for name, value in given.items()}
-    return checked(kind, {"output_dir": kind.default_folder(preset)} | _laid_over(values, flags))
+    return checked(kind, {"output_dir": kind.default_folder(preset)} | laid_over(values, flags))
 
 
 class _List(argparse.Action):
@@ -185,7 +190,7 @@ def _extended(kind: type[Common], path: Path, extending: tuple[Path, ...]) -> Va
     """The settings in the file ``path``, over those that it extends: a preset's name, or a file beside it."""
     if path in extending:
         raise UserError(f"{path}: extends itself, by way of {', '.join(str(one) for one in extending)}")
-    values = _read_yaml(path)
+    values = read_yaml(path)
     base = values.pop("extends", None)
     if base is None:
         return values
@@ -193,11 +198,11 @@ def _extended(kind: type[Common], path: Path, extending: tuple[Path, ...]) -> Va
         raise UserError(f"{path}: extends must be the name of a preset or a file, got {base!r}")
     beside = path.parent / base
     if beside.suffix in (".yaml", ".yml"):
-        return _laid_over(_extended(kind, beside, (*extending, path)), values)
+        return laid_over(_extended(kind, beside, (*extending, path)), values)
     preset = PRESETS / kind.recipe / f"{base}.yaml"
     if not preset.is_file():
         raise UserError(f"{path}: extends unknown preset {base!r}; there are: {', '.join(presets(kind))}")
-    return _laid_over(_extended(kind, preset, (*extending, path)), values)
+    return laid_over(_extended(kind, preset, (*extending, path)), values)
 
 
 def checked(kind: Any, values: dict[str, Any]) -> Any:
@@ -212,7 +217,8 @@ def checked(kind: Any, values: dict[str, Any]) -> Any:
     return settings
 
 
-def _read_yaml(path: Path) -> Values:
+def read_yaml(path: Path) -> Values:
+    """The mapping in the YAML file ``path``; :class:`UserError` if it cannot be read or is none."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -222,7 +228,7 @@ def _read_yaml(path: Path) -> Values:
     return values
 
 
-def _laid_over(values: Values, layer: Values) -> Values:
+def laid_over(values: Values, layer: Values) -> Values:
     """``layer`` over ``values``; steps given in one replace epochs given in the other, and the other way round."""
     for name, other in (("steps", "epochs"), ("epochs", "steps")):
         if layer.get(name) is not None and other not in layer:
@@ -230,7 +236,7 @@ def _laid_over(values: Values, layer: Values) -> Values:
     return values | layer
 
 
-def _assigned(values: Values, assignment: str) -> Values:
+def assigned(values: Values, assignment: str) -> Values:
     """The setting that one ``KEY=VALUE`` or ``KEY.SUBKEY=VALUE`` makes of ``values``, as a mapping."""
     key, equals, text = assignment.partition("=")
     name, *subkeys = key.split(".")

@@ -21,6 +21,11 @@ class Settings(Common):
 
     recipe: ClassVar[str] = "petal"
     positive: ClassVar[tuple] = ("rank", "expert_rank", "queries", "lm_layers", "layers", *Common.positive)
+    after_host: ClassVar[tuple] = (
+        *("rank", "core", "threshold", "threshold_per_rank", "adapter_dropout", "shared_mask"),
+        *("experts", "expert_rank", "expert_gate", "expert_top_k", "expert_scope", "expert_alpha", "expert_beta"),
+        *("context", "query_transform", "ib", "ib_weight", "ib_eta", "ib_learnable", "ib_sign", *Common.after_host),
+    )
 
     # data
     data: str = option("easy-vqa", "data set", choices=tasks.kinds("petal"))

@@ -22,6 +22,11 @@ class Settings(Common):
 
     recipe: ClassVar[str] = "vlpet"
     positive: ClassVar[tuple] = ("rank", "heads", "gate_rank", "decoder_rank", *Common.positive)
+    after_host: ClassVar[tuple] = (
+        *("level", "design", "rank", "gate_rank", "decoder_rank", "heads", "scale", "zero_init"),
+        *("encoder_places", "decoder_places", "decoder_level", "placement", "gate_input", "middle_y", "mask_padding"),
+        *("activation", "use_bias", "train_encoder_norms", "train_decoder_norms", *Common.after_host),
+    )
 
     # data
     data: str = option("easy-vqa", "data set", choices=tasks.kinds("vlpet"))

@@ -1,0 +1,161 @@
+"""What a study's YAML file says: cells, each with its settings, all checked before anything runs."""
+
+import dataclasses
+import itertools
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from petx.errors import UserError
+from petx.train import METHODS, recipes
+from petx.train.settings import Common, assigned, checked, laid_over, presets, read_preset, read_yaml
+
+FOLDER = Path(__file__).parents[1] / "recipes" / "studies"
+KEYS = {  # of the file -> its type; those of _OPTIONAL may be left out
+    "description": str,
+    "method": str,
+    "preset": str,
+    "metric": str,
+    "seeds": list,
+    "settings": dict,
+    "axes": dict,
+    "cells": dict,
+}
+_OPTIONAL = ("settings", "axes", "cells")
+OWN = ("seed", "seeds", "output_dir", "resume")  # settings that a study itself gives to its runs
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One combination of settings.
+
+    Attributes:
+        name: in tables, and its folder.
+        place: its values along the study's axes, ``{"level": "large"}``, or ``{"cell": name}``.
+        changes: settings over the preset, the study's own and ``--set`` included.
+        settings: all of them, checked; without a seed.
+    """
+
+    name: str
+    place: dict[str, Any]
+    changes: dict[str, Any]
+    settings: Common
+
+    @property
+    def folder(self) -> str:
+        """Its name as a folder's."""
+        return re.sub(r"[^\w.,=+-]+", "_", self.name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """A study as its file describes it; ``axes`` are the names of what the cells differ in."""
+
+    name: str
+    description: str
+    method: str
+    preset: str
+    metric: str
+    seeds: list[int]
+    axes: list[str]
+    cells: list[Cell]
+
+
+def names() -> list[str]:
+    """The studies that petx brings."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def description(name: str) -> str:
+    """What the study ``name`` says of itself, for listings."""
+    return str(read_yaml(FOLDER / f"{name}.yaml").get("description", ""))
+
+
+def read(name: str, *, seeds: list[int] | None = None, assignments: list[str] | None = None) -> Study:
+    """The study ``name``, one of petx's or a YAML file, by ``seeds`` in place of its own.
+
+    Args:
+        assignments: ``KEY=VALUE`` for settings of every cell, over the study's own.
+
+    Raises UserError that names the file, the key or the cell, what came and what was wanted.
+    """
+    path = Path(name) if Path(name).suffix in (".yaml", ".yml") else FOLDER / f"{name}.yaml"
+    if path.parent == FOLDER and not path.is_file():
+        raise UserError(f"unknown study {name!r}; there are: {', '.join(names())}, or a file that ends in .yaml")
+    values = read_yaml(path)
+    _check_keys(path, values)
+    kind = recipes.find(values["method"]).settings
+    if values["preset"] not in presets(kind):
+        known = ", ".join(presets(kind))
+        raise UserError(f"{path}: unknown preset {values['preset']!r} of {values['method']}; there are: {known}")
+    seeds = _seeds(values["seeds"] if seeds is None else seeds, f"{path}: seeds" if seeds is None else "--seeds")
+    axes, placed = _placed(path, values)
+    cells = []
+    for cell_name, place, changes in placed:
+        changes = laid_over(values.get("settings", {}), changes)
+        for assignment in assignments or []:
+            changes = laid_over(changes, assigned(read_preset(kind, values["preset"]) | changes, assignment))
+        for own in OWN:
+            if own in changes:
+                raise UserError(f"{path}: {own} is not a setting of a cell; a study gives seeds and folders itself")
+        try:
+            settings = checked(kind, laid_over(read_preset(kind, values["preset"]), changes))
+        except UserError as error:
+            raise UserError(f"{path}: cell {cell_name}: {error}") from None
+        cells.append(Cell(cell_name, place, changes, settings))
+    for one, other in itertools.combinations(cells, 2):
+        if one.folder == other.folder:
+            raise UserError(f"{path}: the cells {one.name} and {other.name} would share the folder {one.folder}")
+    plain = {key: values[key] for key in ("description", "method", "preset", "metric")}
+    return Study(path.stem, **plain, seeds=seeds, axes=axes, cells=cells)
+
+
+def _check_keys(path: Path, values: dict[str, Any]) -> None:
+    for key, value in values.items():
+        if key not in KEYS:
+            raise UserError(f"{path}: unknown key {key!r}; there are: {', '.join(KEYS)}")
+        if not isinstance(value, KEYS[key]):
+            raise UserError(f"{path}: {key} must be a {KEYS[key].__name__}, got {value!r}")
+    for key in KEYS:
+        if key not in values and key not in _OPTIONAL:
+            raise UserError(f"{path}: {key} is missing")
+    if ("axes" in values) == ("cells" in values):
+        raise UserError(f"{path}: one of axes and cells must be given, got {'both' if 'axes' in values else 'none'}")
+    if values["method"] not in METHODS:
+        raise UserError(f"{path}: method must be one of {', '.join(METHODS)}; got {values['method']!r}")
+
+
+def _seeds(seeds: list[Any], where: str) -> list[int]:
+    good = all(isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0 for seed in seeds)
+    if not seeds or not good or len(set(seeds)) < len(seeds):
+        raise UserError(f"{where} must be different integers that are not negative, at least one; got {seeds!r}")
+    return list(seeds)
+
+
+def _placed(path: Path, values: dict[str, Any]) -> tuple[list[str], list[tuple[str, dict[str, Any], dict[str, Any]]]]:
+    """Names of the axes, and of each cell its name, its place along them and the settings that differ."""
+    if "cells" in values:
+        for name, changes in values["cells"].items():
+            if not isinstance(name, str) or not isinstance(changes, dict):
+                raise UserError(f"{path}: cells must be {{name: {{setting: value}}}}, got {{{name!r}: {changes!r}}}")
+        if not values["cells"]:
+            raise UserError(f"{path}: cells must name at least one, got none")
+        return ["cell"], [(name, {"cell": name}, changes) for name, changes in values["cells"].items()]
+    for name, along in values["axes"].items():
+        if not isinstance(along, list) or not along:
+            raise UserError(f"{path}: axes.{name} must be a list of at least one value, got {along!r}")
+        if len({json.dumps(value) for value in along}) < len(along):
+            raise UserError(f"{path}: axes.{name} has a value twice: {along!r}")
+    placed = []
+    for combination in itertools.product(*values["axes"].values()):
+        place = dict(zip(values["axes"], combination, strict=True))
+        placed.append((",".join(f"{name}={written(value)}" for name, value in place.items()), place, dict(place)))
+    return list(values["axes"]), placed
+
+
+def written(value: Any) -> str:
+    """A setting's value in a name or a table."""
+    if isinstance(value, list):
+        return "+".join(map(str, value)) or "none"
+    return "off" if value is False else "on" if value is True else str(value)

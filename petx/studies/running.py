@@ -1,0 +1,196 @@
+"""Running a study: every cell and seed a ``petx train`` of its own, in a child process, several at a time.
+
+Below the output folder: ``cells/CELL/seed-N``, as ``petx train`` writes it, with ``cell.yaml`` and what was printed in
+``log.txt``; ``hosts/N/seed-M``, small hosts that several cells share. What is finished is not run again.
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from petx.errors import UserError
+from petx.files import require_writable, written_whole
+from petx.studies.plan import Cell, Study
+from petx.train.settings import Common, checked, laid_over, read_preset
+from petx.train.stages import SETTINGS, changed
+
+RESULTS, LOG = "results.json", "log.txt"
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One ``petx train``: the settings it is run with, where it writes, and whose small host it takes."""
+
+    title: str
+    folder: Path
+    settings: Common  # with its seed
+    changes: dict[str, Any]  # over the preset; the seed is a flag
+    host: "Job | None" = None
+
+    def finished(self) -> bool:
+        """Whether its report is there, with all its baselines."""
+        try:
+            arms = json.loads((self.folder / RESULTS).read_text(encoding="utf-8"))["arms"]
+        except (OSError, ValueError, KeyError):
+            return False
+        return set(self.settings.all_arms) <= set(arms)
+
+    def check(self) -> None:
+        """Raise UserError if the folder holds a run with other settings."""
+        note = self.folder / SETTINGS
+        if not note.is_file():
+            return
+        for name, was, value in changed(json.loads(note.read_text(encoding="utf-8")), self.settings):
+            raise UserError(
+                f"{self.folder} was run with {name}={was!r}, not {value!r}: remove that folder to run it anew, or "
+                "choose another --output_dir"
+            )
+
+
+def jobs(study: Study, out: Path) -> tuple[list[Job], list[Job]]:
+    """``(hosts, cells)``: runs of shared small hosts, and one run for each cell and seed."""
+    hosts: list[Job] = []
+    cells: list[Job] = []
+    shared = _shared_hosts(study)
+    for seed in study.seeds:
+        made: dict[str, Job] = {}
+        for cell in study.cells:
+            key = _host_key(cell)
+            if key in shared and key not in made:
+                folder = out / "hosts" / str(shared.index(key)) / f"seed-{seed}"
+                made[key] = _host_job(study, cell, folder, seed)
+            folder = out / "cells" / cell.folder / f"seed-{seed}"
+            settings = dataclasses.replace(cell.settings, seed=seed, seeds=1)
+            cells.append(Job(f"{cell.name}, seed {seed}", folder, settings, cell.changes, made.get(key)))
+        hosts += made.values()
+    return hosts, cells
+
+
+def _shared_hosts(study: Study) -> list[str]:
+    """Keys of the small hosts that more than one cell needs, in order."""
+    keys = [_host_key(cell) for cell in study.cells if getattr(cell.settings, "host", None) is None]
+    return [key for key in dict.fromkeys(keys) if keys.count(key) > 1]
+
+
+def _host_key(cell: Cell) -> str:
+    """All that the pretraining of the cell's small host depends on, but the seed."""
+    values = dataclasses.asdict(cell.settings)
+    return json.dumps({name: value for name, value in values.items() if name not in cell.settings.after_host})
+
+
+def _host_job(study: Study, cell: Cell, folder: Path, seed: int) -> Job:
+    """The run that pretrains the small host of ``cell`` and scores it as it is."""
+    kind = type(cell.settings)
+    changes = {name: value for name, value in cell.changes.items() if name not in kind.after_host}
+    changes |= {"arms": ["frozen"], "with_arms": []}
+    values = laid_over(read_preset(kind, study.preset), changes) | {"seed": seed, "seeds": 1}
+    return Job(f"small host, seed {seed}", folder, checked(kind, values), changes)
+
+
+def run(study: Study, out: Path, *, at_once: int, say: Callable[[str], None]) -> list[str]:
+    """Run what is not finished, ``at_once`` at a time; titles of what failed, in order.
+
+    Raises UserError before anything runs if ``out`` cannot be written or holds runs with other settings.
+    KeyboardInterrupt ends the children first; what they had finished stays.
+    """
+    require_writable(out, "output_dir")
+    hosts, cells = jobs(study, out)
+    for job in (*hosts, *cells):
+        job.check()
+    waiting = [job for job in cells if not job.finished()]
+    needed = {id(job.host) for job in waiting if not _has_host(job.folder)}
+    begun = [job for job in hosts if id(job) in needed and not job.finished()]
+    say(f"{len(cells)} runs, {len(cells) - len(waiting)} finished; writing to {out}")
+    children = _Children(study, at_once)
+    failed: list[str] = []
+    with ThreadPoolExecutor(at_once) as pool:
+        try:
+            made = {id(job): pool.submit(children.run, job) for job in begun}
+            futures: dict[Future, Job] = {future: job for job, future in zip(begun, made.values(), strict=True)}
+            futures |= {pool.submit(children.run_cell, job, made.get(id(job.host))): job for job in waiting}
+            for number, future in enumerate(as_completed(futures), 1):
+                job, problem = futures[future], future.result()
+                failed += [job.title] if problem else []
+                seconds = children.seconds.get(job.folder, 0.0)
+                say(f"[{number}/{len(futures)}] {job.title}: {problem or f'done in {seconds:.0f} s'}")
+        except BaseException:
+            children.stop()
+            pool.shutdown(cancel_futures=True)
+            raise
+    return failed
+
+
+def _has_host(folder: Path) -> bool:
+    return (folder / "host").is_dir()
+
+
+class _Children:
+    """The child processes of a study that run now."""
+
+    def __init__(self, study: Study, at_once: int) -> None:
+        self.study = study
+        self.seconds: dict[Path, float] = {}
+        self.running: set[subprocess.Popen] = set()
+        self.lock, self.stopped = threading.Lock(), False
+        cores = len(os.sched_getaffinity(0))
+        threads = {name: str(max(1, cores // at_once)) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+        self.environment = os.environ | (threads if at_once > 1 else {})
+
+    def run_cell(self, job: Job, host: Future | None) -> str | None:
+        """:meth:`run`, once the small host that it shares is there; a copy of that goes into its folder."""
+        if host is not None and host.result() is not None:
+            return "not run, since its small host failed"
+        if job.host is not None and not _has_host(job.folder):
+            with written_whole(job.folder / "host") as target:
+                shutil.copytree(job.host.folder / "host", target)
+        return self.run(job)
+
+    def run(self, job: Job) -> str | None:
+        """Run one ``petx train`` to its end; what went wrong, in words, or None."""
+        job.folder.mkdir(parents=True, exist_ok=True)
+        (job.folder / "cell.yaml").write_text(yaml.safe_dump(job.changes, sort_keys=False), encoding="utf-8")
+        command = [sys.executable, "-m", "petx", "train", self.study.method, "--preset", self.study.preset]
+        command += ["--config", str(job.folder / "cell.yaml"), "--seed", str(job.settings.seed)]
+        command += ["--seeds", "1", "--output_dir", str(job.folder)]
+        command += ["--resume"] if (job.folder / SETTINGS).is_file() else []
+        begun, log = time.monotonic(), job.folder / LOG
+        with log.open("a", encoding="utf-8") as file:
+            with self.lock:
+                if self.stopped:
+                    return "not run, since the study was stopped"
+                child = subprocess.Popen(
+                    command,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    stdin=subprocess.DEVNULL,
+                    env=self.environment,
+                    start_new_session=True,  # Ctrl-C reaches it through stop() alone, once
+                )
+                self.running.add(child)
+            code = child.wait()
+        with self.lock:
+            self.running.discard(child)
+        self.seconds[job.folder] = time.monotonic() - begun
+        if code == 0 and job.finished():
+            return None
+        last = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+        return f"failed with exit code {code}: {last[-1] if last else 'nothing was printed'} ({log})"
+
+    def stop(self) -> None:
+        """End the children as Ctrl-C does, so that they leave whole checkpoints."""
+        with self.lock:
+            self.stopped = True
+            for child in self.running:
+                child.send_signal(signal.SIGINT)

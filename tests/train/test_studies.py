@@ -1,0 +1,247 @@
+"""``petx study``: what its files say, a whole small one run in child processes, and what is refused."""
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+import yaml
+from PIL import Image
+
+from petx import studies
+from petx.cli import main as petx
+from petx.errors import UserError
+from petx.studies import plan, results, running
+from petx.train import petal, recipes, stages, vlpet
+from petx.train.run import Run
+from petx.train.settings import checked, read_preset
+
+SLOW_FIXTURES = {"smoke"}
+TINY = dict(train_images=20, dev_images=4, test_images=4, width=32, ffn=32, layers=1, rank=8, host_steps=2, steps=2)
+TINY |= dict(batch_size=8, host_batch_size=8, eval_every=2, save_every=2, log_every=1)
+
+
+def write(folder, **changes):
+    """A study file with ``changes``; None leaves a key out."""
+    values = dict(description="Mine.", method="vlpet", preset="smoke", metric="accuracy", seeds=[0])
+    values |= dict(axes={"level": ["large", "none"]}) | changes
+    path = folder / "mine.yaml"
+    path.write_text(yaml.safe_dump({key: value for key, value in values.items() if value is not None}, sort_keys=False))
+    return str(path)
+
+
+# ---- what the files say ----
+
+
+@pytest.mark.parametrize("name", studies.names())
+def test_every_study_is_whole(name):
+    study = studies.read(name)
+    assert len(study.cells) > 1 and study.description.endswith(".")
+    differing = {json.dumps(dataclasses.asdict(cell.settings)) for cell in study.cells}
+    assert len(differing) == len(study.cells)  # no cell is another one twice
+
+
+def test_axes_are_combined_and_settings_laid_over(tmp_path):
+    changes = dict(
+        axes={"level": ["large", "none"], "decoder_places": [["value"], []]}, settings={"rank": 8, "steps": 3}
+    )
+    study = studies.read(write(tmp_path, **changes), seeds=[4, 7], assignments=["steps=5", "batch_sizes.vqa=2"])
+    assert [cell.name for cell in study.cells] == [
+        "level=large,decoder_places=value",
+        "level=large,decoder_places=none",
+        "level=none,decoder_places=value",
+        "level=none,decoder_places=none",
+    ]
+    one = study.cells[1].settings
+    assert (one.level, one.decoder_places, one.rank, one.steps, one.host_steps) == ("large", [], 8, 5, 40)
+    assert one.batch_sizes == {"vqa": 2} and study.seeds == [4, 7]
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(metrics="accuracy"), "unknown key 'metrics'; there are: description, method, "),
+        (dict(metric=None), "mine.yaml: metric is missing"),
+        (dict(seeds=3), "seeds must be a list, got 3"),
+        (dict(seeds=[0, 0]), r"seeds must be different integers that are not negative, at least one; got \[0, 0\]"),
+        (dict(seeds=[]), "at least one; got"),
+        (dict(method="lora"), "method must be one of vlpet, petal; got 'lora'"),
+        (dict(preset="smoky"), "unknown preset 'smoky' of vlpet; there are: easy-vqa, "),
+        (dict(axes=None), "one of axes and cells must be given, got none"),
+        (dict(cells={"a": {}}), "one of axes and cells must be given, got both"),
+        (dict(axes=None, cells={}), "cells must name at least one"),
+        (dict(axes=None, cells={"a": 3}), "cells must be {name: {setting: value}}, got {'a': 3}"),
+        (dict(axes={"level": "large"}), "axes.level must be a list of at least one value, got 'large'"),
+        (dict(axes={"level": ["large", "large"]}), "axes.level has a value twice"),
+        (dict(axes={"levels": ["large"]}), "cell levels=large: unknown setting 'levels'; did you mean 'level'"),
+        (dict(axes={"level": ["huge"]}), "cell level=huge: level must be one of large, "),
+        (dict(settings={"seed": 3}), "seed is not a setting of a cell"),
+        (dict(axes=None, cells={"a b": {}, "a/b": {}}), "the cells a b and a/b would share the folder a_b"),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_named(tmp_path, changes, message):
+    with pytest.raises(UserError, match=message.replace("{", r"\{")):
+        studies.read(write(tmp_path, **changes))
+
+
+@pytest.mark.parametrize(
+    "command, message",
+    [
+        ("granularityy", "unknown study 'granularityy'; there are: designs, "),
+        ("nowhere.yaml", "cannot read settings from nowhere.yaml"),
+        ("smoke --jobs 0", "--jobs must be at least 1, got 0"),
+        ("smoke --seeds 1,b", "--seeds must be integers with commas between them, such as 0,1,2; got '1,b'"),
+        ("smoke --seeds 1,1", "--seeds must be different integers"),
+        ("smoke --set rank", "--set wants KEY=VALUE, got 'rank'"),
+        ("", "name a study; there are: designs, "),
+    ],
+)
+def test_a_wrong_command_runs_nothing(tmp_path, capsys, monkeypatch, command, message):
+    monkeypatch.chdir(tmp_path)
+    assert petx(["study", *command.split()]) == 2
+    assert message in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_list_shows_studies_and_cells(capsys):
+    assert petx(["study", "--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == studies.names() and all(len(line.split()) > 3 for line in lines)
+    assert petx(["study", "granularity", "--list"]) == 0
+    assert "\n  level=middleX\n" in capsys.readouterr().out
+
+
+# ---- small hosts that cells share ----
+
+
+@pytest.mark.parametrize("method", ["vlpet", "petal"])
+def test_the_small_host_does_not_depend_on_what_is_said_to_come_after(petx_cache, tmp_path, method, monkeypatch):
+    kind, reads = recipes.find(method).settings, set()
+    more = {} if method == "vlpet" else dict(lm_layers=1, queries=2)
+    values = read_preset(kind, "smoke") | TINY | more | dict(output_dir=str(tmp_path))
+    settings = checked(kind, values)
+    assert set(kind.after_host) <= {field.name for field in dataclasses.fields(kind)}
+    run = Run({"vlpet": vlpet, "petal": petal}[method].RECIPE, settings)
+    run.prepare()
+
+    class Watched(kind):
+        def __getattribute__(self, name):
+            reads.add(name)
+            return super().__getattribute__(name)
+
+    settings.__class__ = Watched
+    run.load_data()
+    stages.prepare_host(run)
+    assert {"host_steps", "width", "train_images", "weight_decay"} <= reads
+    assert reads.isdisjoint(kind.after_host)
+
+
+def test_cells_share_a_host_unless_it_differs(tmp_path):
+    cells = {"a": {"rank": 8}, "b": {"lr_lora": 1e-4}, "wide": {"width": 64}, "given": {"host": "x"}}
+    hosts, runs = running.jobs(studies.read(write(tmp_path, axes=None, cells=cells, seeds=[0, 5])), tmp_path)
+    assert [(job.settings.seed, job.settings.arms) for job in hosts] == [(0, ["frozen"]), (5, ["frozen"])]
+    assert [job.host for job in runs] == [hosts[0], hosts[0], None, None, hosts[1], hosts[1], None, None]
+
+
+# ---- a whole one ----
+
+
+@pytest.fixture(scope="module")
+def smoke(petx_cache, tmp_path_factory):
+    """Output folder and printed text of ``petx study smoke --jobs 2``."""
+    out = tmp_path_factory.mktemp("study") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PETX_CACHE", str(petx_cache))
+        printed = []
+        patch.setattr("builtins.print", lambda *values, **_: printed.append(" ".join(map(str, values))))
+        assert petx(["study", "smoke", "--jobs", "2", "--output_dir", str(out)]) == 0, "\n".join(printed)
+    return out, "\n".join(printed)
+
+
+def test_smoke_runs_every_cell(smoke):
+    out, printed = smoke
+    found = json.loads((out / "results.json").read_text())
+    assert [row["place"] for row in found["rows"]] == [{"level": "large"}, {"level": "middleX"}]
+    assert found["missing"] == [] and {"blind", "majority", "frozen host"} == set(found["beside"])
+    for row, cell in zip(found["rows"], ("level=large", "level=middleX"), strict=True):
+        record = json.loads((out / "cells" / cell / "seed-0" / "vlpet" / "seed-0" / "result.json").read_text())
+        assert row["trainable"] == record["trainable"] and row["runs"][0]["test"] == record["test"]
+        assert row["test"] == {"mean": record["test"]["accuracy"], "spread": None}
+        own, shared = (out / part / "host" / "model.safetensors" for part in (f"cells/{cell}/seed-0", "hosts/0/seed-0"))
+        assert own.read_bytes() == shared.read_bytes()
+    assert found["rows"][0]["trainable"] > found["rows"][1]["trainable"]
+    table = [line for line in (out / "results.md").read_text().splitlines() if line.startswith("|")]
+    assert len(table) == 2 + 3 + 2 and len({line.count("|") for line in table}) == 1
+    assert "one seed, 0" in printed and str(out / "results.png") in printed
+    with Image.open(out / "results.png") as picture:
+        assert picture.size[0] > 800 and len(picture.convert("RGB").getcolors(1 << 24)) > 20
+
+
+def test_what_is_finished_is_not_run_again(smoke, capsys, monkeypatch):
+    out = smoke[0]
+    before = {path: path.stat().st_mtime_ns for path in out.glob("cells/*/*/results.json")}
+    monkeypatch.setattr(running.subprocess, "Popen", None)  # nothing may be started
+    assert petx(["study", "smoke", "--output_dir", str(out)]) == 0
+    assert "2 runs, 2 finished" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert petx(["study", "smoke", "--output_dir", str(out), "--set", "lr=1e-4"]) == 2
+    said = capsys.readouterr().err
+    assert "level=large/seed-0 was run with lr=0.003, not 0.0001" in said and "--output_dir" in said
+
+
+def test_an_unfinished_cell_is_finished_and_a_failing_one_is_named(smoke, petx_cache, tmp_path, capsys, monkeypatch):
+    """As interruptions leave them: begun, with their hosts, without a report; and one host has been broken since."""
+    monkeypatch.setenv("PETX_CACHE", str(petx_cache))
+    out = tmp_path / "out"
+    shutil.copytree(smoke[0], out)
+    large, middle = (out / "cells" / cell / "seed-0" for cell in ("level=large", "level=middleX"))
+    wanted = json.loads((middle / "results.json").read_text())["arms"]["vlpet"][0]["test"]
+    for cell in (large, middle):
+        (cell / "results.json").unlink()
+        shutil.rmtree(cell / "vlpet")
+    (large / "host" / "model.safetensors").write_bytes(b"broken")
+    assert petx(["study", "smoke", "--output_dir", str(out), "--jobs", "2"]) == 1
+    said = capsys.readouterr().out
+    assert "2 runs, 0 finished" in said and "level=middleX, seed 0: done" in said
+    assert "level=large, seed 0: failed with exit code 1: " in said and str(large / "log.txt") in said
+    assert "Not finished: level=large, seed 0." in said
+    assert json.loads((middle / "results.json").read_text())["arms"]["vlpet"][0]["test"] == wanted
+    found = json.loads((out / "results.json").read_text())
+    assert len(found["rows"]) == 1 and found["missing"] == ["level=large, seed 0"]
+
+
+# ---- results ----
+
+
+def test_mean_and_spread_over_seeds(tmp_path):
+    study = studies.read(write(tmp_path, seeds=[0, 1]))
+    scores = {"large": (50.0, 54.0), "none": (40.0,)}
+    for level, values in scores.items():
+        for seed, value in enumerate(values):
+            record = dict(seed=seed, trainable=10, total=40, steps=3, seconds=2.0)
+            record |= dict(test={"accuracy": value, "colour": 1.0}, dev={"accuracy": value - 1})
+            folder = tmp_path / "cells" / f"level={level}" / f"seed-{seed}"
+            folder.mkdir(parents=True)
+            arms = {arm: [record] for arm in study.cells[0].settings.all_arms}
+            (folder / "results.json").write_text(json.dumps({"arms": arms, "baselines": {}}))
+    found = results.collect(study, tmp_path)
+    rows = {(row["cell"], row["arm"]): row for row in found["rows"]}
+    assert rows["level=large", "vlpet"]["test"] == {"mean": 52.0, "spread": pytest.approx(8**0.5)}
+    assert rows["level=none", "vlpet"]["dev"] == {"mean": 39.0, "spread": None}
+    assert found["missing"] == ["level=none, seed 1"]
+    header, lines = results.table(found)
+    assert header == ["level", "arm", "trainable", "share", "accuracy", "colour", "dev accuracy", "seeds", "seconds"]
+    line = next(line for line in lines if line[:2] == ["large", "vlpet"])
+    assert line == ["large", "vlpet", "10", "25.00 %", "52.0 ± 2.8", "1.0 ± 0.0", "51.0 ± 2.8", "2", "2"]
+    with pytest.raises(UserError, match="metric 'cider' is not a score of cell level=large; there are: accuracy, "):
+        results.collect(dataclasses.replace(study, metric="cider"), tmp_path)
+
+
+def test_values_as_text():
+    assert [plan.written(value) for value in ([], ["a", "b"], False, True, 3, "x")] == [
+        "none",
+        "a+b",
+        "off",
+        "on",
+        "3",
+        "x",
+    ]
