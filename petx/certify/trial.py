@@ -1,5 +1,7 @@
 """Stage 1: whether the kernels of an operation are right on a card, case by case."""
 
+import contextlib
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,12 +23,27 @@ def tried(stem: str, dtype: torch.dtype, device: str, say: Callable[[str], None]
     for trial in CASES[stem]:
         said, found = None, None
         say(str(trial))
-        said, found = _said(trial, dtype, device)
+        with _set(trial.environment):
+            said, found = _said(trial, dtype, device)
         if said is not None:
             return Finding(WRONG, f"{trial.case.name}: {said}", len(CASES[stem]), found)
         if found and (worst is None or found["error"] / found["bound"] > worst["error"] / worst["bound"]):
             worst = {"case": trial.case.name} | found
     return Finding(RIGHT, None, len(CASES[stem]), worst)
+
+
+@contextlib.contextmanager
+def _set(variables: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _said(trial: Trial, dtype: torch.dtype, device: str) -> tuple[str | None, dict[str, Any] | None]:

@@ -71,12 +71,14 @@ class Trial:
     """A case that certifies: run twice, in guarded memory, against the rule.
 
     ``misaligned``: its tensors lie one element off where sixteen bytes align. ``each_gradient``: each gradient is also
-    asked for alone, and all but it.
+    asked for alone, and all but it. ``environment``: variables that are set meanwhile, for a path of the kernels that
+    otherwise only large shapes take.
     """
 
     case: Case
     misaligned: bool = False
     each_gradient: bool = False
+    environment: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return f"{self.case}{', misaligned' * self.misaligned}"

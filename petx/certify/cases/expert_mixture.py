@@ -75,6 +75,7 @@ def mixture(
 TOKEN: dict[str, Any]
 SAMPLE: dict[str, Any]
 TOKEN, SAMPLE = dict(gate="token"), dict(gate="sample")
+HYBRID = {"PETX_EXPERT_MIXTURE": "hybrid"}  # what many rows of large ranks take
 
 
 CERTIFIED = [
@@ -90,6 +91,8 @@ CERTIFIED = [
     # Without top_k: of so many experts rounding decides who is the last one chosen, in torch as in the kernel.
     Trial(mixture("many-experts", batch=(1, 66), d=72, experts=66, rank=2, **TOKEN)),
     Trial(mixture("splits", batch=(5, 113), d=24, experts=4, rank=4, **TOKEN)),
+    Trial(mixture("hybrid-odd", batch=(3, 43), d=37, rank=5, **TOKEN), misaligned=True, environment=HYBRID),
+    Trial(mixture("hybrid-sample", pool=True, activation="gelu", **SAMPLE), each_gradient=True, environment=HYBRID),
 ]
 
 # The rank is that of all six experts together, which a token gate weighs.
