@@ -25,6 +25,9 @@ NV_TPS_LAUNCH_TOKEN""".split()
 def choices(device: int, fake: bool = False) -> Choices:
     """The choices of a card, whose certificate is made if there is none."""
     found = known(device)
+    by_certificate = found.card is not None and (found.all is None or not found.settled)
+    if by_certificate and ranks.several() and ranks.mixed():
+        return Choices(False, ranks.MIXED, card=found.card)
     if found.settled or found.card is None:
         return ranks.agreed(found) if found.certificate is not None and ranks.several() else found
     if fake:

@@ -2,8 +2,9 @@
 
 The first process of a node certifies; the others wait for the certificate. Whether it came in time is settled once for
 the whole run, by who is first to create the run's file: a process that gave up waiting writes ``reference`` into it,
-one that holds a certificate ``certificate``, and all do what stands there. The processes of several nodes share no such
-file, so there nothing is certified: a certificate counts that every node has before the run.
+one that holds a certificate ``certificate``, and all do what stands there. The processes of several nodes share no
+such file, so there nothing is certified: a certificate counts that every node has before the run. Cards of several
+kinds have certificates that may differ, so there none counts.
 """
 
 import contextlib
@@ -11,11 +12,16 @@ import os
 import time
 from pathlib import Path
 
+from petx.certify import cards as machine
 from petx.certify import certificate as file
 from petx.certify import first_use as first
 from petx.certify.cards import Card
 from petx.certify.choice import Choices
 
+MIXED = (
+    "the processes of this run have cards of several kinds, whose certificates may differ, and all take the same path; "
+    "PETX_CUDA_KERNELS=1 takes the kernels on all of them"
+)
 KEPT = 30 * 86400.0  # seconds after which a run's file is cleared away
 
 
@@ -26,6 +32,13 @@ def several() -> bool:
 
 def several_nodes() -> bool:
     return _number("LOCAL_WORLD_SIZE", _number("WORLD_SIZE", 1)) < _number("WORLD_SIZE", 1)
+
+
+def mixed() -> bool:
+    """Whether the cards that the processes of this node use, as far as this one sees them, are of several kinds."""
+    local = _number("LOCAL_WORLD_SIZE", _number("WORLD_SIZE", 1))
+    kinds = [machine.cards.card(index).facts() for index in range(min(machine.cards.count(), local))]
+    return any(facts != kinds[0] for facts in kinds)
 
 
 def _number(name: str, default: int) -> int:

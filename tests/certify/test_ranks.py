@@ -12,7 +12,7 @@ from petx import ops
 from petx.certify import cards as machine
 from petx.certify import certificate, choice, first_use, ranks
 from petx.certify.choice import CertificateWarning
-from tests.certify.fake import OnGPU
+from tests.certify.fake import H100, MIG, T4, OnGPU
 
 X = OnGPU(torch.bfloat16, 8, 512, 768)
 
@@ -26,7 +26,7 @@ def never(*_, **__):
     raise AssertionError("a collective")
 
 
-def one_rank(rank, world, late, results, local_world=None):
+def one_rank(rank, world, late, results, local_world=None, device=0):
     """A process of a run, which comes ``late`` seconds after the others to its first use; it may call no collective."""
     for name in COLLECTIVES:
         setattr(torch.distributed, name, never)
@@ -34,16 +34,19 @@ def one_rank(rank, world, late, results, local_world=None):
     os.environ |= {"WORLD_SIZE": str(world), "RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_PORT": "29500"}
     os.environ["LOCAL_WORLD_SIZE"] = str(local_world or world)
     time.sleep(late)
-    results.put((rank, ops.takes("mode_update", X), machine.cards.started))
+    tensor = OnGPU(torch.bfloat16, 8, 512, 768, device=device)
+    results.put((rank, ops.takes("mode_update", tensor), machine.cards.started))
 
 
-def run(world, late=(), local_world=None):
+def run(world, late=(), local_world=None, each_its_card=False):
     """Rank -> (whether it takes the kernel, children that it started)."""
     context = multiprocessing.get_context("fork")
     results = context.Queue()
     late = dict(enumerate(late))
     processes = [
-        context.Process(target=one_rank, args=(rank, world, late.get(rank, 0), results, local_world))
+        context.Process(
+            target=one_rank, args=(rank, world, late.get(rank, 0), results, local_world, rank * each_its_card)
+        )
         for rank in range(world)
     ]
     for process in processes:
@@ -92,6 +95,33 @@ def test_a_card_of_no_use_to_one_is_of_no_use_to_all(cards):
     cards.script = ("fake_child.py", "no-memory")
     found = run(2)
     assert {taken for taken, _ in found.values()} == {False}
+
+
+def test_cards_of_one_kind_share_a_certificate(cards):
+    cards.cards = (H100, H100, T4)  # the third is no rank's
+    assert run(2, each_its_card=True) == {0: (True, 1), 1: (True, 0)}
+
+
+@pytest.mark.parametrize("other", [MIG, T4], ids=["MIG", "T4"])
+@pytest.mark.parametrize("certified", [False, True])
+def test_cards_of_several_kinds_all_take_the_reference(cards, other, certified):
+    """Each has a certificate, perhaps, and one could say what the other does not."""
+    cards.cards = (H100, other)
+    for index in (0, 1) if certified else ():
+        ops.takes("mode_update", OnGPU(torch.bfloat16, 8, 512, 768, device=index))
+    choice.forget()
+    started = cards.started
+    assert run(2, each_its_card=True) == {0: (False, started), 1: (False, started)}
+
+
+def test_several_kinds_are_said_and_may_be_pinned(cards, monkeypatch):
+    cards.cards = (H100, MIG)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.warns(CertificateWarning, match="cards of several kinds.*PETX_CUDA_KERNELS=1 takes the kernels on all"):
+        assert not ops.takes("mode_update", X)
+    choice.forget()
+    monkeypatch.setenv("PETX_CUDA_KERNELS", "1")
+    assert ops.takes("mode_update", X) and cards.started == 0
 
 
 def test_several_nodes_certify_nothing(cards, monkeypatch):
