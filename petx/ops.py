@@ -56,7 +56,8 @@ def takes(stem: str, tensor: torch.Tensor, rank: int | None = None) -> bool:
 
 
 def why_absent(stem: str, device_type: str) -> str | None:
-    """Why operation ``stem`` does not run compiled on ``device_type`` (the current GPU) here, or None if it does.
+    """Why operation ``stem`` does not run compiled on ``device_type`` (the current GPU) here, or None if it does; of a
+    kernel that is wrong in some dtypes, in which.
 
     Certifies nothing.
     """

@@ -193,8 +193,8 @@ def _current() -> int:
 
 
 def why_not(stem: str, device: int | None = None, dtype: torch.dtype | None = None) -> str | None:
-    """Why no call of operation ``stem`` takes the kernel on a card (the current one) in ``dtype`` (None: in any), or
-    None. Certifies nothing."""
+    """Why not every call of operation ``stem`` may take the kernel on a card (the current one) in ``dtype`` (None: in
+    any), or None. Certifies nothing."""
     from petx.certify import first_use
 
     device = _current() if device is None else device
@@ -202,14 +202,17 @@ def why_not(stem: str, device: int | None = None, dtype: torch.dtype | None = No
     if choices.all is not None:
         return None if choices.all else choices.why
     by = choices.findings.get(stem, {})
-    names = [dtype_name(dtype)] if dtype is not None else list(by)
-    found = [by[name] for name in names if name in by]
-    if not found:
+    if dtype is not None:
+        by = {name: found for name, found in by.items() if name == dtype_name(dtype)}
+    if not by:
         return "the card's certificate does not have it; `petx certify` makes a new one"
-    right = [one for one in found if one.verdict == RIGHT]
-    if not right:
-        return f"it is wrong on this card: {found[0].said}"
-    if all(one.times and all(slower([point], point[0], int(point[1]), None) for point in one.times) for one in right):
+    wrong = [f"in {name}: {found.said}" for name, found in by.items() if found.verdict == WRONG]
+    if wrong:
+        right = [name for name, found in by.items() if found.verdict == RIGHT]
+        others = f"; it is right in {', '.join(right)}, where the kernel runs" if right else ""
+        return f"it is wrong on this card {'; '.join(wrong)}{others}"
+    timed = [point for found in by.values() for point in found.times]
+    if all(found.times for found in by.values()) and all(point[3] > SLOWER * point[4] for point in timed):
         return "it is slower than torch's own operations at every shape that was timed on this card"
     return None
 
