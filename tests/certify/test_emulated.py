@@ -8,12 +8,14 @@ from petx.certify import api, certificate, choice
 from petx.certify import cards as machine
 from petx.certify import cases as shipped
 from petx.certify.choice import CertificateWarning
-from petx.certify.process import examined
+from petx.certify.process import Limits, examined
 from tests.certify.fake import H100, FakeCards, OnGPU
 from tests.checks import Recorder
+from tests.emulator import kernels
 from tests.emulator.mutants import Bench
 from tests.emulator.mutations import modules, mutations
 
+PATIENT = Limits(start=600, silence=600, whole=3600)  # seconds, for a machine that does other work too
 CORES = {"mode_cores": shipped.CASES["mode_cores"]}
 
 
@@ -62,13 +64,52 @@ def test_bfloat16_is_right_too(whole):
     assert unknown is None and findings["mode_cores"]["bfloat16"].verdict == "right"
 
 
-def test_a_mutant_is_refused(fresh, bench, whole, monkeypatch):
-    """A mistake built into the library: the operation, the dtype and the error are named, and the reference runs."""
-    library = bench.library("mutant", mutations(bench.module)[0])
-    monkeypatch.setattr(shipped, "CASES", CORES)
+@pytest.mark.slow
+@pytest.mark.parametrize("stem", shipped.CASES)
+def test_every_entry_point_is_right(stem):
+    """Stage 1 of an operation, all its shipped cases in every dtype, by the CUDA kernels' source."""
+    work = [(stem, choice.dtype_name(dtype)) for dtype in api.DTYPES]
+    findings, unknown = examined(emulated(kernels()), H100, work, limits=PATIENT)
+    assert unknown is None and len(findings[stem]) == len(work)
+    for found in findings[stem].values():
+        assert found.verdict == "right", found.said
+        assert found.cases == len(shipped.CASES[stem]) and found.worst["error"] <= found.worst["bound"]
+
+
+def refused(library, stem, monkeypatch):
+    """With a library that has a mistake: the warning names operation, dtype and error, and the reference runs."""
+    monkeypatch.setattr(shipped, "CASES", {stem: shipped.CASES[stem]})
     monkeypatch.setattr(api, "DTYPES", (torch.bfloat16,))
     monkeypatch.setattr(machine, "cards", emulated(library))
-    with pytest.warns(CertificateWarning, match=r"wrong on NVIDIA H100.*mode_cores in bfloat16 \(.*(error|raises)"):
-        assert not ops.takes("mode_cores", OnGPU(torch.bfloat16, 6, 6, 6))
-    assert ops.why_absent("mode_cores", "cuda").startswith("it is wrong on this card: ")
+    said = rf"wrong on NVIDIA H100.*{stem} in bfloat16 \(.*(error|raises|not finite|other bits)"
+    with pytest.warns(CertificateWarning, match=said):
+        assert not ops.takes(stem, OnGPU(torch.bfloat16, 6, 6, 6))
+    assert ops.why_absent(stem, "cuda").startswith("it is wrong on this card in bfloat16: ")
     assert len(list(certificate.folder().glob("*.json"))) == 1  # and it stays refused
+    choice.forget()
+    assert not ops.takes(stem, OnGPU(torch.bfloat16, 6, 6, 6)) and machine.cards.started == 1
+
+
+def test_a_mutant_is_refused(fresh, bench, whole, monkeypatch):
+    refused(bench.library("mutant", mutations(bench.module)[0]), "mode_cores", monkeypatch)
+
+
+# Of each other operation, a mistake in its own sources (tests/emulator/mutations).
+MISTAKES = {
+    "cp_reconstruct": "core of the first module",
+    "expert_mixture": "lost beta",
+    "gated_adapter": "lost scale",
+    "mode_update": "base not added",
+}
+
+
+def test_every_operation_has_a_mistake():
+    assert {*MISTAKES, "mode_cores"} == shipped.CASES.keys()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stem", MISTAKES)
+def test_a_mutant_of_each_operation_is_refused(stem, fresh, tmp_path, monkeypatch):
+    module = modules()[stem]
+    [mistake] = [mutation for mutation in mutations(module) if mutation.name == MISTAKES[stem]]
+    refused(Bench(module, tmp_path / "kernels").library("mutant", mistake), stem, monkeypatch)

@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from petx.certify import process, speed, trial
+from petx.certify import child, process, speed, trial
 from petx.certify.cases import CASES, MODULES
 from petx.certify.process import Limits, examined
 from tests.certify.fake import H100, FakeCards
@@ -110,7 +110,7 @@ def test_about_fifty_cases():
     assert 45 <= sum(map(len, CASES.values())) <= 65
 
 
-def of_mode_cores(monkeypatch, kernel):
+def of_mode_cores(monkeypatch, kernel, as_the_child=False):
     """Trials of mode_cores with another kernel."""
     plain = torch.ops.petx.mode_cores_fwd
 
@@ -126,6 +126,8 @@ def of_mode_cores(monkeypatch, kernel):
 
     REAL = torch.ops
     monkeypatch.setattr(torch, "ops", Namespace())
+    if as_the_child:
+        return child.examine("mode_cores", torch.float32, "cpu", False, lambda case: None).said
     return trial.tried("mode_cores", torch.float32, "cpu").said
 
 
@@ -168,6 +170,12 @@ is_never_the_same.calls = 0
 )
 def test_what_a_kernel_may_do_wrong(monkeypatch, kernel, said):
     assert of_mode_cores(monkeypatch, kernel).startswith(said)
+
+
+def test_what_a_kernel_leaves_unwritten_is_noticed(monkeypatch):
+    """Though the memory may hold the right values by chance: the child fills what is new with NaN."""
+    found = of_mode_cores(monkeypatch, lambda out, *_: torch.empty_like(out), as_the_child=True)
+    assert found.startswith("none: out is not finite") and not torch.are_deterministic_algorithms_enabled()
 
 
 @pytest.mark.parametrize("stem", CASES)
