@@ -16,7 +16,9 @@ step "torch $torch with CUDA"
 "${PYTHON:-python3}" -m venv "$folder/venv"
 # shellcheck disable=SC1091
 . "$folder/venv/bin/activate"
-pip install -q --no-cache-dir "torch==$torch" numpy setuptools ninja pybind11 packaging
+mapfile -t needed < <(python -c 'import sys, tomllib
+print(*tomllib.load(open(sys.argv[1], "rb"))["build-system"]["requires"], sep="\n")' "$tree/pyproject.toml")
+pip install -q --no-cache-dir "torch==$torch" numpy "${needed[@]}"
 python -c 'import torch; print(f"torch {torch.__version__}, CUDA {torch.version.cuda}")
 assert torch.version.cuda, "the index gave a torch without CUDA"'
 du -sh "$folder/venv"
