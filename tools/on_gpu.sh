@@ -73,7 +73,8 @@ for wanted in $steps; do
     model)
       # What the kernels' counts say of an H100, beside what this card measured.
       step model 580 python3 -m tests.emulator.cost --json "$out/cost.json"
-      step joined 60 python3 -m tests.emulator.cost.joined "$out/cost.json" "$out/bench/results.json"
+      step measured 580 python3 -m tests.emulator.cost.on_card "$out/measured.json"
+      step joined 60 python3 -m tests.emulator.cost.joined "$out/cost.json" "$out/measured.json"
       { echo && cat "$out/joined.log"; } >"$out/modelled-and-measured.md"
       ;;
     profile)

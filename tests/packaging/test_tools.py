@@ -1,7 +1,9 @@
 """What the scripts below tools/ name must be there."""
 
 import importlib.util
+import os
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -48,6 +50,52 @@ def test_every_kernel_is_selected(step):
 def test_scripts_and_tests_it_runs_exist():
     named = re.findall(r"(?:tests|tools)/[\w/]+\.py", SCRIPT + CUDA_BUILD)
     assert named and [path for path in named if not (ROOT / path).is_file()] == []
+
+
+# What stands in for a machine with a GPU: each writes what it was called with, and python3 the files of its step.
+STUBS = {
+    "nvidia-smi": "echo 9.0",
+    "nvcc": "echo release 13.0",
+    "ldd": "echo libtorch_cuda.so",
+    "compute-sanitizer": "",
+    "ncu": "",
+    "python3": """case "$*" in
+        *certify*) echo "mode_update  bfloat16  wrong"; exit 1 ;;
+        *cost.joined*) [ -f "$3" ] && [ -f "$4" ] && echo "| call | modelled | measured |" ;;
+        *--json*) touch "${@: -1}" ;;
+        *cost.on_card*) touch "$3" ;;
+    esac""",
+}
+
+
+def test_one_command_runs_all(tmp_path):
+    """tools/on_gpu.sh with every program in its place taken by a stub: the steps' order, what pins the kernels, and a
+    summary that has the certificate and the modelled beside the measured times; a wrong kernel ends nothing."""
+    (tmp_path / "tree" / "tools").mkdir(parents=True)
+    (tmp_path / "bin").mkdir()
+    script = tmp_path / "tree" / "tools" / "on_gpu.sh"
+    script.write_text(SCRIPT)
+    called = tmp_path / "called"
+    for name, body in STUBS.items():
+        stub = tmp_path / "bin" / name
+        log = f'echo "${{PETX_CUDA_KERNELS:-unset}} {name} $*" >>{called}'
+        stub.write_text(f"#!/bin/bash\n{log}\n{body}\n")
+        stub.chmod(0o755)
+    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+    done = subprocess.run(["bash", str(script), str(tmp_path / "out")], env=os.environ | {"PATH": path}, timeout=120)
+    assert done.returncode == 0
+    summary = (tmp_path / "out" / "summary.md").read_text()
+    rows = re.findall(r"^\| ([\w-]+) \| (passed|exit code \d+|stopped.*?) \|", summary, re.MULTILINE)
+    sanitized = [(f"sanitize-{tool}", "passed") for tool in ("memcheck", "racecheck", "initcheck", "synccheck")]
+    first = [("build", "passed"), ("links", "passed"), ("certify", "exit code 1"), ("test", "passed")]
+    last = [(name, "passed") for name in ("bench", "model", "measured", "joined", "profile")]
+    assert rows == [*first, *sanitized, *last]
+    assert "mode_update  bfloat16  wrong" in summary and "| call | modelled | measured |" in summary
+    pins = {line.split()[0] for line in called.read_text().splitlines() if " certify" in line}
+    others = {
+        line.split()[0] for line in called.read_text().splitlines() if "-m pytest" in line or "petx bench" in line
+    }
+    assert pins == {"unset"} and others == {"1"}
 
 
 def test_what_a_cuda_build_lacks():

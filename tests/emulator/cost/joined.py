@@ -2,8 +2,9 @@
 
     python -m tests.emulator.cost.joined COST.json RESULTS.json
 
-COST.json is `python -m tests.emulator.cost --json`, RESULTS.json the one that `petx bench` wrote on the card. A row
-is a call that both have: the same operation, dtype and sizes. The last column is what the model is off by.
+COST.json is `python -m tests.emulator.cost --json`, RESULTS.json is what `python -m tests.emulator.cost.on_card` wrote
+on the card, or `petx bench`, which has some of these calls. A row is a call that both have: the same operation, dtype
+and sizes. The last column is what the model is off by.
 """
 
 import argparse
@@ -16,7 +17,8 @@ from petx.bench import peers
 from petx.bench.case import PETX
 from tests.emulator.cost.shapes import by_label
 
-COLUMNS = ("call", "direction", "petx modelled µs", "petx measured µs", "eager modelled µs", "eager measured µs")
+ARMS = {"petx": PETX, "eager": peers.BEST, "inductor": peers.COMPILED}  # the model's name -> the benchmarks'
+COLUMNS = ("call", "direction", *(f"{name} {how} µs" for name in ARMS for how in ("modelled", "measured")))
 COLUMNS += ("petx measured / modelled",)
 
 
@@ -31,14 +33,14 @@ def rows(cost: dict[str, Any], results: dict[str, Any]) -> list[list[str]]:
             if (measured["operation"], measured["dtype"], measured["sizes"]) != (case.operation, dtype, case.sizes):
                 continue
             for direction, counts in modelled.items():
-                times = [measured["arms"].get(arm, {}).get(direction) for arm in (PETX, peers.BEST)]
-                if times[0] is None:
-                    continue
-                petx, eager = (None if time is None else 1e6 * time["median"] for time in times)
                 model = counts["modelled_us"]
-                cells = [f"{model['petx']:.0f}", f"{petx:.0f}", f"{model['eager']:.0f}"]
-                cells += ["-" if eager is None else f"{eager:.0f}", f"{petx / model['petx']:.2f}"]
-                found.append([label, direction, *cells])
+                times = {name: measured.get("arms", {}).get(arm, {}).get(direction) for name, arm in ARMS.items()}
+                if times["petx"] is None:
+                    continue
+                cells = [label, direction]
+                for name, time in times.items():
+                    cells += [f"{model[name]:.0f}", "-" if time is None else f"{1e6 * time['median']:.0f}"]
+                found.append([*cells, f"{1e6 * times['petx']['median'] / model['petx']:.2f}"])
     return found
 
 
@@ -47,7 +49,7 @@ def main() -> int:
         prog="python -m tests.emulator.cost.joined", description=__doc__.partition("\n")[0]
     )
     parser.add_argument("cost", type=Path, help="what `python -m tests.emulator.cost --json` wrote")
-    parser.add_argument("results", type=Path, help="what `petx bench` wrote on a card")
+    parser.add_argument("results", type=Path, help="what was measured on a card")
     arguments = parser.parse_args()
     cost, results = (json.loads(path.read_text(encoding="utf-8")) for path in (arguments.cost, arguments.results))
     found = rows(cost, results)
