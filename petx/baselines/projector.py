@@ -16,6 +16,9 @@ class Projector(Baseline):
     methods = ("vlpet",)
     options = {"lr_projector": (float, option(3e-3, "peak learning rate of the projector alone"))}
 
+    def misfit(self, host: type[Host]) -> str | None:
+        return None if host.has_new else "a projector that is new to it"
+
     def build(self, host: type[Host], model: nn.Module, settings: Any) -> nn.Module:
         model.requires_grad_(False)
         for module in host.always(model):

@@ -15,7 +15,7 @@ class Prompt(Baseline):
     """Prompt tokens between text and image in the encoder, made by an MLP, and the visual embedding."""
 
     name, title, colour, order, lr = "prompt", "prompt tuning ({prompt_tokens} tokens)", "#F0E442", 56, "lr_prompt"
-    methods = ("vlpet",)  # whose hosts' encoders read text and image together
+    methods = ("vlpet",)
     options = {
         "lr_prompt": (float, option(3e-3, "peak learning rate of prompt tuning")),
         "prompt_tokens": (int, option(40, "prompt tuning: tokens, at least 1")),
@@ -27,13 +27,16 @@ class Prompt(Baseline):
             if getattr(settings, name) < 1:
                 raise UserError(f"{name} must be at least 1, got {getattr(settings, name)}")
 
+    def misfit(self, host: type[Host]) -> str | None:
+        return None if host.takes_prompt else "a place for prompt tokens in its encoder"
+
     def build(self, host: type[Host], model: nn.Module, settings: Any) -> nn.Module:
         model.requires_grad_(False)
         for module in host.always(model):
             module.requires_grad_(True)
         width = model.get_input_embeddings().weight.shape[1]
         prompt = SoftPrompt(settings.prompt_tokens, width, settings.prompt_hidden)
-        attach(model, prompt.to(model.device))
+        model.soft_prompt = prompt.to(model.device)
         return model
 
 
@@ -49,32 +52,6 @@ class SoftPrompt(nn.Module):
     def forward(self) -> torch.Tensor:
         """``[tokens, width]``."""
         return self.mlp(self.embedding)
-
-
-def attach(model: nn.Module, prompt: SoftPrompt) -> None:
-    """Put ``prompt`` between text and vision in the encoder of ``model``, a visual BART or T5.
-
-    The encoder reads [text; prompt; vision], and the decoder attends to all of it.
-    """
-    model.soft_prompt = prompt
-    encode, encode_joint = model._encode, model.encode_joint
-
-    def widened(mask: torch.Tensor, text: int) -> torch.Tensor:
-        ones = mask.new_ones(len(mask), len(prompt.embedding))
-        return torch.cat([mask[:, :text], ones, mask[:, text:]], dim=1)
-
-    def joint(
-        encoder: nn.Module, input_ids: torch.Tensor, vision: torch.Tensor, mask: torch.Tensor, **more: Any
-    ) -> Any:
-        tokens = prompt().to(vision.dtype).expand(len(vision), -1, -1)
-        vision = torch.cat([tokens, vision], dim=1)
-        return encode_joint(encoder, input_ids, vision, widened(mask, input_ids.shape[1]), **more)
-
-    def encoded(input_ids: torch.Tensor, *args: Any, **more: Any) -> tuple[Any, torch.Tensor]:
-        output, mask = encode(input_ids, *args, **more)
-        return output, widened(mask, input_ids.shape[1])
-
-    model.encode_joint, model._encode = joint, encoded
 
 
 BASELINE = Prompt()

@@ -53,6 +53,9 @@ class Tokenizers:
             raise AttributeError(name)
         return getattr(self.text, name)  # pad_token_id, batch_decode and the like are the language model's
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.text(*args, **kwargs)
+
     def save_pretrained(self, folder: str | Path) -> None:
         self.text.save_pretrained(folder)
         self.qformer.save_pretrained(Path(folder, QFORMER_TOKENIZER))

@@ -34,6 +34,7 @@ class VisualEncoderDecoder(Host):
     methods = ("vlpet",)
     in_place = False
     projector = PROJECTOR
+    has_new = takes_prompt = True
     inputs = ("input_ids", "attention_mask", "visual_features", "boxes", "image_ids")
     model_class: type[PreTrainedModel]
     extra_ids = True  # whether the 100 extra_id tokens of T5 are added, too

@@ -27,6 +27,8 @@ class Host:
         towers: parts of the model that PETAL adapts; None for the tuner's default.
         has_qformer: whether there is a Q-Former, which some baselines need.
         has_biases: whether what full tuning trains has biases beside those of new modules.
+        has_new: whether :meth:`always` gives modules, which are new to the host and trained in every tuned row.
+        takes_prompt: whether a module assigned to the model's ``soft_prompt`` puts its tokens into the encoder's input.
         full_words: what follows "full tuning" in a table.
         inputs: entries of a batch that generating needs.
         lessons: what its small version is pretrained on, of easy-VQA's.
@@ -41,6 +43,8 @@ class Host:
     towers: ClassVar[list[str] | None] = None
     has_qformer: ClassVar[bool] = False
     has_biases: ClassVar[bool] = True
+    has_new: ClassVar[bool] = False
+    takes_prompt: ClassVar[bool] = False
     full_words: ClassVar[str] = ""
     inputs: ClassVar[tuple[str, ...]]
     lessons: ClassVar[tuple[str, ...]] = ()

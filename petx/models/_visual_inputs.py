@@ -32,8 +32,13 @@ class VisualInputs(_Host):
     """Mixin in front of a transformers encoder-decoder; the class after it defines ``encode_joint``.
 
     The encoder runs on [text; vision] here, and the host's own forward and generate receive its output and the joined
-    mask: nothing of theirs is rewritten.
+    mask: nothing of theirs is rewritten. A module assigned to ``soft_prompt``, whose call gives learnt tokens
+    ``[P, d]``, makes that [text; prompt; vision] (prompt tuning).
     """
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.register_module("soft_prompt", None)
 
     def _init_weights(self, module: nn.Module) -> None:
         visual = getattr(self, "visual_embedding", None)  # not there yet when the host's own constructor asks
@@ -66,6 +71,8 @@ class VisualInputs(_Host):
 
         Raises UserError for visual inputs that do not fit.
         """
+        if self.soft_prompt is not None and visual_features is None and encoder_outputs is None:
+            raise UserError("soft_prompt stands between text and vision and needs visual_features, got None")
         if visual_features is not None and encoder_outputs is None:
             encoder_outputs, attention_mask = self._encode(
                 input_ids, attention_mask, visual_features, boxes, image_ids, visual_attention_mask, **kwargs
@@ -89,14 +96,24 @@ class VisualInputs(_Host):
         visual_attention_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[BaseModelOutput, Tensor | None]:
-        """Encoder output on [text; vision] and the mask over it."""
+        """Encoder output on [text; vision], or [text; prompt; vision], and the mask over it."""
         if input_ids is None:
             raise UserError("visual_features need input_ids beside them, got None")
         mask = join_masks(input_ids, attention_mask, visual_features, visual_attention_mask)
         encoder = self.get_encoder()
         vision = self.visual_embedding(visual_features, encoder.embed_tokens.weight, boxes, image_ids)
+        if self.soft_prompt is not None:
+            vision, mask = self._prompted(vision, mask, input_ids.shape[1])
         wanted = {name: kwargs[name] for name in ("output_attentions", "output_hidden_states") if kwargs.get(name)}
         return self.encode_joint(encoder, input_ids, vision, mask, **wanted), mask
+
+    def _prompted(self, vision: Tensor, mask: Tensor | None, text: int) -> tuple[Tensor, Tensor | None]:
+        """[prompt; vision], and the mask over [text; prompt; vision] made of that over [text; vision]."""
+        prompt: Any = self.soft_prompt
+        tokens = prompt().to(vision.dtype).expand(len(vision), -1, -1)
+        if mask is not None:
+            mask = torch.cat([mask[:, :text], mask.new_ones(tokens.shape[:2]), mask[:, text:]], dim=1)
+        return torch.cat([tokens, vision], dim=1), mask
 
     @torch.no_grad()
     def generate(self, inputs: Tensor | None = None, generation_config: Any = None, **kwargs: Any) -> Any:

@@ -53,3 +53,19 @@ def test_it_is_trained_beside_the_others(own, tmp_path):
 def test_no_tokens_are_refused():
     with pytest.raises(UserError, match="prompt_tokens must be at least 1, got 0"):
         arguments.checked({"steps": 1, "arms": ["prompt"], "prompt_tokens": 0})
+
+
+def test_without_an_image_there_is_no_place_for_it():
+    _, model = built("vl_t5")
+    batch = tiny_hosts.batch("t5")
+    with pytest.raises(UserError, match="soft_prompt stands between text and vision and needs visual_features"):
+        model(**batch)
+    model.soft_prompt = None
+    assert torch.isfinite(model(**batch).loss)
+
+
+def test_a_mask_is_only_made_if_one_was_given():
+    _, model = built("vl_bart")
+    batch = tiny_hosts.batch("vl_bart", padded=False)
+    output, mask = model._encode(batch["input_ids"], None, batch["visual_features"])
+    assert output.last_hidden_state.shape == (2, 7 + 3 + 5, 32) and mask is None

@@ -30,11 +30,15 @@ class Settings(Common):
 
     # data
     data: str = option("easy-vqa", "data set", choices=tasks.kinds("vlpet"))
-    features_dir: str | None = option(None, "folder of the feature files (default: in DATA_DIR)")
+    features_dir: str | None = option(
+        None, "folder of the feature files, for Florence-2 of the image files (default: in DATA_DIR)"
+    )
     visual_tokens: int = option(4, "visual tokens an image or video; longer features are max-pooled to this many")
 
     # host
-    host: str | None = option(None, "pretrained BART or T5, folder or hub name (default: a small BART pretrained here)")
+    host: str | None = option(
+        None, "pretrained BART, T5 or Florence-2, folder or hub name (default: a small BART pretrained here)"
+    )
     width: int = option(128, "small host: width of the model")
     layers: int = option(2, "small host: encoder layers, and decoder layers")
     attention_heads: int = option(4, "small host: attention heads")

@@ -12,7 +12,7 @@ __all__ = ["PRESETS", "preset_of", "sites_named"]
 # "further_decoder_sites" are the paper's other places, which only a configuration that asks for them adapts.
 PRESETS: dict[str, dict[str, Any]] = {
     "bart": {
-        "model_types": ("bart", "vl_bart"),
+        "model_types": ("bart", "vl_bart", "florence2"),
         "defaults": dict(
             rank=96, heads=4, scale=1.0, decoder_rank=96, init="normal", zero_init_up=False, zero_init_gate=False
         ),
