@@ -1,7 +1,7 @@
 """What the kernels cost at the published shapes, counted from nvcc's PTX, and what an H100 would take by a model.
 
     python -m tests.emulator.cost [--only TEXT] [--json FILE] [--markdown FILE]
-    python -m tests.emulator.cost --table
+    python -m tests.emulator.cost --table [--published]
 
 Modelled from counts: no GPU has run them. docs/cost.md explains the columns and the model.
 """
@@ -15,7 +15,7 @@ from tests import emulator
 from tests.emulator.cost import contracts, report
 from tests.emulator.cost.counting import SAMPLE, measured
 from tests.emulator.cost.registers import registers
-from tests.emulator.cost.shapes import by_label
+from tests.emulator.cost.shapes import by_label, published, small
 from tests.emulator.ptx import PtxEmulator, why_absent
 
 
@@ -26,11 +26,15 @@ def main() -> int:
     parser.add_argument("--json", help="write all counts into this file", type=Path)
     parser.add_argument("--markdown", help="write the table into this file", type=Path)
     parser.add_argument("--table", help="renew the table that the tests hold to", action="store_true")
+    parser.add_argument("--published", help="with --table: that of the published shapes", action="store_true")
     arguments = parser.parse_args()
+    if arguments.published and not arguments.table:
+        parser.error("--published goes with --table")
     if why_absent():
         parser.error(f"nothing can be counted: {why_absent()}")
     if arguments.table:
-        contracts.TABLE.write_text(contracts.table(PtxEmulator(emulator.kernels())))
+        path, cases = (contracts.PUBLISHED, published()) if arguments.published else (contracts.TABLE, small())
+        path.write_text(contracts.table(PtxEmulator(emulator.kernels()), cases))
         return 0
     kernels, known = PtxEmulator(emulator.kernels()), registers()
     rows, found = [], {}
