@@ -1,6 +1,7 @@
 """nvcc's kernels, executed on the CPU, against the reference and against themselves."""
 
 import itertools
+import re
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from tests.cases import TABLES, few
 from tests.checks import outputs_and_grads, wrong
 from tests.emulator import ORDERS
 from tests.emulator.ptx import build, why_absent
-from tests.emulator.ptx.text import entries
+from tests.emulator.ptx.text import ENTRY, entries
 from tests.emulator.ptx.translate import translated
 from tests.emulator.test_emulated_kernels import is_small
 
@@ -55,3 +56,35 @@ def test_every_entry_is_translated(source):
     for entry in found:
         unit = translated(entry)
         assert sum(sum(opcodes.values()) for opcodes in unit.opcodes) == len(entry.opcodes())
+
+
+PARAMETER = re.compile(r"\.param (?:\.align (\d+) )?\.([bus])(\d+) \w+(?:\[(\d+)\])?")
+MOST_PARAMETERS = 4096  # bytes of a launch's parameters, before CUDA 12.1
+
+
+def parameter_bytes(listed):
+    """Of a kernel, from the parameters that its PTX declares; each begins where its size or ``.align`` says."""
+    end = 0
+    for align, _, bits, count in PARAMETER.findall(listed):
+        size = int(bits) // 8
+        begin = -(-end // int(align or size)) * int(align or size)
+        end = begin + size * int(count or 1)
+    return end
+
+
+def test_parameter_bytes():
+    assert parameter_bytes(".param .align 8 .b8 a[12],\n.param .u64 b,\n.param .u32 c") == 28
+    assert parameter_bytes("") == 0
+
+
+@pytest.mark.skipif(why_absent() is not None, reason=str(why_absent()))
+def test_parameters_fit_into_a_launch():
+    """Most of all those of `reconstruct`, which has a table of modules in them."""
+    found = {}
+    for source in build.sources():
+        text = build.ptx_of(source).read_text()
+        for entry, declared in [(match[1], match[2]) for match in ENTRY.finditer(text)]:
+            found[entry] = parameter_bytes(declared)
+            assert declared.count(".param") == len(PARAMETER.findall(declared)), entry
+    assert max(found.values()) <= MOST_PARAMETERS
+    assert "reconstruct" in max(found, key=found.get) and min(found.values()) > 0
