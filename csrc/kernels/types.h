@@ -16,7 +16,7 @@ namespace petx {
 
 enum class DType : int32_t { f32, f64, bf16, f16 };
 
-// Storage only: arithmetic happens in float.
+// Storage only: arithmetic happens in float. A GPU converts by an instruction, to the same values, NaN's bits excepted.
 struct BFloat16 {
   uint16_t bits;
 };
@@ -70,12 +70,18 @@ PETX_INLINE float load(BFloat16 v) { return bit_cast<float>(static_cast<uint32_t
 // Shift exponent and mantissa into place, then scale by 2^112 so that subnormals come out right;
 // what lands at or above 65536 was infinity or NaN and gets the float's all-ones exponent.
 PETX_INLINE float load(Half v) {
+#if defined(__CUDA_ARCH__)
+  float to;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(to) : "h"(v.bits));
+  return to;
+#else
   uint32_t magnitude = static_cast<uint32_t>(v.bits & 0x7fff) << 13;
   uint32_t sign = static_cast<uint32_t>(v.bits & 0x8000) << 16;
   float scaled = bit_cast<float>(magnitude) * bit_cast<float>(0x77800000u);
   uint32_t bits = bit_cast<uint32_t>(scaled);
   bits = scaled >= 65536.0f ? (bits | 0x7f800000u) : bits;
   return bit_cast<float>(bits | sign);
+#endif
 }
 
 PETX_INLINE void store(float& to, float v) { to = v; }
@@ -83,14 +89,21 @@ PETX_INLINE void store(double& to, double v) { to = v; }
 
 // Round to nearest even.
 PETX_INLINE void store(BFloat16& to, float v) {
+#if defined(__CUDA_ARCH__)
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(to.bits) : "f"(v));
+#else
   uint32_t bits = bit_cast<uint32_t>(v);
   uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   to.bits = static_cast<uint16_t>(v != v ? 0x7fc0u : rounded);
+#endif
 }
 
 // Normal numbers: rebias the exponent and round to nearest even in integers. Subnormals: adding 0.5 lets the
 // float adder do the rounding, since the last mantissa bit of 0.5 weighs half's smallest subnormal.
 PETX_INLINE void store(Half& to, float v) {
+#if defined(__CUDA_ARCH__)
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(to.bits) : "f"(v));
+#else
   uint32_t bits = bit_cast<uint32_t>(v);
   uint32_t sign = (bits >> 16) & 0x8000u;
   bits &= 0x7fffffffu;
@@ -100,6 +113,7 @@ PETX_INLINE void store(Half& to, float v) {
   half = bits >= 0x47800000u ? 0x7c00u : half;
   half = bits > 0x7f800000u ? 0x7e00u : half;
   to.bits = static_cast<uint16_t>(half | sign);
+#endif
 }
 
 }  // namespace petx

@@ -26,6 +26,9 @@ constexpr Launch kTileLaunch = {256, 2};
 // Sums over tokens: a few instructions between two loads, so as many threads as there are; 256 because the last step
 // adds up eight warps. Four blocks leave 64 registers.
 constexpr Launch kSumLaunch = {256, 4};
+// Rows without a product: eight lanes a row and eight rows a block, so that 1,024 rows are 128 blocks; six of them leave
+// the 168 registers that a run of doubles wants.
+constexpr Launch kRowLaunch = {64, 6};
 static_assert(kTileLaunch.threads == kSumLaunch.threads, "one launcher serves the tables of both (token_sums.cuh)");
 
 // Blocks of `kSumLaunch` that give each of `count` values a thread.
@@ -53,5 +56,29 @@ inline int64_t token_splits(int64_t tokens) {
   int64_t splits = env_int_or("PETX_CUDA_SPLITS", wanted > 16 ? 16 : wanted, 65535);
   return splits > tokens ? tokens : splits;
 }
+
+// Multiprocessors of an H100. Grids are cut for it, but are the same on every card.
+constexpr int64_t kMultiprocessors = 132;
+
+// How blocks of rows share the tiles of a result's columns: `count` blocks a block of rows, `each` tiles a block.
+struct ColumnShares {
+  int64_t tiles, each, count;
+
+  // As many as leave the busiest of an H100's multiprocessors least to do. It does the work of its blocks, and that of
+  // one more while nobody hides its last block's waits; a block costs a quarter of a tile before it begins, and `again`
+  // tiles that every share makes anew. PETX_CUDA_SHARES overrides.
+  ColumnShares(int64_t blocks, int64_t tiles, int64_t again = 0) : tiles(tiles), each(tiles), count(1) {
+    int64_t least = INT64_MAX;
+    const int64_t most = tiles < 2 * kMultiprocessors ? tiles : 2 * kMultiprocessors;
+    const int64_t wanted = env_int_or("PETX_CUDA_SHARES", 0, most);
+    for (int64_t shares = wanted ? wanted : 1; shares <= (wanted ? wanted : most); ++shares) {
+      int64_t wide = (tiles + shares - 1) / shares;
+      int64_t busiest = (blocks * shares + kMultiprocessors - 1) / kMultiprocessors;
+      int64_t cost = (busiest + 1) * (4 * (wide + again) + 1);
+      if (cost < least) least = cost, each = wide;
+    }
+    if (each) count = (tiles + each - 1) / each;
+  }
+};
 
 }  // namespace petx::cuda

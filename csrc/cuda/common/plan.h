@@ -6,6 +6,7 @@
 #include <map>
 #include <string>
 
+#include "cuda/common/launch.cuh"
 #include "kernels/types.h"
 
 namespace petx::cuda {
@@ -13,9 +14,6 @@ namespace petx::cuda {
 // Rows and columns of a tile of results; the tiles' own headers hold themselves to it.
 inline constexpr int64_t kTile = 64;
 inline int64_t tiles_along(int64_t extent) { return (extent + kTile - 1) / kTile; }
-
-// Multiprocessors of an H100. A grid is counted against it, but is the same on every card.
-inline constexpr int64_t kMultiprocessors = 132;
 
 // The oldest architecture that the kernels are built for: asynchronous copies and bf16 matrix instructions.
 inline constexpr int kOldestArchitecture = 80;

@@ -53,6 +53,94 @@ class RowBlock {
       for (int c = run; c < run + kRun && begin + c < end; ++c) visit(begin + c, c);
   }
 
+  // Calls visit(tile) for the tiles of columns that are this block's share.
+  template <class Visit>
+  PETX_DEVICE static void each_tile(const ColumnShares& shares, const Visit& visit) {
+    const int64_t begin = block_y() * shares.each, left = shares.tiles - begin;
+#pragma unroll 1
+    for (int64_t n = 0; n < shares.each && n < left; ++n) visit(begin + n);
+  }
+
+  // Consecutive values of a row.
+  struct Run {
+    C value[kRun];
+  };
+
+  // Calls visit(column, column in the tile, columns left) for each of this thread's runs of a tile that begins at
+  // `begin`.
+  template <class Visit>
+  PETX_DEVICE void each_run(int64_t begin, int64_t end, const Visit& visit) const {
+    if (!valid()) return;
+#pragma unroll 1
+    for (int c = kRun * sharer; c < Tile::kN && begin + c < end; c += kRun * kSharers)
+      visit(begin + c, c, end - begin - c);
+  }
+
+  PETX_DEVICE Run result(int slot, int c) const {
+    Run run;
+#pragma unroll
+    for (int j = 0; j < kRun; ++j) run.value[j] = Tile::result(slot, row, c + j);
+    return run;
+  }
+
+  // A run of a tensor in global memory, zeros past `left`. Whole packs where memory allows.
+  PETX_DEVICE static Run load_run(const void* data, int64_t i, int64_t left) {
+    constexpr int kPack = 16 / sizeof(T);
+    const T* from = static_cast<const T*>(data) + i;
+    Run run;
+    if (left >= kRun && reinterpret_cast<uintptr_t>(from) % 16 == 0) {
+#pragma unroll
+      for (int j = 0; j < kRun; j += kPack) {
+        Pack<T> pack = read(reinterpret_cast<const Pack<T>*>(from + j));
+#pragma unroll
+        for (int u = 0; u < kPack; ++u) run.value[j + u] = load(pack.value[u]);
+      }
+    } else {
+#pragma unroll
+      for (int j = 0; j < kRun; ++j) run.value[j] = j < left ? load(read(from + j)) : C(0);
+    }
+    return run;
+  }
+  PETX_DEVICE static void store_run(void* data, int64_t i, int64_t left, const Run& run) {
+    constexpr int kPack = 16 / sizeof(T);
+    T* to = static_cast<T*>(data) + i;
+    if (left >= kRun && reinterpret_cast<uintptr_t>(to) % 16 == 0) {
+#pragma unroll
+      for (int j = 0; j < kRun; j += kPack) {
+        Pack<T> pack;
+#pragma unroll
+        for (int u = 0; u < kPack; ++u) store(pack.value[u], run.value[j + u]);
+        write(reinterpret_cast<Pack<T>*>(to + j), pack);
+      }
+    } else {
+#pragma unroll
+      for (int j = 0; j < kRun; ++j) {
+        T stored;
+        store(stored, run.value[j]);
+        if (j < left) write(to + j, stored);
+      }
+    }
+  }
+
+  PETX_DEVICE static void multiply_by(Run& run, const Run& other) {
+#pragma unroll
+    for (int j = 0; j < kRun; ++j) run.value[j] *= other.value[j];
+  }
+  // What a later read of the stored run will find.
+  PETX_DEVICE static Run rounded(Run run) {
+#pragma unroll
+    for (C& value : run.value) {
+      T stored;
+      store(stored, value);
+      value = load(stored);
+    }
+    return run;
+  }
+  PETX_DEVICE static void add_to(Run& run, const Run& other) {
+#pragma unroll
+    for (int j = 0; j < kRun; ++j) run.value[j] += other.value[j];
+  }
+
   int64_t first, rows;  // the block's first row, and how many it has
   int row, sharer;      // this thread's among them, and its number among the row's four
   int64_t token;        // that row's among all

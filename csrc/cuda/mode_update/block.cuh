@@ -25,14 +25,10 @@ class ModeBlock : public RowBlock<S> {
   using Base = RowBlock<S>;
 
  public:
+  using Base::each_run, Base::kRun, Base::load_run, Base::multiply_by, Base::result, Base::store_run,
+      Base::weight_columns, Base::weight_rows;
   using Base::first, Base::rows, Base::row, Base::sharer, Base::token, Base::valid, Base::row_sum, Base::block_rows;
-  using Base::kRun, Base::kSharers, Base::weight_columns, Base::weight_rows;
-  using typename Base::C, typename Base::T, typename Base::Tile;
-
-  // Consecutive values of a row.
-  struct Run {
-    C value[kRun];
-  };
+  using typename Base::C, typename Base::Run, typename Base::T, typename Base::Tile;
 
   PETX_DEVICE ModeBlock(const ModeUpdateParams& params, int64_t block)
       : Base(params.rows, block),
@@ -41,67 +37,6 @@ class ModeBlock : public RowBlock<S> {
         threshold_(dropout_threshold(p.dropout)) {}
 
   PETX_DEVICE const T* core(int64_t k) const { return static_cast<const T*>(p.cores) + k * p.core_size(); }
-
-  // Calls visit(column, column in the tile, columns left) for each of this thread's runs of a tile that begins at
-  // `begin`.
-  template <class Visit>
-  PETX_DEVICE void each_run(int64_t begin, int64_t end, const Visit& visit) const {
-    if (!valid()) return;
-#pragma unroll 1
-    for (int c = kRun * sharer; c < Tile::kN && begin + c < end; c += kRun * kSharers)
-      visit(begin + c, c, end - begin - c);
-  }
-
-  PETX_DEVICE Run result(int slot, int c) const {
-    Run run;
-#pragma unroll
-    for (int j = 0; j < kRun; ++j) run.value[j] = Tile::result(slot, row, c + j);
-    return run;
-  }
-
-  // A run of a tensor in global memory, zeros past `left`. Whole packs where memory allows.
-  PETX_DEVICE static Run load_run(const void* data, int64_t i, int64_t left) {
-    constexpr int kPack = 16 / sizeof(T);
-    const T* from = static_cast<const T*>(data) + i;
-    Run run;
-    if (left >= kRun && reinterpret_cast<uintptr_t>(from) % 16 == 0) {
-#pragma unroll
-      for (int j = 0; j < kRun; j += kPack) {
-        Pack<T> pack = read(reinterpret_cast<const Pack<T>*>(from + j));
-#pragma unroll
-        for (int u = 0; u < kPack; ++u) run.value[j + u] = load(pack.value[u]);
-      }
-    } else {
-#pragma unroll
-      for (int j = 0; j < kRun; ++j) run.value[j] = j < left ? load(read(from + j)) : C(0);
-    }
-    return run;
-  }
-  PETX_DEVICE static void store_run(void* data, int64_t i, int64_t left, const Run& run) {
-    constexpr int kPack = 16 / sizeof(T);
-    T* to = static_cast<T*>(data) + i;
-    if (left >= kRun && reinterpret_cast<uintptr_t>(to) % 16 == 0) {
-#pragma unroll
-      for (int j = 0; j < kRun; j += kPack) {
-        Pack<T> pack;
-#pragma unroll
-        for (int u = 0; u < kPack; ++u) store(pack.value[u], run.value[j + u]);
-        write(reinterpret_cast<Pack<T>*>(to + j), pack);
-      }
-    } else {
-#pragma unroll
-      for (int j = 0; j < kRun; ++j) {
-        T stored;
-        store(stored, run.value[j]);
-        if (j < left) write(to + j, stored);
-      }
-    }
-  }
-
-  PETX_DEVICE static void multiply_by(Run& run, const Run& other) {
-#pragma unroll
-    for (int j = 0; j < kRun; ++j) run.value[j] *= other.value[j];
-  }
 
   // Times projection k's mask at this row and columns [column, column + 8).
   PETX_DEVICE void drop(Run& run, int64_t k, int64_t column) const {

@@ -37,8 +37,8 @@ MUTATIONS = [
     Mutation(
         "stale counter of the dropout", SITE, r"if \(element / 4 != counter_\)", "if (element / 8 != counter_ / 2)"
     ),
-    Mutation("rows past the end take part", ROWS, r"if \(!valid\(\)\) return;", ""),
-    Mutation("one column too far", ROWS, r"begin \+ c < end", "begin + c <= end"),
+    Mutation("rows past the end", ROWS, r"if \(!valid\(\)\) return;(\s+#pragma unroll 1\s+for \(int run)", r"\1"),
+    Mutation("one column too far", ROWS, r"kRun && begin \+ c < end", "kRun && begin + c <= end"),
     Mutation("sum of two threads instead of four", ROWS, r"value \+= shuffle_xor\(value, 1\);", ""),
     Mutation("sum of the wrong four", ROWS, r"shuffle_xor\(value, 2\)", "shuffle_xor(value, 4)"),
     Mutation("padding counts", SITE, r"!only_counting \|\| counts\(t\)", "true"),

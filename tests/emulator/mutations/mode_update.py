@@ -39,14 +39,16 @@ MUTATIONS = [
     Mutation("dropout one word off", BLOCK, r"element & 2 \? high : low", "element & 2 ? low : high"),
     Mutation("stale counter of the dropout", BLOCK, r"element / 4 != counter\)", "element / 8 != counter / 2)"),
     # rows and runs
-    Mutation("rows past the end take part", BLOCK, r"if \(!valid\(\)\) return;", ""),
+    Mutation(
+        "rows past the end take part", ROWS, r"if \(!valid\(\)\) return;(\s+#pragma unroll 1\s+for \(int c)", r"\1"
+    ),
     Mutation(
         "last rows of the wrong block", ROWS, r"all_rows - first < Tile::kM \? all_rows - first : Tile::kM", "Tile::kM"
     ),
-    Mutation("run read one value too far", BLOCK, r"j < left \? load", "j <= left ? load"),
-    Mutation("run's last value not written", BLOCK, r"if \(j < left\) write", "if (j + 1 < left) write"),
-    Mutation("whole packs at a ragged end", BLOCK, r"left >= kRun && (reinterpret_cast<uintptr_t>\(from\))", r"\1"),
-    Mutation("missing alignment test", BLOCK, r" && reinterpret_cast<uintptr_t>\(to\) % 16 == 0", ""),
+    Mutation("run read one value too far", ROWS, r"j < left \? load", "j <= left ? load"),
+    Mutation("run's last value not written", ROWS, r"if \(j < left\) write", "if (j + 1 < left) write"),
+    Mutation("whole packs at a ragged end", ROWS, r"left >= kRun && (reinterpret_cast<uintptr_t>\(from\))", r"\1"),
+    Mutation("missing alignment test", ROWS, r" && reinterpret_cast<uintptr_t>\(to\) % 16 == 0", ""),
     # cores
     Mutation("core of the first projection", BLOCK, r"k \* p.core_size\(\)", "0 * p.core_size()"),
     Mutation("turned core", BLOCK, r"weight_columns\(core\(k\),", "weight_rows(core(k),"),

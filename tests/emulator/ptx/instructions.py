@@ -207,8 +207,12 @@ def conversion(at):
     *words, to = at.words
     at.words = words
     at.knows("sat", "ftz", *ROUNDINGS)
-    if to in ("bf16x2", "f16x2", "bf16", "f16"):
-        raise Untranslatable(f"cvt to {to}")
+    if (to, at.type) in (("bf16", "f32"), ("f16", "f32")) and words == ["rn"]:
+        return at.to(f"{to}_of_float({at.value(1)})", "b16")
+    if (to, at.type, words) == ("f32", "f16", []):
+        return at.to(f"float_of_f16({at.value(1, 'b16')})", to)
+    if to not in CPP or at.type not in CPP:
+        raise Untranslatable(f"cvt.{'.'.join([*words, to])}.{at.type}")
     rounding = next((ROUNDINGS[word] for word in words if word in ROUNDINGS), None)
     text = at.value(1)
     if rounding:

@@ -67,6 +67,25 @@ auto high_product(T a, T b) {
   return static_cast<std::make_unsigned_t<T>>(static_cast<Wide>(a) * static_cast<Wide>(b) >> 8 * sizeof(T));
 }
 
+// cvt to and from 16 bits: to nearest even; NaN has all of its mantissa's bits.
+inline uint16_t bf16_of_float(float v) {
+  uint32_t all = std::bit_cast<uint32_t>(v);
+  return std::isnan(v) ? 0x7fff : static_cast<uint16_t>((all + 0x7fff + (all >> 16 & 1)) >> 16);
+}
+inline uint16_t f16_of_float(float v) {
+  if (std::isnan(v)) return 0x7fff;
+  double size = std::fabs(double(v));
+  int exponent = size < 0x1p-14 ? -14 : std::ilogb(size);  // subnormal numbers have the smallest one's steps
+  int bits = size >= 65520 ? 0x7c00 : ((exponent + 14) << 10) + int(std::nearbyint(std::ldexp(size, 10 - exponent)));
+  return static_cast<uint16_t>(bits | (std::signbit(v) ? 0x8000 : 0));
+}
+inline float float_of_f16(uint16_t v) {
+  int exponent = v >> 10 & 31, mantissa = v & 1023;
+  float size = exponent ? std::ldexp(float(1024 + mantissa), exponent - 25) : std::ldexp(float(mantissa), -24);
+  if (exponent == 31) size = mantissa ? std::bit_cast<float>(0x7fffffffu) : std::bit_cast<float>(0x7f800000u);
+  return v & 0x8000 ? -size : size;
+}
+
 // Shifts by more than there are bits leave nothing, or the sign.
 template <class T>
 T shifted_left(T a, uint32_t by) {
