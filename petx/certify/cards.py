@@ -75,7 +75,13 @@ class Cards:
         environment["PETX_CUDA_KERNELS"] = "1"
         environment["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # torch's deterministic mode asks for it
         # What would make it certify something else than what runs here by default.
-        for name in ("PETX_CERTIFICATE", "PETX_CUDA_SPLITS", "PETX_EXPERT_MIXTURE", "CUDA_LAUNCH_BLOCKING"):
+        for name in (
+            "PETX_CERTIFICATE",
+            "PETX_CUDA_SHARES",
+            "PETX_CUDA_SPLITS",
+            "PETX_EXPERT_MIXTURE",
+            "CUDA_LAUNCH_BLOCKING",
+        ):
             environment.pop(name, None)
         return [sys.executable, "-P", "-c", _CHILD, str(Path(__file__).parents[2])], environment
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.cases.expert_mixture import CASES, FEW, WIDE, mixture
+from tests.cases.expert_mixture import CASES, FEW, SAMPLE, WIDE, mixture
 from tests.checks import exact, outputs_and_grads, relative, wrong
 from tests.emulator import ORDERS
 
@@ -12,6 +12,7 @@ PER_CHUNK = 4 * 8 * 4  # matrix products of a tile 64 deep: four steps of eight 
 
 N, D, K, R = 128, 128, 4, 16  # two blocks of rows, two tiles of columns, one of the rank
 S, BLOCKS, TILES = K * R, N // 64, D // 64
+LANES, RUN = 8, 8  # threads of a row where no product is, and columns that a thread takes at a time
 
 
 def run(emulator, dtype, backward=False, **options):
@@ -31,10 +32,9 @@ def run(emulator, dtype, backward=False, **options):
 def test_cost_with_equal_gates(dtype, emulator):
     counters, size, _ = run(emulator, dtype)
     down = N * D + BLOCKS * S * D  # x and the weight
-    hidden = N * S  # u as it was stored
     up = TILES * N * S + BLOCKS * D * S + N * D  # hidden values for each tile of columns, the weight, x
-    assert counters.launches == 1
-    assert counters.global_read == (down + hidden + up) * size
+    assert counters.launches == 2  # the projections
+    assert counters.global_read == (down + up) * size
     assert counters.global_written == (2 * N * S + N * D) * size
     chunks = BLOCKS * (D // 64 + TILES * S // 64)
     assert counters.matrix_products == (chunks * PER_CHUNK if size == 2 else 0)
@@ -42,13 +42,13 @@ def test_cost_with_equal_gates(dtype, emulator):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_cost_with_token_gates(dtype, emulator):
-    """The gate's columns are the second tile of the down projection; gates are read once a hidden value."""
+    """The gate's columns are the second tile of the down projection; a row's lanes read its gates once."""
     counters, size, wide = run(emulator, dtype, gate="token")
     down = 2 * N * D + BLOCKS * (S + K) * D
-    softmax = N * (4 * (2 * K + 1) + K)  # by four threads a row
+    softmax = N * (LANES * (2 * K + 1) + K)  # by all of a row's
     up = TILES * N * S + BLOCKS * D * S + N * D
-    assert counters.launches == 1
-    assert counters.global_read == (down + N * S + up) * size + (softmax + N * S) * wide
+    assert counters.launches == 3  # the projections and a pass over the rows
+    assert counters.global_read == (down + N * S + up) * size + (softmax + N * LANES * K) * wide
     assert counters.global_written == (2 * N * S + N * D) * size + 2 * N * K * wide
     chunks = BLOCKS * (2 * D // 64 + TILES * S // 64)
     assert counters.matrix_products == (chunks * PER_CHUNK if size == 2 else 0)
@@ -71,21 +71,21 @@ def test_cost_of_the_backward(dtype, emulator):
     counters, size, wide = run(emulator, dtype, backward=True, gate="token")
     q = N * D + BLOCKS * S * D
     between = 2 * N * S  # u and q
-    between_gates = N * K * (4 + 1 + 1)  # each thread a gate, then its own gates and their gradients
-    dx = TILES * N * S + BLOCKS * S * D + N * D + 2 * N * D * K  # with the gate's part, K values of each of two
+    between_gates = N * K * (LANES + 1 + 1)  # each lane a gate, then its own gates and their gradients
+    dx = TILES * N * S + BLOCKS * S * D + N * D + N * D * K + N * D // RUN * K  # with the gate's part, K values of two
     sums = 2 * TILES * 2 * N * 64 + TILES * (N * K + N * 64)  # two weights, and the gate's
     grads = 2 * S * D + K * D
-    assert counters.launches == 3  # rows, products over tokens, splits added up
+    assert counters.launches == 5  # q, rows, dx, products over tokens, splits added up
     assert counters.global_read == (q + between + dx + sums) * size + (between_gates + grads) * wide
     assert counters.global_written == (3 * N * S + N * K + N * D) * size + (N * K + 2 * grads) * wide
     chunks = BLOCKS * (D // 64 + TILES * S // 64) + 3 * TILES * N // 64
     assert counters.matrix_products == (chunks * PER_CHUNK if size == 2 else 0)
 
 
-@pytest.mark.parametrize(("path", "launches"), [("fused", (3, 6)), ("hybrid", (6, 11))])
+@pytest.mark.parametrize(("path", "launches"), [("fused", (4, 7)), ("hybrid", (6, 11))])
 def test_launches_do_not_grow(path, launches, emulator, monkeypatch):
-    """A sample's gate: rows, samples, rows; in the backward besides the three of the sums over tokens. Hybrid: logits,
-    two products and two passes more; in the backward five products."""
+    """A sample's gate: down, samples, rows, up; in the backward besides the three of the sums over tokens. Hybrid: two
+    products more; in the backward five, and the pass after dx instead of q."""
     monkeypatch.setenv("PETX_EXPERT_MIXTURE", path)
     for batch in ((1, 5), (3, 70)):
         case = mixture("count", batch=batch, gate="sample", pool=True)
@@ -121,6 +121,22 @@ def test_hybrid_matches_reference(case, dtype, emulator, monkeypatch):
     assert not wrong(results[0], case, tensors)
     for name, value in results[0].items():
         assert value is None or all(torch.equal(other[name], value) for other in results[1:]), name
+
+
+@pytest.mark.parametrize("path", ["fused", "hybrid"])
+@pytest.mark.parametrize("gate", [{}, {"gate": "token"}, SAMPLE], ids=["uniform", "token", "sample"])
+def test_shares_of_columns_change_no_bit(gate, path, emulator, monkeypatch):
+    """However many tiles a block takes one after another: one, all three, or two and one."""
+    monkeypatch.setenv("PETX_EXPERT_MIXTURE", path)
+    case = mixture("shares", batch=(2, 35), d=150, experts=3, rank=47, activation="gelu", scope=True, **gate)
+    for dtype in DTYPES:
+        tensors, results = case.inputs(dtype), []
+        for shares in ("", "1", "2"):
+            monkeypatch.setenv("PETX_CUDA_SHARES", shares)
+            results.append(outputs_and_grads(case.run, tensors))
+        assert not wrong(results[0], case, tensors)
+        for name, value in results[0].items():
+            assert value is None or all(torch.equal(other[name], value) for other in results[1:]), name
 
 
 @pytest.mark.parametrize("gate", ["uniform", "token", "sample"])

@@ -3,20 +3,17 @@
 //   q = dout B;  dgate_k = beta (q . act(u) over expert k + dout . b_k);  du = beta g q act'(u)
 //   dx = alpha dout + du A + dlogits W_g
 //
-// Launches: one over blocks of 64 rows for all that a row needs alone (three for a sample's gate, whose gradient is a
-// sum over its tokens: rows, samples, rows), then the sums over tokens (token_sums.cuh). Bytes: dout, x and dx once
-// from memory, du and the hidden values written once and read twice more from the cache, u once. The hidden values are
-// made anew from u, as in the forward, whose tiling and whose choice of products this has. In the hybrid path the host
-// library makes q, du A and the two wide weights' gradients, each in the storage type as torch's own are; all that is
-// K wide stays here.
+// Launches: q, a pass over the rows, for a sample's gate its sums over the sample's tokens, dx, then the sums over
+// tokens (token_sums.cuh). Bytes: dout, x and dx once from memory, du and the hidden values written once and read twice
+// more from the cache, u once. The hidden values are made anew from u, as in the forward, whose tiling and whose choice
+// of products this has. In the hybrid path the host library makes q, du A and the two wide weights' gradients, each in
+// the storage type as torch's own are; all that is K wide stays here.
 
 #include "cuda/common/token_sums.cuh"
 #include "cuda/expert_mixture/block.cuh"
 
 namespace petx::cuda {
 namespace {
-
-enum class Stage { whole, tokens, rest };
 
 template <class T>
 struct Work {
@@ -33,142 +30,172 @@ struct Work {
   T* up_weight;    // [d, K r] from the host library
 };
 
+// The products of 64 rows.
 template <class T>
 class Backward : Mixture<T> {
   using Base = Mixture<T>;
-  using Base::p, Base::row, Base::sharer, Base::token;
+  using Base::p, Base::token, Base::mixed, Base::kRun;
   using typename Base::C;
+  using typename Base::Run;
   using typename Base::Tile;
 
  public:
-  PETX_DEVICE Backward(const ExpertMixtureParams& params, const ExpertMixtureGrads& grads, const Work<T>& work,
-                       int64_t block)
-      : Base(params, block), g(grads), work_(work) {}
+  PETX_DEVICE Backward(const MixtureCall<C>& call, const ExpertMixtureGrads& grads, const Work<T>& work)
+      : Base(call, block_x()), g(grads), work_(work) {}
 
-  PETX_DEVICE void run(Stage stage) {
-    if (stage != Stage::rest) {
-      if (work_.du) products();
-      sync_block();  // other columns come from other threads
-      between();
-      sync_block();
-    }
-    if (stage == Stage::tokens) return;
-    if (stage == Stage::rest) spread_sample();  // read after the product, which ends with a barrier
-    if (!g.dx) return;
-    for (int64_t begin = 0; begin < p.d; begin += Tile::kN) {
-      Tile::multiply(0, this->block_rows(work_.du, p.stacked), this->weight_columns(p.down_weight, begin, p.d, p.d),
-                     p.stacked);
-      this->each_column(begin, p.d, [&](int64_t column, int c) {
-        this->put_dx(g.dx, g.dout, work_.dlogits, token, column, Tile::result(0, row, c));
-      });
-    }
-  }
-
-  // Between the products: q becomes du, the hidden values are made, and the gates' gradients; of a token's gate the
-  // logits' too. A row's four threads go through an expert's values side by side; then every fourth expert is one's.
-  PETX_DEVICE void between() const {
-    const int64_t rank = p.rank(), first_gate = token * p.experts;
-    const bool mixed = this->valid() && this->in_scope(token);
-    C mean = 0;
-    for (int64_t k = 0; k < p.experts; ++k) {
-      C gate = mixed ? this->gate(token, k) : C(0), scale = C(p.beta) * gate, along = 0;
-      int64_t begin = token * p.stacked + k * rank, end = this->valid() ? begin + rank : begin;
-      for (int64_t i = begin + sharer; i < end; i += Base::kSharers) {
-        C u = at<T>(p.u, i), a = activate(p.activation, u);
-        if (work_.hidden) put<T>(work_.hidden, i, mixed ? scale * a : C(0));
-        if (!work_.du) continue;
-        C q = load(read(work_.du + i));
-        along += q * a;
-        put<T>(work_.du, i, mixed ? scale * q * activation_slope(p.activation, u) : C(0));
+  // q, and behind its tiles, where gates learn, dout . b_k.
+  PETX_DEVICE void products(const ColumnShares& shares, int64_t q_tiles) const {
+    Base::each_tile(shares, [&](int64_t tile) {
+      const int64_t begin = (tile < q_tiles ? tile : tile - q_tiles) * Tile::kN;
+      if (tile < q_tiles) {
+        Tile::multiply(0, this->block_rows(g.dout, p.d), Base::weight_columns(p.up_weight, begin, p.stacked, p.stacked),
+                       p.d);
+        this->each_run(begin, p.stacked, [&](int64_t column, int c, int64_t left) {
+          Base::store_run(work_.du, token * p.stacked + column, left, this->result(0, c));
+        });
+        return;
       }
-      along = this->row_sum(along);
-      if (!this->valid() || k % Base::kSharers != sharer) continue;
-      if (work_.scaled_gate) put<T>(work_.scaled_gate, first_gate + k, scale);
-      if (!work_.dgates) continue;
-      C dgate = mixed ? C(p.beta) * (along + dout_along_bias(first_gate + k)) : C(0);
-      write(work_.dgates + first_gate + k, dgate);
-      mean += gate * dgate;
-    }
-    if (!work_.dgates || p.gate != ExpertGate::token) return;
-    mean = this->row_sum(mean);
-    for (int64_t k = sharer; this->valid() && k < p.experts; k += Base::kSharers)
-      put<T>(work_.dlogits, first_gate + k,
-             mixed ? this->gate(token, k) * (read(work_.dgates + first_gate + k) - mean) : C(0));
+      Tile::multiply(0, this->block_rows(g.dout, p.d), Base::weight_rows(p.up_bias, begin, p.experts, p.d), p.d);
+      this->each_run(begin, p.experts, [&](int64_t k, int c, int64_t left) {
+#pragma unroll
+        for (int j = 0; j < kRun; ++j)
+          if (j < left) write(work_.dgates + token * p.experts + k + j, Tile::result(0, this->row, c + j));
+      });
+    });
   }
 
-  PETX_DEVICE void finish() {
-    if (p.gate == ExpertGate::sample) {
-      spread_sample();
-      sync_block();
-    }
-    if (!g.dx) return;
-    this->each_value(p.d, [&](int64_t t, int64_t column, int64_t i) {
-      this->put_dx(g.dx, g.dout, work_.dlogits, t, column, at<T>(g.dx, i));
+  PETX_DEVICE void dx(const ColumnShares& shares) const {
+    Base::each_tile(shares, [&](int64_t tile) {
+      const int64_t begin = tile * Tile::kN;
+      Tile::multiply(0, this->block_rows(work_.du, p.stacked), Base::weight_columns(p.down_weight, begin, p.d, p.d),
+                     p.stacked);
+      this->each_run(begin, p.d,
+                     [&](int64_t column, int c, int64_t left) { put_dx(column, left, this->result(0, c)); });
+    });
+  }
+
+  // After the host library's product, which lies in dx.
+  PETX_DEVICE void finish(const ColumnShares& shares) const {
+    Base::each_tile(shares, [&](int64_t tile) {
+      this->each_run(tile * Tile::kN, p.d, [&](int64_t column, int, int64_t left) {
+        put_dx(column, left, Base::load_run(g.dx, token * p.d + column, left));
+      });
     });
   }
 
  private:
-  // q of the block's rows, and where gates learn, dout . b_k.
-  PETX_DEVICE void products() const {
-    for (int64_t begin = 0; begin < p.stacked; begin += Tile::kN) {
-      Tile::multiply(0, this->block_rows(g.dout, p.d), this->weight_columns(p.up_weight, begin, p.stacked, p.stacked),
-                     p.d);
-      this->each_column(begin, p.stacked, [&](int64_t column, int c) {
-        put<T>(work_.du, token * p.stacked + column, Tile::result(0, row, c));
-      });
+  // dx of a run from its product.
+  PETX_DEVICE void put_dx(int64_t column, int64_t left, Run dx) const {
+    const int64_t i = token * p.d + column;
+    const Run dout = Base::load_run(g.dout, i, left);
+    const C by = mixed ? p.alpha : C(1);
+#pragma unroll
+    for (int j = 0; j < kRun; ++j) dx.value[j] += by * dout.value[j];
+    if (p.gated()) {
+      const T* dlogits = work_.dlogits + token * p.experts;
+      Base::add_vectors(dx, p.gate_weight, column, left, [&](int64_t k) { return load(read(dlogits + k)); });
     }
-    for (int64_t begin = 0; p.gated() && p.up_bias && begin < p.experts; begin += Tile::kN) {
-      Tile::multiply(0, this->block_rows(g.dout, p.d), this->weight_rows(p.up_bias, begin, p.experts, p.d), p.d);
-      this->each_column(begin, p.experts, [&](int64_t k, int c) {
-        write(work_.dgates + token * p.experts + k, Tile::result(0, row, c));
-      });
-    }
-  }
-
-  PETX_DEVICE C dout_along_bias(int64_t i) const {
-    if (work_.raw_dgates) return load(read(work_.raw_dgates + i));
-    return p.up_bias ? read(work_.dgates + i) : C(0);
-  }
-
-  // Each token's part of its sample's logits' gradient.
-  PETX_DEVICE void spread_sample() const {
-    this->each_value(p.experts, [&](int64_t t, int64_t k, int64_t i) {
-      bool counts = !p.pool || read(p.pool + t);
-      put<T>(work_.dlogits, i, counts ? read(work_.token + p.gate_row(t) * p.experts + k) : C(0));
-    });
+    Base::store_run(g.dx, i, left, dx);
   }
 
   const ExpertMixtureGrads& g;
   const Work<T>& work_;
 };
 
+// Between the products: q becomes du, the hidden values are made, and the gates' gradients; of a token's gate the
+// logits' too. A row's lanes go through an expert's values side by side; then every eighth expert is one's.
+template <class T>
+class Between : MixtureRow<T> {
+  using Base = MixtureRow<T>;
+  using Base::p, Base::lane, Base::token, Base::mixed, Base::valid, Base::kRun, Base::kLanes;
+  using typename Base::C;
+  using typename Base::Run;
+
+ public:
+  PETX_DEVICE Between(const MixtureCall<C>& call, const Work<T>& work) : Base(call), work_(work) {}
+
+  PETX_DEVICE void run() const {
+    const int64_t first_gate = token * p.experts;
+    C mean = 0;
+#pragma unroll 1
+    for (int64_t k = 0; k < p.experts; ++k) {
+      const C gate = mixed ? this->gate(k) : C(0), scale = p.beta * gate;
+      C along = 0;
+      this->each_run(k, [&](int64_t i, int64_t, int64_t left) {
+        const Run u = Base::load_run(p.u, i, left);
+        if (work_.hidden) {
+          const Run hidden = scaled_activation(p.activation, u, scale);
+          Base::store_run(work_.hidden, i, left, mixed ? hidden : Run{});
+        }
+        if (!work_.du) return;
+        Run q = Base::load_run(work_.du, i, left);
+        with_activation(p.activation, [&]<ExpertActivation kind>() {
+#pragma unroll
+          for (int j = 0; j < kRun; ++j) {
+            if (work_.dgates) along += q.value[j] * expert_activation<kind>(u.value[j]);
+            q.value[j] *= scale * expert_activation_slope<kind>(u.value[j]);
+          }
+        });
+        Base::store_run(work_.du, i, left, mixed ? q : Run{});
+      });
+      along = Base::row_sum(along);
+      if (!valid || k % kLanes != lane) continue;
+      if (work_.scaled_gate) put<T>(work_.scaled_gate, first_gate + k, scale);
+      if (!work_.dgates) continue;
+      C dgate = mixed ? p.beta * (along + dout_along_bias(first_gate + k)) : C(0);
+      write(work_.dgates + first_gate + k, dgate);
+      mean += gate * dgate;
+    }
+    if (!work_.dgates || p.gate != ExpertGate::token) return;
+    mean = Base::row_sum(mean);
+    for (int64_t k = lane; valid && k < p.experts; k += kLanes)
+      put<T>(work_.dlogits, first_gate + k,
+             mixed ? this->gate(k) * (read(work_.dgates + first_gate + k) - mean) : C(0));
+  }
+
+ private:
+  PETX_DEVICE C dout_along_bias(int64_t i) const {
+    if (work_.raw_dgates) return load(read(work_.raw_dgates + i));
+    return p.up_bias ? read(work_.dgates + i) : C(0);
+  }
+
+  const Work<T>& work_;
+};
+
 template <class T>
 PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
-    mixture_backward(ExpertMixtureParams p, ExpertMixtureGrads g, Work<T> work, Stage stage) {
-  Backward<T>(p, g, work, block_x()).run(stage);
+    mixture_products(MixtureCall<Compute<T>> p, ExpertMixtureGrads g, Work<T> work, ColumnShares shares,
+                     int64_t q_tiles) {
+  Backward<T>(p, g, work).products(shares, q_tiles);
+}
+
+template <class T>
+PETX_KERNEL void __launch_bounds__(kRowLaunch.threads, kRowLaunch.blocks)
+    mixture_between_bwd(MixtureCall<Compute<T>> p, Work<T> work) {
+  Between<T>(p, work).run();
 }
 
 template <class T>
 PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
-    mixture_between_bwd(ExpertMixtureParams p, ExpertMixtureGrads g, Work<T> work) {
-  Backward<T>(p, g, work, block_x()).between();
+    mixture_dx(MixtureCall<Compute<T>> p, ExpertMixtureGrads g, Work<T> work, ColumnShares shares) {
+  Backward<T>(p, g, work).dx(shares);
 }
 
 template <class T>
 PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
-    mixture_finish_bwd(ExpertMixtureParams p, ExpertMixtureGrads g, Work<T> work) {
-  Backward<T>(p, g, work, block_x()).finish();
+    mixture_finish_bwd(MixtureCall<Compute<T>> p, ExpertMixtureGrads g, Work<T> work, ColumnShares shares) {
+  Backward<T>(p, g, work).finish(shares);
 }
 
-// The gradients of a sample's logits from those of its tokens' gates.
+// The gradients of a sample's logits from those of its tokens' gates, and each token's part of them.
 template <class T>
 PETX_KERNEL void __launch_bounds__(kSumLaunch.threads, kSumLaunch.blocks)
-    sample_gate_grads(ExpertMixtureParams p, Work<T> work) {
+    sample_gate_grads(MixtureCall<Compute<T>> p, Work<T> work) {
   using C = Compute<T>;
   int64_t sample = block_x(), experts = p.experts;
   C *whole = work.sample + sample * experts, *part = work.token + sample * experts;
   auto all = [](int64_t) { return true; };
-  auto counts = [&](int64_t t) { return !p.pool || read(p.pool + t); };
+  auto counts = [&](int64_t t) { return p.in_pool(t); };
   auto value = [&](int64_t t, int64_t k) { return read(work.dgates + t * experts + k); };
   SampleSums::run<C>(sample, p.length, experts, all, counts, value, [&](int64_t k, C sum, C size) {
     write(part + k, sum);
@@ -182,6 +209,16 @@ PETX_KERNEL void __launch_bounds__(kSumLaunch.threads, kSumLaunch.blocks)
     C dlogit = read(gates + k) * (read(part + k) - mean), size = read(whole + k);
     write(whole + k, dlogit);
     write(part + k, dlogit / size);
+  }
+  sync_block();
+  // Neighbouring threads at neighbouring values of the sample's [length, K], without a division a value.
+  const int64_t tokens = SampleSums::kThreads / experts, more = SampleSums::kThreads % experts;
+  int64_t t = thread_index() / experts, k = thread_index() % experts;
+  while (t < p.length) {
+    const int64_t token = sample * p.length + t;
+    put<T>(work.dlogits, token * experts + k, p.in_pool(token) ? read(part + k) : C(0));
+    t += tokens, k += more;
+    if (k >= experts) k -= experts, ++t;
   }
 }
 
@@ -202,7 +239,7 @@ class BackwardCall {
  public:
   BackwardCall(Workspace& workspace, const ExpertMixtureParams& params, const ExpertMixtureGrads& grads,
                const Products& products)
-      : p(params), g(grads), plan_(p), products_(products), sums_(p.rows) {
+      : p(params), g(grads), plan_(params), products_(products), sums_(p.rows) {
     const bool gates = p.gated() && g.hidden(), sample = gates && p.gate == ExpertGate::sample;
     const int64_t narrow = p.rows * p.experts, weight = p.stacked * p.d;
     work_.du = workspace.take<T>(g.hidden() ? p.rows * p.stacked : 0);
@@ -230,41 +267,49 @@ class BackwardCall {
   }
 
   int run(void* stream) const {
-    if (int error = plan_.hybrid ? hybrid(stream) : fused(stream)) return error;
+    const bool between = work_.du || work_.hidden || work_.scaled_gate;
+    if (int error = work_.du ? (plan_.hybrid ? library_products() : products(stream)) : 0) return error;
+    if (between)
+      if (int error =
+              launch(mixture_between_bwd<T>, MixtureRow<T>::blocks(p.rows), 1, kRowLaunch.threads, 0, stream, p, work_))
+        return error;
+    if (work_.sample)
+      if (int error = launch(sample_gate_grads<T>, p.samples(), 1, SampleSums::kThreads, SampleSums::shared_bytes<C>(),
+                             stream, p, work_))
+        return error;
+    if (int error = g.dx ? dx(stream) : 0) return error;
+    if (int error = plan_.hybrid ? library_sums(stream) : 0) return error;
     return sums_.run(stream);
   }
 
  private:
-  int fused(void* stream) const {
-    auto rows = [&](Stage stage) {
-      return launch(mixture_backward<T>, plan_.blocks, 1, Tile::kThreads, Tile::shared_bytes(1), stream, p, g, work_,
-                    stage);
+  int products(void* stream) const {
+    const int64_t q_tiles = tiles_along(p.stacked), more = p.gated() && p.up_bias ? tiles_along(p.experts) : 0;
+    const ColumnShares shares(plan_.blocks, q_tiles + more);
+    return launch(mixture_products<T>, plan_.blocks, shares.count, Tile::kThreads, Tile::shared_bytes(1), stream, p, g,
+                  work_, shares, q_tiles);
+  }
+  int dx(void* stream) const {
+    auto rows = [&](auto* kernel, int bytes) {
+      return launch(kernel, plan_.blocks, plan_.shares.count, Tile::kThreads, bytes, stream, p, g, work_, plan_.shares);
     };
-    if (!work_.sample) return work_.du || work_.hidden || work_.scaled_gate ? rows(Stage::whole) : 0;
-    if (int error = rows(Stage::tokens)) return error;
-    if (int error = sample_grads(stream)) return error;
-    return rows(Stage::rest);
+    if (!plan_.hybrid) return rows(mixture_dx<T>, Tile::shared_bytes(1));
+    if (int error =
+            multiply(matrix(work_.du, p.rows, p.stacked), matrix(p.down_weight, p.stacked, p.d), static_cast<T*>(g.dx)))
+      return error;
+    return rows(mixture_finish_bwd<T>, 0);
   }
 
-  int hybrid(void* stream) const {
-    auto multiply = [&](const host::Matrix& a, const host::Matrix& b, T* to) {
-      return products_.multiply(products_.context, p.dtype, a, b, host::matrix(to, a.rows, b.cols));
-    };
-    auto rows = [&](auto* kernel) { return launch(kernel, plan_.blocks, 1, Tile::kThreads, 0, stream, p, g, work_); };
-    const host::Matrix dout = matrix(g.dout, p.rows, p.d), x = matrix(p.x, p.rows, p.d);
-    if (work_.du)
-      if (int error = multiply(dout, matrix(p.up_weight, p.d, p.stacked), work_.du)) return error;
-    if (work_.raw_dgates)
-      if (int error = multiply(dout, matrix(p.up_bias, p.experts, p.d).transposed(), work_.raw_dgates)) return error;
-    if (work_.du || work_.hidden || work_.scaled_gate)
-      if (int error = rows(mixture_between_bwd<T>)) return error;
-    if (work_.sample)
-      if (int error = sample_grads(stream)) return error;
-    const host::Matrix du = matrix(work_.du, p.rows, p.stacked);
-    if (g.dx)
-      if (int error = multiply(du, matrix(p.down_weight, p.stacked, p.d), static_cast<T*>(g.dx))) return error;
-    if (g.dx || work_.sample)
-      if (int error = rows(mixture_finish_bwd<T>)) return error;
+  // The host library's.
+  int multiply(const host::Matrix& a, const host::Matrix& b, T* to) const {
+    return products_.multiply(products_.context, p.dtype, a, b, host::matrix(to, a.rows, b.cols));
+  }
+  int library_products() const {
+    const host::Matrix dout = matrix(g.dout, p.rows, p.d);
+    if (int error = multiply(dout, matrix(p.up_weight, p.d, p.stacked), work_.du)) return error;
+    return work_.raw_dgates ? multiply(dout, matrix(p.up_bias, p.experts, p.d).transposed(), work_.raw_dgates) : 0;
+  }
+  int library_sums(void* stream) const {
     auto weight_grad = [&](void* to, T* narrow, const host::Matrix& a, const host::Matrix& b) {
       if (!to) return 0;
       if (int error = multiply(a.transposed(), b, narrow ? narrow : static_cast<T*>(to))) return error;
@@ -273,20 +318,17 @@ class BackwardCall {
                              count)
                     : 0;
     };
-    if (int error = weight_grad(g.up_weight, work_.up_weight, dout, matrix(work_.hidden, p.rows, p.stacked)))
+    if (int error = weight_grad(g.up_weight, work_.up_weight, matrix(g.dout, p.rows, p.d),
+                                matrix(work_.hidden, p.rows, p.stacked)))
       return error;
-    return weight_grad(g.down_weight, work_.down_weight, du, x);
+    return weight_grad(g.down_weight, work_.down_weight, matrix(work_.du, p.rows, p.stacked), matrix(p.x, p.rows, p.d));
   }
 
   static host::Matrix matrix(const void* data, int64_t rows, int64_t columns) {
     return host::matrix(static_cast<const T*>(data), rows, columns);
   }
-  int sample_grads(void* stream) const {
-    return launch(sample_gate_grads<T>, p.samples(), 1, SampleSums::kThreads, SampleSums::shared_bytes<C>(), stream, p,
-                  work_);
-  }
 
-  const ExpertMixtureParams& p;
+  const MixtureCall<C> p;
   const ExpertMixtureGrads& g;
   ExpertMixturePlan plan_;
   const Products& products_;

@@ -1,8 +1,8 @@
 // The expert mixture as a block of rows sees it: what forward and backward, fused and hybrid, compute alike.
 //
-// Products as wide as the experts' rank are made by the whole block, a tile of columns at a time. What is K wide and
-// belongs to a row (gates, the sum of up biases, the gate's part of dx) is done by the four threads that own the row:
-// a tile for it would be all but empty.
+// Products as wide as the experts' rank are made by the whole block, a tile of columns at a time; what follows a
+// product is done by the four threads that own a row, in runs of eight columns. What needs a whole row between two
+// products (gates, and all that is K wide) has a launch of its own, eight lanes a row.
 #pragma once
 
 #include "cuda/common/row_block.cuh"
@@ -11,32 +11,50 @@
 
 namespace petx::cuda {
 
+// The call as kernels see it: constants in the type that they are used in, so that no kernel computes in double.
 template <class C>
-PETX_DEVICE C activate(ExpertActivation kind, C u) {
+struct MixtureCall : ExpertMixtureParams {
+  C alpha, beta, equal_gate;
+  int64_t expert_rank;
+
+  explicit MixtureCall(const ExpertMixtureParams& p)
+      : ExpertMixtureParams(p),
+        alpha(C(p.alpha)),
+        beta(C(p.beta)),
+        equal_gate(C(1) / C(p.experts)),
+        expert_rank(p.rank()) {}
+
+  PETX_DEVICE bool in_scope(int64_t t) const { return !scope || read(scope + t); }
+  PETX_DEVICE bool in_pool(int64_t t) const { return !pool || read(pool + t); }
+  // The gates of a token, null where all are equal.
+  PETX_DEVICE C* gates_of(int64_t t) const {
+    return gated() ? static_cast<C*>(gates) + gate_row(t) * experts : nullptr;
+  }
+};
+
+// Calls f.operator()<kind>() with an activation known when running, so that the choice stays outside a run's values.
+template <class F>
+PETX_DEVICE void with_activation(ExpertActivation kind, const F& f) {
   switch (kind) {
     case ExpertActivation::relu:
-      return expert_activation<ExpertActivation::relu>(u);
+      return f.template operator()<ExpertActivation::relu>();
     case ExpertActivation::gelu:
-      return expert_activation<ExpertActivation::gelu>(u);
+      return f.template operator()<ExpertActivation::gelu>();
     case ExpertActivation::gelu_tanh:
-      return expert_activation<ExpertActivation::gelu_tanh>(u);
+      return f.template operator()<ExpertActivation::gelu_tanh>();
     default:
-      return u;
+      return f.template operator()<ExpertActivation::none>();
   }
 }
 
-template <class C>
-PETX_DEVICE C activation_slope(ExpertActivation kind, C u) {
-  switch (kind) {
-    case ExpertActivation::relu:
-      return expert_activation_slope<ExpertActivation::relu>(u);
-    case ExpertActivation::gelu:
-      return expert_activation_slope<ExpertActivation::gelu>(u);
-    case ExpertActivation::gelu_tanh:
-      return expert_activation_slope<ExpertActivation::gelu_tanh>(u);
-    default:
-      return C(1);
-  }
+// scale act(u) of a run.
+template <class Run, class C>
+PETX_DEVICE Run scaled_activation(ExpertActivation kind, Run u, C scale) {
+  with_activation(kind, [&]<ExpertActivation kind>() {
+#pragma unroll
+    for (C& value : u.value) value = scale * expert_activation<kind>(value);
+  });
+  return u;
 }
 
 // gates [K] = the softmax of the top_k largest of logit(k), of equal ones the first; the others exactly zero. Of K
@@ -66,62 +84,86 @@ PETX_DEVICE void softmax(const Logit& logit, int64_t experts, int64_t top_k, C* 
   for (int64_t k = begin; k < experts; k += step) write(gates + k, kept(k) ? exponential(logit(k) - most) / sum : C(0));
 }
 
+// 64 rows, four threads each: what a product's columns become.
 template <class S>
 class Mixture : public RowBlock<S> {
   using Base = RowBlock<S>;
 
  public:
-  using Base::first, Base::rows, Base::row, Base::sharer, Base::token, Base::valid, Base::row_sum, Base::block_rows,
-      Base::weight_rows;
-  using typename Base::C, typename Base::T, typename Base::Tile;
+  using Base::first, Base::rows, Base::row, Base::sharer, Base::token, Base::valid, Base::block_rows, Base::weight_rows,
+      Base::each_run, Base::each_tile, Base::load_run, Base::store_run, Base::result;
+  using typename Base::C, typename Base::Run, typename Base::T, typename Base::Tile;
+  static constexpr int kRun = Base::kRun;
 
-  PETX_DEVICE Mixture(const ExpertMixtureParams& params, int64_t block) : Base(params.rows, block), p(params) {}
+  PETX_DEVICE Mixture(const MixtureCall<C>& call, int64_t block)
+      : Base(call.rows, block),
+        p(call),
+        mixed(valid() && call.in_scope(token)),
+        gates(valid() ? call.gates_of(token) : nullptr) {}
 
-  PETX_DEVICE bool in_scope(int64_t t) const { return !p.scope || read(p.scope + t); }
-  PETX_DEVICE C gate(int64_t t, int64_t k) const {
-    return p.gated() ? read(static_cast<const C*>(p.gates) + p.gate_row(t) * p.experts + k) : C(1) / C(p.experts);
-  }
-
-  // Calls visit(token, column, position) for all values of the block's rows of a [N, width] tensor, neighbouring
-  // threads at neighbouring values.
-  template <class Visit>
-  PETX_DEVICE void each_value(int64_t width, const Visit& visit) const {
+  // Adds weight(k) vectors[k, column...] for all experts.
+  template <class Weight>
+  PETX_DEVICE void add_vectors(Run& to, const void* vectors, int64_t column, int64_t left, const Weight& weight) const {
 #pragma unroll 1
-    for (int64_t i = thread_index(); i < rows * width; i += Tile::kThreads)
-      visit(first + i / width, i % width, first * width + i);
-  }
-
-  // What goes into the up product: beta g act(u); nothing for tokens out of scope.
-  PETX_DEVICE C hidden(int64_t t, int64_t column, C u) const {
-    return in_scope(t) ? C(p.beta) * gate(t, column / p.rank()) * activate(p.activation, u) : C(0);
-  }
-
-  // y of one value from its product.
-  PETX_DEVICE void put_result(T* out, int64_t t, int64_t column, C product) const {
-    int64_t i = t * p.d + column;
-    if (!in_scope(t)) {
-      write(out + i, read(static_cast<const T*>(p.x) + i));
-      return;
+    for (int64_t k = 0; k < p.experts; ++k) {
+      const C by = weight(k);
+      const Run vector = load_run(vectors, k * p.d + column, left);
+#pragma unroll
+      for (int j = 0; j < kRun; ++j) to.value[j] += by * vector.value[j];
     }
-    C y = C(p.alpha) * at<T>(p.x, i) + product;
-    if (p.up_bias) {
-      C sum = 0;
-      for (int64_t k = 0; k < p.experts; ++k) sum += gate(t, k) * at<T>(p.up_bias, k * p.d + column);
-      y += C(p.beta) * sum;
-    }
-    put<T>(out, i, y);
   }
 
-  // dx of one value from its product; dlogits [N, K].
-  PETX_DEVICE void put_dx(void* dx, const void* dout, const T* dlogits, int64_t t, int64_t column, C product) const {
-    int64_t i = t * p.d + column;
-    C value = (in_scope(t) ? C(p.alpha) : C(1)) * at<T>(dout, i) + product;
-    for (int64_t k = 0; p.gated() && k < p.experts; ++k)
-      value += at<T>(dlogits, t * p.experts + k) * at<T>(p.gate_weight, k * p.d + column);
-    put<T>(dx, i, value);
+  const MixtureCall<C>& p;
+  const bool mixed;  // whether this thread's row is
+  C* const gates;    // its own
+};
+
+// Rows without a product, eight lanes each, which take an expert's runs of eight columns in turns.
+template <class S>
+class MixtureRow {
+ public:
+  using T = S;
+  using C = Compute<T>;
+  using Run = typename RowBlock<T>::Run;
+  static constexpr int kRun = RowBlock<T>::kRun, kLanes = 8, kRows = kRowLaunch.threads / kLanes;
+  static int64_t blocks(int64_t rows) { return (rows + kRows - 1) / kRows; }
+
+  PETX_DEVICE explicit MixtureRow(const MixtureCall<C>& call)
+      : p(call),
+        lane(thread_index() % kLanes),
+        token(block_x() * kRows + thread_index() / kLanes),
+        valid(token < call.rows),
+        mixed(valid && call.in_scope(token)),
+        gates(valid ? call.gates_of(token) : nullptr) {}
+
+  PETX_DEVICE C gate(int64_t k) const { return gates ? read(gates + k) : p.equal_gate; }
+
+  // Calls visit(position in [N, K r], column, columns of the expert left) for this lane's runs of expert k.
+  template <class Visit>
+  PETX_DEVICE void each_run(int64_t k, const Visit& visit) const {
+    if (!valid) return;
+    const int64_t begin = k * p.expert_rank;
+#pragma unroll 1
+    for (int64_t c = kRun * lane; c < p.expert_rank; c += kRun * kLanes)
+      visit(token * p.stacked + begin + c, begin + c, p.expert_rank - c);
+  }
+  PETX_DEVICE static Run load_run(const void* data, int64_t i, int64_t left) {
+    return RowBlock<T>::load_run(data, i, left);
+  }
+  PETX_DEVICE static void store_run(void* data, int64_t i, int64_t left, const Run& run) {
+    RowBlock<T>::store_run(data, i, left, run);
+  }
+  // The sum of a row's lanes, in all of them.
+  PETX_DEVICE static C row_sum(C value) {
+    for (int mask = 1; mask < kLanes; mask *= 2) value += shuffle_xor(value, mask);
+    return value;
   }
 
-  const ExpertMixtureParams& p;
+  const MixtureCall<C>& p;
+  const int lane;
+  const int64_t token;
+  const bool valid, mixed;
+  C* const gates;
 };
 
 // Sums over a sample's tokens, one block a sample: a warp's lanes take neighbouring columns, its eight warps every

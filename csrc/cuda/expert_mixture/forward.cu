@@ -2,12 +2,14 @@
 //
 //   u = x A^T + a;  g = uniform or softmax(x W_g^T + c);  y = alpha x + beta ((g act(u)) B^T + sum_k g_k b_k)
 //
-// Fused. Bytes: x once from memory (a second time from the cache for alpha x), y once, u and the gates once for the
-// backward, the scaled hidden values written and read back through the second-level cache; the weights, 2 K r d values
-// at most, come from the cache once a block. Tiling: a block owns 64 rows from the first product to the last store,
-// so that no launch lies between. The gate's K columns follow the K r of the down projection in the same tiles of 64,
-// and cost a pass over x only where they do not fit beside the last of these. A sample's gate, the softmax of its
-// tokens' mean logits, takes three launches: rows, samples, rows.
+// Fused. Launches: the down projection, a pass over the rows where gates are not equal, the up projection. Bytes: x
+// once from memory (a second time from the cache for alpha x), y once, u and the gates once for the backward, the
+// scaled hidden values written and read back through the second-level cache; the weights, 2 K r d values at most, come
+// from the cache once a block. Tiling: a block owns 64 rows and a share of the columns, as many shares as fill the
+// machine; that is what a launch between the two projections is for. Equal gates let the down projection make the
+// hidden values itself. The gate's K columns follow the K r of the down projection in the same tiles of 64, and cost a
+// pass over x only where they do not fit beside the last of these. A sample's gate, the softmax of its tokens' mean
+// logits, takes a launch more.
 //
 // Hybrid. The wide products belong to the host library; what lies between is one pass over u and, after the last
 // product, one over x and y. The gate's K columns are a tile here and a pass over x.
@@ -16,8 +18,6 @@
 
 namespace petx::cuda {
 namespace {
-
-enum class Stage { whole, tokens, rest };
 
 template <class T>
 struct Work {
@@ -30,123 +30,178 @@ struct Work {
 template <class T>
 class Forward : Mixture<T> {
   using Base = Mixture<T>;
-  using Base::p, Base::row, Base::sharer, Base::token;
+  using Base::p, Base::token, Base::mixed, Base::kRun;
   using typename Base::C;
+  using typename Base::Run;
   using typename Base::Tile;
 
  public:
-  PETX_DEVICE Forward(const ExpertMixtureParams& params, const Work<T>& work, int64_t block, T* out)
-      : Base(params, block), work_(work), out_(out) {}
+  // Behind the products' shared memory: a tile's mean of the up biases, in one of two places, so that nobody still
+  // reads the one that is written.
+  static constexpr int kProductBytes = Tile::shared_bytes(1), kBiasBytes = 2 * Tile::kN * sizeof(C);
 
-  PETX_DEVICE void run(Stage stage) {
-    if (stage != Stage::rest) down(0);
-    if (stage == Stage::tokens) return;
-    sync_block();  // other columns come from other threads
-    if (p.gate == ExpertGate::token) softmax_of_row();
-    if (p.gated()) hidden();
-    for (int64_t begin = 0; begin < p.d; begin += Tile::kN) {
-      Tile::multiply(0, this->block_rows(work_.hidden, p.stacked),
-                     this->weight_rows(p.up_weight, begin, p.d, p.stacked), p.stacked);
-      this->each_column(begin, p.d,
-                        [&](int64_t column, int c) { this->put_result(out_, token, column, Tile::result(0, row, c)); });
-    }
-  }
+  PETX_DEVICE Forward(const MixtureCall<C>& call, const Work<T>& work, T* out, int biases_at)
+      : Base(call, block_x()), work_(work), out_(out), biases_(biases_at) {}
 
-  // Logits alone, for the hybrid path: in C, since rounded ones would let other experts through.
-  PETX_DEVICE void logits() { down(p.stacked); }
-
-  // Between the host library's products: u without bias is there, and the logits.
-  PETX_DEVICE void between() {
-    if (p.gate == ExpertGate::token) softmax_of_row();
-    if (p.down_bias)
-      this->each_value(p.stacked, [&](int64_t, int64_t column, int64_t i) {
-        put<T>(p.u, i, at<T>(p.u, i) + at<T>(p.down_bias, column));
-      });
-    hidden();  // each thread at the values that it has just made
-  }
-
-  PETX_DEVICE void finish() {
-    this->each_value(
-        p.d, [&](int64_t t, int64_t column, int64_t i) { this->put_result(out_, t, column, load(read(out_ + i))); });
-  }
-
- private:
-  // u of the block's rows and their logits, from column `from` on of both.
-  PETX_DEVICE void down(int64_t from) {
-    int64_t width = p.stacked + (p.gated() ? p.experts : 0);
+  // u of the block's rows and their logits, from column `from` on of both; with equal gates the hidden values.
+  PETX_DEVICE void down(const ColumnShares& shares, int64_t from) const {
+    const int64_t width = p.stacked + (p.gated() ? p.experts : 0);
     const T *weight = static_cast<const T*>(p.down_weight), *gate = static_cast<const T*>(p.gate_weight);
-    for (int64_t begin = from; begin < width; begin += Tile::kN) {
+    Base::each_tile(shares, [&](int64_t tile) {
+      const int64_t begin = from + tile * Tile::kN;
       int64_t head = p.stacked - begin;  // rows of A that are left; of W_g the tile has those that follow
       JoinedRows<T> columns{weight + begin * p.d, gate + (head < 0 ? -head * p.d : 0), p.d, head < 0 ? 0 : head,
                             width - begin};
       Tile::multiply(0, this->block_rows(p.x, p.d), columns, p.d);
-      this->each_column(begin, width, [&](int64_t column, int c) {
-        C product = Tile::result(0, row, c);
-        if (column >= p.stacked) {
-          write(work_.logits + token * p.experts + column - p.stacked, product);
-          return;
+      this->each_run(begin, width, [&](int64_t column, int c, int64_t left) {
+        Run u = this->result(0, c);
+        const int64_t own = p.stacked - column;  // values of the run that are u's; logits follow
+        if (own < kRun && own < left) {
+#pragma unroll
+          for (int j = 0; j < kRun; ++j)
+            if (j >= own && j < left) write(work_.logits + token * p.experts + (j - own), u.value[j]);
         }
-        int64_t i = token * p.stacked + column;
-        put<T>(p.u, i, product + at_or_zero<T>(p.down_bias, column));
-        // Of u as the backward will find it. Other gates are not there yet.
-        if (!p.gated()) put<T>(work_.hidden, i, Base::hidden(token, column, at<T>(p.u, i)));
+        if (own <= 0) return;
+        const int64_t i = token * p.stacked + column;
+        if (p.down_bias) Base::add_to(u, Base::load_run(p.down_bias, column, own));
+        Base::store_run(p.u, i, own, u);
+        if (p.gated()) return;
+        // Of u as the backward will find it.
+        Run hidden = scaled_activation(p.activation, Base::rounded(u), p.beta * p.equal_gate);
+        Base::store_run(work_.hidden, i, own, mixed ? hidden : Run{});
       });
-    }
-  }
-
-  PETX_DEVICE void softmax_of_row() {
-    if (this->valid()) {
-      auto logit = [&](int64_t k) {
-        return read(work_.logits + token * p.experts + k) + at_or_zero<T>(p.gate_bias, k);
-      };
-      softmax(logit, p.experts, p.top_k, static_cast<C*>(p.gates) + token * p.experts, sharer, Base::kSharers);
-    }
-    sync_block();
-  }
-
-  PETX_DEVICE void hidden() {
-    this->each_value(p.stacked, [&](int64_t t, int64_t column, int64_t i) {
-      put<T>(work_.hidden, i, Base::hidden(t, column, at<T>(p.u, i)));
     });
-    sync_block();
+  }
+
+  PETX_DEVICE void up(const ColumnShares& shares) const {
+    Base::each_tile(shares, [&](int64_t tile) {
+      const int64_t begin = tile * Tile::kN;
+      mean_biases(tile);
+      Tile::multiply(0, this->block_rows(work_.hidden, p.stacked),
+                     Base::weight_rows(p.up_weight, begin, p.d, p.stacked), p.stacked);
+      this->each_run(begin, p.d, [&](int64_t column, int c, int64_t left) {
+        put_result(tile, column, c, left, this->result(0, c));
+      });
+    });
+  }
+
+  // After the host library's last product, which lies in out.
+  PETX_DEVICE void finish(const ColumnShares& shares) const {
+    Base::each_tile(shares, [&](int64_t tile) {
+      mean_biases(tile);
+      sync_block();
+      this->each_run(tile * Tile::kN, p.d, [&](int64_t column, int c, int64_t left) {
+        put_result(tile, column, c, left, Base::load_run(out_, token * p.d + column, left));
+      });
+    });
+  }
+
+ private:
+  // beta sum_k b_k / K of a tile's columns.
+  PETX_DEVICE void mean_biases(int64_t tile) const {
+    const int64_t column = tile * Tile::kN + thread_index();
+    if (p.gated() || !p.up_bias || thread_index() >= Tile::kN || column >= p.d) return;
+    C sum = 0;
+    for (int64_t k = 0; k < p.experts; ++k) sum += at<T>(p.up_bias, k * p.d + column);
+    biases_.set(place(tile, thread_index()), p.beta * p.equal_gate * sum);
+  }
+  PETX_DEVICE static int place(int64_t tile, int c) { return static_cast<int>(tile % 2) * Tile::kN + c; }
+
+  // y of a run from its product.
+  PETX_DEVICE void put_result(int64_t tile, int64_t column, int c, int64_t left, Run product) const {
+    const int64_t i = token * p.d + column;
+    Run y = Base::load_run(p.x, i, left);
+    if (mixed) {
+      if (p.up_bias && p.gated())
+        Base::add_vectors(product, p.up_bias, column, left, [&](int64_t k) { return p.beta * read(this->gates + k); });
+      if (p.up_bias && !p.gated()) {
+#pragma unroll
+        for (int j = 0; j < kRun; ++j)
+          if (j < left) product.value[j] += biases_.get(place(tile, c + j));
+      }
+#pragma unroll
+      for (int j = 0; j < kRun; ++j) y.value[j] = p.alpha * y.value[j] + product.value[j];
+    }
+    Base::store_run(out_, i, left, y);
   }
 
   const Work<T>& work_;
   T* out_;
+  Shared<C> biases_;
 };
 
+// Between the projections: a token's gates, u with its bias where the host library has left it without, and what goes
+// into the up product, beta g act(u) or, for tokens out of scope, nothing.
+template <class T>
+class Between : MixtureRow<T> {
+  using Base = MixtureRow<T>;
+  using Base::p, Base::lane, Base::token, Base::mixed;
+  using typename Base::C;
+  using typename Base::Run;
+
+ public:
+  PETX_DEVICE Between(const MixtureCall<C>& call, const Work<T>& work) : Base(call), work_(work) {}
+
+  PETX_DEVICE void run(bool add_bias) const {
+    if (p.gate == ExpertGate::token) {
+      auto logit = [&](int64_t k) {
+        return read(work_.logits + token * p.experts + k) + at_or_zero<T>(p.gate_bias, k);
+      };
+      if (this->valid) softmax(logit, p.experts, p.top_k, this->gates, lane, Base::kLanes);
+      sync_block();  // other gates come from other lanes
+    }
+    for (int64_t k = 0; k < p.experts; ++k) {
+      const C scale = mixed ? p.beta * this->gate(k) : C(0);
+      this->each_run(k, [&](int64_t i, int64_t column, int64_t left) {
+        Run u = Base::load_run(p.u, i, left);
+        if (add_bias) {
+          RowBlock<T>::add_to(u, Base::load_run(p.down_bias, column, left));
+          Base::store_run(p.u, i, left, u);
+          u = RowBlock<T>::rounded(u);
+        }
+        Run hidden = scaled_activation(p.activation, u, scale);
+        Base::store_run(work_.hidden, i, left, mixed ? hidden : Run{});
+      });
+    }
+  }
+
+ private:
+  const Work<T>& work_;
+};
+
+// Logits alone, for the hybrid path, begin at `from`: in C, since rounded ones would let other experts through.
 template <class T>
 PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
-    mixture_forward(ExpertMixtureParams p, Work<T> work, T* out, Stage stage) {
-  Forward<T>(p, work, block_x(), out).run(stage);
+    mixture_down(MixtureCall<Compute<T>> p, Work<T> work, ColumnShares shares, int64_t from) {
+  Forward<T>(p, work, nullptr, 0).down(shares, from);
+}
+
+template <class T>
+PETX_KERNEL void __launch_bounds__(kRowLaunch.threads, kRowLaunch.blocks)
+    mixture_between(MixtureCall<Compute<T>> p, Work<T> work, bool add_bias) {
+  Between<T>(p, work).run(add_bias);
 }
 
 template <class T>
 PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
-    mixture_logits(ExpertMixtureParams p, Work<T> work) {
-  Forward<T>(p, work, block_x(), nullptr).logits();
+    mixture_up(MixtureCall<Compute<T>> p, Work<T> work, T* out, ColumnShares shares) {
+  Forward<T>(p, work, out, Forward<T>::kProductBytes).up(shares);
 }
 
 template <class T>
 PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
-    mixture_between(ExpertMixtureParams p, Work<T> work) {
-  Forward<T>(p, work, block_x(), nullptr).between();
-}
-
-template <class T>
-PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
-    mixture_finish(ExpertMixtureParams p, Work<T> work, T* out) {
-  Forward<T>(p, work, block_x(), out).finish();
+    mixture_finish(MixtureCall<Compute<T>> p, Work<T> work, T* out, ColumnShares shares) {
+  Forward<T>(p, work, out, 0).finish(shares);
 }
 
 // A sample's gates from its tokens' logits. An empty mean is zero.
 template <class T>
 PETX_KERNEL void __launch_bounds__(kSumLaunch.threads, kSumLaunch.blocks)
-    sample_gates(ExpertMixtureParams p, Work<T> work) {
+    sample_gates(MixtureCall<Compute<T>> p, Work<T> work) {
   using C = Compute<T>;
   int64_t sample = block_x();
   C* mean = work.mean_logits + sample * p.experts;
-  auto counts = [&](int64_t t) { return !p.pool || read(p.pool + t); };
+  auto counts = [&](int64_t t) { return p.in_pool(t); };
   auto value = [&](int64_t t, int64_t k) { return read(work.logits + t * p.experts + k); };
   SampleSums::run<C>(sample, p.length, p.experts, counts, counts, value, [&](int64_t k, C sum, C size) {
     write(mean + k, sum / (size > C(1) ? size : C(1)) + at_or_zero<T>(p.gate_bias, k));
@@ -165,51 +220,50 @@ class ForwardCall {
 
  public:
   ForwardCall(Workspace& workspace, const ExpertMixtureParams& params, void* out, const Products& products)
-      : p(params), plan_(p), out_(static_cast<T*>(out)), products_(products) {
+      : p(params), plan_(params), out_(static_cast<T*>(out)), products_(products) {
     work_.hidden = workspace.take<T>(p.rows * p.stacked);
     work_.logits = workspace.take<C>(p.gated() ? p.rows * p.experts : 0);
     if (p.gate == ExpertGate::sample) work_.mean_logits = workspace.take<C>(p.samples() * p.experts);
   }
 
-  int run(void* stream) const { return plan_.hybrid ? hybrid(stream) : fused(stream); }
+  int run(void* stream) const {
+    const bool library = plan_.hybrid;
+    if (int error = library ? multiply(p.x, p.d, p.down_weight, p.stacked, p.u) : 0) return error;
+    if (int error = library && !p.gated() ? 0 : down(library ? p.stacked : 0, stream)) return error;
+    if (int error = p.gate == ExpertGate::sample ? gates(stream) : 0) return error;
+    if (int error = library || p.gated() ? between(library && p.down_bias, stream) : 0) return error;
+    if (int error = library ? multiply(work_.hidden, p.stacked, p.up_weight, p.d, out_) : 0) return error;
+    const ColumnShares& shares = plan_.shares;
+    if (library)
+      return launch(mixture_finish<T>, plan_.blocks, shares.count, Tile::kThreads, Forward<T>::kBiasBytes, stream, p,
+                    work_, out_, shares);
+    return launch(mixture_up<T>, plan_.blocks, shares.count, Tile::kThreads,
+                  Forward<T>::kProductBytes + Forward<T>::kBiasBytes, stream, p, work_, out_, shares);
+  }
 
  private:
-  int fused(void* stream) const {
-    auto run = [&](Stage stage) {
-      return launch(mixture_forward<T>, plan_.blocks, 1, Tile::kThreads, Tile::shared_bytes(1), stream, p, work_, out_,
-                    stage);
-    };
-    if (p.gate != ExpertGate::sample) return run(Stage::whole);
-    if (int error = run(Stage::tokens)) return error;
-    if (int error = gates(stream)) return error;
-    return run(Stage::rest);
+  // By the host library: to [N, columns] = a [N, depth] b^T.
+  int multiply(const void* a, int64_t depth, const void* b, int64_t columns, void* to) const {
+    return products_.multiply(products_.context, p.dtype, host::matrix(static_cast<const T*>(a), p.rows, depth),
+                              host::matrix(static_cast<const T*>(b), columns, depth).transposed(),
+                              host::matrix(static_cast<T*>(to), p.rows, columns));
   }
-
-  int hybrid(void* stream) const {
-    auto multiply = [&](const void* a, int64_t rows, int64_t depth, const void* b, int64_t columns, void* to) {
-      return products_.multiply(products_.context, p.dtype, host::matrix(static_cast<const T*>(a), rows, depth),
-                                host::matrix(static_cast<const T*>(b), columns, depth).transposed(),
-                                host::matrix(static_cast<T*>(to), rows, columns));
-    };
-    auto rows = [&](auto* kernel, int bytes) {
-      return launch(kernel, plan_.blocks, 1, Tile::kThreads, bytes, stream, p, work_);
-    };
-    if (int error = multiply(p.x, p.rows, p.d, p.down_weight, p.stacked, p.u)) return error;
-    if (p.gated())
-      if (int error = rows(mixture_logits<T>, Tile::shared_bytes(1))) return error;
-    if (p.gate == ExpertGate::sample)
-      if (int error = gates(stream)) return error;
-    if (int error = rows(mixture_between<T>, 0)) return error;
-    if (int error = multiply(work_.hidden, p.rows, p.stacked, p.up_weight, p.d, out_)) return error;
-    return launch(mixture_finish<T>, plan_.blocks, 1, Tile::kThreads, 0, stream, p, work_, out_);
+  int down(int64_t from, void* stream) const {
+    const int64_t width = p.stacked + (p.gated() ? p.experts : 0);
+    const ColumnShares shares(plan_.blocks, tiles_along(width - from));
+    return launch(mixture_down<T>, plan_.blocks, shares.count, Tile::kThreads, Tile::shared_bytes(1), stream, p, work_,
+                  shares, from);
   }
-
   int gates(void* stream) const {
     return launch(sample_gates<T>, p.samples(), 1, SampleSums::kThreads, SampleSums::shared_bytes<C>(), stream, p,
                   work_);
   }
+  int between(bool add_bias, void* stream) const {
+    return launch(mixture_between<T>, MixtureRow<T>::blocks(p.rows), 1, kRowLaunch.threads, 0, stream, p, work_,
+                  add_bias);
+  }
 
-  const ExpertMixtureParams& p;
+  const MixtureCall<C> p;
   ExpertMixturePlan plan_;
   Work<T> work_ = {};
   T* out_;

@@ -9,7 +9,8 @@ namespace petx::cuda {
 // spares launches and passes over x, y and u. So the library wins if operations bound the whole (a rank of 192 and
 // more) and there are rows enough that launches do not count: 4096 for the released K r = 384, more for a lower rank.
 // From a model of bytes and operations; no card has measured it yet.
-ExpertMixturePlan::ExpertMixturePlan(const ExpertMixtureParams& p) : blocks(tiles_along(p.rows)) {
+ExpertMixturePlan::ExpertMixturePlan(const ExpertMixtureParams& p)
+    : blocks(tiles_along(p.rows)), shares(blocks, tiles_along(p.d)) {
   const char* wanted = std::getenv("PETX_EXPERT_MIXTURE");
   if (wanted && (!std::strcmp(wanted, "hybrid") || !std::strcmp(wanted, "fused"))) {
     hybrid = !std::strcmp(wanted, "hybrid");
@@ -28,13 +29,15 @@ ExpertMixturePlan::ExpertMixturePlan(const ExpertMixtureParams& p) : blocks(tile
 
 bool expert_mixture_hybrid(const ExpertMixtureParams& p) { return ExpertMixturePlan(p).hybrid; }
 
-static const Planner planner(
-    "expert_mixture", {{"rows", 4112}, {"stacked", 384}}, [](DType dtype, const Sizes& sizes) -> Plan {
-      ExpertMixtureParams p = {};
-      p.rows = sizes.at("rows"), p.stacked = sizes.at("stacked");
-      ExpertMixturePlan plan(p);
-      return {plan.hybrid ? "hybrid" : "fused",
-              plan.why + "; " + (plan.hybrid ? "wide products by the host library" : units_of(dtype)), plan.blocks, 1};
-    });
+static const Planner planner("expert_mixture", {{"rows", 4112}, {"stacked", 384}, {"d", 768}},
+                             [](DType dtype, const Sizes& sizes) -> Plan {
+                               ExpertMixtureParams p = {};
+                               p.rows = sizes.at("rows"), p.stacked = sizes.at("stacked"), p.d = sizes.at("d");
+                               ExpertMixturePlan plan(p);
+                               return {plan.hybrid ? "hybrid" : "fused",
+                                       plan.why + "; " +
+                                           (plan.hybrid ? "wide products by the host library" : units_of(dtype)),
+                                       plan.blocks, plan.shares.count};
+                             });
 
 }  // namespace petx::cuda

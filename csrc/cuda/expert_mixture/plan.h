@@ -7,7 +7,8 @@
 namespace petx::cuda {
 
 struct ExpertMixturePlan {
-  int64_t blocks;  // of 64 rows
+  int64_t blocks;       // of 64 rows
+  ColumnShares shares;  // of the blocks, for y's and dx's columns
   bool hybrid;
   std::string why;
 

@@ -19,19 +19,24 @@ wide-top""".split()
 HYBRID = "token-gelu sample-pool-scope odd".split()
 
 
-def of_hybrid_case(case, dtype):
-    fused = of_case(case, dtype)
+def under(check, **environment):
+    """The check with variables set."""
 
     def run(emulator):
-        with mock.patch.dict(os.environ, PETX_EXPERT_MIXTURE="hybrid"):
-            return fused.run(emulator)
+        with mock.patch.dict(os.environ, environment):
+            return check.run(emulator)
 
-    return Check(f"{case}, hybrid, {str(dtype)[6:]}", run)
+    return Check(f"{check}, {', '.join(f'{name}={value}' for name, value in environment.items())}", run)
 
 
 CHECKS = [
     *(of_case(BY_NAME[name], dtype) for name in NAMES for dtype in (torch.float32, torch.bfloat16)),
-    *(of_hybrid_case(BY_NAME[name], dtype) for name in HYBRID for dtype in (torch.float32, torch.bfloat16)),
+    *(
+        under(of_case(BY_NAME[name], dtype), PETX_EXPERT_MIXTURE="hybrid")
+        for name in HYBRID
+        for dtype in (torch.float32, torch.bfloat16)
+    ),
+    *(under(of_case(BY_NAME[name], torch.bfloat16), PETX_CUDA_SHARES="1") for name in ("few-rows", "wide-uniform")),
     of_assertions("inputs begin anywhere", test_inputs_may_begin_anywhere, BY_NAME["token-gelu"], torch.bfloat16),
     of_assertions("ties", test_ties),
     *(of_assertions(f"large logits of a {gate}", test_large_logits, gate) for gate in ("token", "sample")),
@@ -53,19 +58,31 @@ MUTATIONS = [
         "a row's every fourth gate", SITE, r"k = begin; k < experts; k \+= step", "k = begin; k < step; k += step"
     ),
     # the mixture
-    Mutation("lost alpha", SITE, r"C\(p.alpha\) \* at<T>\(p.x, i\)", "at<T>(p.x, i)"),
-    Mutation("lost beta", SITE, r"C\(p.beta\) \* gate\(t, column", "gate(t, column"),
-    Mutation("lost beta of the biases", SITE, r"C\(p.beta\) \* sum", "sum"),
-    Mutation("alpha of tokens out of scope", SITE, r"\(in_scope\(t\) \? C\(p.alpha\) : C\(1\)\)", "C(p.alpha)"),
-    Mutation("all tokens in scope", SITE, r"!p.scope \|\| read\(p.scope \+ t\)", "true"),
-    Mutation("tokens out of scope do not pass", SITE, r"if \(!in_scope\(t\)\) \{", "if (false) {"),
+    Mutation("lost alpha", FORWARD, r"p.alpha \* y.value\[j\]", "y.value[j]"),
+    Mutation("lost beta", FORWARD, r"mixed \? p.beta \* this->gate\(k\)", "mixed ? this->gate(k)"),
+    Mutation("lost beta of equal gates", FORWARD, r"rounded\(u\), p.beta \* p.equal_gate", "rounded(u), p.equal_gate"),
+    Mutation("lost beta of the biases", FORWARD, r"p.beta \* read\(this->gates \+ k\)", "read(this->gates + k)"),
+    Mutation("lost beta of the mean bias", FORWARD, r"p.beta \* p.equal_gate \* sum", "p.equal_gate * sum"),
+    Mutation("alpha of tokens out of scope", BACKWARD, r"mixed \? p.alpha : C\(1\)", "p.alpha"),
+    Mutation("all tokens in scope", SITE, r"!scope \|\| read\(scope \+ t\)", "true"),
+    Mutation("tokens out of scope do not pass", FORWARD, r"if \(mixed\) \{", "if (true) {"),
     Mutation("equal gates of 1", SITE, r"C\(1\) / C\(p.experts\)", "C(1)"),
-    Mutation("gates of the first row", SITE, r"p.gate_row\(t\) \* p.experts \+ k", "k"),
-    Mutation("gate of another expert", SITE, r"gate\(t, column / p.rank\(\)\)", "gate(t, column % p.experts)"),
-    Mutation("bias of the first expert", SITE, r"p.up_bias, k \* p.d \+ column", "p.up_bias, column"),
-    Mutation("gate's part of dx lost", SITE, r"p.gated\(\) && k < p.experts", "false && k < p.experts"),
-    Mutation("sum of two threads instead of four", ROWS, r"value \+= shuffle_xor\(value, 1\);", ""),
-    Mutation("rows past the end take part", ROWS, r"if \(!valid\(\)\) return;", ""),
+    Mutation("gates of the first row", SITE, r" \+ gate_row\(t\) \* experts", ""),
+    Mutation("gate of another expert", FORWARD, r"p.beta \* this->gate\(k\)", "p.beta * this->gate(0)"),
+    Mutation("bias of the first expert", SITE, r"vectors, k \* p.d \+ column", "vectors, column"),
+    Mutation("mean of the first expert's bias", FORWARD, r"p.up_bias, k \* p.d \+ column", "p.up_bias, column"),
+    Mutation("a tile's biases over those of the last", FORWARD, r"static_cast<int>\(tile % 2\) \* Tile::kN \+ c", "c"),
+    Mutation("gate's part of dx lost", BACKWARD, r"if \(p.gated\(\)\) \{", "if (false) {"),
+    Mutation("sum of four lanes instead of eight", SITE, r"mask < kLanes; mask \*= 2", "mask < kLanes / 2; mask *= 2"),
+    Mutation(
+        "rows past the end take part", ROWS, r"if \(!valid\(\)\) return;(\s+#pragma unroll 1\s+for \(int c)", r"\1"
+    ),
+    Mutation("rows past the end take part between", SITE, r"if \(!valid\) return;", ""),
+    Mutation("an expert's last value left out", SITE, r"p.expert_rank - c\);", "p.expert_rank - c - 1);"),
+    Mutation("a lane's first run alone", SITE, r"c \+= kRun \* kLanes", "c += p.expert_rank"),
+    Mutation("a block's last tile left out", ROWS, r"n < left; \+\+n", "n < left - 1; ++n"),
+    Mutation("a block's first tile alone", ROWS, r"n < shares.each && n < left", "n < 1 && n < left"),
+    Mutation("every share the first", ROWS, r"block_y\(\) \* shares.each", "0"),
     Mutation(
         "last rows of the wrong block", ROWS, r"all_rows - first < Tile::kM \? all_rows - first : Tile::kM", "Tile::kM"
     ),
@@ -86,45 +103,32 @@ MUTATIONS = [
     Mutation("a warp's tokens left out", SITE, r"k = 1; k < kWarps", "k = 2; k < kWarps"),
     Mutation("sample's last token left out", SITE, r"t < \(sample \+ 1\) \* length", "t < (sample + 1) * length - 1"),
     # the forward
-    Mutation("padding counts", FORWARD, r"!p.pool \|\| read\(p.pool \+ t\)", "true"),
+    Mutation("padding counts", FORWARD, r"p.in_pool\(t\)", "true"),
     Mutation("mean by the length", FORWARD, r"\(size > C\(1\) \? size : C\(1\)\)", "C(p.length)"),
     Mutation("lost bias of a token's gate", FORWARD, r"(p.experts \+ k\)) \+ at_or_zero<T>\(p.gate_bias, k\)", r"\1"),
     Mutation("lost bias of a sample's gate", FORWARD, r"(C\(1\)\)) \+ at_or_zero<T>\(p.gate_bias, k\)", r"\1"),
-    Mutation("lost down bias", FORWARD, r"product \+ at_or_zero<T>\(p.down_bias, column\)", "product"),
-    Mutation("lost down bias, hybrid", FORWARD, r" \+ at<T>\(p.down_bias, column\)", ""),
+    Mutation("lost down bias", FORWARD, r"Base::add_to\(u, Base::load_run\(p.down_bias, column, own\)\);", ";"),
+    Mutation("lost down bias, hybrid", FORWARD, r"RowBlock<T>::add_to\(u, [^;]*;", ""),
     Mutation("second tile has the gate's first rows", FORWARD, r"head < 0 \? -head \* p.d : 0", "0"),
-    Mutation("u made again, hybrid", FORWARD, r"down\(p.stacked\); \}", "down(0); }"),
+    Mutation("u made again, hybrid", FORWARD, r"down\(library \? p.stacked : 0, stream\)", "down(0, stream)"),
     Mutation(
         "one block of rows too few", "expert_mixture/plan.cpp", r"tiles_along\(p.rows\)", "tiles_along(p.rows - 1)"
     ),
     Mutation("last rank left out", FORWARD, r"(begin, p.d, p.stacked\)), p.stacked\);", r"\1, p.stacked - 1);"),
     # the backward
-    Mutation("lost slope", BACKWARD, r"scale \* q \* activation_slope\(p.activation, u\)", "scale * q"),
-    Mutation("lost beta of the gates", BACKWARD, r"C\(p.beta\) \* \(along", "(along"),
+    Mutation("lost slope", BACKWARD, r"scale \* expert_activation_slope<kind>\(u.value\[j\]\)", "scale"),
+    Mutation("lost beta of the gates", BACKWARD, r"p.beta \* \(along", "(along"),
     Mutation("lost biases of the gates", BACKWARD, r"along \+ dout_along_bias\(first_gate \+ k\)", "along"),
     Mutation("lost mean of a token", BACKWARD, r"first_gate \+ k\) - mean\)", "first_gate + k))"),
     Mutation("lost mean of a sample", BACKWARD, r"\(read\(part \+ k\) - mean\)", "read(part + k)"),
     Mutation("sample's gradient not shared out", BACKWARD, r"dlogit / size", "dlogit"),
-    Mutation(
-        "padding has a gradient", BACKWARD, r"bool counts = !p.pool \|\| read\(p.pool \+ t\)", "bool counts = true"
-    ),
-    Mutation(
-        "padding counts in the backward", BACKWARD, r"\{ return !p.pool \|\| read\(p.pool \+ t\)", "{ return true"
-    ),
-    Mutation("expert's last value left out", BACKWARD, r"\? begin \+ rank : begin", "? begin + rank - 1 : begin"),
+    Mutation("padding has a gradient", BACKWARD, r"p.in_pool\(token\) \?", "true ?"),
+    Mutation("padding counts in the backward", BACKWARD, r"return p.in_pool\(t\)", "return true"),
+    Mutation("a sample's last token has no gradient", BACKWARD, r"while \(t < p.length\)", "while (t < p.length - 1)"),
+    Mutation("a sample's first tokens' gradients alone", BACKWARD, r"t \+= tokens, k \+= more;", "t += p.length;"),
     Mutation("lost beta of the up bias", BACKWARD, r"first_gate \+ k, scale\)", "first_gate + k, gate)"),
-    Mutation(
-        "a row's first four logits",
-        BACKWARD,
-        r"this->valid\(\) && k < p.experts; k \+= Base::kSharers",
-        "this->valid() && k < Base::kSharers && k < p.experts; k += Base::kSharers",
-    ),
+    Mutation("a row's first eight logits", BACKWARD, r"k < p.experts; k \+= kLanes", "k < kLanes; k += kLanes"),
     Mutation("gate's bias by tokens' shares", BACKWARD, r"g.gate_bias, work_.sample,", "g.gate_bias, work_.token,"),
-    Mutation("dx of q", BACKWARD, r"mixed \? scale \* q", "mixed ? q"),
-    Mutation(
-        "biases' products not made",
-        BACKWARD,
-        r"dgates \+ token \* p.experts \+ k, Tile::result\(0, row, c\)",
-        "dgates + token * p.experts + k, C(0)",
-    ),
+    Mutation("dx of q", BACKWARD, r"q.value\[j\] \*= scale \* ", "q.value[j] *= "),
+    Mutation("biases' products not made", BACKWARD, r"k \+ j, Tile::result\(0, this->row, c \+ j\)", "k + j, C(0)"),
 ]
