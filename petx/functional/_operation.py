@@ -183,7 +183,8 @@ def as_leaves(
     grads: Sequence[torch.Tensor], leaves: Sequence[torch.Tensor | None], needs: Sequence[bool]
 ) -> list[torch.Tensor | None]:
     """The gradients in their leaves' dtypes, None for those that nobody asked for."""
-    return [cast(grad, leaf.dtype) if need else None for grad, leaf, need in zip(grads, leaves, needs, strict=False)]
+    wanted = [grad if need else None for grad, need in zip(grads, needs, strict=False)]
+    return copied(wanted, [leaf.dtype if leaf is not None else None for leaf in leaves])
 
 
 def autocast_dtype(tensor: torch.Tensor) -> torch.dtype:
@@ -198,9 +199,31 @@ def cast(tensor: torch.Tensor | None, dtype: torch.dtype) -> Any:
 
 
 def operands(tensors: Iterable[torch.Tensor | None], dtype: torch.dtype) -> list[torch.Tensor | None]:
-    """``tensors`` as an operator takes them: of ``dtype`` and contiguous; None stays None."""
-    return [t if t is None or t.dtype == dtype and t.is_contiguous() else _operand(t, dtype) for t in tensors]
+    """``tensors`` as an operator takes them: of ``dtype`` and contiguous; None stays None, and what is not floating is
+    left for the operator to refuse."""
+    given = list(tensors)
+    return copied(given, [dtype if t is not None and t.is_floating_point() else None for t in given], contiguous=True)
 
 
-def _operand(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    return cast(tensor, dtype).contiguous() if tensor.is_floating_point() else tensor  # for the operator to refuse
+def copied(
+    tensors: Sequence[torch.Tensor | None], dtypes: Sequence[torch.dtype | None], *, contiguous: bool = False
+) -> list[torch.Tensor | None]:
+    """The tensors in those dtypes, as they are where the dtype is theirs, or None.
+
+    Several copies are one launch on a GPU, where each alone would cost as much as a small kernel.
+    """
+    found = list(tensors)
+    others = [
+        i
+        for i, (t, dtype) in enumerate(zip(found, dtypes, strict=False))
+        if t is not None and dtype is not None and not (t.dtype == dtype and (t.is_contiguous() or not contiguous))
+    ]
+    if len(others) < 2 or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        for i in others:
+            found[i] = found[i].to(dtypes[i]).contiguous()
+        return found
+    before = [found[i] for i in others]
+    for i in others:
+        found[i] = torch.empty_like(found[i], dtype=dtypes[i], memory_format=torch.contiguous_format)
+    torch._foreach_copy_([found[i] for i in others], before)
+    return found

@@ -1,0 +1,72 @@
+"""Casts around an operator: however many parameters, one call of torch's for all."""
+
+from collections import Counter
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from petx import ops
+from petx.functional._operation import operands
+from tests.cases.expert_mixture import mixture
+from tests.cases.mode_update import modes
+
+pytestmark = pytest.mark.skipif(ops._C is None, reason="needs the compiled library's operators")
+MIXTURE, UPDATE = mixture("casts", gate="token"), modes("casts", batch=(5,))
+
+
+class Called(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.names = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names[function.overloadpacket.__name__] += 1
+        return function(*args, **(kwargs or {}))
+
+    def casts(self):
+        """Calls that cast one tensor, and several."""
+        return self.names["_to_copy"] + self.names["copy_"], self.names["_foreach_copy_"]
+
+
+def leaves_of(case, dtype):
+    """The case's tensors in bfloat16, its parameters in ``dtype``."""
+    tensors = case.inputs(torch.bfloat16, requires_grad=False)
+    narrow = [name for name in tensors if name == "x" or name.startswith("base")]
+    return {
+        name: tensor.to(torch.bfloat16 if name in narrow else dtype).requires_grad_()
+        for name, tensor in tensors.items()
+        if tensor.is_floating_point()
+    } | {name: tensor for name, tensor in tensors.items() if not tensor.is_floating_point()}
+
+
+@pytest.mark.parametrize("case", [MIXTURE, UPDATE], ids=["expert_mixture", "mode_update"])
+@pytest.mark.parametrize(
+    ("dtype", "forward", "backward"),
+    [
+        (torch.bfloat16, 0, 1),  # the gradients, which are summed in float32
+        (torch.float32, 1, 1),  # the parameters, both times
+        (torch.float16, 1, 2),  # the parameters, and the gradients too
+    ],
+    ids=["narrow", "wide", "other"],
+)
+def test_one_cast_for_all_parameters(case, dtype, forward, backward):
+    tensors = leaves_of(case, dtype)
+    with Called() as called:
+        results = case.run(tensors)
+    assert called.casts() == (0, forward)
+    results = [results] if isinstance(results, torch.Tensor) else list(results)
+    leaves = [tensor for tensor in tensors.values() if tensor.requires_grad]
+    with Called() as called:
+        grads = torch.autograd.grad(results, leaves, [torch.ones_like(y) for y in results])
+    assert called.casts() == (0, backward)
+    assert [grad.dtype for grad in grads] == [leaf.dtype for leaf in leaves]
+
+
+def test_what_is_cast_and_what_is_not():
+    wide, turned = torch.arange(6.0).reshape(2, 3), torch.arange(6.0, dtype=torch.bfloat16).reshape(3, 2).T
+    ready, flags = torch.ones(3, dtype=torch.bfloat16), torch.tensor([True])
+    found = operands((wide, None, turned, ready, flags), torch.bfloat16)
+    assert found[1] is None and found[3] is ready and found[4] is flags
+    for got, given in ((found[0], wide), (found[2], turned)):
+        assert got.dtype == torch.bfloat16 and got.is_contiguous() and torch.equal(got, given.bfloat16())
