@@ -70,16 +70,12 @@ BREAKS: dict[str, set[str]] = {
 # The same of the published shapes: what no call above lists. Which rule a break is under does not depend on the shape.
 PUBLISHED: dict[str, set[str]] = {
     "expert_mixture/uniform": {
-        "bwd mixture_between_bwd<BFloat16>: partial sectors written",
-        "bwd mixture_finish_bwd<BFloat16>: partial sectors written",
         "bwd widen<BFloat16>: partial sectors written",
-        "fwd mixture_between<BFloat16>: partial sectors written",
     },
 }
 
-# Kernels that no counted call launches: no published shape has a sample's gate, a gate beside the hybrid path, or a
-# diagonal core.
-NOT_COUNTED = "diagonal_cores diagonal_cores_backward mixture_logits sample_gates sample_gate_grads".split()
+# Kernels that no counted call launches: no published shape has a sample's gate or a diagonal core.
+NOT_COUNTED = "diagonal_cores diagonal_cores_backward sample_gates sample_gate_grads".split()
 
 # Kernels of narrower types with double-precision instructions (contracts.with_doubles), in every such type.
 DOUBLES = {
