@@ -1,4 +1,4 @@
-// PETAL's adapted weights written out: the border between host (ops/) and kernels (cpu/, cuda/).
+// PETAL's adapted weights written out: the interface between ops/ and the kernels (cpu/, cuda/).
 //
 //   W'_k = W_k + gate(scale V M_k^T U)   for K weights that share U and V
 //
@@ -34,7 +34,7 @@ struct CpReconstructParams {
   PETX_HD int64_t threshold_of(int64_t module) const { return thresholds == 1 ? 0 : module; }
 };
 
-// In C and in the factors' shapes, summed in an order fixed by the shape; null where not wanted.
+// In C and in the factors' shapes, summed in an order fixed by the shape; null if not wanted.
 struct CpReconstructGrads {
   void* u;
   void* v;

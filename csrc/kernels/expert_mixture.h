@@ -1,4 +1,4 @@
-// PETAL's mixture of instruction experts: the border between host (ops/) and kernels (cpu/, cuda/).
+// PETAL's mixture of instruction experts: the interface between ops/ and the kernels (cpu/, cuda/).
 //
 //   y = alpha x + beta sum_k g_k (B_k act(A_k x + a_k) + b_k)
 //
@@ -48,7 +48,7 @@ struct ExpertMixtureParams {
 
 struct ExpertMixtureGrads {
   const void* dout;  // [N, d]
-  void* dx;          // [N, d] or null where not wanted, as every pointer below
+  void* dx;          // [N, d] or null if not wanted, as every pointer below
   // Parameters' gradients, in C and in the parameters' shapes, summed in an order fixed by the shape.
   void* down_weight;
   void* down_bias;
@@ -83,8 +83,7 @@ void expert_mixture_bwd(const ExpertMixtureParams& p, const ExpertMixtureGrads& 
 }  // namespace cpu
 
 namespace cuda {
-// Products of matrices in device memory, which the hybrid path leaves to the host library: out = a b, queued on the
-// launches' stream; returns a cudaError_t.
+// GEMMs on device memory that the hybrid path leaves to torch (cuBLAS, same stream): out = a b; returns a cudaError_t.
 struct Products {
   int (*multiply)(void* context, DType dtype, const host::Matrix& a, const host::Matrix& b, const host::Matrix& out);
   void* context;

@@ -1,4 +1,4 @@
-// VL-PET's granularity-controlled adapter site: the border between host (ops/) and kernels (cpu/, cuda/).
+// VL-PET's granularity-controlled adapter site: the interface between ops/ and the kernels (cpu/, cuda/).
 //
 //   z = down(h or x);  S = h + up(gelu(z));  Y = s * G * S;  out = norm(x + dropout(Y))
 //
@@ -43,14 +43,14 @@ struct GatedAdapterParams {
   const void* norm_weight;       // [d]
   const void* norm_bias;         // [d] or null
   const bool* mask;              // [N] or null: tokens that count in `small`'s mean
-  const int64_t* seed;           // [1], read where dropout > 0
+  const int64_t* seed;           // [1], read if dropout > 0
 
   // Saved by the forward for the backward: rank-wide or narrower, but for the last two.
   void* z;             // [N, r]
   void* gate_z;        // [N, r_g]  large
   void* token_gate;    // C [N]     middle_x, small: sigma of each token's logit
   void* norm_stats;    // C [N, 2]  mean (0 for rms), 1 / std
-  void* up_product;    // [N, d]  f32, f64 on a CPU where asked for, else null: gelu(z) times the up projection
+  void* up_product;    // [N, d]  f32, f64 on a CPU if asked for, else null: gelu(z) times the up projection
   void* gate_product;  // [N, d]  the same for large: the gate's last product
 
   PETX_HD bool reads_x_in_down() const { return placement == Placement::parallel; }
@@ -59,7 +59,7 @@ struct GatedAdapterParams {
 
 struct GatedAdapterGrads {
   const void* dout;  // [N, d]
-  void* dh;          // [N, d] or null where not wanted, as every pointer below
+  void* dh;          // [N, d] or null if not wanted, as every pointer below
   void* dx;          // [N, d_x]
   // Parameters' gradients, in C and in the parameters' shapes, summed in an order fixed by the shape.
   void* down_weight;

@@ -1,5 +1,5 @@
-// What CPU kernels borrow from the host library, so that they need no torch header: threads and matrix products.
-// Implemented in ops/host.cpp.
+// Torch's threads and GEMM for the CPU kernels, which include no torch header. Implemented in ops/host.cpp.
+// (`host`: the process that calls the kernels. Also the layout of a matrix for CUDA's hybrid path.)
 #pragma once
 
 #include <functional>
@@ -8,8 +8,8 @@
 
 namespace petx::host {
 
-// Calls body(begin, end) over [0, tasks) from torch's thread pool. A product in `body` runs on one thread, and the
-// products of a single task are cut into parts by their shapes: so results do not depend on the number of threads.
+// Calls body(begin, end) over [0, tasks) from torch's thread pool. A GEMM in `body` runs on one thread; if there is a
+// single task, its GEMMs are split by their shapes alone. So results do not depend on the number of threads.
 void parallel(int64_t tasks, const std::function<void(int64_t, int64_t)>& body);
 
 // A row-major matrix, or its transpose by exchanged strides.
@@ -28,7 +28,7 @@ Matrix matrix(const T* data, int64_t rows, int64_t cols, int64_t row_stride = 0)
 // out = a b, or out += a b; accumulates in float (double for f64). One dtype for all three.
 void gemm(DType dtype, const Matrix& a, const Matrix& b, const Matrix& out, bool accumulate = false);
 
-// Whether this CPU multiplies bf16 matrices in hardware; where not, bf16 kernels multiply in float.
+// Whether this CPU multiplies bf16 matrices in hardware; if not, bf16 kernels multiply in float.
 bool has_fast_bf16_gemm();
 
 }  // namespace petx::host

@@ -1,10 +1,10 @@
-// The cores of all mode vectors, behind PETAL's threshold: the border between host (ops/) and kernels (cpu/, cuda/).
+// The cores of all mode vectors, behind PETAL's threshold: the interface between ops/ and the kernels (cpu/, cuda/).
 //
 //   full      M_n[i, j] = sum_k gate(C)[i, j, k] P[n, k]
 //   diagonal  M_n[j] = gate(lambda)[j] P[n, j]
 //
-// Shapes stand beside each pointer; R = rank, C = the compute type (double for f64, else float). For kernels a full
-// core is a matrix of S = R^2 rows, the diagonal one has no such rows.
+// Shapes stand beside each pointer; R = rank, C = the compute type (double for f64, else float). Kernels see a full
+// core as a matrix of S = R^2 rows (`slices`) by R columns; a diagonal core is a vector.
 #pragma once
 
 #include "kernels/threshold_gate.h"
@@ -28,7 +28,7 @@ struct ModeCoresParams {
   PETX_HD int64_t thresholds() const { return each ? rank : 1; }
 };
 
-// In C, summed in an order fixed by the shape; null where not wanted.
+// In C, summed in an order fixed by the shape; null if not wanted.
 struct ModeCoresGrads {
   const void* dcores;  // [n, R, R] or [n, R]
   void* dcore;         // like core

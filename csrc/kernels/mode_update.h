@@ -1,5 +1,5 @@
-// PETAL's update beside the K frozen projections of one input: the border between host (ops/) and kernels (cpu/,
-// cuda/).
+// PETAL's update beside the K frozen projections of one input: the interface between ops/ and the kernels
+// (cpu/, cuda/).
 //
 //   h = x U^T;  g_k = drop_k(h) M_k;  y_k = base_k + g_k V^T
 //
@@ -20,12 +20,12 @@ struct ModeUpdateParams {
   bool shared_mask;
   double dropout;
 
-  const void* x;        // [N, d_in]; null where x comes projected, and is h
+  const void* x;        // [N, d_in]; null if x comes projected, which is then h
   const void* u;        // [R, d_in] or null with x
   const void* v;        // [d_out, R]
   const void* cores;    // [K, R, R] or [K, R]
-  const int64_t* seed;  // [1], read where dropout > 0
-  void* h;              // [N, R]: written by the forward (only read where x comes projected), read by the backward
+  const int64_t* seed;  // [1], read if dropout > 0
+  void* h;              // [N, R]: written by the forward (only read if x comes projected), read by the backward
 
   // Element of a mask that belongs to row 0, rank 0 of projection k.
   PETX_HD uint64_t mask_begin(int64_t k) const { return shared_mask ? 0 : static_cast<uint64_t>(k) * rows * rank; }
@@ -38,8 +38,8 @@ struct ModeUpdateOutputs {
 };
 
 struct ModeUpdateGrads {
-  const void* dy[kMostModes];  // [N, d_out]; null where nothing came
-  void* dx;                    // like x (of the projected x where there is no u); null where not wanted, as below
+  const void* dy[kMostModes];  // [N, d_out]; null if none came
+  void* dx;                    // like x (of the projected x if there is no u); null if not wanted, as below
   // In C and in the parameters' shapes, summed in an order fixed by the shape. The cores of projections without a dy
   // are left alone.
   void* du;

@@ -1,6 +1,6 @@
 // Philox4x32 with 7 rounds (Salmon et al., SC'11), counter-based: a dropout mask is a function of seed and position.
 //
-// Element e of a tensor is word e % 4 of counter e / 4 and is dropped where its upper 24 bits are below
+// Element e of a tensor is word e % 4 of counter e / 4 and is dropped if its upper 24 bits are below
 // floor(p * 2^24). reference.philox_uniform is the same function in torch.
 #pragma once
 

@@ -1,7 +1,7 @@
 // PETAL's learnable threshold on one value, and its derivatives: one source for CPU and GPU kernels, free of branches.
 //
 //   soft     sign(c) max(|c| - t, 0)
-//   hard     c where |c| > t; its gradient goes straight through to c and is the soft gate's to t
+//   hard     c if |c| > t, else 0; straight-through gradient to c, the soft gate's to t
 //   sigmoid  c sigma((|c| - t) / temperature)
 //
 // t may be negative. NaN stays NaN.
@@ -18,7 +18,7 @@ PETX_INLINE C magnitude(C c) {
   return c < C(0) ? -c : c;
 }
 
-// sign(c) where |c| > t, else 0.
+// sign(c) if |c| > t, else 0.
 template <class C>
 PETX_INLINE C sign_above(C c, C t) {
   C sign = c > C(0) ? C(1) : c < C(0) ? C(-1) : C(0);
@@ -50,7 +50,7 @@ PETX_INLINE GateSlopes<C> gate_slopes(C c, C t, C inverse_temperature) {
   return {kind == Gate::hard ? C(1) : sign * sign, -sign};
 }
 
-// Calls f.operator()<kind>() with a gate known when running, so that the choice stays outside the loops over values.
+// Calls f.operator()<kind>() with a gate known at run time, so that the choice stays outside the loops over values.
 template <class F>
 PETX_INLINE auto with_gate(Gate gate, const F& f) {
   switch (gate) {
@@ -65,7 +65,7 @@ PETX_INLINE auto with_gate(Gate gate, const F& f) {
   }
 }
 
-// One value's gate, known when running.
+// One value's gate, known at run time.
 template <class C>
 PETX_INLINE C gated(Gate kind, C c, C t, C inverse_temperature) {
   if (kind == Gate::soft) return gated<Gate::soft>(c, t, inverse_temperature);

@@ -100,7 +100,7 @@ Tensors fwd(Stack& stack) {
   return results;
 }
 
-using Grads = std::tuple<Tensor, Tensor, Tensor, Tensor>;  // of u, v, cores, threshold; empty where not asked for
+using Grads = std::tuple<Tensor, Tensor, Tensor, Tensor>;  // of u, v, cores, threshold; empty if not asked for
 
 void bwd_on_cpu(const Tensor&, const CpReconstructParams& p, const void* const* dout, const CpReconstructGrads& g) {
   cpu::cp_reconstruct_bwd(p, dout, g);

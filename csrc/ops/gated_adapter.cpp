@@ -159,7 +159,7 @@ Outputs fwd(Stack& stack) {
   return {out, z, gate_z, token, stats, up, gate};
 }
 
-// Gradients of h, x and the ten parameters; empty where not asked for.
+// Gradients of h, x and the ten parameters; empty if not asked for.
 using Grads =
     std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 

@@ -35,7 +35,7 @@ class Borrowed {
 };
 
 // The BLAS that torch itself multiplies with, found in torch's own library. A call through torch's dispatcher takes
-// three borrowed tensors and some microseconds, longer than a narrow product of few rows. Null where torch exports
+// three borrowed tensors and some microseconds, longer than a narrow product of few rows. Null if torch exports
 // none, or PETX_BLAS=torch is set: then torch is called.
 template <class T>
 using BlasGemm = void (*)(const char* transa, const char* transb, const int64_t* m, const int64_t* n, const int64_t* k,
@@ -55,7 +55,7 @@ void* in_torch(const char* symbol) {
 #endif
 }
 
-// How a BLAS, which thinks in columns, sees the transpose of a row-major matrix.
+// How a column-major BLAS sees the transpose of a row-major matrix.
 struct BlasOperand {
   explicit BlasOperand(const Matrix& m)
       : trans(m.col_stride == 1 ? 'N' : 'T'),
@@ -69,7 +69,7 @@ struct BlasOperand {
   bool fits;
 };
 
-// out^T = b^T a^T (+ out^T); false where there is no such BLAS, or it cannot take these matrices.
+// out^T = b^T a^T (+ out^T); false if there is no such BLAS, or it cannot take these matrices.
 template <class T>
 bool blas_gemm(const char* symbol, const Matrix& a, const Matrix& b, const Matrix& out, bool accumulate) {
   static const auto gemm = reinterpret_cast<BlasGemm<T>>(in_torch(symbol));

@@ -73,7 +73,7 @@ void bwd_on_cuda(const Tensor& core, const ModeCoresParams& p, const ModeCoresGr
 }
 #endif
 
-// Gradients of core, modes and threshold, empty where not asked for.
+// Gradients of core, modes and threshold, empty if not asked for.
 template <void (*launch)(const Tensor& core, const ModeCoresParams& p, const ModeCoresGrads& g)>
 std::tuple<Tensor, Tensor, Tensor> bwd(Stack& stack) {
   const char* op = "mode_cores (backward)";

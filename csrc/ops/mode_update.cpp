@@ -55,7 +55,7 @@ void fwd_on_cuda(const Tensor& x, const ModeUpdateParams& p, const ModeUpdateOut
 }
 #endif
 
-// h [N, R], empty where x comes projected, then the K results.
+// h [N, R], empty if x comes projected, then the K results.
 template <void (*launch)(const Tensor& x, const ModeUpdateParams& p, const ModeUpdateOutputs& out)>
 Tensors fwd(Stack& stack) {
   const char* op = "mode_update";
@@ -94,7 +94,7 @@ void bwd_on_cuda(const Tensor& x, const ModeUpdateParams& p, const ModeUpdateGra
 }
 #endif
 
-// Gradients of x, u, v and the cores, empty where not asked for. `used` has a bit for each projection whose gradient
+// Gradients of x, u, v and the cores, empty if not asked for. `used` has a bit for each projection whose gradient
 // is among `douts`, in their order.
 template <void (*launch)(const Tensor& x, const ModeUpdateParams& p, const ModeUpdateGrads& g)>
 std::tuple<Tensor, Tensor, Tensor, Tensor> bwd(Stack& stack) {

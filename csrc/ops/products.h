@@ -1,5 +1,4 @@
-// Torch's matrix products on memory that kernels know by address, on any device: what a launcher that leaves its
-// products to the host library is given.
+// Torch's GEMM on memory that kernels know by address, on any device: for launchers that leave GEMMs to torch.
 #pragma once
 
 #include "kernels/host.h"

@@ -101,11 +101,11 @@ inline Tensor empty(const Tensor& like, std::vector<int64_t> shape, ScalarType d
 // The gradients that a backward's `needs` asks for, bit by bit.
 class WantedGrads {
  public:
-  // Where nothing will be launched, what would have been sums must be `zeros`.
+  // `zeros`: nothing will be launched, so that what would have been sums must start as zeros.
   WantedGrads(const Tensor& device_of, int64_t needs, bool zeros)
       : device_of_(device_of), needs_(needs), zeros_(zeros) {}
 
-  // A tensor like argument number `bit`, and its address in `to`; an empty one where none is asked for.
+  // A tensor like argument number `bit`, and its address in `to`; an empty one if none is asked for.
   Tensor operator()(int bit, const OptionalTensor& like, ScalarType dtype, void*& to, bool zeros = false) const {
     if (!like || !(needs_ >> bit & 1)) return empty(device_of_, {0}, dtype);
     std::vector<int64_t> shape(like->sizes().begin(), like->sizes().end());

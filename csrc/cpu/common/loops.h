@@ -17,35 +17,35 @@
 #define PETX_BEST(...) (baseline::__VA_ARGS__())
 #endif
 
-// Defines `function<T, G>()`, a table of loops that lives as long as the program: `rows_for<T, G>()` of the best
+// Defines `function<T, G>()`, a table of loops that lives as long as the program: `loops_for<T, G>()` of the best
 // instruction set.
-#define PETX_LOOPS(Rows, function)                              \
-  template <class T, class G>                                   \
-  const Rows<T, G>& function() {                                \
-    static const Rows<T, G> chosen = PETX_BEST(rows_for<T, G>); \
-    return chosen;                                              \
+#define PETX_LOOPS(Loops, function)                               \
+  template <class T, class G>                                     \
+  const Loops<T, G>& function() {                                 \
+    static const Loops<T, G> chosen = PETX_BEST(loops_for<T, G>); \
+    return chosen;                                                \
   }
-// The same where the loops call functions of math.h. Those of double are libm's, which no vector unit speeds up: they
+// The same for loops that call functions of math.h. Those of double are libm's, which no vector unit speeds up: they
 // are compiled for the baseline alone.
-#define PETX_LOOPS_WITH_MATH(Rows, function)     \
+#define PETX_LOOPS_WITH_MATH(Loops, function)    \
   template <class T, class G>                    \
-  const Rows<T, G>& function() {                 \
-    static const Rows<T, G> chosen = [] {        \
+  const Loops<T, G>& function() {                \
+    static const Loops<T, G> chosen = [] {       \
       if constexpr (std::is_same_v<T, double>) { \
-        return baseline::rows_for<T, G>();       \
+        return baseline::loops_for<T, G>();      \
       } else {                                   \
-        return PETX_BEST(rows_for<T, G>);        \
+        return PETX_BEST(loops_for<T, G>);       \
       }                                          \
     }();                                         \
     return chosen;                               \
   }
 
-// The pairs of a storage type and the type that its products run in, as with_types (products.h) calls for them. In two
-// halves, so that two cores can share the compilation.
-#define PETX_INSTANTIATE_WHOLE(Rows, function)     \
-  template const Rows<double, double>& function(); \
-  template const Rows<float, float>& function();
-#define PETX_INSTANTIATE_16BIT(Rows, function)         \
-  template const Rows<BFloat16, BFloat16>& function(); \
-  template const Rows<BFloat16, float>& function();    \
-  template const Rows<Half, float>& function();
+// The pairs of a storage type and the type that its GEMMs run in, as with_types (products.h) names them. In two halves,
+// so that two cores can share the compilation.
+#define PETX_INSTANTIATE_WHOLE(Loops, function)     \
+  template const Loops<double, double>& function(); \
+  template const Loops<float, float>& function();
+#define PETX_INSTANTIATE_16BIT(Loops, function)         \
+  template const Loops<BFloat16, BFloat16>& function(); \
+  template const Loops<BFloat16, float>& function();    \
+  template const Loops<Half, float>& function();

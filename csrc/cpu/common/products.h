@@ -1,4 +1,4 @@
-// Which types an operation is computed in, and matrix products over storage of another type.
+// Which types an operation is computed in, and GEMMs over storage of another type.
 #pragma once
 
 #include <type_traits>
@@ -9,7 +9,7 @@
 
 namespace petx::cpu {
 
-// Rows a block has at most. Measured on 2 cores with 1 MB of second-level cache each: bf16 products want longer blocks
+// Most rows of a block. Measured on 2 cores with 1 MB of second-level cache each: bf16 GEMMs want longer blocks
 // than float ones.
 template <class G>
 inline constexpr int64_t kMostRows = sizeof(G) == 2 ? 512 : 256;
@@ -35,7 +35,7 @@ void with_types(DType dtype, const F& f) {
   }
 }
 
-// Values of a tensor as operand of a product: in place where T is G, else converted into `into`, which
+// Values of a tensor as operand of a product: in place if T is G, else converted into `into`, which
 // operand_buffer made.
 template <class T, class G>
 const G* operand(const T* from, int64_t count, const Buffer<G>& into) {

@@ -14,7 +14,7 @@ struct Free {
   void operator()(void* pointer) const { std::free(pointer); }
 };
 
-// 64-byte aligned, so that a product's blocking, and with it its rounding, does not depend on where it lies.
+// 64-byte aligned, so that a GEMM's blocking, and with it its rounding, does not depend on the address.
 template <class T>
 using Buffer = std::unique_ptr<T[], Free>;
 
@@ -42,9 +42,9 @@ inline Division divide(int64_t rows, int64_t parts, int64_t most) {
 
 // Both divisions are functions of the shape alone, so results do not depend on the number of threads.
 //
-// Row blocks: large enough that a product amortises its packing, small enough to stay in cache and to leave every
-// core something to do. Few rows stay together, and their products are cut by columns (kernels/host.h): a product packs
-// its weights anew for each block.
+// Row blocks: large enough that a GEMM amortises its packing, small enough to stay in cache and to leave every core
+// something to do. Few rows stay in one block, whose GEMMs are split by columns (kernels/host.h), since a GEMM packs
+// its weights again for each block.
 inline constexpr int64_t kFewRows = 128;
 inline Division row_blocks(int64_t rows, int64_t most) {
   if (rows < kFewRows) return divide(rows, 1, most);

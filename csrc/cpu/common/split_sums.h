@@ -18,7 +18,7 @@ class SplitSums {
  public:
   using C = Compute<T>;
 
-  // One sum: `count` values at `offset` of every split's accumulators, for the caller's `to`, null where not wanted.
+  // One sum: `count` values at `offset` of every split's accumulators, for the caller's `to`, null if not wanted.
   struct Sum {
     void* to;
     int64_t offset, count;
@@ -27,7 +27,7 @@ class SplitSums {
     C* in(C* split) const { return !to ? nullptr : split ? split + offset : static_cast<C*>(to); }
   };
 
-  // Accumulators start as zeros, or as they are where the first block's `product` will overwrite them.
+  // Accumulators start as zeros, or are left as they are if the first block's `product` overwrites them.
   Sum add(void* to, int64_t count, bool overwritten = false) {
     Sum s{to, count_, to ? count : 0, overwritten};
     count_ += ceil_div(s.count, 16) * 16;  // 64-byte aligned: a product's rounding can depend on its result's address
@@ -35,7 +35,7 @@ class SplitSums {
     return s;
   }
 
-  // Values that `product` needs of scratch for one of `sums`.
+  // Scratch values that `product` needs for the largest of `sums`.
   int64_t scratch(std::initializer_list<Sum> sums) const {
     int64_t most = 0;
     if (!std::is_same_v<G, C>)
@@ -44,7 +44,7 @@ class SplitSums {
   }
 
   // Calls body(split's first row, its end, its accumulators) for every split, then adds the splits up.
-  // make_scratch(rows of the longest split) is called once a thread, and body gets its result first. Rows below `few`
+  // make_scratch(rows of the longest split) is called once per thread, and body gets its result first. Rows below `few`
   // are one split.
   template <class MakeScratch, class Body>
   void run(int64_t rows, const MakeScratch& make_scratch, const Body& body, int64_t few = kFewRows) const {
@@ -75,7 +75,7 @@ class SplitSums {
       });
   }
 
-  // Adds a block's product to a split's sum, or overwrites that unless `more`: inside the product where it runs in C,
+  // Adds a block's product to a split's sum, or overwrites that unless `more`: inside the GEMM if it runs in C,
   // else by a separate float sum, so that no sum over blocks is kept in 16 bits. product(to, accumulate) multiplies
   // into G.
   template <class Product>

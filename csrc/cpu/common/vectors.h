@@ -14,7 +14,7 @@ struct Vectors {
   void (*narrow)(const G* from, int64_t count, T* to);
   void (*add)(const G* product, int64_t count, T* to);
   void (*accumulate)(const G* part, int64_t count, C* to);
-  // to = sum of `parts` vectors that lie `stride` apart, in order; begun with what `to` holds where there is `more`.
+  // to = sum of `parts` vectors that lie `stride` apart, in order; added to what `to` holds if `more`.
   void (*reduce)(const C* from, int64_t parts, int64_t stride, int64_t count, bool more, C* to);
 };
 

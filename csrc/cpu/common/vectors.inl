@@ -38,7 +38,7 @@ static void reduce(const C* from, int64_t parts, int64_t stride, int64_t count, 
 }
 
 template <class T, class G>
-static Vectors<T, G> rows_for() {
+static Vectors<T, G> loops_for() {
   using C = Compute<T>;
   return {convert<T, C>, convert<T, G>, convert<G, T>, add<T, G>, accumulate<G, C>, reduce<C>};
 }

@@ -17,7 +17,7 @@ class Backward {
 
  public:
   Backward(const CpReconstructParams& p, const void* const* dout, const CpReconstructGrads& g)
-      : p_(p), dout_(dout), g_(g), factors_(p), tiles_(factors_.tiles) {}
+      : p_(p), dout_(dout), g_(g), call_(p), tiles_(call_.tiles) {}
 
   void run() {
     bool through_mixed = g_.v || g_.cores;
@@ -55,24 +55,24 @@ class Backward {
 
   void each_tile(int64_t item, bool first_of_split, C* mixed, C* tile, C* du) const {
     int64_t module = tiles_.module(item), row = tiles_.first_row(item), rows = tiles_.rows(item);
-    C threshold = factors_.threshold(module);
+    C threshold = call_.threshold(module);
     double dthreshold = 0;
-    if (remakes() || g_.u) factors_.mix(item, mixed);
+    if (remakes() || g_.u) call_.mix(item, mixed);
     host::Matrix a = host::matrix(mixed, rows, p_.rank);
     for (int64_t panel = 0; panel < tiles_.panels.parts(); ++panel) {
       int64_t first = tiles_.panels.begin(panel), columns = tiles_.panels.begin(panel + 1) - first;
       const T* dout = static_cast<const T*>(dout_[module]) + row * p_.d_in + first;
-      host::Matrix d = host::matrix(tile, rows, columns), u = factors_.u_panel(first, columns);
+      host::Matrix d = host::matrix(tile, rows, columns), u = call_.u_panel(first, columns);
       if (remakes()) gemm<C>(a, u, d);
       for (int64_t i = 0; i < rows && !in_place(); ++i) {
         const T* from = dout + i * p_.d_in;
         C* to = tile + i * columns;
         if (p_.sides) {
-          dthreshold += reconstruct_rows<T>().backward_of_sides(p_.gate, from, columns,
-                                                                factors_.sides(module, row + i, first), to);
+          dthreshold += cp_reconstruct_loops<T>().backward_of_sides(p_.gate, from, columns,
+                                                                    call_.sides(module, row + i, first), to);
         } else if (gated()) {
           dthreshold +=
-              reconstruct_rows<T>().backward(p_.gate, from, columns, threshold, factors_.inverse_temperature(), to);
+              cp_reconstruct_loops<T>().backward(p_.gate, from, columns, threshold, call_.inverse_temperature(), to);
         } else {
           vectors<T, C>().convert(from, columns, to);
         }
@@ -104,7 +104,7 @@ class Backward {
         int64_t first = blocks.begin(block), rows = blocks.begin(block + 1) - first;
         if (!p_.diagonal) {
           gemm<C>(host::matrix(dmixed_.get() + first * width(), rows, width()),
-                  host::matrix(factors_.cores, width(), p_.rank), host::matrix(dv + first * p_.rank, rows, p_.rank));
+                  host::matrix(call_.cores, width(), p_.rank), host::matrix(dv + first * p_.rank, rows, p_.rank));
         }
         for (int64_t i = first * p_.rank; i < (first + rows) * p_.rank; ++i) {
           if (p_.diagonal) dv[i] = diagonal_dv(i / p_.rank, i % p_.rank);
@@ -116,13 +116,13 @@ class Backward {
 
   C diagonal_dv(int64_t row, int64_t j) const {
     C sum = 0;
-    for (int64_t i = j; i < width(); i += p_.rank) sum += dmixed_[row * width() + i] * factors_.cores[i];
+    for (int64_t i = j; i < width(); i += p_.rank) sum += dmixed_[row * width() + i] * call_.cores[i];
     return sum;
   }
 
   void finish_dcores() const {
     C* dcores = static_cast<C*>(g_.cores);
-    const C* v = factors_.scaled_v.get();
+    const C* v = call_.scaled_v.get();
     if (p_.diagonal) {
       constexpr int64_t kRows = 64;  // added up apart, so that no long sum is kept in one float
       host::parallel(p_.modules, [&](int64_t begin, int64_t end) {
@@ -167,7 +167,7 @@ class Backward {
   const CpReconstructParams& p_;
   const void* const* dout_;
   const CpReconstructGrads& g_;
-  ReconstructFactors<T> factors_;
+  CpReconstructCall<T> call_;
   const Tiles& tiles_;
   Buffer<C> dmixed_;           // [d_out, K, R]
   Buffer<C> du_;               // [splits, R, d_in]

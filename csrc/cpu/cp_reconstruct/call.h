@@ -29,11 +29,11 @@ struct Tiles {
 };
 
 template <class T>
-class ReconstructFactors {
+class CpReconstructCall {
  public:
   using C = Compute<T>;
 
-  explicit ReconstructFactors(const CpReconstructParams& p) : p_(p), tiles(p) {
+  explicit CpReconstructCall(const CpReconstructParams& p) : p_(p), tiles(p) {
     int64_t core = p.diagonal ? p.rank : p.rank * p.rank;
     u_buffer_ = operand_buffer<T, C>(p.rank * p.d_in);
     u_ = operand(static_cast<const T*>(p.u), p.rank * p.d_in, u_buffer_);

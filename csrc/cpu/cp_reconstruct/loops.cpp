@@ -9,14 +9,14 @@
 namespace petx::cpu {
 
 template <class T>
-const ReconstructRows<T>& reconstruct_rows() {
-  static const ReconstructRows<T> chosen = PETX_BEST(rows_for<T>);
+const CpReconstructLoops<T>& cp_reconstruct_loops() {
+  static const CpReconstructLoops<T> chosen = PETX_BEST(loops_for<T>);
   return chosen;
 }
 
-template const ReconstructRows<double>& reconstruct_rows();
-template const ReconstructRows<float>& reconstruct_rows();
-template const ReconstructRows<BFloat16>& reconstruct_rows();
-template const ReconstructRows<Half>& reconstruct_rows();
+template const CpReconstructLoops<double>& cp_reconstruct_loops();
+template const CpReconstructLoops<float>& cp_reconstruct_loops();
+template const CpReconstructLoops<BFloat16>& cp_reconstruct_loops();
+template const CpReconstructLoops<Half>& cp_reconstruct_loops();
 
 }  // namespace petx::cpu

@@ -9,7 +9,7 @@ namespace petx::cpu {
 // T is the storage type, C the compute type, in which every product runs too: an update rounded before the gate and
 // the sum would break the promise of one rounding.
 template <class T>
-struct ReconstructRows {
+struct CpReconstructLoops {
   using C = Compute<T>;
   // out = weight + gate(update)
   void (*forward)(Gate gate, const T* weight, const C* update, int64_t count, C threshold, C inverse_temperature,
@@ -23,6 +23,6 @@ struct ReconstructRows {
 };
 
 template <class T>
-const ReconstructRows<T>& reconstruct_rows();
+const CpReconstructLoops<T>& cp_reconstruct_loops();
 
 }  // namespace petx::cpu

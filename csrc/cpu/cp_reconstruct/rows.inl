@@ -88,7 +88,7 @@ static double reconstruct_backward_of_sides(Gate gate, const T* dout, int64_t co
 }
 
 template <class T>
-static ReconstructRows<T> rows_for() {
+static CpReconstructLoops<T> loops_for() {
   using C = Compute<T>;
   return {reconstruct_forward<T, C>, reconstruct_backward<T, C>, reconstruct_sides<C>,
           reconstruct_backward_of_sides<T, C>};

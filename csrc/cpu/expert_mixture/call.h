@@ -12,8 +12,8 @@
 
 namespace petx::cpu {
 
-// Row blocks, as row_blocks has them, but one block up to 512 rows: the weights that a product packs anew for each
-// block are large, and there is little to do beside the products.
+// Row blocks, as row_blocks has them, but one block up to 512 rows: a GEMM packs its weights again for each block,
+// they are large, and there is little to do beside the GEMMs.
 inline constexpr int64_t kFewExpertRows = 512;
 template <class G>
 Division expert_blocks(int64_t rows) {
@@ -21,11 +21,11 @@ Division expert_blocks(int64_t rows) {
 }
 
 template <class T, class G>
-class ExpertWeights {
+class ExpertMixtureCall {
   using C = Compute<T>;
 
  public:
-  explicit ExpertWeights(const ExpertMixtureParams& p)
+  explicit ExpertMixtureCall(const ExpertMixtureParams& p)
       : down_width(p.stacked + (p.gated() ? p.experts : 0)),
         width(ceil_div(down_width, 16) * 16),
         up_width(p.stacked + (p.gated() && p.up_bias ? p.experts : 0)),
@@ -47,7 +47,7 @@ class ExpertWeights {
 
   const C* down_bias() const { return down_bias_.get(); }
   const C* gate_bias() const { return gate_bias_.get(); }
-  const C* constant() const { return constant_.get(); }  // beta / K sum of up biases [d], where gates are equal
+  const C* constant() const { return constant_.get(); }  // beta / K sum of up biases [d], if gates are equal
 
   // out [n, width] = in [n, d] times the down weights (and the gate's).
   void down(const G* in, int64_t n, G* out) const {
@@ -55,7 +55,7 @@ class ExpertWeights {
       gemm<G>(host::matrix(in, n, d_), weight.transposed(), columns(out, n, column, weight.rows));
     });
   }
-  // out [n, d] = du [n, width] times the same, the other way.
+  // out [n, d] = du [n, width] times the same weights, not transposed.
   void down_bwd(const G* du, int64_t n, G* out) const {
     each(down_, [&](const host::Matrix& weight, int64_t column, bool more) {
       gemm<G>(columns(du, n, column, weight.rows), weight, host::matrix(out, n, d_), more);
@@ -67,7 +67,8 @@ class ExpertWeights {
       gemm<G>(columns(hidden, n, column, weight.cols), weight.transposed(), host::matrix(out, n, d_), more);
     });
   }
-  // q [n, width] = dout [n, d] times the same, the other way; columns from up_width to down_width become zeros.
+  // q [n, width] = dout [n, d] times the same weights, not transposed; columns from up_width to down_width become
+  // zeros.
   void up_bwd(const G* dout, int64_t n, G* q) const {
     each(up_, [&](const host::Matrix& weight, int64_t column, bool) {
       gemm<G>(host::matrix(dout, n, d_), weight, columns(q, n, column, weight.cols));
@@ -76,9 +77,9 @@ class ExpertWeights {
       for (int64_t i = 0; i < n; ++i) std::fill_n(q + i * width + up_width, down_width - up_width, G{});
   }
 
-  // A buffer of `rows` rows of `width` values, for hidden values and their gradients. What no product writes is zero:
-  // the host library's 16-bit GEMM reads an operand some columns past its last one and multiplies them by zero, and
-  // zero times what happens to lie there may be NaN.
+  // A buffer of `rows` rows of `width` values, for hidden values and their gradients. Padding columns are zero: torch's
+  // 16-bit GEMM reads an operand some columns past its last one and multiplies them by zero, and zero times whatever
+  // lies there may be NaN.
   Buffer<G> hidden_buffer(int64_t rows) const {
     auto values = buffer<G>(rows * width);
     for (int64_t i = 0; width > down_width && i < rows; ++i)
@@ -91,7 +92,7 @@ class ExpertWeights {
   }
 
  private:
-  // A weight, and the K-wide one beside it where that is not part of it.
+  // A weight, and the K-wide one beside it if the two are not concatenated.
   struct Operands {
     host::Matrix main = {}, beside = {};
     Buffer<G> own;

@@ -1,12 +1,12 @@
 // Expert mixture on the CPU: which blocks, which products, in what order. The loops over a row's values are in
-// expert_mixture/rows.inl, the products are the host library's.
+// expert_mixture/rows.inl, the GEMMs are torch's (kernels/host.h).
 //
 // A block of rows stays in cache from its first product to its last store: x is read once from memory and y written
 // once, u goes out for the backward. A sample's gate needs all its tokens, so there u is made first and x read twice;
-// its logits are the mean of the tokens' logits, which ride along with u as a token's do.
+// its logits are the mean of the tokens' logits, which the GEMM of u gives beside u.
 //
-// No experts are folded into one d x d matrix, which equal gates without activation would allow: the released widths
-// (K r = d / 2) need as many operations either way, and narrower experts fewer this way.
+// Equal gates without activation would allow folding the experts into one d x d matrix. They are not folded: at the
+// released widths (K r = d / 2) both ways need the same operations, and narrower experts fewer unfolded.
 
 #include "cpu/expert_mixture/call.h"
 
@@ -18,7 +18,7 @@ class Forward {
   using C = Compute<T>;
 
  public:
-  Forward(const ExpertMixtureParams& p, T* out) : p_(p), weights_(p), rows_(expert_rows<T, G>()), out_(out) {}
+  Forward(const ExpertMixtureParams& p, T* out) : p_(p), call_(p), loops_(expert_mixture_loops<T, G>()), out_(out) {}
 
   void run() {
     Division blocks = expert_blocks<G>(p_.rows);
@@ -26,7 +26,7 @@ class Forward {
       each_block(blocks, [&](Scratch& t, int64_t first, int64_t n) {
         C* gates = p_.gated() ? static_cast<C*>(p_.gates) + first * p_.experts : nullptr;
         down(t, first, n, gates);
-        if (gates) rows_.softmax(gates, n, p_.experts, p_.top_k);
+        if (gates) loops_.softmax(gates, n, p_.experts, p_.top_k);
         up(t, first, n);
       });
       return;
@@ -48,29 +48,29 @@ class Forward {
   void each_block(Division blocks, const Body& body) {
     int64_t most = std::min(blocks.size, blocks.rows);
     host::parallel(blocks.parts(), [&](int64_t begin, int64_t end) {
-      Scratch t{operand_buffer<T, G>(most * p_.d), weights_.hidden_buffer(most), buffer<G>(most * p_.d),
+      Scratch t{operand_buffer<T, G>(most * p_.d), call_.hidden_buffer(most), buffer<G>(most * p_.d),
                 buffer<C>(2 * p_.stacked)};
       for (int64_t block = begin; block < end; ++block)
         body(t, blocks.begin(block), blocks.begin(block + 1) - blocks.begin(block));
     });
   }
 
-  ExpertBlock<T, G> block(const Scratch& t, int64_t first, int64_t n) const {
-    return {&p_, first, n, weights_.width, t.work.get()};
+  ExpertMixtureBlock<T, G> block(const Scratch& t, int64_t first, int64_t n) const {
+    return {&p_, first, n, call_.width, t.work.get()};
   }
   const T* x(int64_t row) const { return static_cast<const T*>(p_.x) + row * p_.d; }
 
   // u of a block, saved, and its tokens' logits.
   void down(const Scratch& t, int64_t first, int64_t n, C* logits) const {
-    weights_.down(operand<T, G>(x(first), n * p_.d, t.in), n, t.hidden.get());
-    rows_.pre_activation(block(t, first, n), t.hidden.get(), weights_.down_bias(), weights_.gate_bias(), logits);
+    call_.down(operand<T, G>(x(first), n * p_.d, t.in), n, t.hidden.get());
+    loops_.pre_activation(block(t, first, n), t.hidden.get(), call_.down_bias(), call_.gate_bias(), logits);
   }
 
   void up(const Scratch& t, int64_t first, int64_t n) const {
-    ExpertBlock<T, G> b = block(t, first, n);
-    rows_.hidden(b, t.hidden.get());
-    weights_.up(t.hidden.get(), n, t.product.get());
-    rows_.forward(b, x(first), t.product.get(), weights_.constant(), out_ + first * p_.d);
+    ExpertMixtureBlock<T, G> b = block(t, first, n);
+    loops_.hidden(b, t.hidden.get());
+    call_.up(t.hidden.get(), n, t.product.get());
+    loops_.forward(b, x(first), t.product.get(), call_.constant(), out_ + first * p_.d);
   }
 
   // The gates of each sample from the mean of its tokens' logits, which have the bias in them.
@@ -87,15 +87,15 @@ class Forward {
       }
       for (int64_t k = 0; k < experts; ++k) {
         if (count) gates[k] /= C(count);
-        if (!count && weights_.gate_bias()) gates[k] = weights_.gate_bias()[k];  // of an empty mean, which is zero
+        if (!count && call_.gate_bias()) gates[k] = call_.gate_bias()[k];  // of an empty mean, which is zero
       }
-      rows_.softmax(gates, 1, experts, p_.top_k);
+      loops_.softmax(gates, 1, experts, p_.top_k);
     }
   }
 
   const ExpertMixtureParams& p_;
-  ExpertWeights<T, G> weights_;
-  const ExpertRows<T, G>& rows_;
+  ExpertMixtureCall<T, G> call_;
+  const ExpertMixtureLoops<T, G>& loops_;
   T* out_;
 };
 

@@ -4,6 +4,6 @@
 
 namespace petx::cpu {
 
-PETX_INSTANTIATE_WHOLE(ExpertRows, expert_rows)
+PETX_INSTANTIATE_WHOLE(ExpertMixtureLoops, expert_mixture_loops)
 
 }  // namespace petx::cpu

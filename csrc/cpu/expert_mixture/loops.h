@@ -12,6 +12,6 @@
 
 namespace petx::cpu {
 
-PETX_LOOPS_WITH_MATH(ExpertRows, expert_rows)
+PETX_LOOPS_WITH_MATH(ExpertMixtureLoops, expert_mixture_loops)
 
 }  // namespace petx::cpu

@@ -5,6 +5,6 @@
 
 namespace petx::cpu {
 
-PETX_INSTANTIATE_16BIT(ExpertRows, expert_rows)
+PETX_INSTANTIATE_16BIT(ExpertMixtureLoops, expert_mixture_loops)
 
 }  // namespace petx::cpu

@@ -1,8 +1,8 @@
 // What the driver (expert_mixture/forward.cpp) and the row loops (expert_mixture/rows.inl) agree on.
 //
 // T is the storage type of the tensors, G the type matrix products run in, C the compute type. A block is `rows`
-// consecutive tokens. What goes through a product has K r columns of the experts and, where there is a gate, K more;
-// its rows lie `width` apart, which may be further; what lies between them is zero (hidden_buffer).
+// consecutive tokens. A GEMM's operand has K r columns of the experts and, if there is a gate, K more. Its rows lie
+// `width` apart; padding columns are zero (hidden_buffer).
 #pragma once
 
 #include "kernels/expert_mixture.h"
@@ -10,7 +10,7 @@
 namespace petx::cpu {
 
 template <class T, class G>
-struct ExpertBlock {
+struct ExpertMixtureBlock {
   using C = Compute<T>;
   const ExpertMixtureParams* p;
   int64_t first, rows, width;
@@ -18,9 +18,9 @@ struct ExpertBlock {
 };
 
 template <class T, class G>
-struct ExpertRows {
+struct ExpertMixtureLoops {
   using C = Compute<T>;
-  using Block = ExpertBlock<T, G>;
+  using Block = ExpertMixtureBlock<T, G>;
   // u = product + bias, saved in T; logits [rows, K] = the product's other columns + gate_bias. Biases may be null.
   void (*pre_activation)(const Block& b, const G* product, const C* bias, const C* gate_bias, C* logits);
   // [rows, K] logits become gates: the softmax over the top_k largest of a row.
@@ -46,6 +46,6 @@ struct ExpertRows {
 
 // The loops for this machine; defined in expert_mixture/loops.cpp.
 template <class T, class G>
-const ExpertRows<T, G>& expert_rows();
+const ExpertMixtureLoops<T, G>& expert_mixture_loops();
 
 }  // namespace petx::cpu

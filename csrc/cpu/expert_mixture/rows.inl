@@ -2,7 +2,7 @@
 // in one vector loop, whatever r is: the gates are spread over it first.
 
 template <class T, class G>
-static void pre_activation(const ExpertBlock<T, G>& b, const G* product, const Compute<T>* bias,
+static void pre_activation(const ExpertMixtureBlock<T, G>& b, const G* product, const Compute<T>* bias,
                            const Compute<T>* gate_bias, Compute<T>* logits) {
   const ExpertMixtureParams& p = *b.p;
   const int64_t stacked = p.stacked;
@@ -64,13 +64,13 @@ static void softmax(C* logits, int64_t rows, int64_t experts, int64_t top_k) {
 
 // The gates that the block's tokens read, or null for equal ones.
 template <class T, class G>
-static inline const Compute<T>* gates_of(const ExpertBlock<T, G>& b, int64_t i) {
+static inline const Compute<T>* gates_of(const ExpertMixtureBlock<T, G>& b, int64_t i) {
   const ExpertMixtureParams& p = *b.p;
   return p.gated() ? static_cast<const Compute<T>*>(p.gates) + p.gate_row(b.first + i) * p.experts : nullptr;
 }
 
 template <class T, class G>
-static inline bool in_scope(const ExpertBlock<T, G>& b, int64_t i) {
+static inline bool in_scope(const ExpertMixtureBlock<T, G>& b, int64_t i) {
   return !b.p->scope || b.p->scope[b.first + i];
 }
 
@@ -86,13 +86,13 @@ static inline void spread(const ExpertMixtureParams& p, const C* gates, C* scale
 }
 
 template <class T, class G>
-static inline void spread_equal(const ExpertBlock<T, G>& b) {
+static inline void spread_equal(const ExpertMixtureBlock<T, G>& b) {
   if (!b.p->gated()) std::fill_n(b.work, b.p->stacked, Compute<T>(b.p->beta) / Compute<T>(b.p->experts));
 }
 
 // The activation is a template argument, so that the branch on it stays outside the vector loops.
 template <ExpertActivation kind, class T, class G>
-static void hidden_as(const ExpertBlock<T, G>& b, G* hidden) {
+static void hidden_as(const ExpertMixtureBlock<T, G>& b, G* hidden) {
   using C = Compute<T>;
   const ExpertMixtureParams& p = *b.p;
   const int64_t stacked = p.stacked;
@@ -114,7 +114,7 @@ static void hidden_as(const ExpertBlock<T, G>& b, G* hidden) {
 }
 
 template <ExpertActivation kind, class T, class G>
-static void hidden_bwd_as(const ExpertBlock<T, G>& b, G* q, Compute<T>* dgates) {
+static void hidden_bwd_as(const ExpertMixtureBlock<T, G>& b, G* q, Compute<T>* dgates) {
   using C = Compute<T>;
   const ExpertMixtureParams& p = *b.p;
   const int64_t stacked = p.stacked, rank = p.rank();
@@ -148,7 +148,7 @@ static void hidden_bwd_as(const ExpertBlock<T, G>& b, G* q, Compute<T>* dgates) 
 }
 
 template <class T, class G>
-static void hidden(const ExpertBlock<T, G>& b, G* hidden) {
+static void hidden(const ExpertMixtureBlock<T, G>& b, G* hidden) {
   switch (b.p->activation) {
     case ExpertActivation::none:
       return hidden_as<ExpertActivation::none>(b, hidden);
@@ -162,7 +162,7 @@ static void hidden(const ExpertBlock<T, G>& b, G* hidden) {
 }
 
 template <class T, class G>
-static void hidden_bwd(const ExpertBlock<T, G>& b, G* q, Compute<T>* dgates) {
+static void hidden_bwd(const ExpertMixtureBlock<T, G>& b, G* q, Compute<T>* dgates) {
   switch (b.p->activation) {
     case ExpertActivation::none:
       return hidden_bwd_as<ExpertActivation::none>(b, q, dgates);
@@ -176,7 +176,8 @@ static void hidden_bwd(const ExpertBlock<T, G>& b, G* q, Compute<T>* dgates) {
 }
 
 template <class T, class G>
-static void forward(const ExpertBlock<T, G>& b, const T* x, const G* product, const Compute<T>* constant, T* out) {
+static void forward(const ExpertMixtureBlock<T, G>& b, const T* x, const G* product, const Compute<T>* constant,
+                    T* out) {
   using C = Compute<T>;
   const int64_t d = b.p->d;
   const C alpha = C(b.p->alpha);
@@ -203,14 +204,14 @@ static void softmax_bwd(C* dgates, const C* gates, int64_t rows, int64_t experts
 }
 
 template <class T, class G>
-static void put_logits(const ExpertBlock<T, G>& b, const Compute<T>* dlogits, G* du) {
+static void put_logits(const ExpertMixtureBlock<T, G>& b, const Compute<T>* dlogits, G* du) {
   const int64_t experts = b.p->experts;
   for (int64_t i = 0; i < b.rows; ++i)
     for (int64_t k = 0; k < experts; ++k) store(du[i * b.width + b.p->stacked + k], dlogits[i * experts + k]);
 }
 
 template <class T, class G>
-static void finish_dx(const ExpertBlock<T, G>& b, const T* dout, const G* product, T* dx) {
+static void finish_dx(const ExpertMixtureBlock<T, G>& b, const T* dout, const G* product, T* dx) {
   using C = Compute<T>;
   const int64_t d = b.p->d;
   for (int64_t i = 0; i < b.rows; ++i, dout += d, product += d, dx += d) {
@@ -229,13 +230,13 @@ static void column_sums(const G* from, int64_t rows, int64_t stride, int64_t cou
 }
 
 template <class T, class G>
-static void scope_sums(const ExpertBlock<T, G>& b, const T* dout, Compute<T>* sum) {
+static void scope_sums(const ExpertMixtureBlock<T, G>& b, const T* dout, Compute<T>* sum) {
   for (int64_t i = 0; i < b.rows; ++i)
     if (in_scope(b, i)) column_sums(dout + i * b.p->d, 1, b.p->d, b.p->d, sum);
 }
 
 template <class T, class G>
-static ExpertRows<T, G> rows_for() {
+static ExpertMixtureLoops<T, G> loops_for() {
   using C = Compute<T>;
   return {pre_activation<T, G>, softmax<C>,       hidden<T, G>,    forward<T, G>,     hidden_bwd<T, G>,
           softmax_bwd<C>,       put_logits<T, G>, finish_dx<T, G>, column_sums<G, C>, scope_sums<T, G>};

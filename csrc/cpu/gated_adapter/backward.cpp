@@ -14,7 +14,7 @@ class Backward {
   using C = Compute<T>;
 
  public:
-  Backward(const GatedAdapterParams& p, const GatedAdapterGrads& g) : p_(p), g_(g), site_(p) {
+  Backward(const GatedAdapterParams& p, const GatedAdapterGrads& g) : p_(p), g_(g), call_(p) {
     int64_t gate_count = p.granularity == Granularity::large   ? p.d * p.r_g
                          : p.granularity == Granularity::small ? 2 * p.d
                                                                : p.d;
@@ -24,8 +24,8 @@ class Backward {
     up_bias_ = sums_.add(g.up_bias, p.d);
     gate_down_weight_ = sums_.add(g.gate_down_weight, p.r_g * p.d_x, true);
     gate_down_bias_ = sums_.add(g.gate_down_bias, p.r_g);
-    gate_weight_ = sums_.add(g.gate_weight, gate_count, site_.large());
-    gate_bias_ = sums_.add(g.gate_bias, site_.large() ? p.d : 1);
+    gate_weight_ = sums_.add(g.gate_weight, gate_count, call_.large());
+    gate_bias_ = sums_.add(g.gate_bias, call_.large() ? p.d : 1);
     norm_weight_ = sums_.add(g.norm_weight, p.d);
     norm_bias_ = sums_.add(g.norm_bias, p.d);
   }
@@ -50,9 +50,9 @@ class Backward {
 
   Scratch scratch(int64_t rows) const {
     int64_t n = std::min({rows, p_.rows, kMostRows<G>}), wide = n * std::max(p_.d, p_.d_x),
-            large = site_.large() ? n : 0;
+            large = call_.large() ? n : 0;
     int64_t weight = sums_.scratch({down_weight_, up_weight_, gate_down_weight_, gate_weight_});
-    return {site_.operand_buffer(wide), site_.operand_buffer(large * p_.d_x),
+    return {call_.operand_buffer(wide), call_.operand_buffer(large * p_.d_x),
             buffer<G>(n * p_.r),        buffer<G>(n * std::max(p_.r, p_.r_g)),
             buffer<G>(large * p_.r_g),  buffer<G>(wide),
             buffer<G>(large * p_.d),    buffer<G>(n * p_.d),
@@ -60,17 +60,17 @@ class Backward {
             buffer<C>(5 * (p_.d + 8)),  buffer<C>(n)};
   }
 
-  // a = gelu(z), the up product and the gate's product of a block, as in the forward where they were not kept.
-  SiteBlock<T, G> rebuild(Scratch& t, int64_t first, int64_t n) const {
-    SiteBlock<T, G> b = site_.block(first, n);
-    site_.rows.reactivate(site_.z(first), p_.activation, n * p_.r, t.a.get());
-    b.up = p_.up_product ? site_.kept(p_.up_product, first) : t.up.get();
-    if (!p_.up_product) site_.up_product(t.a.get(), n, t.up.get());
-    if (site_.large()) {
-      site_.rows.reactivate(site_.gate_z(first), p_.activation, n * p_.r_g, t.gate_a.get());
-      b.gate = p_.gate_product ? site_.kept(p_.gate_product, first) : t.gate.get();
+  // a = gelu(z), the up product and the gate's product of a block, recomputed unless the forward kept them.
+  GatedAdapterBlock<T, G> rebuild(Scratch& t, int64_t first, int64_t n) const {
+    GatedAdapterBlock<T, G> b = call_.block(first, n);
+    call_.loops.reactivate(call_.z(first), p_.activation, n * p_.r, t.a.get());
+    b.up = p_.up_product ? call_.kept(p_.up_product, first) : t.up.get();
+    if (!p_.up_product) call_.up_product(t.a.get(), n, t.up.get());
+    if (call_.large()) {
+      call_.loops.reactivate(call_.gate_z(first), p_.activation, n * p_.r_g, t.gate_a.get());
+      b.gate = p_.gate_product ? call_.kept(p_.gate_product, first) : t.gate.get();
       if (!p_.gate_product)
-        gemm<G>(host::matrix(t.gate_a.get(), n, p_.r_g), site_.gate_up.transposed(),
+        gemm<G>(host::matrix(t.gate_a.get(), n, p_.r_g), call_.gate_up.transposed(),
                 host::matrix(t.gate.get(), n, p_.d));
     }
     b.work = t.work.get();
@@ -82,79 +82,79 @@ class Backward {
   // small: the gate's gradient is a sum over its sample, so it comes first, from a pass of its own.
   void logit_grads() {
     const C* sigma = static_cast<const C*>(p_.token_gate);
-    sample_gate_ = site_.sample_gates(sigma);
+    sample_gate_ = call_.sample_gates(sigma);
     token_ = sample_gate_.get();
     dlogit_ = buffer<C>(p_.rows);
     Division blocks = row_blocks(p_.rows, kMostRows<G>);
     host::parallel(blocks.parts(), [&](int64_t begin, int64_t end) {
       Scratch t = scratch(blocks.size);
       for (int64_t block = begin; block < end; ++block) {
-        SiteBlock<T, G> b = rebuild(t, blocks.begin(block), blocks.begin(block + 1) - blocks.begin(block));
+        GatedAdapterBlock<T, G> b = rebuild(t, blocks.begin(block), blocks.begin(block + 1) - blocks.begin(block));
         b.dot = dlogit_.get() + b.first;
-        site_.rows.backward_dots(b);
+        call_.loops.backward_dots(b);
       }
     });
     for (int64_t first = 0; first < p_.rows; first += p_.length) {
       C total = 0;
       for (int64_t i = first; i < first + p_.length; ++i) total += dlogit_[i];
-      C mean = total / site_.sample_size(first);
+      C mean = total / call_.sample_size(first);
       for (int64_t i = first; i < first + p_.length; ++i)
-        dlogit_[i] = site_.counts(i) ? mean * sigma[i] * (C(1) - sigma[i]) : C(0);
+        dlogit_[i] = call_.counts(i) ? mean * sigma[i] * (C(1) - sigma[i]) : C(0);
     }
   }
 
   void block(Scratch& t, int64_t first, int64_t n, C* into, bool more) const {
-    SiteBlock<T, G> b = rebuild(t, first, n);
+    GatedAdapterBlock<T, G> b = rebuild(t, first, n);
     T* dx = g_.dx ? static_cast<T*>(g_.dx) + first * p_.d_x : nullptr;
     b.ds = t.ds.get(), b.dgate = t.dgate.get(), b.dx = dx;
     if (token_) b.dlogit = dlogit_ ? dlogit_.get() + first : t.dlogit.get();
     b.sum_up_bias = up_bias_.in(into);
     b.sum_gate_bias = gate_bias_.in(into);
-    b.sum_gate_weight = site_.large() ? nullptr : gate_weight_.in(into);
+    b.sum_gate_weight = call_.large() ? nullptr : gate_weight_.in(into);
     b.sum_norm_weight = norm_weight_.in(into);
     b.sum_norm_bias = norm_bias_.in(into);
-    site_.rows.backward(b);
+    call_.loops.backward(b);
     adapter(t, b, n, dx, into, more);
-    if (site_.large()) gate(t, b, n, dx, into, more);
+    if (call_.large()) gate(t, b, n, dx, into, more);
   }
 
-  void adapter(Scratch& t, const SiteBlock<T, G>& b, int64_t n, T* dx, C* into, bool more) const {
+  void adapter(Scratch& t, const GatedAdapterBlock<T, G>& b, int64_t n, T* dx, C* into, bool more) const {
     bool parallel = p_.reads_x_in_down();
     T* dh = g_.dh ? static_cast<T*>(g_.dh) + b.first * p_.d : nullptr;
     sums_.product(up_weight_, t.weight, into, more,
-                  [&](G* to, bool add) { site_.up_weight_grad(t.ds.get(), t.a.get(), n, to, add); });
-    site_.up_product_bwd(t.ds.get(), n, t.da.get());
+                  [&](G* to, bool add) { call_.up_weight_grad(t.ds.get(), t.a.get(), n, to, add); });
+    call_.up_product_bwd(t.ds.get(), n, t.da.get());
     G* dz = t.da.get();
-    site_.rows.activate_bwd(site_.z(b.first), p_.activation, n, p_.r, dz, down_bias_.in(into));
+    call_.loops.activate_bwd(call_.z(b.first), p_.activation, n, p_.r, dz, down_bias_.in(into));
     sums_.product(down_weight_, t.weight, into, more, [&](G* to, bool add) {
-      const G* in = parallel ? site_.operand(b.x, n * p_.d_x, t.in) : site_.operand(b.h, n * p_.d, t.in);
+      const G* in = parallel ? call_.operand(b.x, n * p_.d_x, t.in) : call_.operand(b.h, n * p_.d, t.in);
       gemm<G>(host::matrix(dz, n, p_.r).transposed(), host::matrix(in, n, p_.down_width()),
               host::matrix(to, p_.r, p_.down_width()), add);
     });
     G* product = nullptr;
     if (parallel ? dx != nullptr : dh != nullptr) {
       product = t.up.get();
-      gemm<G>(host::matrix(dz, n, p_.r), site_.down, host::matrix(product, n, p_.down_width()));
+      gemm<G>(host::matrix(dz, n, p_.r), call_.down, host::matrix(product, n, p_.down_width()));
     }
-    if (dh) site_.rows.finish_dh(b, parallel ? nullptr : product, dh);
+    if (dh) call_.loops.finish_dh(b, parallel ? nullptr : product, dh);
     if (parallel && dx) vectors<T, G>().add(product, n * p_.d_x, dx);
   }
 
-  void gate(Scratch& t, const SiteBlock<T, G>& b, int64_t n, T* dx, C* into, bool more) const {
+  void gate(Scratch& t, const GatedAdapterBlock<T, G>& b, int64_t n, T* dx, C* into, bool more) const {
     sums_.product(gate_weight_, t.weight, into, more, [&](G* to, bool add) {
       gemm<G>(host::matrix(t.dgate.get(), n, p_.d).transposed(), host::matrix(t.gate_a.get(), n, p_.r_g),
               host::matrix(to, p_.d, p_.r_g), add);
     });
     if (!dx && !gate_down_weight_.to && !gate_down_bias_.to) return;
     G* dz = t.da.get();
-    gemm<G>(host::matrix(t.dgate.get(), n, p_.d), site_.gate_up, host::matrix(dz, n, p_.r_g));
-    site_.rows.activate_bwd(site_.gate_z(b.first), p_.activation, n, p_.r_g, dz, gate_down_bias_.in(into));
+    gemm<G>(host::matrix(t.dgate.get(), n, p_.d), call_.gate_up, host::matrix(dz, n, p_.r_g));
+    call_.loops.activate_bwd(call_.gate_z(b.first), p_.activation, n, p_.r_g, dz, gate_down_bias_.in(into));
     sums_.product(gate_down_weight_, t.weight, into, more, [&](G* to, bool add) {
-      gemm<G>(host::matrix(dz, n, p_.r_g).transposed(), host::matrix(site_.operand(b.x, n * p_.d_x, t.x), n, p_.d_x),
+      gemm<G>(host::matrix(dz, n, p_.r_g).transposed(), host::matrix(call_.operand(b.x, n * p_.d_x, t.x), n, p_.d_x),
               host::matrix(to, p_.r_g, p_.d_x), add);
     });
     if (!dx) return;
-    gemm<G>(host::matrix(dz, n, p_.r_g), site_.gate_down, host::matrix(t.up.get(), n, p_.d_x));
+    gemm<G>(host::matrix(dz, n, p_.r_g), call_.gate_down, host::matrix(t.up.get(), n, p_.d_x));
     vectors<T, G>().add(t.up.get(), n * p_.d_x, dx);
   }
 
@@ -162,7 +162,7 @@ class Backward {
     if (p_.granularity == Granularity::middle_y && p_.middle_y == MiddleY::sigmoid && gate_weight_.to) {
       C* to = static_cast<C*>(gate_weight_.to);
       for (int64_t j = 0; j < p_.d; ++j) {
-        C sigma = site_.vectors.channel_gate[j] - C(1);
+        C sigma = call_.vectors.channel_gate[j] - C(1);
         to[j] *= sigma * (C(1) - sigma);
       }
     }
@@ -170,7 +170,7 @@ class Backward {
 
   const GatedAdapterParams& p_;
   const GatedAdapterGrads& g_;
-  Site<T, G> site_;
+  GatedAdapterCall<T, G> call_;
   const C* token_ = nullptr;
   Buffer<C> sample_gate_, dlogit_;
   SplitSums<T, G> sums_;

@@ -1,4 +1,4 @@
-// One call of the VL-PET site on the CPU: its weights and vectors in the types the loops want, and the products
+// One call of the VL-PET site on the CPU: its weights and vectors in the types the loops want, and the GEMMs
 // that forward and backward share.
 #pragma once
 
@@ -9,14 +9,14 @@ namespace petx::cpu {
 
 // The row loops of (T, G) for this machine; defined in gated_adapter/loops.cpp.
 template <class T, class G>
-const SiteRows<T, G>& site_rows();
+const GatedAdapterLoops<T, G>& gated_adapter_loops();
 
 template <class T, class G>
-class Site {
+class GatedAdapterCall {
   using C = Compute<T>;
 
  public:
-  explicit Site(const GatedAdapterParams& p) : rows(site_rows<T, G>()), p_(p) {
+  explicit GatedAdapterCall(const GatedAdapterParams& p) : loops(gated_adapter_loops<T, G>()), p_(p) {
     down = weight(p.down_weight, p.r, p.down_width(), down_);
     up = weight(p.up_weight, p.d, p.r / p.heads, up_);
     vectors = {};
@@ -42,11 +42,11 @@ class Site {
   const T* z(int64_t row) const { return static_cast<const T*>(p_.z) + row * p_.r; }
   const T* gate_z(int64_t row) const { return static_cast<const T*>(p_.gate_z) + row * p_.r_g; }
 
-  // A block's rows of a kept product, which is there only where G is T.
+  // A block's rows of a kept product, which exists only if G is T.
   G* kept(void* product, int64_t row) const { return static_cast<G*>(product) + row * p_.d; }
 
-  SiteBlock<T, G> block(int64_t first, int64_t count) const {
-    SiteBlock<T, G> b = {};
+  GatedAdapterBlock<T, G> block(int64_t first, int64_t count) const {
+    GatedAdapterBlock<T, G> b = {};
     b.p = &p_, b.v = &vectors, b.first = first, b.rows = count, b.h = h(first), b.x = x(first);
     return b;
   }
@@ -89,9 +89,9 @@ class Site {
     return C(std::max<int64_t>(1, std::count(p_.mask + first, p_.mask + first + p_.length, true)));
   }
 
-  const SiteRows<T, G>& rows;
+  const GatedAdapterLoops<T, G>& loops;
   host::Matrix down, up, gate_down, gate_up;
-  SiteVectors<C> vectors;
+  GatedAdapterVectors<C> vectors;
 
  private:
   host::Matrix weight(const void* from, int64_t out, int64_t in, Buffer<G>& own) {

@@ -1,9 +1,9 @@
-// VL-PET site on the CPU: which blocks, which products, in what order. The loops over a row's values are in
-// gated_adapter/rows.inl, the products are the host library's.
+// VL-PET site on the CPU: which blocks, which GEMMs, in what order. The loops over a row's values are in
+// gated_adapter/rows.inl, the GEMMs are torch's (kernels/host.h).
 //
-// A block of rows stays in cache from its first product to its last store. The forward keeps z (and the gate's z), from
-// which the backward makes the rest of a block anew, so nothing of width d but the result reaches memory; or, where the
-// caller asks for it, the last products, too.
+// A block of rows stays in cache from its first GEMM to its last store. The forward keeps z (and the gate's z), from
+// which the backward recomputes the rest of a block, so nothing of width d but the result reaches memory; if the caller
+// asks for it, the last GEMMs' results are kept too.
 
 #include "cpu/gated_adapter/call.h"
 
@@ -15,14 +15,14 @@ class Forward {
   using C = Compute<T>;
 
  public:
-  Forward(const GatedAdapterParams& p, T* out) : p_(p), site_(p), out_(out) {}
+  Forward(const GatedAdapterParams& p, T* out) : p_(p), call_(p), out_(out) {}
 
   void run() {
     Division blocks = row_blocks(p_.rows, kMostRows<G>);
     Buffer<C> sample_gate;
     if (p_.granularity == Granularity::small) {
       each_block(blocks, [&](Scratch& t, int64_t first, int64_t rows) { first_pass(t, first, rows); });
-      sample_gate = site_.sample_gates(static_cast<const C*>(p_.token_gate));
+      sample_gate = call_.sample_gates(static_cast<const C*>(p_.token_gate));
     }
     each_block(blocks, [&](Scratch& t, int64_t first, int64_t rows) {
       second_pass(t, first, rows, sample_gate ? sample_gate.get() + first : nullptr);
@@ -40,12 +40,12 @@ class Forward {
     int64_t most = std::min(blocks.size, blocks.rows);
     host::parallel(blocks.parts(), [&](int64_t begin, int64_t end) {
       int64_t r = std::max(p_.r, p_.r_g);
-      Scratch t{site_.operand_buffer(most * p_.d),
-                site_.operand_buffer(p_.x ? most * p_.d_x : 0),
+      Scratch t{call_.operand_buffer(most * p_.d),
+                call_.operand_buffer(p_.x ? most * p_.d_x : 0),
                 buffer<G>(most * r),
                 buffer<G>(most * r),
                 buffer<G>(p_.up_product ? 0 : most * p_.d),
-                buffer<G>(site_.large() && !p_.gate_product ? most * p_.d : 0),
+                buffer<G>(call_.large() && !p_.gate_product ? most * p_.d : 0),
                 buffer<C>(3 * (p_.d + 8))};
       for (int64_t block = begin; block < end; ++block) {
         int64_t first = blocks.begin(block), rows = blocks.begin(block + 1) - first;
@@ -56,43 +56,43 @@ class Forward {
 
   // z = down(h or x) and a = gelu(z) of a block, z saved.
   void down(Scratch& t, int64_t first, int64_t rows) {
-    const G* in = p_.reads_x_in_down() ? site_.operand(site_.x(first), rows * p_.d_x, t.x)
-                                       : site_.operand(site_.h(first), rows * p_.d, t.h);
-    gemm<G>(host::matrix(in, rows, p_.down_width()), site_.down.transposed(), host::matrix(t.z.get(), rows, p_.r));
+    const G* in = p_.reads_x_in_down() ? call_.operand(call_.x(first), rows * p_.d_x, t.x)
+                                       : call_.operand(call_.h(first), rows * p_.d, t.h);
+    gemm<G>(host::matrix(in, rows, p_.down_width()), call_.down.transposed(), host::matrix(t.z.get(), rows, p_.r));
     T* z = static_cast<T*>(p_.z) + first * p_.r;
-    site_.rows.activate(t.z.get(), site_.vectors.down_bias, p_.activation, rows, p_.r, z, t.a.get());
+    call_.loops.activate(t.z.get(), call_.vectors.down_bias, p_.activation, rows, p_.r, z, t.a.get());
   }
 
   void first_pass(Scratch& t, int64_t first, int64_t rows) {
     down(t, first, rows);
-    SiteBlock<T, G> block = site_.block(first, rows);
-    site_.rows.token_gate(block, t.a.get(), static_cast<C*>(p_.token_gate) + first);
+    GatedAdapterBlock<T, G> block = call_.block(first, rows);
+    call_.loops.token_gate(block, t.a.get(), static_cast<C*>(p_.token_gate) + first);
   }
 
   void second_pass(Scratch& t, int64_t first, int64_t rows, const C* token) {
-    G *up = p_.up_product ? site_.kept(p_.up_product, first) : t.up.get(), *gate = nullptr;
-    if (site_.large()) {  // before `down`, whose z and a it shares scratch with
-      const G* in = site_.operand(site_.x(first), rows * p_.d_x, t.x);
-      gemm<G>(host::matrix(in, rows, p_.d_x), site_.gate_down.transposed(), host::matrix(t.z.get(), rows, p_.r_g));
+    G *up = p_.up_product ? call_.kept(p_.up_product, first) : t.up.get(), *gate = nullptr;
+    if (call_.large()) {  // before `down`, whose z and a it shares scratch with
+      const G* in = call_.operand(call_.x(first), rows * p_.d_x, t.x);
+      gemm<G>(host::matrix(in, rows, p_.d_x), call_.gate_down.transposed(), host::matrix(t.z.get(), rows, p_.r_g));
       T* z = static_cast<T*>(p_.gate_z) + first * p_.r_g;
-      site_.rows.activate(t.z.get(), site_.vectors.gate_down_bias, p_.activation, rows, p_.r_g, z, t.a.get());
-      gate = p_.gate_product ? site_.kept(p_.gate_product, first) : t.gate.get();
-      gemm<G>(host::matrix(t.a.get(), rows, p_.r_g), site_.gate_up.transposed(), host::matrix(gate, rows, p_.d));
+      call_.loops.activate(t.z.get(), call_.vectors.gate_down_bias, p_.activation, rows, p_.r_g, z, t.a.get());
+      gate = p_.gate_product ? call_.kept(p_.gate_product, first) : t.gate.get();
+      gemm<G>(host::matrix(t.a.get(), rows, p_.r_g), call_.gate_up.transposed(), host::matrix(gate, rows, p_.d));
     }
     if (p_.granularity == Granularity::small) {
-      site_.rows.reactivate(site_.z(first), p_.activation, rows * p_.r, t.a.get());
+      call_.loops.reactivate(call_.z(first), p_.activation, rows * p_.r, t.a.get());
     } else {
       down(t, first, rows);
     }
-    site_.up_product(t.a.get(), rows, up);
-    SiteBlock<T, G> block = site_.block(first, rows);
+    call_.up_product(t.a.get(), rows, up);
+    GatedAdapterBlock<T, G> block = call_.block(first, rows);
     block.up = up, block.gate = gate, block.token = token, block.work = t.work.get();
     block.out = out_ + first * p_.d;
-    site_.rows.forward(block);
+    call_.loops.forward(block);
   }
 
   const GatedAdapterParams& p_;
-  Site<T, G> site_;
+  GatedAdapterCall<T, G> call_;
   T* out_;
 };
 

@@ -4,6 +4,6 @@
 
 namespace petx::cpu {
 
-PETX_INSTANTIATE_WHOLE(SiteRows, site_rows)
+PETX_INSTANTIATE_WHOLE(GatedAdapterLoops, gated_adapter_loops)
 
 }  // namespace petx::cpu

@@ -12,6 +12,6 @@
 
 namespace petx::cpu {
 
-PETX_LOOPS_WITH_MATH(SiteRows, site_rows)
+PETX_LOOPS_WITH_MATH(GatedAdapterLoops, gated_adapter_loops)
 
 }  // namespace petx::cpu

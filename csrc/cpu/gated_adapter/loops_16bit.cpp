@@ -5,6 +5,6 @@
 
 namespace petx::cpu {
 
-PETX_INSTANTIATE_16BIT(SiteRows, site_rows)
+PETX_INSTANTIATE_16BIT(GatedAdapterLoops, gated_adapter_loops)
 
 }  // namespace petx::cpu

@@ -1,16 +1,16 @@
 // What the driver (gated_adapter/forward.cpp) and the row loops (gated_adapter/rows.inl) agree on.
 //
-// T is the storage type of the tensors, G the type matrix products run in (T, or float where the CPU multiplies
-// T slowly), C the compute type. A block is `rows` consecutive tokens, its scratch row-major and dense.
+// T is the storage type of the tensors, G the type that GEMMs run in (T, or float if the CPU multiplies T
+// slowly), C the compute type. A block is `rows` consecutive tokens, its scratch row-major and dense.
 #pragma once
 
 #include "kernels/gated_adapter.h"
 
 namespace petx::cpu {
 
-// Vectors of one call, converted to C once. Null where absent.
+// Vectors of one call, converted to C once. Null if absent.
 template <class C>
-struct SiteVectors {
+struct GatedAdapterVectors {
   const C* down_bias;
   const C* up_bias;
   const C* gate_down_bias;
@@ -25,10 +25,10 @@ struct SiteVectors {
 };
 
 template <class T, class G>
-struct SiteBlock {
+struct GatedAdapterBlock {
   using C = Compute<T>;
   const GatedAdapterParams* p;
-  const SiteVectors<C>* v;
+  const GatedAdapterVectors<C>* v;
   int64_t first, rows;
   const T* h;      // [rows, d]
   const T* x;      // [rows, d_x] or null
@@ -45,7 +45,7 @@ struct SiteBlock {
   T* dx;          // [rows, d_x] or null: the part that does not go through a product
   C* dlogit;      // [rows] middle_x (out), small (in)
   C* dot;         // [rows] small, pass 1 (out): dY . S
-  // sums over rows, added to; null where not wanted
+  // sums over rows, added to; null if not wanted
   C* sum_up_bias;
   C* sum_gate_bias;    // [d] large, [1] middle_x and small
   C* sum_gate_weight;  // [d] middle_x and middle_y, [2 d] small
@@ -54,7 +54,7 @@ struct SiteBlock {
 };
 
 template <class T, class G>
-struct SiteRows {
+struct GatedAdapterLoops {
   using C = Compute<T>;
   // z = product + bias, saved in T; a = gelu(z).
   void (*activate)(const G* product, const C* bias, Activation activation, int64_t rows, int64_t r, T* z, G* a);
@@ -63,12 +63,12 @@ struct SiteRows {
   // da becomes dz = da * gelu'(z); its column sums are added to sum (may be null).
   void (*activate_bwd)(const T* z, Activation activation, int64_t rows, int64_t r, G* da, C* sum);
   // small, pass 1: sigma of each token's logit, from h, x and a only.
-  void (*token_gate)(const SiteBlock<T, G>& b, const G* a, C* token);
-  void (*forward)(const SiteBlock<T, G>& b);
-  void (*backward_dots)(const SiteBlock<T, G>& b);
-  void (*backward)(const SiteBlock<T, G>& b);
-  // dh = ds + dlogit * gate_s (where `original`) + product; product, dlogit may be null.
-  void (*finish_dh)(const SiteBlock<T, G>& b, const G* product, T* dh);
+  void (*token_gate)(const GatedAdapterBlock<T, G>& b, const G* a, C* token);
+  void (*forward)(const GatedAdapterBlock<T, G>& b);
+  void (*backward_dots)(const GatedAdapterBlock<T, G>& b);
+  void (*backward)(const GatedAdapterBlock<T, G>& b);
+  // dh = ds + dlogit * gate_s (if `original`) + product; product, dlogit may be null.
+  void (*finish_dh)(const GatedAdapterBlock<T, G>& b, const G* product, T* dh);
 };
 
 }  // namespace petx::cpu

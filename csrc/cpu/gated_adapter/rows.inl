@@ -77,7 +77,7 @@ static void activate_bwd(const T* z, Activation activation, int64_t rows, int64_
 }
 
 template <class T, class G, class C>
-static void token_gate(const SiteBlock<T, G>& b, const G* a, C* token) {
+static void token_gate(const GatedAdapterBlock<T, G>& b, const G* a, C* token) {
   const GatedAdapterParams& p = *b.p;
   bool modified = p.gate_input == GateInput::modified;
   for (int64_t i = 0; i < b.rows; ++i) {
@@ -90,7 +90,7 @@ static void token_gate(const SiteBlock<T, G>& b, const G* a, C* token) {
 
 // s = h + up + bias of row i.
 template <class T, class G, class C>
-static inline void modified_row(const SiteBlock<T, G>& b, int64_t i, C* s) {
+static inline void modified_row(const GatedAdapterBlock<T, G>& b, int64_t i, C* s) {
   int64_t d = b.p->d;
   const T* h = b.h + i * d;
   const G* up = b.up + i * d;
@@ -106,7 +106,7 @@ static inline void modified_row(const SiteBlock<T, G>& b, int64_t i, C* s) {
 
 // g = sigmoid(gate product + bias) of row i.
 template <class T, class G, class C>
-static inline void large_gate_row(const SiteBlock<T, G>& b, int64_t i, C* g) {
+static inline void large_gate_row(const GatedAdapterBlock<T, G>& b, int64_t i, C* g) {
   int64_t d = b.p->d;
   const G* gate = b.gate + i * d;
   const C* bias = b.v->gate_bias;
@@ -121,7 +121,7 @@ static inline void large_gate_row(const SiteBlock<T, G>& b, int64_t i, C* g) {
 
 // The scalar that multiplies row i; for channel-wise gates, s alone.
 template <class T, class G, class C>
-static inline C row_factor(const SiteBlock<T, G>& b, int64_t i, const C* s) {
+static inline C row_factor(const GatedAdapterBlock<T, G>& b, int64_t i, const C* s) {
   const GatedAdapterParams& p = *b.p;
   C factor = C(p.scale);
   if (p.granularity == Granularity::small) return factor * b.token[i];
@@ -148,7 +148,7 @@ static inline void multiply(C* y, const C* by, C factor, int64_t n) {
 }
 
 template <class T, class G>
-static void forward(const SiteBlock<T, G>& b) {
+static void forward(const GatedAdapterBlock<T, G>& b) {
   using C = Compute<T>;
   const GatedAdapterParams& p = *b.p;
   const int64_t d = p.d;
@@ -197,7 +197,7 @@ static void forward(const SiteBlock<T, G>& b) {
 #include "cpu/gated_adapter/rows_backward.inl"
 
 template <class T, class G>
-static SiteRows<T, G> rows_for() {
+static GatedAdapterLoops<T, G> loops_for() {
   using C = Compute<T>;
   return {activate<T, G, C>, reactivate<T, G>,    activate_bwd<T, G, C>, token_gate<T, G, C>,
           forward<T, G>,     backward_dots<T, G>, backward<T, G>,        finish_dh<T, G>};

@@ -3,8 +3,8 @@
 // From dout of row i to scale * dY, through norm, residual and dropout; `s` is S, `channel` the channel-wise gate.
 // Writes the residual's gradient to dx. dr holds the result; hat and words are scratch.
 template <class T, class G, class C>
-static inline void backward_tail(const SiteBlock<T, G>& b, int64_t i, const C* s, const C* channel, C factor, C* dr,
-                                 C* hat, C* words) {
+static inline void backward_tail(const GatedAdapterBlock<T, G>& b, int64_t i, const C* s, const C* channel, C factor,
+                                 C* dr, C* hat, C* words) {
   const GatedAdapterParams& p = *b.p;
   const int64_t d = p.d;
   const T* dout = b.dout + i * d;
@@ -60,7 +60,7 @@ static inline void backward_tail(const SiteBlock<T, G>& b, int64_t i, const C* s
 }
 
 template <class T, class G>
-static void backward_dots(const SiteBlock<T, G>& b) {
+static void backward_dots(const GatedAdapterBlock<T, G>& b) {
   using C = Compute<T>;
   const int64_t d = b.p->d;
   C *s = b.work, *dr = s + (d + 8), *hat = dr + (d + 8), *words = hat + (d + 8);
@@ -73,7 +73,7 @@ static void backward_dots(const SiteBlock<T, G>& b) {
 
 // The scalar gates: da is the logit's gradient, which x and S (or H) receive through the gate's weights.
 template <class T, class G, class C>
-static inline void backward_logit(const SiteBlock<T, G>& b, int64_t i, const C* s, C da, C* ds) {
+static inline void backward_logit(const GatedAdapterBlock<T, G>& b, int64_t i, const C* s, C da, C* ds) {
   const GatedAdapterParams& p = *b.p;
   const int64_t d = p.d;
   const T *x = b.x + i * d, *h = b.h + i * d;
@@ -103,7 +103,7 @@ static inline void backward_logit(const SiteBlock<T, G>& b, int64_t i, const C* 
 }
 
 template <class T, class G>
-static void backward(const SiteBlock<T, G>& b) {
+static void backward(const GatedAdapterBlock<T, G>& b) {
   using C = Compute<T>;
   const GatedAdapterParams& p = *b.p;
   const int64_t d = p.d;
@@ -149,7 +149,7 @@ static void backward(const SiteBlock<T, G>& b) {
 }
 
 template <class T, class G>
-static void finish_dh(const SiteBlock<T, G>& b, const G* product, T* dh) {
+static void finish_dh(const GatedAdapterBlock<T, G>& b, const G* product, T* dh) {
   using C = Compute<T>;
   const int64_t d = b.p->d;
   bool direct = b.dlogit && b.p->gate_input == GateInput::original;

@@ -8,8 +8,8 @@
 
 namespace petx::cpu {
 
-PETX_LOOPS_WITH_MATH(CoreRows, core_rows)
-PETX_INSTANTIATE_WHOLE(CoreRows, core_rows)
-PETX_INSTANTIATE_16BIT(CoreRows, core_rows)
+PETX_LOOPS_WITH_MATH(ModeCoresLoops, mode_cores_loops)
+PETX_INSTANTIATE_WHOLE(ModeCoresLoops, mode_cores_loops)
+PETX_INSTANTIATE_16BIT(ModeCoresLoops, mode_cores_loops)
 
 }  // namespace petx::cpu

@@ -41,7 +41,7 @@ static void slope_rows(Gate gate, const T* core, const C* thresholds, C inverse,
 }
 
 template <class T, class G>
-static CoreRows<T, G> rows_for() {
+static ModeCoresLoops<T, G> loops_for() {
   using C = Compute<T>;
   return {gate_rows<T, G, C>, slope_rows<T, G, C>};
 }

@@ -3,8 +3,8 @@
 //   dg_k = dy_k V;  dV = sum_k dy_k^T g_k;  dM_k = drop_k(h)^T dg_k;  dh = sum_k drop_k(dg_k M_k^T)
 //   dU = dh^T x;  dx = dh U
 //
-// g_k is made anew from the saved h. Where the cores are folded into V, N_k = V M_k^T, tokens are summed into N_k's
-// gradient, of which V's and the cores' are products:
+// g_k is recomputed from the saved h. If the cores are folded into V (N_k = V M_k^T), the sum over tokens is N_k's
+// gradient, and V's and the cores' gradients follow from it:
 //
 //   dN_k = dy_k^T drop_k(h);  dV = sum_k dN_k M_k;  dM_k = dN_k^T V;  dh = sum_k drop_k(dy_k N_k)
 //
@@ -18,8 +18,8 @@ namespace petx::cpu {
 namespace {
 
 template <class T, class G>
-class Backward : ModeCall<T, G> {
-  using Call = ModeCall<T, G>;
+class Backward : ModeUpdateCall<T, G> {
+  using Call = ModeUpdateCall<T, G>;
   using typename Call::C;
 
  public:
@@ -60,7 +60,7 @@ class Backward : ModeCall<T, G> {
 
   Scratch scratch(int64_t rows) const {
     int64_t n = std::min({rows, p_.rows, kMostRows<G>}), narrow = n * p_.rank;
-    // dx's product needs a place where it is not made in storage; no other use of `wide` crosses it.
+    // dx's GEMM needs scratch if it cannot write to dx itself; no other use of `wide` overlaps with it.
     int64_t wide = n * std::max(p_.d_out, p_.x ? p_.d_in : 0);
     Scratch t{Call::hidden(n),
               operand_buffer<T, G>(wide),
@@ -100,7 +100,7 @@ class Backward : ModeCall<T, G> {
       });
       if (!wants_dh()) return;
       gemm<G>(from, Call::folded_core(k), host::matrix(t.part.get(), n, rank));
-      (begun ? this->rows.take_more : this->rows.take)(t.part.get(), mask, n * rank, t.dh.get());
+      (begun ? this->loops.take_more : this->loops.take)(t.part.get(), mask, n * rank, t.dh.get());
       return;
     }
     if (g_.dv) {
@@ -112,7 +112,7 @@ class Backward : ModeCall<T, G> {
     if (!g_.dcores && !wants_dh()) return;
     gemm<G>(from, this->v, dg);
     if (p_.diagonal) {
-      if (C* to = dcores_[k].in(into)) this->rows.dots(t.dg.get(), kept, n, rank, to);
+      if (C* to = dcores_[k].in(into)) this->loops.dots(t.dg.get(), kept, n, rank, to);
     } else {
       sums_.product(dcores_[k], t.weight, into, later, [&](G* to, bool more) {
         gemm<G>(host::matrix(kept, n, rank).transposed(), dg, host::matrix(to, rank, rank), more);
@@ -120,14 +120,14 @@ class Backward : ModeCall<T, G> {
     }
     if (!wants_dh()) return;
     if (p_.diagonal) {
-      this->rows.scale(t.dg.get(), Call::scales(k), n, rank, t.part.get());
+      this->loops.scale(t.dg.get(), Call::scales(k), n, rank, t.part.get());
     } else {
       gemm<G>(dg, Call::core(k).transposed(), host::matrix(t.part.get(), n, rank));
     }
-    (begun ? this->rows.take_more : this->rows.take)(t.part.get(), mask, n * rank, t.dh.get());
+    (begun ? this->loops.take_more : this->loops.take)(t.part.get(), mask, n * rank, t.dh.get());
   }
 
-  // What dh gives: dx and U's part, or where x came projected dx alone.
+  // What dh gives: dx and U's part, or dx alone if x came projected.
   void input(Scratch& t, int64_t first, int64_t n, C* into, bool later) const {
     if (!p_.x) {
       vectors<T, C>().narrow(t.dh.get(), n * p_.rank, static_cast<T*>(g_.dx) + first * p_.rank);

@@ -1,4 +1,4 @@
-// One call of mode_update on the CPU: its factors in the types the products want, and what forward and backward
+// One call of mode_update on the CPU: its factors in the types the GEMMs want, and what forward and backward
 // compute alike for a block of rows.
 //
 // Applying M_k per token costs N R^2 multiply-adds; folding it into V (V M_k^T) costs d_out R^2 once per call instead,
@@ -13,11 +13,11 @@
 namespace petx::cpu {
 
 template <class T, class G>
-class ModeCall {
+class ModeUpdateCall {
  public:
   using C = Compute<T>;
 
-  explicit ModeCall(const ModeUpdateParams& p) : rows(mode_rows<T, G>()), p_(p) {
+  explicit ModeUpdateCall(const ModeUpdateParams& p) : loops(mode_update_loops<T, G>()), p_(p) {
     if (p.u) u = matrix(p.u, p.rank, p.d_in, u_);
     v = matrix(p.v, p.d_out, p.rank, v_);
     const T* cores = static_cast<const T*>(p.cores);
@@ -31,7 +31,7 @@ class ModeCall {
   }
 
   bool folded() const { return !p_.diagonal && p_.rows > 2 * p_.d_out; }
-  // V M_k^T [d_out, R] where the cores are folded.
+  // V M_k^T [d_out, R], if the cores are folded.
   host::Matrix folded_core(int64_t k) const {
     return host::matrix(folded_.get() + k * p_.d_out * p_.rank, p_.d_out, p_.rank);
   }
@@ -54,29 +54,29 @@ class ModeCall {
             buffer<C>(p_.dropout > 0 ? most * p_.rank + 8 : 0)};
   }
 
-  // The mask of projection k for a block, null without dropout; made once where all share it.
+  // The mask of projection k for a block, null without dropout; computed once if all share it.
   const C* mask(const Hidden& t, int64_t first, int64_t n, int64_t k) const {
     if (p_.dropout <= 0) return nullptr;
-    return rows.mask(static_cast<uint64_t>(*p_.seed), p_.mask_begin(k) + first * p_.rank, n * p_.rank, p_.dropout,
-                     t.words.get());
+    return loops.mask(static_cast<uint64_t>(*p_.seed), p_.mask_begin(k) + first * p_.rank, n * p_.rank, p_.dropout,
+                      t.words.get());
   }
   // drop_k(h) of a block; `fresh` if mask or block differ from the last call's.
   const G* kept(const Hidden& t, int64_t first, int64_t n, const C* mask, bool fresh) const {
     if (!mask) return fresh ? operand<T, G>(h(first), n * p_.rank, t.kept) : in_place(first, t);
-    if (fresh) rows.keep(h(first), mask, n * p_.rank, t.kept.get());
+    if (fresh) loops.keep(h(first), mask, n * p_.rank, t.kept.get());
     return t.kept.get();
   }
   // g_k = kept M_k.
   const G* mix(const Hidden& t, const G* kept, int64_t n, int64_t k) const {
     if (p_.diagonal) {
-      rows.scale(kept, scales(k), n, p_.rank, t.mixed.get());
+      loops.scale(kept, scales(k), n, p_.rank, t.mixed.get());
     } else {
       gemm<G>(host::matrix(kept, n, p_.rank), core(k), host::matrix(t.mixed.get(), n, p_.rank));
     }
     return t.mixed.get();
   }
 
-  const ModeRows<T, G>& rows;
+  const ModeUpdateLoops<T, G>& loops;
   host::Matrix u, v;
 
  private:

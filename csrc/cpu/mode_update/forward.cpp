@@ -1,4 +1,4 @@
-// PETAL's update on the CPU: which blocks, which products, in what order.
+// PETAL's update on the CPU: which blocks, which GEMMs, in what order.
 //
 // A block of rows goes from x to its K results while it is in cache: x U^T once, then for each projection the mask, the
 // core and V. Nothing of width d_out but the results reaches memory, and each of them once.
@@ -9,8 +9,8 @@ namespace petx::cpu {
 namespace {
 
 template <class T, class G>
-class Forward : ModeCall<T, G> {
-  using Call = ModeCall<T, G>;
+class Forward : ModeUpdateCall<T, G> {
+  using Call = ModeUpdateCall<T, G>;
   using typename Call::C;
 
  public:
@@ -68,7 +68,7 @@ class Forward : ModeCall<T, G> {
     } else {
       gemm<G>(left, right, host::matrix(t.product.get(), n, p_.d_out));
       if (base) {
-        this->rows.add(base, t.product.get(), n * p_.d_out, y);
+        this->loops.add(base, t.product.get(), n * p_.d_out, y);
       } else {
         vectors<T, G>().narrow(t.product.get(), n * p_.d_out, y);
       }

@@ -9,8 +9,8 @@
 
 namespace petx::cpu {
 
-PETX_LOOPS(ModeRows, mode_rows)
-PETX_INSTANTIATE_WHOLE(ModeRows, mode_rows)
-PETX_INSTANTIATE_16BIT(ModeRows, mode_rows)
+PETX_LOOPS(ModeUpdateLoops, mode_update_loops)
+PETX_INSTANTIATE_WHOLE(ModeUpdateLoops, mode_update_loops)
+PETX_INSTANTIATE_16BIT(ModeUpdateLoops, mode_update_loops)
 
 }  // namespace petx::cpu

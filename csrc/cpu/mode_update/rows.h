@@ -9,7 +9,7 @@
 namespace petx::cpu {
 
 template <class T, class G>
-struct ModeRows {
+struct ModeUpdateLoops {
   using C = Compute<T>;
   // The mask's values, 0 or 1 / (1 - p), of elements [first, first + count). They lie inside `words`, which holds
   // count + 8 values.
@@ -29,6 +29,6 @@ struct ModeRows {
 
 // Defined in mode_update/loops.cpp for the pairs that with_types (products.h) names.
 template <class T, class G>
-const ModeRows<T, G>& mode_rows();
+const ModeUpdateLoops<T, G>& mode_update_loops();
 
 }  // namespace petx::cpu

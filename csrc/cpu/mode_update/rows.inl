@@ -42,7 +42,7 @@ static void mode_dots(const G* a, const G* b, int64_t rows, int64_t rank, C* sum
 }
 
 template <class T, class G>
-static ModeRows<T, G> rows_for() {
+static ModeUpdateLoops<T, G> loops_for() {
   using C = Compute<T>;
   return {dropout_mask<C>,        mode_keep<T, G, C>,    mode_scale<G, C>, mode_add<T, G>,
           mode_take<false, G, C>, mode_take<true, G, C>, mode_dots<G, C>};

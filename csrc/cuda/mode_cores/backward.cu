@@ -140,7 +140,7 @@ PETX_KERNEL void __launch_bounds__(kSumLaunch.threads, kSumLaunch.blocks)
 // Places in the table of sums, of which two are used: a table of two is copied into local memory by ptxas.
 constexpr int kSums = 4;
 
-// One call: where everything lies, and the launches in their order.
+// One call: its workspace, and the launches in their order.
 template <class T>
 class BackwardCall {
   using C = Compute<T>;

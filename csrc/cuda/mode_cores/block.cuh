@@ -1,7 +1,7 @@
-// What forward and backward of mode_cores compute alike: the gate, taken where a tile reads the core.
+// What forward and backward of mode_cores compute alike: the gate, applied as a tile reads the core.
 //
-// That wants an operand that is computed, not copied, and so every dtype goes through the plain tile, whose operands
-// are: the arithmetic is a thousandth of a step's.
+// Such an operand is computed, not copied, so every dtype uses the FMA tile: the arithmetic is a thousandth of a
+// step's.
 #pragma once
 
 #include "cuda/common/token_sums.cuh"

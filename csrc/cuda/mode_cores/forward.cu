@@ -3,8 +3,8 @@
 //   full      M = P gate(C)^T              C as [S, R] with S = R^2, P [n, R], M [n, S]
 //   diagonal  M = gate(lambda) * P, row by row
 //
-// Bytes: C and M once, P from the second-level cache. Nothing is large: at PETAL's sizes R^3 is a megabyte, and what
-// counts is to be one launch.
+// Bytes: C and M once, P from the second-level cache. At PETAL's sizes R^3 is a megabyte and the launch is what costs,
+// so there is one.
 // Tiling: a block makes 64 modes by 64 of C's rows. gate(C) never lies in memory (block.cuh).
 
 #include "cuda/mode_cores/block.cuh"
