@@ -14,7 +14,7 @@ __all__ = ["Baseline", "find", "of_method"]
 @functools.cache
 def of_method(method: str) -> dict[str, Baseline]:
     """``{name: baseline}`` of all that the recipe ``method`` offers, in the order of its table."""
-    found = []
+    found: list[Baseline] = []
     for module in _rooms.modules(__name__).values():
         found += getattr(module, "BASELINES", None) or [module.BASELINE]
     offered = [baseline for baseline in found if method in baseline.methods]

@@ -18,14 +18,14 @@ class AdapterBaseline(Baseline):
     methods, needs_qformer = ("petal",), True
     options = {"lr_adapter": (float, option(3e-3, "peak learning rate of the adapter"))}
 
-    def build(self, host: type[Host], model: nn.Module, settings: Any) -> nn.Module:
+    def build(self, host: type[Host], model: Any, settings: Any) -> nn.Module:
         model.requires_grad_(False)
         width, layers = model.config.qformer_config.hidden_size, len(model.qformer.encoder.layer)
         size = lambda rank: layers * (2 * rank * width + rank + 3 * width)  # noqa: E731
         add_adapters(model, rank_as_large_as_the_method(host, model, settings, size))
         return model
 
-    def counts(self, model: nn.Module) -> dict[str, int]:
+    def counts(self, model: Any) -> dict[str, int]:
         return {"rank_used": next(m for m in model.modules() if isinstance(m, Adapter)).down.out_features}
 
 
@@ -56,6 +56,8 @@ class AfterSelfAttention(nn.Module):
 class BeforeCrossAttention(nn.Module):
     """A cross-attention block whose input, the query tokens, goes through the layer's adapter once more."""
 
+    adapter: nn.Module
+
     def __init__(self, block: nn.Module, adapter: nn.Module) -> None:
         super().__init__()
         self.block = block
@@ -65,7 +67,7 @@ class BeforeCrossAttention(nn.Module):
         return self.block(self.adapter(hidden_states), **kwargs)
 
 
-def add_adapters(model: nn.Module, rank: int) -> None:
+def add_adapters(model: Any, rank: int) -> None:
     """The paper's adapter baseline: one bottleneck a layer, after self-attention and again before cross-attention."""
     for layer in model.qformer.encoder.layer:
         weight = layer.attention.output.dense.weight

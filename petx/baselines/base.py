@@ -35,6 +35,10 @@ class Baseline:
     random_host: ClassVar[bool] = False
     needs_qformer: ClassVar[bool] = False
 
+    def sized(self, host: type[Host], model: nn.Module, settings: Any) -> nn.Module:
+        """What other baselines are made as large as; for the methods themselves."""
+        raise NotImplementedError
+
     def applies(self, settings: Any) -> bool:
         """Whether ``group`` stands for it, too, under ``settings``."""
         return True

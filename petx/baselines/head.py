@@ -16,7 +16,7 @@ class Head(Baseline):
     methods, needs_qformer = ("petal",), True
     options = {"lr_head": (float, option(3e-3, "peak learning rate of the head"))}
 
-    def build(self, host: type[Host], model: nn.Module, settings: Any) -> nn.Module:
+    def build(self, host: type[Host], model: Any, settings: Any) -> nn.Module:
         model.requires_grad_(False)
         model.qformer.encoder.layer[-1].intermediate_query.requires_grad_(True)
         return model

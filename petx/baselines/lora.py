@@ -1,5 +1,6 @@
 """LoRA of the method's size."""
 
+from collections.abc import Callable
 from typing import Any
 
 from peft import LoraConfig, get_peft_model
@@ -18,18 +19,18 @@ class Lora(Baseline):
     name, title, colour, order, lr = "lora", "LoRA (rank {rank_used})", "#0072B2", 30, "lr_lora"
     options = {"lr_lora": (float, option(3e-3, "peak learning rate of LoRA"))}
 
-    def build(self, host: type[Host], model: nn.Module, settings: Any) -> nn.Module:
+    def build(self, host: type[Host], model: Any, settings: Any) -> nn.Module:
         rank = rank_as_large_as_the_method(host, model, settings, host.lora_sizes(model, settings))
         return get_peft_model(model.requires_grad_(False), LoraConfig(**host.lora(rank, settings)))
 
-    def counts(self, model: nn.Module) -> dict[str, int]:
+    def counts(self, model: Any) -> dict[str, int]:
         return {"rank_used": model.peft_config["default"].r}
 
     def titled(self, host: type[Host], settings: Any, record: dict[str, Any]) -> str:
         return super().titled(host, settings, {"rank_used": record.get("lora_rank")} | record)  # as once recorded
 
 
-def rank_as_large_as_the_method(host: type[Host], model: nn.Module, settings: Any, size: Any) -> int:
+def rank_as_large_as_the_method(host: type[Host], model: nn.Module, settings: Any, size: Callable[[int], int]) -> int:
     """The rank at which ``size(rank)`` comes nearest to what the recipe's method trains of ``model``."""
     method = baselines.find(settings.recipe, settings.recipe)
     wanted = counts(host, method.sized(host, host.skeleton(model), settings))["trainable"]

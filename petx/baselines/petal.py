@@ -20,17 +20,16 @@ class Petal(Baseline):
     name, title, colour, order = "petal", "PETAL", "#D55E00", 20
     methods = ("petal",)
 
-    def build(self, host: type[Host], model: nn.Module, settings: Any) -> nn.Module:
+    def build(self, host: type[Host], model: Any, settings: Any) -> nn.Module:
         tuned = self.sized(host, model, settings)
         if settings.ib != "off":
             tuned.add_module(ESTIMATORS, information_bottleneck(model.config, settings).to(model.device))
             if settings.ib == "variational":  # whose bound is that of what the language model reads
-                model.language_projection.register_forward_pre_hook(
-                    lambda _, inputs: tuned.get_submodule(ESTIMATORS).sample(*inputs)
-                )
+                estimators: Any = tuned.get_submodule(ESTIMATORS)
+                model.language_projection.register_forward_pre_hook(lambda _, inputs: estimators.sample(*inputs))
         return tuned
 
-    def sized(self, host: type[Host], model: nn.Module, settings: Any) -> nn.Module:
+    def sized(self, host: type[Host], model: Any, settings: Any) -> nn.Module:
         """Without the information bottleneck's estimators: what other baselines are made as large as."""
         return get_peft_model(model.requires_grad_(False), petal_config(host, settings))
 
@@ -49,7 +48,7 @@ class Ablation(Petal):
         if not self.applies(settings):
             raise UserError(f"arm {self.name} would be PETAL itself: {self.setting} is {self.value!r} already")
 
-    def build(self, host: type[Host], model: nn.Module, settings: Any) -> nn.Module:
+    def build(self, host: type[Host], model: Any, settings: Any) -> nn.Module:
         return super().build(host, model, dataclasses.replace(settings, **{self.setting: self.value}))
 
 

@@ -30,7 +30,7 @@ class Prompt(Baseline):
     def misfit(self, host: type[Host]) -> str | None:
         return None if host.takes_prompt else "a place for prompt tokens in its encoder"
 
-    def build(self, host: type[Host], model: nn.Module, settings: Any) -> nn.Module:
+    def build(self, host: type[Host], model: Any, settings: Any) -> nn.Module:
         model.requires_grad_(False)
         for module in host.always(model):
             module.requires_grad_(True)

@@ -1,6 +1,6 @@
 """Full tuning of everything, from random weights or with the language model."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -12,7 +12,7 @@ class Everything(Baseline):
     """Full tuning of the language model, too."""
 
     name, title, colour, order, lr = "everything", "full tuning, language model too", "#000000", 80, "lr_full"
-    methods = ("petal",)
+    methods: ClassVar[tuple[str, ...]] = ("petal",)
 
     def build(self, host: type[Host], model: nn.Module, settings: Any) -> nn.Module:
         model.requires_grad_(False)

@@ -23,7 +23,7 @@ class VLPet(Baseline):
     name, title, colour, order = "vlpet", "VL-PET-{level}", "#D55E00", 20
     methods = ("vlpet",)
 
-    def build(self, host: type[Host], model: nn.Module, settings: Any) -> nn.Module:
+    def build(self, host: type[Host], model: Any, settings: Any) -> nn.Module:
         return get_peft_model(model, vlpet_config(settings, model.config.model_type))
 
     sized = build  # what other baselines are made as large as

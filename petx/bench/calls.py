@@ -63,7 +63,7 @@ def _operators(call: Call, frozen: Call | None) -> Call:
                 reached.append((function.overloadpacket, args, kwargs or {}))
             return function(*args, **kwargs or {})
 
-    reached = []
+    reached: list[tuple[Any, tuple, dict[str, Any]]] = []
     with Recorder():
         call()
 

@@ -1,6 +1,6 @@
 """What is measured: a case is one problem in one dtype, solved by several arms, petx's own and its peers."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ DTYPES = (torch.float32, torch.bfloat16)  # those that everything is measured in
 Tensors = dict[str, torch.Tensor]
 Function = Callable[..., tuple[torch.Tensor, ...]]  # of all the case's tensors by name, and its options as keywords
 Form = Callable[[Tensors], tuple[torch.Tensor, ...]]  # of the activations
-Built = tuple[Form, list[torch.Tensor]]  # a form, and the parameters whose gradients a step takes
+Built = tuple[Form, Sequence[torch.Tensor]]  # a form, and the parameters whose gradients a step takes
 Device = torch.device | str
 
 
@@ -101,9 +101,9 @@ class Shapes:
 def problem(
     case: BenchCase,
     device: Device,
-    parameters: dict[str, tuple[int, ...]],
-    activations: dict[str, tuple[int, ...]],
-    frozen: dict[str, tuple[int, ...]] | None = None,
+    parameters: Mapping[str, tuple[int, ...]],
+    activations: Mapping[str, tuple[int, ...]],
+    frozen: Mapping[str, tuple[int, ...]] | None = None,
     gradients: Iterable[str] = (),
     seed: int = 0,
 ) -> Problem:

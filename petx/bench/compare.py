@@ -75,7 +75,7 @@ def regressions(now: Record, before: Record, tolerance: float = TOLERANCE) -> tu
 
 def reproduced(now: Record, before: Record) -> tuple[list[str], list[str]]:
     """(inside, outside), in words: ratios whose median lies within the earlier run's spread, and those where not."""
-    found = [], []
+    found: tuple[list[str], list[str]] = [], []
     for case, old in _in_both(now, before):
         if case["sizes"] != old["sizes"]:
             continue

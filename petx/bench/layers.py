@@ -242,14 +242,15 @@ def literal_vlpet(model: nn.Module) -> nn.Module:
     """A tuned ``model`` whose adapters run operation by operation as released, with the same parameters."""
     for module in model.modules():
         if isinstance(module, GatedAdapter):
-            module.forward = functools.partial(_value_adapter if isinstance(module, ValueAdapter) else _site, module)
+            literal = _value_adapter if isinstance(module, ValueAdapter) else _site
+            module.__dict__["forward"] = functools.partial(literal, module)
     return model
 
 
 def _site(
     module: Any, h: torch.Tensor, x: torch.Tensor | None = None, padding_mask: torch.Tensor | None = None
 ) -> torch.Tensor:
-    tensors = dict(h=h, x=x)
+    tensors: dict[str, Any] = dict(h=h, x=x)
     for name in ("down", "up", "gate_down", "gate"):
         layer = getattr(module, name)
         tensors |= {f"{name}_weight": layer.weight, f"{name}_bias": layer.bias}

@@ -1,5 +1,6 @@
 """The machine: what it is, and its own rates, measured in the same run, to which the cases' are compared."""
 
+import functools
 import os
 import platform
 import statistics
@@ -48,9 +49,9 @@ def constants(device: Device, seconds: float = 0.6) -> dict[str, Any]:
             source, target = (torch.ones(size, dtype=torch.uint8, device=device) for _ in range(2))
         except torch.OutOfMemoryError:
             break
-        copies[str(size)] = 2 * size / best(lambda s=source, t=target: t.copy_(s), device, seconds)
+        copies[str(size)] = 2 * size / best(functools.partial(target.copy_, source), device, seconds)
         del source, target
-    measured = {"copy_bytes_per_second": copies, "gemm_flops_per_second": {}}
+    measured: dict[str, Any] = {"copy_bytes_per_second": copies, "gemm_flops_per_second": {}}
     for dtype in GEMM_DTYPES:
         rate = _gemm(256, dtype, device, 0.0)
         if 2 * GEMM_SIZE[kind] ** 3 / rate < 0.5:  # a CPU without instructions for a dtype would take minutes
@@ -80,7 +81,8 @@ def _gemm(n: int, dtype: torch.dtype, device: Device, seconds: float) -> float:
 
 def best(function: Callable[[], Any], device: Device, seconds: float, least: int = 5) -> float:
     """Median time of the faster half: what the machine does where nothing disturbs it."""
-    clock, times = Clock(device), []
+    clock = Clock(device)
+    times: list[float] = []
     for _ in range(2):
         function()
     end = time.perf_counter() + seconds

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -60,7 +61,7 @@ def _ratios(path: Path, operation: str, cases: list[Record]) -> list[Path]:
         axes.set_title(dtype, fontsize=10, loc="left")
     panels.flat[-1].set_xlabel(f"time over petx's ({direction}); right of the line petx is faster")
     figure.suptitle(operation)
-    return [_save(figure, panels.flat[0], path, panels.flat)]
+    return [_save(figure, panels.flat[0], path, list(panels.flat))]
 
 
 def _bars(axes: Axes, cases: list[Record], peers: list[str], direction: str) -> None:
@@ -68,7 +69,7 @@ def _bars(axes: Axes, cases: list[Record], peers: list[str], direction: str) -> 
     colours = {peer: _FLOOR if peer in FLOORS else _COLOURS[NAMES.index(peer) % len(_COLOURS)] for peer in peers}
     thick = 0.8 / max(len(peers), 1)
     for i, peer in enumerate(peers):
-        label = peer
+        label: str | None = peer
         for row, case in enumerate(cases):
             measured = ratio_of(case, peer, direction)
             if measured is None:
@@ -162,11 +163,11 @@ def _plain_ticks(axis: Axis) -> None:
 
 
 def _save(figure: Figure, axes: Axes, path: Path, more: Sequence[Axes] = ()) -> Path:
-    entries = {}
+    entries: dict[str, Any] = {}
     for each in more if len(more) else [axes]:
         for handle, label in zip(*each.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
-    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     with written_whole(path) as target:
         figure.savefig(target, dpi=130, format="png")
     plt.close(figure)

@@ -31,7 +31,8 @@ def alone(
         fixed = _matrices(problem.parameters | problem.frozen)
         if case.dtype.itemsize < 4 and next(iter(fixed.values())).device.type == "cpu":
             raise Unavailable("measured in float32 on a CPU, where torch's 16-bit products may be far slower")
-        made, given = {}, {}  # results by name; what the step was called with
+        made: Tensors = {}  # results by name
+        given: Tensors = {}  # what the step was called with
 
         def operand(name: str) -> torch.Tensor:
             plain = name.removesuffix(".T")

@@ -149,7 +149,7 @@ def _mb(value: float) -> str:
 
 def _absent(cases: list[Record]) -> str:
     """Skipped cases and peers that did not run, with their reasons, those of one reason together."""
-    reasons = {}
+    reasons: dict[str, list[str]] = {}
     for case in cases:
         if "skipped" in case:
             reasons.setdefault(f"skipped: {case['skipped']}", []).append(f"{case['name']} {case['dtype']}")

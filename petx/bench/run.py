@@ -46,7 +46,7 @@ def run(
     say = say or _say
     chosen = select(table.cases(device, quick), cases, peers)
     start = time.perf_counter()
-    results = {
+    results: Record = {
         "version": compare.VERSION,
         "command": command,
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
@@ -75,7 +75,7 @@ def run(
         keep()
         sweeping = growth and not cases and peers is None
         until = start + 60 * minutes * (0.85 if sweeping else 1.0)
-        rounds = [{} for _ in chosen]
+        rounds: list[Rounds] = [{} for _ in chosen]
 
         def visit(number: int, case: BenchCase) -> Record:
             return attempt(case, device, seconds / visits, say, rounds[number], -(-LEAST_ROUNDS // visits))
@@ -155,9 +155,17 @@ def attempt(
     least_rounds: int = LEAST_ROUNDS,
 ) -> Record:
     """``{"arms": ...}`` or ``{"skipped": reason}``."""
-    options = dict(seconds=seconds, rounds=rounds, least_rounds=least_rounds)
     try:
-        return {"arms": measure(case, device, say=lambda text: say(f"    {text}"), **options)}
+        return {
+            "arms": measure(
+                case,
+                device,
+                seconds=seconds,
+                rounds=rounds,
+                least_rounds=least_rounds,
+                say=lambda text: say(f"    {text}"),
+            )
+        }
     except Exception as error:  # the cases after it are worth having
         say(f"    skipped: {reason(error)}")
         return {"skipped": reason(error)}

@@ -9,7 +9,7 @@ import signal
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -68,8 +68,9 @@ def measure(
 
     torch.manual_seed(0)
     problem = case.make(case, device)
-    arms, results = {}, {}
-    sets = None
+    arms: dict[str, Built] = {}
+    results: dict[str, dict[str, Any]] = {}
+    sets: list[Set] = []
     for arm in case.arms:
         try:
             with contextlib.nullcontext() if arm.name == PETX else patience(max(20 * seconds, least_patience)):
@@ -78,7 +79,7 @@ def measure(
                 _step(case, forward, leaves, *sets[1], Clock(device))  # threads, compilation
                 memory = {} if rounds else _memory(case, forward, leaves, *sets[0], device)
             arms[arm.name] = (forward, leaves)
-            results[arm.name] = memory
+            results[arm.name] = dict(memory)
         except KeyboardInterrupt:
             raise
         except Exception as error:  # a peer may fail in whatever way: it is listed with the reason
@@ -94,10 +95,10 @@ def measure(
         for direction, values in by_direction.items():  # over petx's of the same round: both slow down with the machine
             pairs = [(a, a / b) for a, b in zip(values, times[PETX][direction], strict=True)]
             rounds.setdefault(name, {}).setdefault(direction, []).extend(pairs)
-    for name, by_direction in rounds.items():
-        measured = {d: summary([seconds for seconds, _ in pairs]) for d, pairs in by_direction.items()}
+    for name, gathered in rounds.items():
+        measured = {d: summary([seconds for seconds, _ in pairs]) for d, pairs in gathered.items()}
         if name != PETX:
-            for d, pairs in by_direction.items():
+            for d, pairs in gathered.items():
                 measured[d]["ratio"] = summary([ratio for _, ratio in pairs])
         results[name] = measured | {key: v for key, v in results[name].items() if key != "unavailable"}
     return {arm.name: results[arm.name] for arm in case.arms}
@@ -140,7 +141,7 @@ def _take_turns(
     most_rounds: int,
 ) -> dict[str, dict[str, list[float]]]:
     directions = ("step",) if case.whole else DIRECTIONS
-    times = {name: {direction: [] for direction in directions} for name in arms}
+    times: dict[str, dict[str, list[float]]] = {name: {d: [] for d in directions} for name in arms}
     clock, names, turn = Clock(device), list(arms), 0
     gc.collect()
     gc.disable()
@@ -164,7 +165,7 @@ def _take_turns(
 def _step(
     case: BenchCase,
     forward: Form,
-    leaves: list[torch.Tensor],
+    leaves: Sequence[torch.Tensor],
     activations: Tensors,
     gradients: list[torch.Tensor],
     clock: Clock,
@@ -175,7 +176,7 @@ def _step(
     middle = clock.now()
     if case.whole:
         return {"step": middle - start}
-    leaves = leaves + [t for t in activations.values() if t.requires_grad]
+    leaves = [*leaves, *(t for t in activations.values() if t.requires_grad)]
     torch.autograd.grad(outputs, leaves, gradients, allow_unused=True)
     end = clock.now()
     times = {"fwd": middle - start, "bwd": end - middle, "fwd+bwd": end - start}
@@ -205,13 +206,13 @@ def _sets(case: BenchCase, problem: Problem, forward: Form, device: Device) -> l
 def _memory(
     case: BenchCase,
     forward: Form,
-    leaves: list[torch.Tensor],
+    leaves: Sequence[torch.Tensor],
     activations: Tensors,
     gradients: list[torch.Tensor],
     device: Device,
 ) -> dict[str, int]:
     """Bytes at the peak of a step, and bytes that its forward leaves behind (outputs and what the backward keeps)."""
-    leaves = leaves + [t for t in activations.values() if t.requires_grad]
+    leaves = [*leaves, *(t for t in activations.values() if t.requires_grad)]
 
     def backward(outputs: tuple[torch.Tensor, ...]) -> None:
         if not case.whole:

@@ -139,23 +139,24 @@ class _CPReconstruct(Differentiable):
     @once_differentiable
     def backward(ctx: Any, _: None, *douts: Tensor | None) -> tuple[Tensor | None, ...]:
         (*factors, sides), needs = ctx.saved_tensors, ctx.needs_input_grad
-        used = [k for k, dout in enumerate(douts) if dout is not None]
-        grads = [None] * 4
-        if used and any(needs[4:8]):
-            grads = _factor_grads([douts[k] for k in used], used, factors, sides, needs[4:8], ctx.options)
+        given = {k: dout for k, dout in enumerate(douts) if dout is not None}
+        grads: list[Tensor | None] = [None] * 4
+        if given and any(needs[4:8]):
+            grads = _factor_grads(list(given.values()), list(given), factors, sides, needs[4:8], ctx.options)
         return (*[None] * 4, *grads, *(d if n else None for d, n in zip(douts, needs[8:], strict=True)))
 
 
 def _factor_grads(
     douts: list[Tensor],
     used: list[int],
-    factors: Sequence[Tensor | None],
+    factors: list[Any],
     sides: Tensor,
     needs: Sequence[bool],
     options: tuple[int, float, float],
 ) -> list[Tensor | None]:
     """Gradients of the factors in their own dtypes, from those of the results that are ``used``."""
-    u, v, cores, threshold = operands(factors, douts[0].dtype)
+    made: list[Any] = operands(factors, douts[0].dtype)
+    u, v, cores, threshold = made
     count, each = cores.shape[0], threshold is not None and threshold.shape[0] > 1
     partly = len(used) < count
     if partly:
@@ -163,12 +164,14 @@ def _factor_grads(
         sides = sides[used] if len(sides) else sides
     bits = needed_bits(needs)
     douts = [d.contiguous() for d in douts]
-    grads = torch.ops.petx.cp_reconstruct_bwd(douts, u, v, cores, threshold, sides, bits, *options)
-    grads = as_leaves(grads, factors, needs)
+    grads = as_leaves(
+        torch.ops.petx.cp_reconstruct_bwd(douts, u, v, cores, threshold, sides, bits, *options), factors, needs
+    )
     if partly:  # what leads to no result has no gradient
         for i, alone in ((2, True), (3, each)):
-            if needs[i] and alone:
-                grads[i] = torch.zeros_like(factors[i]).index_put_((torch.tensor(used, device=u.device),), grads[i])
+            grad = grads[i]
+            if grad is not None and alone:
+                grads[i] = torch.zeros_like(factors[i]).index_put_((torch.tensor(used, device=u.device),), grad)
     return grads
 
 

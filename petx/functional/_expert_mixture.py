@@ -158,7 +158,7 @@ def check(
     check_floating("expert_mixture", "x", x, "[..., L, d]", least_dims=2)
     check_size("expert_mixture", experts=experts)
     check_choice("expert_mixture", "gate", gate, GATES)
-    _check_parameters(x, *parameters, experts, gate, top_k)
+    _check_parameters(x, parameters, experts, gate, top_k)
     check_choice("expert_mixture", "activation", activation, ACTIVATIONS)
     check_finite("expert_mixture", alpha=alpha, beta=beta)
     for name, mask in zip(("scope_mask", "pool_mask"), masks, strict=True):
@@ -167,18 +167,8 @@ def check(
         raise ValueError(f"expert_mixture: pool_mask is not used with gate={gate!r}; got {list(masks[1].shape)}")
 
 
-def _check_parameters(
-    x: Tensor,
-    down_weight: Any,
-    down_bias: Any,
-    up_weight: Any,
-    up_bias: Any,
-    gate_weight: Any,
-    gate_bias: Any,
-    experts: int,
-    gate: str,
-    top_k: Any,
-) -> None:
+def _check_parameters(x: Tensor, parameters: Any, experts: int, gate: str, top_k: Any) -> None:
+    down_weight, down_bias, up_weight, up_bias, gate_weight, gate_bias = parameters
     d = x.shape[-1]
     check_shape("expert_mixture", "down_weight", down_weight, [-1, d], like=x)
     stacked = down_weight.shape[0]

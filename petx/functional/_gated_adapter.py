@@ -95,8 +95,8 @@ def gated_adapter(
 
     Raises ValueError naming the argument, what came and what was wanted.
     """
-    tensors = (h, x, down_weight, down_bias, up_weight, up_bias)
-    tensors += (gate_down_weight, gate_down_bias, gate_weight, gate_bias, norm_weight, norm_bias)
+    adapter, gate = (down_weight, down_bias, up_weight, up_bias), (gate_down_weight, gate_down_bias)
+    tensors = (h, x, *adapter, *gate, gate_weight, gate_bias, norm_weight, norm_bias)
     choices = (granularity, activation, gate_input, middle_y, placement, norm)
     return site(tensors, padding_mask, seed, choices, heads, residual, scale, dropout, eps)
 
@@ -115,19 +115,20 @@ def site(
     """:func:`gated_adapter` of what a layer has: ``tensors`` in the order of :data:`ARGUMENTS`, ``choices`` in that of
     :data:`OPTIONS`."""
     h: Any = tensors[0]
+    down: Any = tensors[2]
     # What the operator does not see or would not refuse.
     checked = type(scale) in NUMBERS and abs(scale) < math.inf and type(eps) in NUMBERS and eps >= 0
     checked = checked and padding_mask is None and seed is None
-    if checked and dropout == 0 and OPERATION.can_try_fast_path(h, tensors[2]):
+    if checked and dropout == 0 and OPERATION.can_try_fast_path(h, down):
         try:
-            if h.dtype is tensors[2].dtype and h.is_contiguous():
+            if h.dtype is down.dtype and h.is_contiguous():
                 granularity, *others = CODES[choices]
                 numbers = (h.shape[-2], granularity, heads, *others, residual, scale, 0.0, eps, False)
                 return torch.ops.petx.gated_adapter_fwd(*tensors, None, None, *numbers)[0]
         except ARGUMENT_ERRORS:
             pass
     arguments = (tensors, padding_mask, seed, choices, heads, residual, scale, dropout, eps)
-    return OPERATION.call_or_explain(h, tensors[2], _run, check, arguments, check_first=not checked)
+    return OPERATION.call_or_explain(h, down, _run, check, arguments, check_first=not checked)
 
 
 def check(
@@ -234,8 +235,8 @@ def _run(
     elif dropout > 0:
         seed = torch.randint(2**62, (1,), dtype=torch.int64, device=h.device)
     if OPERATION.runs_reference(h, parameters[0]):
-        options = dict(zip(OPTIONS, choices, strict=True)) | dict(heads=heads, residual=residual)
-        options |= dict(scale=scale, dropout=dropout, eps=eps)
+        options: dict[str, Any] = dict(zip(OPTIONS, choices, strict=True))
+        options |= dict(heads=heads, residual=residual, scale=scale, dropout=dropout, eps=eps)
         return _by_reference((h, x, *parameters), padding_mask, seed, **options)
     granularity, *others = CODES[choices]
     return OPERATION.differentiable(
@@ -345,12 +346,12 @@ def _by_reference(tensors: tuple[Any, ...], padding_mask: Any, seed: Any, **opti
     h, x, *parameters = tensors
     shape = h.shape
 
-    def batched(tensor: Tensor | None) -> Tensor | None:
+    def batched(tensor: Any) -> Any:
         return None if tensor is None else tensor.reshape(-1, *tensor.shape[-2:])
 
-    mask = None if padding_mask is None else padding_mask.ne(0).reshape(-1, shape[-2])
-    parameters = [cast(p, h.dtype) for p in parameters]
-    return reference.gated_adapter(batched(h), batched(x), *parameters, mask, seed, **options).reshape(shape)
+    options |= dict(padding_mask=None if padding_mask is None else padding_mask.ne(0).reshape(-1, shape[-2]))
+    options |= {name: cast(p, h.dtype) for name, p in zip(ARGUMENTS[2:], parameters, strict=True)}
+    return reference.gated_adapter(batched(h), batched(x), seed=seed, **options).reshape(shape)
 
 
 def _shapes(given: SimpleNamespace) -> tuple[Tensor, ...]:

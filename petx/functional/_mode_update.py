@@ -141,8 +141,8 @@ class _ModeUpdate(Differentiable):
         shared_mask: bool,
         *bases: Tensor,
     ) -> tuple[Tensor, ...]:
-        x, u, v, cores, *bases = operands((x, u, v, cores, *bases), x.dtype)
-        return tuple(torch.ops.petx.mode_update_fwd(x, u, v, cores, bases, seed, dropout, shared_mask))
+        factors, given = operands((x, u, v, cores), x.dtype), operands(bases, x.dtype)
+        return tuple(torch.ops.petx.mode_update_fwd(*factors, given, seed, dropout, shared_mask))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -154,14 +154,15 @@ class _ModeUpdate(Differentiable):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, _: None, *douts: Tensor | None) -> tuple[Tensor | None, ...]:
-        needs, grads = ctx.needs_input_grad, [None] * 4
-        used = [k for k, dout in enumerate(douts) if dout is not None]
+        needs = ctx.needs_input_grad
+        grads: list[Tensor | None] = [None] * 4
+        given = {k: dout for k, dout in enumerate(douts) if dout is not None}
         bits = needed_bits(needs[:4])
-        if used and bits:
+        if given and bits:
             x, *factors, seed, hidden = ctx.saved_tensors
-            grads = torch.ops.petx.mode_update_bwd(
-                [douts[k].contiguous() for k in used],
-                sum(1 << k for k in used),
+            found = torch.ops.petx.mode_update_bwd(
+                [dout.contiguous() for dout in given.values()],
+                sum(1 << k for k in given),
                 x.contiguous(),
                 *operands(factors, x.dtype),
                 seed,
@@ -169,7 +170,7 @@ class _ModeUpdate(Differentiable):
                 bits,
                 *ctx.options,
             )
-            grads = as_leaves(grads, (x, *factors), needs)
+            grads = as_leaves(found, (x, *factors), needs)
         passed = [dout if need else None for dout, need in zip(douts, needs[7:], strict=False)]
         return (*grads, None, None, None, *passed)
 

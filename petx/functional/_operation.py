@@ -212,7 +212,7 @@ def copied(
 
     Several copies are one launch on a GPU, where each alone would cost as much as a small kernel.
     """
-    found = list(tensors)
+    found: list[Any] = list(tensors)
     others = [
         i
         for i, (t, dtype) in enumerate(zip(found, dtypes, strict=False))

@@ -1,8 +1,8 @@
 """Hosts: the frozen models that are tuned. One module each, with its class as ``HOST``; found by name or checkpoint."""
 
 from pathlib import Path
+from typing import Any
 
-from torch import nn
 from transformers import AutoConfig
 
 from petx import _rooms
@@ -42,7 +42,7 @@ def wanted(method: str) -> str:
     return f"{', '.join(others)} or {last}" if others else last
 
 
-def bound(model: nn.Module, tokenizer: object) -> Host:
+def bound(model: Any, tokenizer: object) -> Host:
     """The host of ``model``, bound to its configuration and ``tokenizer``."""
     kind = model.config.model_type
     for module in _rooms.modules(__name__).values():

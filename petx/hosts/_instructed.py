@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -14,6 +14,7 @@ from petx.data.batches import IGNORED
 from petx.data.examples import Example
 from petx.data.instructions import InstructTask
 from petx.data.stores import ImageFiles
+from petx.data.task import Task
 from petx.data.tokenizers import Tokenizers, unknown_words
 from petx.errors import UserError
 from petx.hosts.base import Host
@@ -31,7 +32,7 @@ class Instructed(Host):
     """
 
     methods = ("petal",)
-    inputs = ("pixel_values", "input_ids", "attention_mask")
+    inputs: ClassVar[tuple[str, ...]] = ("pixel_values", "input_ids", "attention_mask")
     model_class: type[PreTrainedModel]
 
     def __init__(self, config: Any, tokenizers: Tokenizers) -> None:
@@ -53,7 +54,7 @@ class Instructed(Host):
     def check(cls, settings: Any) -> None:
         given = [settings.instructions, settings.eval_instructions, *settings.task_instructions.values()]
         if max(map(len, given)) > 1:
-            raise UserError(f"instructions: {cls.words} reads one instruction an image, got {max(map(len, given))}")
+            raise UserError(f"instructions: {cls.words} reads one instruction per image, got {max(map(len, given))}")
 
     @classmethod
     def tokenizers(cls, folder: str | Path) -> Tokenizers:
@@ -97,7 +98,7 @@ class Instructed(Host):
     @classmethod
     def dataset(
         cls, spec: Any, examples: list[Example], store: Any, tokenizer: Tokenizers, settings: Any, split: str
-    ) -> InstructTask:
+    ) -> Task:
         """The question stands in the templates of ``spec``, or in those of ``settings`` for ``split``."""
         if settings.targets == "first" if split == "train" else spec.metric == "exact":
             examples = [_first_answer(example) for example in examples]
@@ -131,6 +132,7 @@ class Instructed(Host):
             labels = [torch.cat([torch.full_like(p, IGNORED), a]) for p, a in zip(prompts, answers, strict=True)]
             prompts = [torch.cat(pair) for pair in zip(prompts, answers, strict=True)]
         else:
+            assert self.start is not None
             labels = answers
             targets = pad_sequence(answers, batch_first=True, padding_value=self.pad)
             batch["decoder_input_ids"] = torch.cat([torch.full((len(items), 1), self.start), targets[:, :-1]], dim=1)
@@ -152,7 +154,7 @@ class Instructed(Host):
         shifted = super().token_losses(logits[:, :-1], labels[:, 1:].contiguous())
         return torch.nn.functional.pad(shifted, (1, 0))
 
-    def generate(self, model: nn.Module, inputs: dict, **options: Any) -> torch.Tensor:
+    def generate(self, model: Any, inputs: dict, **options: Any) -> torch.Tensor:
         tokens = model.generate(**inputs, **options)
         return tokens[:, inputs["input_ids"].shape[1] if self.decoder_only else 1 :]
 
@@ -201,22 +203,22 @@ class WithQFormer(Instructed):
 
     @classmethod
     def load(cls, folder: str | Path, settings: Any) -> nn.Module:
-        model = super().load(folder, settings)
+        model: Any = super().load(folder, settings)
         if not model.query_tokens.any():
             raise UserError(f"{folder}: query_tokens are all zero, so the queries of its Q-Former cannot differ")
         return model
 
     @classmethod
-    def full(cls, model: nn.Module) -> list[nn.Parameter]:
+    def full(cls, model: Any) -> list[nn.Parameter]:
         """Q-Former, queries and projection; not the text's way out of the last layer, which leads nowhere."""
         last = model.qformer.encoder.layer[-1]
-        dead = [getattr(last, name, None) for name in ("intermediate", "output")]
-        dead = {id(p) for part in dead if part is not None for p in part.parameters()}
+        unread = [getattr(last, name, None) for name in ("intermediate", "output")]
+        dead = {id(p) for part in unread if part is not None for p in part.parameters()}
         parts = (model.qformer, model.language_projection)
         return [model.query_tokens, *(p for part in parts for p in part.parameters() if id(p) not in dead)]
 
     @classmethod
-    def everything(cls, model: nn.Module) -> list[nn.Parameter]:
+    def everything(cls, model: Any) -> list[nn.Parameter]:
         return [*cls.full(model), *model.language_model.parameters()]
 
     @classmethod

@@ -71,7 +71,7 @@ class VisualEncoderDecoder(Host):
     def pretrained(cls, settings: Any, tokenizer: Any) -> nn.Module:
         """``settings.host`` with a new visual embedding of ``settings.feature_width`` and the new tokens' rows."""
         logging.set_verbosity_error()  # which would warn that visual_embedding is new
-        more = cls.dropouts(settings.dropout)
+        more: dict[str, Any] = cls.dropouts(settings.dropout)
         model = cls.model_class.from_pretrained(settings.host, visual_width=settings.feature_width, **more)
         logging.set_verbosity_warning()
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
@@ -144,6 +144,7 @@ class VisualEncoderDecoder(Host):
         return size
 
     def collate(self, items: list[dict]) -> dict[str, Any]:
+        assert self.start is not None  # of an encoder-decoder
         texts, answers = [item["input_ids"] for item in items], [item["labels"] for item in items]
         input_ids = pad_sequence(texts, batch_first=True, padding_value=self.pad)
         targets = pad_sequence(answers, batch_first=True, padding_value=self.pad)

@@ -91,7 +91,7 @@ class Host:
         """Freeze what pretraining leaves as it is; by default nothing."""
 
     @classmethod
-    def skeleton(cls, model: nn.Module) -> nn.Module:
+    def skeleton(cls, model: Any) -> nn.Module:
         """A model like ``model`` without memory for its parameters, to count on."""
         with torch.device("meta"):
             return type(model)(model.config)
@@ -152,7 +152,7 @@ class Host:
     def lora_sizes(cls, model: nn.Module, settings: Any) -> Callable[[int], int]:
         """Parameters of :meth:`lora` by rank, from the shapes of its target modules."""
         pattern = re.compile(cls.lora(1, settings)["target_modules"])
-        linears = [module for name, module in model.named_modules() if pattern.fullmatch(name)]
+        linears: list[Any] = [module for name, module in model.named_modules() if pattern.fullmatch(name)]
         return lambda rank: sum(rank * (linear.in_features + linear.out_features) for linear in linears)
 
     # ---- bound to a configuration and a tokenizer ----
@@ -171,11 +171,11 @@ class Host:
         losses = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="none")
         return losses.view_as(labels)
 
-    def generate(self, model: nn.Module, inputs: dict, **options: Any) -> torch.Tensor:
+    def generate(self, model: Any, inputs: dict, **options: Any) -> torch.Tensor:
         """The generated tokens ``[B, M]``, without the prompt or the decoder's first token."""
         return model.generate(**inputs, **options)[:, 1:]
 
-    def choose(self, model: nn.Module, inputs: dict, choices: tuple[str, ...], tokenizer: Any) -> list[str]:
+    def choose(self, model: Any, inputs: dict, choices: tuple[str, ...], tokenizer: Any) -> list[str]:
         """Of ``choices``, for each sample, the one with the largest logit where their tokens first differ."""
         encoded = [tokenizer(choice)["input_ids"] for choice in choices]
         place = next(i for i, tokens in enumerate(zip(*encoded, strict=False)) if len(set(tokens)) > 1)

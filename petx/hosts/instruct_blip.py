@@ -59,7 +59,7 @@ class InstructBlipHost(WithQFormer):
 
     @classmethod
     def load(cls, folder: str | Path, settings: Any) -> nn.Module:
-        model = super().load(folder, settings)
+        model: Any = super().load(folder, settings)
         model.aggregation = settings.aggregation
         return model
 
@@ -113,7 +113,7 @@ class InstructBlipHost(WithQFormer):
         return model
 
     @classmethod
-    def prepare_pretraining(cls, model: nn.Module, settings: Any) -> None:
+    def prepare_pretraining(cls, model: Any, settings: Any) -> None:
         if settings.language_model == "smollm2":
             model.language_model.requires_grad_(False)
 
@@ -127,7 +127,7 @@ class InstructBlipHost(WithQFormer):
 
 
 def _t5(settings: Any, tokenizer: Any) -> T5Config:
-    return T5Config(
+    sizes: dict[str, Any] = dict(
         vocab_size=len(tokenizer),
         d_model=settings.width,
         d_kv=settings.width // settings.attention_heads,
@@ -140,6 +140,7 @@ def _t5(settings: Any, tokenizer: Any) -> T5Config:
         eos_token_id=tokenizer.eos_token_id,
         decoder_start_token_id=tokenizer.bos_token_id,
     )
+    return T5Config(**sizes)
 
 
 def _llama(settings: Any, tokenizer: Any) -> LlamaConfig:

@@ -51,7 +51,7 @@ class Llava(Instructed):
         return True
 
     @classmethod
-    def full(cls, model: nn.Module) -> list[nn.Parameter]:
+    def full(cls, model: Any) -> list[nn.Parameter]:
         """Projector and language model, as in LLaVA's second stage."""
         inner = model.model
         parts = (inner.multi_modal_projector, inner.language_model, model.lm_head)

@@ -23,6 +23,7 @@ class VLBart(VisualEncoderDecoder):
     def small(cls, settings: Any, data: Any) -> nn.Module:
         """A BART of a million parameters with random weights, over the words of ``data.tokenizer``."""
         tokenizer = data.tokenizer
+        dropouts: dict[str, Any] = cls.dropouts(settings.dropout)
         config = VLBartConfig(
             vocab_size=len(tokenizer),
             d_model=settings.width,
@@ -35,7 +36,7 @@ class VLBart(VisualEncoderDecoder):
             max_position_embeddings=64,
             init_std=settings.init_std,
             scale_embedding=True,
-            **cls.dropouts(settings.dropout),
+            **dropouts,
             visual_width=settings.feature_width,
             bos_token_id=tokenizer.bos_token_id,
             pad_token_id=tokenizer.pad_token_id,

@@ -97,7 +97,10 @@ class InformationBottleneck(nn.Module):
         self.input_estimator = _make("input_estimator", input_estimator or input_default, *widths, input_hidden)
 
     def forward(self, z: Tensor, x: Tensor, labels: Tensor) -> Tensor:
-        """The term, a scalar; shapes in the class's documentation."""
+        """The term, a scalar, of ``z [B, Q, z_features]``, ``x [B, P, x_features]`` and ``labels [B, L]``.
+
+        z and x may come averaged, ``[B, features]``.
+        """
         self._check(z, x, labels)
         with torch.autocast(z.device.type, enabled=False):
             dtype = next(self.parameters()).dtype

@@ -3,7 +3,7 @@
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from petx.data.examples import Example
 from petx.metrics._mean import mean
@@ -18,7 +18,7 @@ def caption_words(text: str) -> list[str]:
     return re.findall(r"[a-z0-9]+(?:'[a-z]+)?", text.lower())
 
 
-def bleu(captions: list[str], references: list[Iterable[str]], order: int = 4) -> list[float]:
+def bleu(captions: list[str], references: Sequence[Iterable[str]], order: int = 4) -> list[float]:
     """Corpus BLEU-1 to BLEU-``order`` (Papineni et al., 2002), the closest reference's length for brevity.
 
     ``captions``: list of texts; ``references``: for each, a list of texts. A precision of zero counts as 1e-15 over its
@@ -30,7 +30,8 @@ def bleu(captions: list[str], references: list[Iterable[str]], order: int = 4) -
         length += len(words)
         reference_length += min((abs(len(other) - len(words)), len(other)) for other in others)[1]
         for n in range(order):
-            grams, allowed = _ngrams(words, n + 1), Counter()
+            grams = _ngrams(words, n + 1)
+            allowed: Counter[Ngram] = Counter()
             for other in others:
                 allowed |= _ngrams(other, n + 1)
             total[n] += sum(grams.values())
@@ -43,7 +44,7 @@ def bleu(captions: list[str], references: list[Iterable[str]], order: int = 4) -
     return scores
 
 
-def rouge_l(captions: list[str], references: list[Iterable[str]], beta: float = 1.2) -> float:
+def rouge_l(captions: list[str], references: Sequence[Iterable[str]], beta: float = 1.2) -> float:
     """Mean ROUGE-L (Lin, 2004): F-measure of the longest common subsequence, with the references' best precision
     and best recall."""
     scores = []
@@ -58,7 +59,7 @@ def rouge_l(captions: list[str], references: list[Iterable[str]], beta: float = 
     return mean(scores)
 
 
-def cider_d(captions: list[str], references: list[Iterable[str]], order: int = 4, sigma: float = 6.0) -> float:
+def cider_d(captions: list[str], references: Sequence[Iterable[str]], order: int = 4, sigma: float = 6.0) -> float:
     """Mean CIDEr-D (Vedantam et al., 2015), document frequencies from ``references``; 10 is a perfect match.
 
     The mean over n-gram orders and references of the cosine of clipped tf-idf vectors, times a Gaussian penalty on the
@@ -69,7 +70,7 @@ def cider_d(captions: list[str], references: list[Iterable[str]], order: int = 4
     documents = math.log(max(len(references), 1))
 
     def vectors(counts: Counter[Ngram]) -> tuple[list[dict[Ngram, float]], list[float], int]:
-        weights = [defaultdict(float) for _ in range(order)]
+        weights: list[dict[Ngram, float]] = [defaultdict(float) for _ in range(order)]
         for gram, count in counts.items():
             weights[len(gram) - 1][gram] = count * (documents - math.log(max(frequency[gram], 1)))
         norms = [math.sqrt(sum(value**2 for value in weight.values())) for weight in weights]

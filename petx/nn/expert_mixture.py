@@ -30,6 +30,13 @@ class ExpertMixture(nn.Module):
     Shape: ``x [..., L, d]``, masks ``[..., L]`` (see :func:`petx.functional.expert_mixture`), gives ``[..., L, d]``.
     """
 
+    down_weight: nn.Parameter
+    down_bias: nn.Parameter | None
+    up_weight: nn.Parameter
+    up_bias: nn.Parameter | None
+    gate_weight: nn.Parameter | None
+    gate_bias: nn.Parameter | None
+
     def __init__(
         self,
         features: int,

@@ -106,8 +106,8 @@ class GatedAdapter(nn.Module):
     ) -> None:
         super().__init__()
         _check_sizes(features, rank, heads, design)
-        options = dict(granularity=granularity, activation=activation, gate_input=gate_input, middle_y=middle_y)
-        options.update(placement=placement, norm=norm)
+        options: dict[str, str | None] = dict(granularity=granularity, activation=activation, gate_input=gate_input)
+        options |= dict(middle_y=middle_y, placement=placement, norm=norm)
         for name, value in options.items():
             check_choice("GatedAdapter", name, value, OPTIONS[name])
         check_choice("GatedAdapter", "modification", modification, ("linear", "phm"))
@@ -124,8 +124,8 @@ class GatedAdapter(nn.Module):
             raise ValueError(
                 "GatedAdapter: modification='phm' has no block-diagonal form, so not design='down-up-pair'"
             )
-        for name, value in options.items():
-            setattr(self, name, value)
+        self.granularity, self.placement, self.gate_input = granularity, placement, gate_input
+        self.activation, self.middle_y, self.norm = activation, middle_y, norm
         self.features, self.rank, self.heads, self.design = features, rank, heads, design
         self.x_features = features if x_features is None else x_features
         self.scale, self.dropout, self.residual, self.eps = float(scale), float(dropout), residual, float(eps)
@@ -135,6 +135,8 @@ class GatedAdapter(nn.Module):
         place = place_of("GatedAdapter", device, dtype)
         kind = dict(bias=bias, **place)
         read = features if placement == "sequential" else self.x_features
+        self.down: nn.Linear | PHMLinear
+        self.up: nn.Linear | PHMLinear
         if modification == "phm":
             self.down = PHMLinear(read, rank, order=phm_order, **kind)
             self.up = PHMLinear(rank, features, order=phm_order, **kind)
@@ -198,22 +200,23 @@ class GatedAdapter(nn.Module):
         ``dropout``, ``residual`` and ``norm``.
         """
         layers, granularity = self._modules, self.granularity
+        norm_weight: Tensor | None
+        norm_bias: Tensor | None
         if tail is None:
-            end = self.norm, self.norm_weight, self.norm_bias
+            norm, norm_weight, norm_bias = self.norm, self.norm_weight, self.norm_bias
             residual, dropout, eps = self.residual, self.dropout if self.training else 0.0, self.eps
         else:
-            end, residual, dropout, eps = tail[1:4], True, tail.dropout, tail.eps
-        norm = end[0]
-        tensors = (h, x, *weight_and_bias(layers["down"]), *weight_and_bias(layers["up"]))
+            norm, norm_weight, norm_bias = tail[1:4]
+            residual, dropout, eps = True, tail.dropout, tail.eps
+        gate: tuple[Tensor | None, ...]
         if granularity == "large":
-            tensors += (*weight_and_bias(layers["gate_down"]), *weight_and_bias(layers["gate"]))
+            gate = (*weight_and_bias(layers["gate_down"]), *weight_and_bias(layers["gate"]))
         elif granularity == "middleY":
-            tensors += (None, None, self.gate_scale, None)
+            gate = (None, None, self.gate_scale, None)
         else:
-            tensors += (None, None, *weight_and_bias(layers.get("gate")))
-        tensors += end[1:]
+            gate = (None, None, *weight_and_bias(layers.get("gate")))
         return site(
-            tensors,
+            (h, x, *weight_and_bias(layers["down"]), *weight_and_bias(layers["up"]), *gate, norm_weight, norm_bias),
             padding_mask,
             None,
             (granularity, self.activation, self.gate_input, self.middle_y, self.placement, norm),

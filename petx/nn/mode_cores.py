@@ -31,6 +31,8 @@ class ModeCores(nn.Module):
     layers is one GEMM with the core.
     """
 
+    threshold: nn.Parameter | None
+
     def __init__(
         self,
         rank: int,

@@ -26,8 +26,8 @@ class ValueAdapter(GatedAdapter):
 
     def __init__(self, in_features: int, out_features: int, rank: int, *, heads: int = 1, **options: Any) -> None:
         check_size("ValueAdapter", in_features=in_features, out_features=out_features, rank=rank)
-        options = {"granularity": "none", "placement": "parallel", "x_features": in_features} | options
-        super().__init__(out_features, rank, heads, **options)
+        given: dict[str, Any] = {"granularity": "none", "placement": "parallel", "x_features": in_features} | options
+        super().__init__(out_features, rank, heads, **given)
 
     def forward(self, e: Tensor, v: Tensor, padding_mask: Tensor | None = None) -> Tensor:  # type: ignore[override]
         """``e [..., L, in_features]`` and ``v [..., L, out_features]`` give ``[..., L, out_features]``."""

@@ -38,10 +38,11 @@ def expert_mixture(
     if gate == "uniform":
         weights = x.new_full((*x.shape[:-1], experts), 1 / experts)
     else:
+        assert gate_weight is not None
         read = x
         if gate == "sample" and pool_mask is None:
             read = x.mean(dim=1, keepdim=True)
-        elif gate == "sample":
+        elif gate == "sample" and pool_mask is not None:
             counts = pool_mask.to(x.dtype).unsqueeze(-1)
             read = (x * counts).sum(1, keepdim=True) / counts.sum(1, keepdim=True).clamp(min=1)
         logits = F.linear(read, gate_weight, gate_bias)

@@ -53,19 +53,25 @@ def gated_adapter(
     z   = down(h or x);  S = h + up(gelu(z));  Y = s * G * S
     out = norm(x + dropout(Y)),   each of dropout, x and norm optional
     """
-    z = F.linear(h if placement == "sequential" else x, down_weight, down_bias)
+    read_down = h if placement == "sequential" else x
+    assert read_down is not None
+    z = F.linear(read_down, down_weight, down_bias)
     s = h + block_diagonal_linear(gelu(z, activation), up_weight, up_bias, heads)
     gate: Tensor | None
     read = s if gate_input == "modified" else h
     if granularity == "large":
+        assert x is not None and gate_down_weight is not None and gate_weight is not None
         gate = torch.sigmoid(
             F.linear(gelu(F.linear(x, gate_down_weight, gate_down_bias), activation), gate_weight, gate_bias)
         )
     elif granularity == "middleX":
+        assert x is not None and gate_weight is not None
         gate = torch.sigmoid(F.linear(x + read, gate_weight, gate_bias))
     elif granularity == "middleY":
+        assert gate_weight is not None
         gate = 1 + (gate_weight if middle_y == "linear" else torch.sigmoid(gate_weight))
     elif granularity == "small":
+        assert x is not None and gate_weight is not None
         per_token = torch.sigmoid(F.linear(torch.cat([x, read], dim=-1), gate_weight, gate_bias))  # [B, L, 1]
         if padding_mask is None:
             gate = per_token.mean(dim=1, keepdim=True)
@@ -76,8 +82,10 @@ def gated_adapter(
         gate = None
     y = scale * (s if gate is None else gate * s)
     if dropout > 0:
+        assert seed is not None
         y = y * dropout_mask(seed, tuple(y.shape), dropout, y.dtype, y.device)
     if residual:
+        assert x is not None
         y = x + y
     if norm == "layer":
         y = F.layer_norm(y, y.shape[-1:], norm_weight, norm_bias, eps)

@@ -25,9 +25,10 @@ def mode_update(
     hidden = x if u is None else F.linear(x, u)
     count, shape = cores.shape[0], hidden.shape
     masks: Sequence[Tensor | None] = [None] * count
-    if dropout > 0 and shared_mask:
+    assert seed is not None or dropout == 0
+    if seed is not None and dropout > 0 and shared_mask:
         masks = [dropout_mask(seed, tuple(shape), dropout, x.dtype, x.device)] * count
-    elif dropout > 0:
+    elif seed is not None and dropout > 0:
         masks = dropout_mask(seed, (count, *shape), dropout, x.dtype, x.device).unbind()
     outputs = []
     for k, mask in enumerate(masks):

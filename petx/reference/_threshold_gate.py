@@ -16,6 +16,7 @@ def threshold_gate(
     """
     if gate == "none":
         return values
+    assert threshold is not None
     if gate == "sigmoid":
         return values * torch.sigmoid((values.abs() - threshold) / temperature)
     soft = torch.sign(values) * F.relu(values.abs() - threshold)

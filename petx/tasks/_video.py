@@ -1,4 +1,4 @@
-"""TVQA, How2QA, TVC and YC2C from JSON lines and one npz feature file a video, as VL-PET reads them.
+"""TVQA, How2QA, TVC and YC2C from JSON lines and one npz feature file per video, as VL-PET reads them.
 
 Layout below the data folder: ``ann/<task>/<task>_<split>.jsonl``, ``ann/{tv,how2,yc2}_subtitles.jsonl`` and
 ``vis_features/{tv,how2,yc2}/clip-vit/<video>.npz`` holding ``features``, ``[T, F]``.
@@ -14,7 +14,7 @@ from petx.data.stores import NpzFeatures
 from petx.tasks.base import TaskSpec
 
 MAX_TEXT, MAX_ANSWER = 600, 20  # tokens
-_SHARED = dict(data="video-text", methods=("vlpet",), store=NpzFeatures, max_target=MAX_ANSWER)
+_SHARED: dict[str, Any] = dict(data="video-text", methods=("vlpet",), store=NpzFeatures, max_target=MAX_ANSWER)
 
 
 def questions(name: str, title: str, videos: str) -> TaskSpec:
@@ -32,13 +32,13 @@ def questions(name: str, title: str, videos: str) -> TaskSpec:
 
 
 def captions(name: str, title: str, videos: str) -> TaskSpec:
-    """A task of one or more descriptions a clip."""
+    """A task of one or more descriptions per clip."""
 
     def read(folder: Path, split: str, training: bool, tokenizer: Any) -> Iterator[Example]:
         for row, said, span in _clips(folder, name, split, videos, "vid_name", "ts", "descs"):
             text = _fitted(said, f"{span} {name}: ", tokenizer)
             described = tuple(given["desc"].strip() for given in row["descs"])
-            for caption in described if training else described[:1]:  # trained on every description, scored once a clip
+            for caption in described if training else described[:1]:  # scored once per clip
                 yield Example(text, ((videos, row["vid_name"]),), ((caption, 1.0),), references=described)
 
     return TaskSpec(name, title, read=read, metric="caption", loss="token", num_beams=5, **_SHARED)

@@ -45,6 +45,7 @@ class TaskSpec:
 
     def examples(self, folder: str | Path, splits: list[str], training: bool, tokenizer: Any = None) -> list[Example]:
         """The examples in ``splits``, without a prompt; :class:`UserError` if there are none."""
+        assert self.read is not None, self.name  # of a task that is read from a data folder
         examples = [one for split in splits for one in self.read(Path(folder), split, training, tokenizer)]
         if not examples:
             raise UserError(f"{self.name}: no examples in {', '.join(splits)} under {folder}")

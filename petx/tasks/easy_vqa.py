@@ -45,7 +45,7 @@ class Question:
 
 def read_questions(folder: str | Path, split: str) -> list[Question]:
     """The questions of ``split`` (``train`` or ``test``) from the package folder ``folder``."""
-    rows = json.loads((folder / "data" / split / "questions.json").read_text(encoding="utf-8"))
+    rows = json.loads((Path(folder) / "data" / split / "questions.json").read_text(encoding="utf-8"))
     return [Question(text, answer, f"{split}/images/{image}.png") for text, answer, image in rows]
 
 
@@ -72,7 +72,7 @@ def captions(questions: list[Question]) -> list[tuple[str, str]]:
 
     Yes/no questions are not looked at: they are the new task.
     """
-    told = defaultdict(set)
+    told: dict[str, set[str]] = defaultdict(set)
     for question in questions:
         if question.kind != "yes/no":
             words = {question.answer, *re.findall(r"\w+", question.text)}
@@ -91,7 +91,7 @@ def majority_answer(questions: list[Question]) -> str:
 
 def blind_answers(train: list[Question], questions: list[Question]) -> list[str]:
     """The most frequent training answer to each question's exact text: the best anyone does without the image."""
-    counts = defaultdict(Counter)
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
     for question in train:
         counts[question.text][question.answer] += 1
     fallback = majority_answer(train)
@@ -135,9 +135,9 @@ class EasyVQA:
         said = [(image, " ".join(draw.choices(vocabulary, k=draw.randint(1, 3)))) for image in images_of(self.train)]
         return [Example(text, (image,), ((text, 1.0),)) for image, text in said]
 
-    def baselines(self, tasks: list) -> dict[str, Any]:
+    def baselines(self, tasks: dict[str, Any]) -> dict[str, Any]:
         """Scores without a model; ``tasks``: ``{split: Task}`` over the questions of dev and test."""
-        scores = {}
+        scores: dict[str, dict[str, Any]] = {}
         majority = majority_answer(self.train)
         for split, task in tasks.items():
             questions = getattr(self, split)
@@ -169,7 +169,8 @@ class EasyVQASource(Source):
             tokenizer = host.small_tokenizer(data.texts(), settings, visual_tokens=data.features.features.shape[1])
         else:
             tokenizer = host.pretrained_tokenizers(settings)
-        processor, store = getattr(tokenizer, "image_processor", None), data.features
+        processor = getattr(tokenizer, "image_processor", None)
+        store: ArrayFeatures | ImageFiles = data.features
         if processor is not None:
             store = ImageFiles(packages.require("easy-vqa")["easy_vqa"] / "data", processor)
 
@@ -177,7 +178,7 @@ class EasyVQASource(Source):
             return host.dataset(spec, examples, store, tokenizer, settings, split)
 
         vqa = {split: dataset(QUESTIONS, data.questions(split), split) for split in ("train", "dev", "test")}
-        run_data = RunData(tokenizer, **{split: [vqa[split]] for split in vqa})
+        run_data = RunData(tokenizer, train=[vqa["train"]], dev=[vqa["dev"]], test=[vqa["test"]])
         run_data.baselines = data.baselines({split: vqa[split] for split in ("dev", "test")})
         if settings.host is None:
             read_by = {"caption": data.captions, "what": lambda: data.questions("train", only_what=True)}

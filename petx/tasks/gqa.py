@@ -12,7 +12,7 @@ from petx.tasks.base import TaskSpec
 def _read(folder: Path, split: str, training: bool, tokenizer: Any) -> Iterator[Example]:
     for row in json_rows(folder / "GQA" / f"{split}.json", "img_id", "sent", "label"):
         label = row["label"]
-        answer = max(label, key=label.get) if isinstance(label, dict) else label
+        answer = max(label, key=label.__getitem__) if isinstance(label, dict) else label
         yield Example(row["sent"], (row["img_id"],), ((answer, 1.0),))
 
 

@@ -42,9 +42,10 @@ def load_trainable(model: nn.Module, folder: str | Path) -> None:
 def mark_whole(folder: str | Path, seconds: float) -> None:
     """Write the marker that says ``folder`` is finished, with the wall time the training took so far and the path,
     kernel or reference, that each operation takes."""
-    sizes = {str(file.relative_to(folder)): file.stat().st_size for file in sorted(folder.rglob("*")) if file.is_file()}
+    files = [file for file in sorted(Path(folder).rglob("*")) if file.is_file()]
+    sizes = {str(file.relative_to(folder)): file.stat().st_size for file in files}
     values = {"seconds": seconds, "paths": certify.record(), "sizes": sizes}
-    (folder / MARKER).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    Path(folder, MARKER).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def seconds(folder: str | Path) -> float:
@@ -59,8 +60,8 @@ def other_paths(folder: str | Path) -> list[str]:
 def is_whole(folder: str | Path) -> bool:
     """Whether ``folder`` has its marker and every file is there with the size it was written with."""
     try:
-        sizes = json.loads((folder / MARKER).read_text(encoding="utf-8"))["sizes"]
-        return all((folder / name).stat().st_size == size for name, size in sizes.items())
+        sizes = json.loads(Path(folder, MARKER).read_text(encoding="utf-8"))["sizes"]
+        return all(Path(folder, name).stat().st_size == size for name, size in sizes.items())
     except (OSError, ValueError, KeyError):
         return False
 

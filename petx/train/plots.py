@@ -106,12 +106,15 @@ def write_study(found: dict[str, Any], path: Path) -> Path:
         at = np.array([row["place"][first] if numeric else places.index(row["labels"][first]) + away for row in rows])
         means = [row["test"]["mean"] for row in rows]
         spreads = [row["test"]["spread"] or 0.0 for row in rows]
-        style = dict(marker="o", markersize=5, capsize=4, linewidth=1.5, linestyle="-" if numeric else "none")
-        drawn = axes.errorbar(at, means, yerr=spreads, label=label, **style)
+        drawing: dict[str, Any] = dict(
+            marker="o", markersize=5, capsize=4, linewidth=1.5, linestyle="-" if numeric else "none"
+        )
+        drawn = axes.errorbar(at, means, yerr=spreads, label=label, **drawing)
         for x, row in zip(at, rows, strict=True):
             seeds = [run["test"][found["metric"]] for run in row["runs"]]
             axes.plot([x] * len(seeds), seeds, ".", color=drawn[0].get_color(), alpha=0.35, markersize=4)
-    for (name, scores), style in zip(found["beside"].items(), ("--", ":", "-.", (0, (1, 4))), strict=False):
+    styles: tuple[Any, ...] = ("--", ":", "-.", (0, (1, 4)))
+    for (name, scores), style in zip(found["beside"].items(), styles, strict=False):
         if name in ("blind", "frozen host") and found["metric"] in scores:
             value = scores[found["metric"]]
             label = {"blind": "best answer without the image"}.get(name, name)

@@ -47,6 +47,7 @@ class Recipe:
 
     def given_host(self, settings: Common) -> type[Host]:
         """The kind of ``settings.host``; its tokenizers are there."""
+        assert settings.host is not None
         host = hosts.of_checkpoint(settings.host, self.name)
         host.pretrained_tokenizers(settings)
         return host

@@ -38,11 +38,11 @@ def rows(run: Any, results: dict[str, Any]) -> tuple[list[str], list[list[str]]]
 
 
 def score(values: list[float | None]) -> str:
-    values = [value for value in values if value is not None]
-    if not values:
+    scored = [value for value in values if value is not None]
+    if not scored:
         return "-"
-    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{spread}"
+    spread = f" ± {statistics.stdev(scored):.1f}" if len(scored) > 1 else ""
+    return f"{statistics.mean(scored):.1f}{spread}"
 
 
 def markdown(header: list[str], lines: list[list[str]]) -> str:

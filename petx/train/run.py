@@ -37,6 +37,7 @@ class Run:
     """
 
     def __init__(self, recipe: Recipe, settings: Common) -> None:
+        assert settings.output_dir is not None  # :func:`petx.train.settings.parse` gives it its default
         self.recipe, self.settings, self.out = recipe, settings, Path(settings.output_dir)
         self.source = tasks.source(settings.data)
         self.host: Any = None
@@ -104,15 +105,19 @@ class Run:
         self.prepare()
         stages.check_output(self)
         stages.say(f"Writing to {out}")
-        if getattr(settings, "notice", None):
-            stages.say(f"This takes longer: {settings.notice}.")
+        if notice := getattr(settings, "notice", None):
+            stages.say(f"This takes longer: {notice}.")
         with state.main_process_first():  # the first writes the features to the cache, the others read them there
             self.load_data()
         if state.is_main_process:
             write_json(out / stages.SETTINGS, dataclasses.asdict(settings))
         self.host_folder = stages.prepare_host(self)
 
-        results = {"settings": dataclasses.asdict(settings), "baselines": self.data.baselines, "arms": {}}
+        results: dict[str, Any] = {
+            "settings": dataclasses.asdict(settings),
+            "baselines": self.data.baselines,
+            "arms": {},
+        }
         jobs = list(stages.jobs(self))
         for number, (arm, seed) in enumerate(jobs, 1):
             record = stages.run_arm(self, arm, seed, f"[{number}/{len(jobs)}]")

@@ -1,5 +1,6 @@
 """Answers of a model to the examples of a task, and their scores; the work is shared between processes."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -37,7 +38,7 @@ def answers(model: nn.Module, task: Any, tokenizer: Any, *, batch_size: int, num
 
 
 def scores(
-    model: nn.Module, tasks: list, tokenizer: Any, *, batch_size: int, num_beams: int | None = None
+    model: nn.Module, tasks: Iterable[Any], tokenizer: Any, *, batch_size: int, num_beams: int | None = None
 ) -> dict[str, float]:
     """``{metric: value}``, the main one first: the task's metrics, or the tasks' average and ``"task metric"`` each."""
     scored = {

@@ -37,6 +37,14 @@ class Common:
         *("seeds", "output_dir", "resume"),
     )
 
+    if typing.TYPE_CHECKING:  # what every recipe adds, with its own default
+        data: str
+        host: str | None
+        arms: list
+        lr: float
+        warmup: float
+        decay: str
+
     # data
     data_dir: str | None = option(None, "folder of one's own data (docs/training.md has the layout)")
     feature_width: int = option(1280, "width of a visual feature vector")
@@ -109,7 +117,7 @@ class Common:
 
 def with_baselines(kind: Any) -> Any:
     """``kind`` with the settings that the baselines of its recipe bring along."""
-    brought = {}
+    brought: dict[str, tuple[type, Any]] = {}
     for baseline in baselines.of_method(kind.recipe).values():
         brought |= baseline.options
     fields = [(name, hint, field) for name, (hint, field) in brought.items()]
@@ -136,10 +144,12 @@ def parse(kind: Any, argv: list[str] | None = None, description: str | None = No
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="one setting; KEY.SUBKEY too")
     for field in dataclasses.fields(kind):
         flag = field.metadata.get("flag", field.name)
-        names = dict.fromkeys((f"--{flag}", f"--{flag.replace('_', '-')}"))
+        spelled = dict.fromkeys((f"--{flag}", f"--{flag.replace('_', '-')}"))
         default = "" if field.default in (None, dataclasses.MISSING, False) else f" (default: {field.default})"
-        more = dict(action="store_true") if field.name == "resume" else dict(metavar="VALUE")
-        parser.add_argument(*names, dest=field.name, help=(field.metadata["help"] + default).replace("%", "%%"), **more)
+        more: dict[str, Any] = dict(action="store_true") if field.name == "resume" else dict(metavar="VALUE")
+        parser.add_argument(
+            *spelled, dest=field.name, help=(field.metadata["help"] + default).replace("%", "%%"), **more
+        )
     given = vars(parser.parse_args(argv))
 
     preset, config, assignments = given.pop("preset"), given.pop("config", None), given.pop("set")
@@ -156,8 +166,8 @@ def parse(kind: Any, argv: list[str] | None = None, description: str | None = No
 class _List(argparse.Action):
     """Prints what there is to choose from, as ``--help`` prints the settings."""
 
-    def __init__(self, *args: Any, kind: Any, **kwargs: Any) -> None:
-        super().__init__(*args, nargs=0, **kwargs)
+    def __init__(self, option_strings: list[str], dest: str, *, kind: Any, **kwargs: Any) -> None:
+        super().__init__(option_strings, dest, nargs=0, **kwargs)
         self.kind = kind
 
     def __call__(

@@ -91,7 +91,7 @@ def prepare_host(run: Any) -> str | Path:
     return folder
 
 
-def save_host(model: nn.Module, tokenizer: Any, folder: str | Path) -> None:
+def save_host(model: Any, tokenizer: Any, folder: str | Path) -> None:
     if PartialState().is_main_process:
         with written_whole(folder) as target:
             model.save_pretrained(target)

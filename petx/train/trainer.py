@@ -2,14 +2,15 @@
 
 import contextlib
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
 from transformers.trainer_callback import PrinterCallback, TrainerCallback
@@ -40,25 +41,26 @@ class PetTrainer(Seq2SeqTrainer):
         tasks: list,
         batch_sizes: list[int],
         *,
-        dev_tasks: list | tuple = (),
+        dev_tasks: Sequence[Any] = (),
         decay: str = "clean",
     ) -> None:
         self.tasks, self.batch_sizes, self.dev_tasks = tasks, batch_sizes, dev_tasks
         self.tokenizer, self.decay = tokenizer, decay
-        self._scratch = None  # where a checkpoint is being written
+        self._scratch: str | None = None  # where a checkpoint is being written
         self.before = 0.0  # seconds that earlier attempts at this training took
         self.host = hosts.bound(model, tokenizer)
         collate = self.host.collate
-        super().__init__(model, args, train_dataset=TaskMixture(tasks), eval_dataset=[], data_collator=collate)
+        self.mixture, none_here = TaskMixture(tasks), cast(Dataset, [])  # :meth:`evaluate` reads ``dev_tasks``
+        super().__init__(model, args, train_dataset=self.mixture, eval_dataset=none_here, data_collator=collate)
         self.model_accepts_loss_kwargs = False
         self.remove_callback(PrinterCallback)  # it prints every log
         self.add_callback(Progress)
 
-    def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         self.started = time.monotonic()
         if resume_from_checkpoint is not None:
             self.before = checkpoints.seconds(resume_from_checkpoint)
-        return super().train(resume_from_checkpoint, **kwargs)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     @property
     def seconds(self) -> float:
@@ -76,7 +78,7 @@ class PetTrainer(Seq2SeqTrainer):
             processes=self.args.world_size,
         )
         workers = self.args.dataloader_num_workers
-        return DataLoader(self.train_dataset, batch_sampler=batches, collate_fn=self.data_collator, num_workers=workers)
+        return DataLoader(self.mixture, batch_sampler=batches, collate_fn=self.data_collator, num_workers=workers)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         if self.decay == "paper":
@@ -103,18 +105,30 @@ class PetTrainer(Seq2SeqTrainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Score the development tasks; the main score is logged as ``eval_score``."""
-        scored = scoring.scores(self.model, self.dev_tasks, self.tokenizer, batch_size=self.args.eval_batch_size)
-        name, value = next(iter(scored.items()))
-        scored = {"eval_score": value, "eval_metric": name}
+        batch_size = self.args.eval_batch_size
+        name, value = next(
+            iter(scoring.scores(self._trained, self.dev_tasks, self.tokenizer, batch_size=batch_size).items())
+        )
+        scored: dict[str, Any] = {"eval_score": value, "eval_metric": name}
         self.log(scored)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, scored)
         return scored
 
+    @property
+    def _trained(self) -> nn.Module:
+        assert self.model is not None
+        return self.model
+
+    @property
+    def _output_dir(self) -> str:
+        assert self.args.output_dir is not None
+        return self.args.output_dir
+
     def _get_output_dir(self, trial: Any) -> str:
-        return self._scratch or self.args.output_dir
+        return self._scratch or self._output_dir
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        final = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
+        final = Path(self._output_dir, f"checkpoint-{self.state.global_step}")
         writer = self.args.should_save
         try:
             with written_whole(final) if writer else contextlib.nullcontext(final) as target:
@@ -133,14 +147,14 @@ class PetTrainer(Seq2SeqTrainer):
         finally:
             self._scratch = None
         if writer:
-            checkpoints.remove_others(self.args.output_dir, final)
+            checkpoints.remove_others(self._output_dir, final)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         if self.args.should_save:
-            checkpoints.save_trainable(self.model, output_dir)
+            checkpoints.save_trainable(self._trained, output_dir or self._output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        checkpoints.load_trainable(self.model, resume_from_checkpoint)
+        checkpoints.load_trainable(self._trained, resume_from_checkpoint)
 
 
 class Progress(TrainerCallback):

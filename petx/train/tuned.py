@@ -57,7 +57,7 @@ def save(
     manifest["settings"] = dataclasses.asdict(settings)
     with written_whole(folder) as target:
         if isinstance(model, PeftModel):
-            model.save_pretrained(target)
+            model.save_pretrained(str(target))
         else:
             checkpoints.save_trainable(model, target)
         (target / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")

@@ -3,11 +3,12 @@
 import json
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
-from peft.utils import AuxiliaryTrainingWrapper
+from peft.utils import AuxiliaryTrainingWrapper, PeftType
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
@@ -48,18 +49,20 @@ def load_adapter(
     folder = Path(folder)
     config, tensors = _config(folder), _tensors(folder)
     config.inference_mode = not is_trainable
-    beside = isinstance(model, PeftModel)
-    if beside and adapter_name in model.peft_config:
+    beside = model if isinstance(model, PeftModel) else None
+    if beside is not None and adapter_name in beside.peft_config:
         raise UserError(f"the model has an adapter {adapter_name!r} already; give this one another name")
-    file, tuner = folder / TENSORS, PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type]
+    file = folder / TENSORS
+    tuner: Any = PEFT_TYPE_TO_TUNER_MAPPING[PeftType(config.peft_type)]
     _check_finite(file, tensors)
     if strict:  # what the header says is compared before anything is built
         own = {name: tensor for name, tensor in tensors.items() if f".{tuner.prefix}" in name}
-        _refuse_misfits(file, own, tuner.expected(model.get_base_model() if beside else model, config))
+        _refuse_misfits(file, own, tuner.expected(model if beside is None else beside.get_base_model(), config))
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    if beside:
-        model.add_adapter(adapter_name, config)
-        tuned = model
+    tuned: Any
+    if beside is not None:
+        beside.add_adapter(adapter_name, config)
+        tuned = beside
     else:
         tuned = get_peft_model(model, config, adapter_name=adapter_name)
     try:
@@ -70,8 +73,8 @@ def load_adapter(
             tensors = _what_fits(file, tensors, wanted)
         set_peft_model_state_dict(tuned, _as_compiled(tuned, tensors), adapter_name=adapter_name)
     except BaseException:
-        if beside:
-            model.delete_adapter(adapter_name)
+        if beside is not None:
+            beside.delete_adapter(adapter_name)
         else:
             tuned.base_model.restore()
         for parameter, flag in flags:
@@ -89,7 +92,7 @@ def _config(folder: Path) -> PeftConfig:
     if method not in methods():
         raise UserError(f"{file}: the adapter was made by {method!r}, and petx's methods are {', '.join(methods())}")
     try:
-        return PeftConfig.from_pretrained(folder)
+        return PeftConfig.from_pretrained(str(folder))
     except (TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{file}: {error}") from error
 

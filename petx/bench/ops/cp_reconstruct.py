@@ -42,7 +42,8 @@ def case(
 ) -> BenchCase:
     """W + gate(ΔW) of all modules that share factors, frozen W."""
     size, entries = dtype.itemsize, count * d_in * d_out
-    parameters = {"u": (rank, d_in), "v": (d_out, rank), "cores": (count, rank, rank) if full else (count, rank)}
+    cores: tuple[int, ...] = (count, rank, rank) if full else (count, rank)
+    parameters: dict[str, tuple[int, ...]] = {"u": (rank, d_in), "v": (d_out, rank), "cores": cores}
     parameters |= {"threshold": (1,)} if gate == "soft" else {}
     return BenchCase(
         "cp_reconstruct",

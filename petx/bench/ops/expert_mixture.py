@@ -84,7 +84,7 @@ def literal(t: Tensors, *, experts: int, gate: str, alpha: float, beta: float) -
     """An expert at a time, as released."""
     weights = _gate(t, gate)
     downs, ups = t["down_weight"].chunk(experts), t["up_weight"].chunk(experts, dim=1)
-    mixed = 0
+    mixed: Any = 0
     for k, (down, bias, up) in enumerate(zip(downs, t["down_bias"].chunk(experts), ups, strict=True)):
         out = F.linear(F.linear(t["x"], down, bias), up, t["up_bias"][k])
         mixed = mixed + (out if weights is None else weights[..., k : k + 1] * out)
@@ -102,7 +102,8 @@ def eager(t: Tensors, *, experts: int, gate: str, alpha: float, beta: float) -> 
 
 
 def fused(t: Tensors, *, experts: int, gate: str, alpha: float, beta: float) -> tuple[torch.Tensor, ...]:
-    return (functional.expert_mixture(**t, experts=experts, gate=gate, alpha=alpha, beta=beta),)
+    arguments: dict[str, Any] = {**t, "experts": experts, "gate": gate, "alpha": alpha, "beta": beta}
+    return (functional.expert_mixture(**arguments),)
 
 
 def _gate(t: Tensors, gate: str) -> torch.Tensor | None:

@@ -114,9 +114,12 @@ def host_tail(y: torch.Tensor, t: Tensors, dropout: float, tail: str) -> tuple[t
 
 
 def fused(t: Tensors, *, heads: int, dropout: float, tail: str) -> tuple[torch.Tensor, ...]:
-    options = {} if tail == "none" else dict(dropout=dropout, residual=True)
-    options |= dict(norm="layer") if tail == "bart" else {}
-    return (functional.gated_adapter(**t, granularity="large", **options),)
+    arguments: dict[str, Any] = {**t, "granularity": "large"}
+    if tail != "none":
+        arguments |= dict(dropout=dropout, residual=True)
+    if tail == "bart":
+        arguments |= dict(norm="layer")
+    return (functional.gated_adapter(**arguments),)
 
 
 def products() -> Arm:

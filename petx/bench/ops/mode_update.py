@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from petx import functional
-from petx.bench.case import Arm, BenchCase, Form, Problem, Shapes, Sweep, Tensors, Unavailable, problem
+from petx.bench.case import Arm, BenchCase, Built, Problem, Shapes, Sweep, Tensors, Unavailable, problem
 from petx.bench.ops import mode_cores
 from petx.bench.peers import LORA, LYCORIS, arms, without_lora
 from petx.bench.products import alone
@@ -155,7 +155,7 @@ def products(modes: int, projections: bool, dx: bool) -> Arm:
     return alone(forward, backward, [f"y{k}" for k in range(modes)], lambda t: (*t["x"].shape[:-1], -1))
 
 
-def lora(case: BenchCase, problem: Problem) -> tuple[Form, list[torch.Tensor]]:
+def lora(case: BenchCase, problem: Problem) -> Built:
     """PEFT's LoRA layer of equal rank around each frozen projection, its dropout on."""
     try:
         from peft import LoraConfig
@@ -175,7 +175,7 @@ def lora(case: BenchCase, problem: Problem) -> tuple[Form, list[torch.Tensor]]:
     return lambda t: tuple(layer(t["x"]) for layer in layers), leaves
 
 
-def lycoris(case: BenchCase, problem: Problem) -> tuple[Form, list[torch.Tensor]]:
+def lycoris(case: BenchCase, problem: Problem) -> Built:
     """LyCORIS' LoRA of equal rank, on a GPU: without a core and with dropout off, its nearest algebra."""
     linears = _linears(case, problem)
     if linears[0].weight.device.type != "cuda":
@@ -186,7 +186,7 @@ def lycoris(case: BenchCase, problem: Problem) -> tuple[Form, list[torch.Tensor]
         raise Unavailable("lycoris-lora is not installed") from error
     rank, layers = case.sizes["R"], []
     for k, base in enumerate(linears):
-        layer = LoConModule(f"projection_{k}", base, 1.0, rank, rank, bypass_mode=True)
+        layer: Any = LoConModule(f"projection_{k}", base, 1.0, rank, rank, bypass_mode=True)
         layer = layer.to(base.weight.device, case.dtype)
         layers.append(layer.train())
     return lambda t: tuple(layer(t["x"]) for layer in layers), [

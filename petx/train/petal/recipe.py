@@ -53,14 +53,16 @@ class Petal(Recipe):
         settings: Common,
         dev_tasks: list | tuple = (),
     ) -> PetalTrainer:
-        more = dict(dev_tasks=dev_tasks, decay=settings.decay, settings=settings)
+        more: dict[str, Any] = dict(dev_tasks=dev_tasks, decay=settings.decay, settings=settings)
         return PetalTrainer(model, args, tokenizer, tasks, batch_sizes, **more)
 
     def training_options(self, settings: Common) -> dict[str, Any]:
-        return {settings.amp: True} if settings.amp and torch.cuda.is_available() else {}
+        given: Any = settings  # of this recipe
+        return {given.amp: True} if given.amp and torch.cuda.is_available() else {}
 
     def notes(self, settings: Common) -> str:
-        kind = "own" if settings.host else "smollm2" if settings.language_model == "smollm2" else "small"
+        given: Any = settings  # of this recipe
+        kind = "own" if given.host else "smollm2" if given.language_model == "smollm2" else "small"
         return _NOTES.replace("HOST", _HOSTS[kind])
 
 

@@ -31,7 +31,9 @@ class PetalTrainer(PetTrainer):
                 options = dict(warm=warm, low=settings.lr_warmup, end=settings.lr_min, an_epoch=an_epoch)
                 return learning_rate(step, top, num_training_steps, settings.schedule, **options) / top
 
-            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, factor)
+            decided = optimizer or self.optimizer
+            assert decided is not None
+            self.lr_scheduler = LambdaLR(decided, factor)
         return self.lr_scheduler
 
     def paper_decay(self, model: nn.Module) -> list[str]:
@@ -47,7 +49,8 @@ class PetalTrainer(PetTrainer):
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         bottleneck = getattr(self.accelerator.unwrap_model(model), ESTIMATORS, None)
         if bottleneck is not None:
-            count = self.model.config.num_query_tokens
+            config: Any = self._trained.config
+            count = config.num_query_tokens
             queries = outputs.qformer_outputs.last_hidden_state[:, :count].float()
             loss = loss + bottleneck(queries, outputs.vision_outputs.last_hidden_state.float(), labels)
         return (loss, outputs) if return_outputs else loss

@@ -7,11 +7,13 @@ import numbers
 import types
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from peft import PeftConfig
 
 from petx.errors import UserError
+
+Config = TypeVar("Config", bound=PeftConfig)
 
 __all__ = ["check_fields", "takes_no"]
 
@@ -62,10 +64,10 @@ def _is(value: Any, kind: Any) -> bool:
     return isinstance(value, kind)
 
 
-def takes_no(instead: str) -> Callable[[type], type]:
+def takes_no(instead: str) -> Callable[[type[Config]], type[Config]]:
     """Class decorator of a configuration: PEFT's options for places are refused, with what is there ``instead``."""
 
-    def decorate(config_class: type) -> type:
+    def decorate(config_class: Any) -> Any:
         made = config_class.__init__
 
         @functools.wraps(made)

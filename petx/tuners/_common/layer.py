@@ -27,11 +27,16 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__()
         self.base_layer = base_layer
-        self.merged_adapters = []
+        self.merged_adapters: list[str] = []
         self._disable_adapters = False
-        self._active_adapter = []
+        self._active_adapter: str | list[str] = []
         self._rows: Rows | None = None  # set while a batch of several adapters runs
-        self._before_merge = None  # (weight, bias) of the frozen linear while an adapter is merged
+        # Weight and bias of the frozen linear while an adapter is merged.
+        self._before_merge: tuple[nn.Parameter, nn.Parameter | None] | None = None
+
+    def get_base_layer(self) -> Any:
+        """The frozen linear: torch's, a quantised one, or another library's with the same attributes."""
+        return super().get_base_layer()
 
     @property
     def in_features(self) -> int:
@@ -59,8 +64,8 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         name = self._active_adapter if isinstance(self._active_adapter, str) else self._active_adapter[0]
         return name if name in self.adapters else None
 
-    def _replicate_for_data_parallel(self) -> "AdapterLayer":
-        replica = super()._replicate_for_data_parallel()
+    def _replicate_for_data_parallel(self) -> Any:
+        replica: Any = super()._replicate_for_data_parallel()
         replica.forward = _refuse_data_parallel
         return replica
 
@@ -87,7 +92,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
     @torch.no_grad()
     def merge(self, safe_merge: bool = False, adapter_names: Sequence[str] | None = None) -> None:
         """Fold an adapter into this linear alone; the model's ``merge_adapter`` checks all layers first."""
-        for name in check_adapters_to_merge(self, adapter_names):
+        for name in check_adapters_to_merge(self, None if adapter_names is None else list(adapter_names)):
             if reason := self.merge_obstacle(name):
                 raise UserError(f"{self.method} adapter {name!r} cannot be merged into a {self.kind}: {reason}")
             if name in self.adapters:

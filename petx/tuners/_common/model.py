@@ -29,7 +29,7 @@ class AdapterModel(BaseTuner):
     """
 
     method: ClassVar[str]  # its name in messages
-    tuner_layer_cls: ClassVar[type[AdapterLayer]]
+    tuner_layer_cls: type[AdapterLayer]
     named_container: ClassVar[str]  # attribute whose keys are adapter names and whose values are modules
     report: ClassVar[ModuleType]  # has adapted, describe and parameter_counts
 
@@ -74,9 +74,14 @@ class AdapterModel(BaseTuner):
     # ---- injection ----
 
     def inject_adapter(
-        self, model: nn.Module, adapter_name: str, *args: Any, low_cpu_mem_usage: bool = False, **kwargs: Any
+        self,
+        model: nn.Module,
+        adapter_name: str,
+        autocast_adapter_dtype: bool = True,
+        low_cpu_mem_usage: bool = False,
+        state_dict: dict[str, torch.Tensor] | None = None,
     ) -> None:
-        config = self.peft_config[adapter_name]
+        config: Any = self.peft_config[adapter_name]
         resolved = copy.copy(config)  # the user's configuration changes only once it is known to fit
         resolved.resolve(self.get_model_config(model).get("model_type"))
         plan = self._plan(model, resolved)
@@ -88,7 +93,7 @@ class AdapterModel(BaseTuner):
         saved = config.modules_to_save
         try:
             config.modules_to_save = _as_compiled(model, saved)
-            super().inject_adapter(model, adapter_name, *args, low_cpu_mem_usage=low_cpu_mem_usage, **kwargs)
+            super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict)
         finally:
             config.modules_to_save = saved
             del self._planned
@@ -100,20 +105,20 @@ class AdapterModel(BaseTuner):
 
         Raises UserError if ``config`` does not fit it; ``model`` and ``config`` stay as they are.
         """
-        config = copy.copy(config)
-        config.resolve(cls.get_model_config(model).get("model_type"))
-        tensors = cls._tensors(model, config, cls._plan(model, config))
+        resolved: Any = copy.copy(config)
+        resolved.resolve(cls.get_model_config(model).get("model_type"))
+        tensors = cls._tensors(model, resolved, cls._plan(model, resolved))
         return {f"base_model.{name}": tensor for name, tensor in tensors.items()}
 
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict) -> PeftConfig:
         return peft_config  # inject_adapter did it, with the model at hand
 
     @staticmethod
-    def _check_target_module_exists(peft_config: PeftConfig, key: str) -> bool:
+    def _check_target_module_exists(peft_config: Any, key: str) -> bool:
         return plain(key) in peft_config.target_modules
 
-    def _layers(self, adapter_name: str | None = None) -> dict[str, AdapterLayer]:
-        """Path -> layer, of all layers or of those that have ``adapter_name``."""
+    def _layers(self, adapter_name: str | None = None) -> dict[str, Any]:
+        """Path -> layer of :attr:`tuner_layer_cls`, of all layers or of those that have ``adapter_name``."""
         return {
             path: module
             for path, module in self.model.named_modules()
@@ -126,7 +131,7 @@ class AdapterModel(BaseTuner):
         """Make one adapter the active one; UserError for several."""
         names = [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)
         refuse_several(self.tuner_layer_cls, names)
-        super().set_adapter(adapter_name, inference_mode=inference_mode)
+        super().set_adapter(names, inference_mode=inference_mode)
 
     def merge_adapter(self, adapter_names: str | Sequence[str] | None = None, safe_merge: bool = False) -> None:
         """Fold the active adapter into the frozen weights; :meth:`unmerge_adapter` takes it out.
@@ -171,7 +176,7 @@ class AdapterModel(BaseTuner):
         progressbar: bool = False,
         safe_merge: bool = False,
         adapter_names: Sequence[str] | None = None,
-    ) -> nn.Module:
+    ) -> Any:
         if merge:
             merged = self._merged()
             for name in self._names(adapter_names):
@@ -182,7 +187,8 @@ class AdapterModel(BaseTuner):
         else:
             self.unmerge_adapter()
         self._disconnect()
-        return super()._unload_and_optionally_merge(False, progressbar, safe_merge, adapter_names)
+        unload: Any = super()._unload_and_optionally_merge  # which says None and returns the model
+        return unload(False, progressbar, safe_merge, adapter_names)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         if isinstance(child, AuxiliaryTrainingWrapper):  # unloading: its copy or the original, as it is
@@ -254,7 +260,7 @@ class AdapterModel(BaseTuner):
     def _load_from_state_dict(self, state_dict: dict[str, torch.Tensor], prefix: str, *args: Any) -> None:
         """Refuse a state dict that has a part of an adapter, or tensors that do not fit: PEFT would load what fits."""
         given = {key for key in state_dict if key.startswith(prefix) and f".{self.prefix}" in f".{key}"}
-        known = set()
+        known: set[str] = set()
         for name in self.peft_config:
             own = {f"{prefix}{key}": tensor for key, tensor in self._own_tensors(name).items()}
             if given & own.keys() and own.keys() - given:
@@ -289,7 +295,7 @@ def _as_compiled(model: nn.Module, names: list[str] | None) -> list[str] | None:
     return [path for path in paths if "_orig_mod" != path.rpartition(".")[2] and covered(plain(path), names)]
 
 
-def check_host(method: str, facts: dict[str, Any], config: PeftConfig) -> dict[str, Any]:
+def check_host(method: str, facts: dict[str, Any], config: Any) -> dict[str, Any]:
     """``facts`` about a model, what an adapter's tensors depend on; UserError if ``config`` was made for others."""
     differing = [key for key in facts if key != "model_type" and config.host and config.host.get(key) != facts[key]]
     if differing:

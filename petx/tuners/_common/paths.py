@@ -1,6 +1,7 @@
 """Paths of modules and names of tensors."""
 
 from collections.abc import Collection, Iterable
+from typing import Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
@@ -28,7 +29,7 @@ def parents(path: str) -> list[str]:
     return [path[:i] for i, letter in enumerate(path) if letter == "."]
 
 
-def base_of(module: nn.Module | None) -> nn.Module | None:
+def base_of(module: nn.Module | None) -> Any:
     """The frozen layer inside a tuner's layer; any other module is itself."""
     return module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
 

@@ -99,7 +99,7 @@ class PetalConfig(PeftConfig):
     )
 
     # PEFT reads this attribute; the tuner fills in the paths that it found. Not a field, and not saved.
-    target_modules = None
+    target_modules = None  # type: tuple[str, ...] | None
 
     @classmethod
     def preset(cls, name: str, **options: Any) -> "PetalConfig":

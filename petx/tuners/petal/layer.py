@@ -38,7 +38,7 @@ class PetalLayer(AdapterLayer):
         self.group = group
 
     @property
-    def kind(self) -> str:
+    def kind(self) -> str:  # type: ignore[override]  # no layer's is ever set
         return self.group.spec.kind
 
     def update_layer(self, adapter_name: str, mode: nn.Parameter, inference_mode: bool = False) -> None:
@@ -61,7 +61,7 @@ class PetalLayer(AdapterLayer):
     def merged_tensors(self, adapter_name: str) -> tuple[torch.Tensor, torch.Tensor | None]:
         """W' = W + V M(p)ᵀ U, and the bias as it is."""
         parts, base = self.group.tower.parts[adapter_name], self.get_base_layer()
-        factors = parts.factors[self.group.spec.factors]
+        factors: Any = parts.factors[self.group.spec.factors]
         cores = parts.cores(self.group.spec.factors, self.petal_mode[adapter_name].unsqueeze(0))
         v = factors.v[str(self.group.spec.out_features)]
         (weight,) = functional.cp_reconstruct([base.weight], factors.u, v, cores)
@@ -80,8 +80,8 @@ class ProjectionGroup:
 
     def __init__(self, spec: Group, tower: RunningTower) -> None:
         self.spec, self.tower = spec, tower
-        self.layers = []  # PetalLayers, in the order of spec.names
-        self._ready = None
+        self.layers: list[PetalLayer] = []  # PetalLayers, in the order of spec.names
+        self._ready: tuple[torch.Tensor, object, dict[PetalLayer, torch.Tensor]] | None = None
 
     def project(self, layer: PetalLayer, adapter: str, x: torch.Tensor) -> torch.Tensor:
         """The output of ``layer``, one of this group, for ``x [*, in_features]``."""
@@ -105,10 +105,11 @@ class ProjectionGroup:
     ) -> Sequence[torch.Tensor]:
         bases = [layer.base_layer(x) for layer in layers]
         parts = self.tower.parts[adapter]
-        factors, cores = parts.factors[self.spec.factors], self.tower.cores(adapter, self, layers)
-        u = factors.u
+        factors: Any = parts.factors[self.spec.factors]
+        cores = self.tower.cores(adapter, self, layers)
+        u: torch.Tensor | None = factors.u
         if compiling or self.spec.several_read_input:
-            x, u = self.tower.projected(adapter, self.spec.factors, x, u, compiling)
+            x, u = self.tower.projected(adapter, self.spec.factors, x, factors.u, compiling)
         return functional.mode_update(
             x,
             u,

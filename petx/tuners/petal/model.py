@@ -3,7 +3,8 @@
 import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any
+from types import ModuleType
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -41,7 +42,11 @@ class PetalModel(AdapterModel):
     tuner_layer_cls = PetalLayer
     named_container = "petal_shared"
     uses_shared_state = True
-    report = report
+    report: ClassVar[ModuleType] = report
+
+    petal_shared: Any  # a ModuleDict of PetalParts
+    _towers: dict[str, RunningTower]
+    _expert_places: dict[str, ExpertPlace]
 
     # ---- injection ----
 
@@ -82,16 +87,19 @@ class PetalModel(AdapterModel):
 
     def _create_and_replace(
         self,
-        config: PetalConfig,
+        peft_config: Any,
         adapter_name: str,
         target: nn.Module,
         target_name: str,
         parent: nn.Module,
         current_key: str,
+        parameter_name: str | None = None,
     ) -> None:
         if isinstance(target, OptimizedModule):
             return  # the linear inside it comes next
-        current_key, layer = plain(current_key), target
+        config: PetalConfig = peft_config
+        layer: Any = target
+        current_key = plain(current_key)
         if not isinstance(target, PetalLayer):
             groups = [group for tower in self._towers.values() for group in tower.groups]
             group = next(group for group in groups if current_key in group.spec.paths)
@@ -103,13 +111,17 @@ class PetalModel(AdapterModel):
         layer.update_layer(adapter_name, self._modes[current_key], config.inference_mode)
 
     def _connect(self, model: nn.Module) -> None:
-        for connected in (*self._towers.values(), *self._expert_places.values()):
-            if isinstance(connected, ExpertPlace) or connected.groups[0].layers:
-                connected.connect(model)
+        for tower in self._towers.values():
+            if tower.groups[0].layers:
+                tower.connect(model)
+        for place in self._expert_places.values():
+            place.connect(model)
 
     def _disconnect(self) -> None:
-        for connected in (*self._towers.values(), *self._expert_places.values()):
-            connected.disconnect()
+        for tower in self._towers.values():
+            tower.disconnect()
+        for place in self._expert_places.values():
+            place.disconnect()
 
     # ---- PEFT's operations, for what is shared too ----
 
@@ -192,12 +204,13 @@ class PetalModel(AdapterModel):
     def _merge(self, adapter_name: str, safe_merge: bool) -> None:
         """Fold the updates W' = W + V M(p)ᵀ U of all projections; alike ones in one call."""
         layers = self._layers(adapter_name).values()
-        parts, alike = self.petal_shared[adapter_name], {}
+        parts = self.petal_shared[adapter_name]
+        alike: dict[tuple[Any, ...], list[PetalLayer]] = {}
         for layer in layers:
             weight, spec = layer.get_base_layer().weight, layer.group.spec
             key = (spec.factors, spec.out_features, weight.dtype, weight.device)
             alike.setdefault(key, []).append(layer)
-        done = []
+        done: list[tuple[PetalLayer, torch.Tensor]] = []
         for (factors, width, _, _), group in alike.items():
             weight = group[0].get_base_layer().weight
             count = max(1, MERGED_AT_ONCE // (weight.numel() * weight.element_size()))

@@ -52,7 +52,7 @@ class PetalParts(nn.Module):
         super().__init__()
         self.rank, self.dropout, self.shared_mask = config.rank, config.dropout, config.shared_mask
         self.expert_scope, self.mixed = config.expert_scope, dict(plan.mixed)
-        sizes = {}
+        sizes: dict[str, tuple[int, dict[int, None]]] = {}
         for group in plan.groups:
             sizes.setdefault(group.factors, (group.in_features, {}))[1][group.out_features] = None
         # Name of factors -> name of those whose core they use.
@@ -66,6 +66,7 @@ class PetalParts(nn.Module):
         )
         self.experts = None
         if config.experts:
+            assert plan.width is not None  # found with the place that experts need
             self.experts = ExpertMixture(
                 plan.width,
                 config.experts,
@@ -90,11 +91,12 @@ class PetalParts(nn.Module):
 
     def cores(self, factors: str, modes: torch.Tensor) -> torch.Tensor:
         """Cores of the mode vectors ``[n, R]`` with the core that ``factors`` (a name) use."""
-        return self.factors[self.core_of[factors]].cores(modes)
+        owner: Any = self.factors[self.core_of[factors]]
+        return owner.cores(modes)
 
     def transformation(self, tower: Tower, index: int, cross: bool = False) -> QueryTransformation | None:
         """The query transformation of a layer of ``tower`` (its description), or None."""
-        held = self.cross_query_transform if cross else self.query_transform
+        held: Any = self.cross_query_transform if cross else self.query_transform
         return held[tower.key][index] if tower.key in held else None
 
 
@@ -123,8 +125,9 @@ def check_that_it_can_train(parts: PetalParts, plan: Plan, modes: dict[str, nn.P
     if any(parameter.is_meta for parameter in parts.parameters()):
         return
     for group in plan.groups:
-        factors = parts.factors[group.factors]
-        cores = parts.factors[parts.core_of[group.factors]].cores
+        factors: Any = parts.factors[group.factors]
+        owner: Any = parts.factors[parts.core_of[group.factors]]
+        cores = owner.cores
         stacked = torch.stack([modes[path] for path in group.paths])
         gated = cores(torch.ones_like(stacked)) if cores.form == "diagonal" else cores(stacked.new_ones(1, parts.rank))
         cut_off = not gated.any() and bool(cores.core.any())

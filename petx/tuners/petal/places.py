@@ -1,6 +1,7 @@
 """Where PETAL goes in a given model: found and checked before anything is changed."""
 
 import re
+from typing import Any
 
 from peft.utils import AuxiliaryTrainingWrapper
 from torch import nn
@@ -26,7 +27,7 @@ def find_places(model: nn.Module, config: PetalConfig) -> Plan:
         if not re.search(r"(^|\.)(original_module|modules_to_save|petal_\w+|base_layer)(\.|$)", path)
     }
     plan = Plan()
-    for name in config.towers:
+    for name in config.towers or ():
         root = find_root(model, modules, name)
         plan.towers[name] = find_tower(name, root, modules, layers_read(model, root, modules))
     _check_parts(plan, config)
@@ -53,7 +54,7 @@ def _check_parts(plan: Plan, config: PetalConfig) -> None:
                 raise UserError(f"PETAL: {name}={wanted!r} needs query tokens, and {tower.root} is no Q-Former")
 
 
-def _place_experts(model: nn.Module, modules: Modules, plan: Plan, config: PetalConfig) -> None:
+def _place_experts(model: Any, modules: Modules, plan: Plan, config: PetalConfig) -> None:
     qformer = next((tower for tower in plan.towers.values() if tower.kind == "qformer"), None)
     if qformer is not None:
         embedded = f"{qformer.root}.embeddings"
@@ -80,7 +81,8 @@ def _place_experts(model: nn.Module, modules: Modules, plan: Plan, config: Petal
             "PETAL: expert_gate='sample' averages over a sample's tokens, and in a decoder these are the answer's too; "
             "use expert_scope='image' or expert_gate='token'"
         )
-    plan.width = modules[words].weight.shape[1]
+    embedding: Any = modules[words]
+    plan.width = embedding.weight.shape[1]
     if config.expert_scope in ("all", "image"):
         plan.mixed[projectors[0]] = "image"
     if config.expert_scope in ("all", "text"):

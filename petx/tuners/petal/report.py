@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft.utils import AuxiliaryTrainingWrapper
@@ -62,7 +63,9 @@ def parameter_counts(model: nn.Module, adapter_name: str | None = None) -> dict[
     """
     name, tuner = adapter_named(model, adapter_name), tuner_of(model)
     parts, places = tuner.petal_shared[name], adapted(model, name)
-    counts = {key: count(parts.factors[key]) if key in parts.factors else 0 for key in ("text", "image")}
+    counts: dict[str, Any] = {
+        key: count(parts.factors[key]) if key in parts.factors else 0 for key in ("text", "image")
+    }
     counts["other"] = count(parts.factors) - sum(counts.values())
     counts["modes"] = sum(place.parameters for place in places if place.rank is not None)
     counts["query_transform"] = count(parts.query_transform) + count(parts.cross_query_transform)

@@ -11,7 +11,8 @@ from torch.utils.hooks import RemovableHandle
 
 from petx.tuners._common.mixed import Rows, replaced_forward
 from petx.tuners.petal.layer import PetalLayer, ProjectionGroup, _state_of, project
-from petx.tuners.petal.plan import Layer, Tower
+from petx.tuners.petal.parts import PetalParts
+from petx.tuners.petal.plan import Group, Layer, Tower
 
 __all__ = ["ExpertPlace", "RunningTower"]
 
@@ -24,13 +25,14 @@ class RunningTower:
     does that for itself, so that the recomputation repeats exactly what was done.
     """
 
-    def __init__(self, spec: Tower, parts: nn.ModuleDict) -> None:
-        self.spec, self.parts = spec, parts  # parts: ModuleDict, adapter name -> PetalParts
+    def __init__(self, spec: Tower, parts: Any) -> None:
+        self.spec = spec
+        self.parts: dict[str, PetalParts] = parts  # the model's ModuleDict, by adapter name
         self.groups = [ProjectionGroup(group, self) for group in spec.groups]
         self.tails = [LayerTail(self, i, layer) for i, layer in enumerate(spec.layers)]
-        self._pass = None
-        self._arguments = ()  # names of the tower's positional arguments
-        self._hooks = []
+        self._pass: _Pass | None = None
+        self._arguments: tuple[str, ...] = ()  # names of the tower's positional arguments
+        self._hooks: list[RemovableHandle] = []
 
     def adapter(self) -> str | None:
         """Name of the adapter that works in this tower now, or None."""
@@ -142,8 +144,10 @@ class _Pass:
 
     def __init__(self, given: dict[str, Any]) -> None:
         self.state = _autograd_state()
-        self.cores = {}  # (adapter, factors) -> {group: cores}
-        self.projected = {}  # (adapter, factors) -> (x, its state, x Uᵀ)
+        self.cores: dict[tuple[str, str], dict[Group, torch.Tensor]] = {}  # (adapter, factors) -> {group: cores}
+        self.projected: dict[
+            tuple[str, str], tuple[torch.Tensor, object, torch.Tensor]
+        ] = {}  # (adapter, factors) -> (x, its state, x Uᵀ)
         queries = given.get("query_length")
         if queries is None:
             embedded = given.get("query_embeds")
@@ -173,7 +177,7 @@ class LayerTail:
 
     def __init__(self, tower: RunningTower, index: int, spec: Layer) -> None:
         self.tower, self.index, self.spec = tower, index, spec
-        self._rows = None  # A ``[B, L, d]`` of the running layer
+        self._rows: torch.Tensor | None = None  # A ``[B, L, d]`` of the running layer
         self._next = 0  # first row that was not yet added
 
     def connect(self, model: nn.Module) -> list[RemovableHandle]:
@@ -231,7 +235,7 @@ class ExpertPlace:
     def __init__(self, path: str, kind: str, towers: dict[str, RunningTower]) -> None:
         self.path, self.kind = path, kind  # kind: "qformer", "image" or "text"
         self.towers = towers  # the model's, path -> RunningTower; an adapter works in some of them
-        self._hooks = []
+        self._hooks: list[RemovableHandle] = []
 
     def connect(self, model: nn.Module) -> None:
         self._hooks = [model.get_submodule(self.path).register_forward_hook(self._mix, prepend=True)]

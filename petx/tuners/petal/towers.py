@@ -31,7 +31,7 @@ def find_root(model: nn.Module, modules: Modules, name: str) -> str:
 
 
 def _what_there_is(modules: Modules) -> str:
-    holders = {}
+    holders: dict[str, None] = {}
     for path in modules:
         if _projections(path, modules):
             holders.setdefault(NUMBER.split(path)[0].removesuffix(".layer").removesuffix(".encoder"), None)
@@ -129,7 +129,7 @@ def _qformer_layers(root: str, modules: Modules) -> list[Layer]:
                 (path, text) if text in modules else (path,),
                 path,
                 cross if cross in modules else None,
-                modules[f"{path}.dense"].out_features,
+                base_of(modules[f"{path}.dense"]).out_features,
             )
         )
     return found
@@ -150,4 +150,5 @@ def _width(attention: str, modules: Modules) -> int:
         if f"{attention}.{out}" in modules:
             return base_of(modules[f"{attention}.{out}"]).out_features
     names = _projections(attention, modules)
+    assert names is not None  # of a path that has them
     return base_of(modules[f"{attention}.{names[0]}"]).in_features

@@ -91,7 +91,7 @@ class VLPetConfig(PeftConfig):
 
     # PEFT reads this attribute; the tuner fills in the paths that the sites' patterns matched. Not a field: it follows
     # from the sites and is not saved.
-    target_modules = None
+    target_modules = None  # type: tuple[str, ...] | None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -126,8 +126,8 @@ class VLPetConfig(PeftConfig):
             raise UserError(f"VLPetConfig: init_std must not be negative, got {self.init_std}")
         for name in ("encoder_sites", "decoder_sites"):
             for site in getattr(self, name) or ():
-                known = {"name", "output", "input", "mask"}
-                if "output" not in site or set(site) - known or not all(isinstance(v, str) for v in site.values()):
+                fields = {"name", "output", "input", "mask"}
+                if "output" not in site or set(site) - fields or not all(isinstance(v, str) for v in site.values()):
                     raise UserError(
                         f"VLPetConfig: every entry of {name} is a dict with 'output' and optionally 'input', 'mask' "
                         f"and 'name', got {site!r}"
@@ -165,8 +165,8 @@ class VLPetConfig(PeftConfig):
 
     def adapter_options(self, side: str) -> dict[str, Any]:
         """Keyword arguments of :class:`petx.nn.GatedAdapter` (encoder) or :class:`petx.nn.ValueAdapter` (decoder)."""
-        shared = ("activation", "gate_input", "middle_y", "modification", "phm_order", "init", "init_std")
-        shared += ("zero_init_up", "zero_init_gate")
+        shared = ["activation", "gate_input", "middle_y", "modification", "phm_order", "init", "init_std"]
+        shared += ["zero_init_up", "zero_init_gate"]
         options = {name: getattr(self, name) for name in shared} | {"bias": self.use_bias}
         if side == "decoder":
             rank = self.decoder_rank

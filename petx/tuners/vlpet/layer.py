@@ -1,13 +1,20 @@
 """The layers that take the place of a frozen linear: the encoder site and the decoder's value projection."""
 
-from typing import Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from petx.errors import UserError
+from petx.nn import GatedAdapter
 from petx.tuners._common.layer import AdapterLayer
 from petx.tuners.vlpet.config import needs_input
+
+if TYPE_CHECKING:
+    from petx.tuners.vlpet.values import ValueGroup
 
 __all__ = ["EncoderSite", "ValueSite", "VLPetLayer"]
 
@@ -28,12 +35,13 @@ class VLPetLayer(AdapterLayer):
         super().__init__(base_layer)
         self.kind = kind
         self.vlpet_adapter = nn.ModuleDict()
-        self._masked = set()  # names of the adapters that leave padding out
-        self._mask = None  # attention_mask of the running forward pass: handed over, used once and let go
-        self._x = None  # X of the running forward pass, likewise
-        self.tap_paths = {}  # what a hook brings ("input", "mask") -> path of the module it is on
+        self._masked: set[str] = set()  # names of the adapters that leave padding out
+        # attention_mask and X of the running forward pass: handed over, used once and let go.
+        self._mask: torch.Tensor | None = None
+        self._x: torch.Tensor | None = None
+        self.tap_paths: dict[str, str] = {}  # what a hook brings ("input", "mask") -> path of the module it is on
         self.adapts_itself = True  # False while the layer around does it (petx.tuners.vlpet.fused)
-        self._hooks = []
+        self._hooks: list[RemovableHandle] = []
 
     def update_layer(
         self, adapter_name: str, adapter: nn.Module, reads_mask: bool = False, inference_mode: bool = False
@@ -83,18 +91,30 @@ class VLPetLayer(AdapterLayer):
         hidden, out, x, mask = given
         if name not in self.vlpet_adapter:
             return out
-        return self._adapt(self.vlpet_adapter[name], hidden, out, x, _padding(mask) if name in self._masked else None)
+        adapter: Any = self.vlpet_adapter[name]
+        return self._adapt(adapter, hidden, out, x, _padding(mask) if name in self._masked else None)
 
-    def take_up(self) -> tuple[nn.Module | None, torch.Tensor | None]:
+    def take_up(self) -> tuple[GatedAdapter | None, torch.Tensor | None]:
         """The adapter of this pass, or None, and the padding mask it reads; lets go of what the taps brought."""
         mask, self._x, self._mask = self._mask, None, None
         adapter = self.running_adapter()
         return adapter, _padding(mask) if adapter is not None and self.current() in self._masked else None
 
-    def running_adapter(self) -> nn.Module | None:
-        """The adapter that a pass runs, or None."""
+    def running_adapter(self) -> Any:
+        """The adapter that a pass runs, a :class:`petx.nn.GatedAdapter`, or None."""
         name = self.current()
         return None if name is None or self.merged else self.vlpet_adapter[name]
+
+    def _adapt(
+        self,
+        adapter: GatedAdapter,
+        hidden: torch.Tensor,
+        h: torch.Tensor,
+        x: torch.Tensor | None,
+        mask: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """``h``, what the linear made of ``hidden``, adapted."""
+        raise NotImplementedError
 
     def merge_obstacle(self, adapter_name: str) -> str | None:
         """Why ``adapter_name`` cannot be folded into the linear here, or None if it can."""
@@ -102,7 +122,7 @@ class VLPetLayer(AdapterLayer):
             return None
         if reason := self.packed():
             return reason
-        adapter = self.vlpet_adapter[adapter_name]
+        adapter: Any = self.vlpet_adapter[adapter_name]
         if adapter.granularity not in ("none", "middleY"):
             return f"its {adapter.granularity} gate depends on the input"
         if adapter.up.weight.any():
@@ -111,7 +131,8 @@ class VLPetLayer(AdapterLayer):
 
     def merged_tensors(self, adapter_name: str) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Weight and bias with an adapter that is an affine map of H: W' = diag(s G) W, b' = s G (b + b_up)."""
-        adapter, base = self.vlpet_adapter[adapter_name], self.get_base_layer()
+        adapter: Any = self.vlpet_adapter[adapter_name]
+        base = self.get_base_layer()
         gain = channel_gain(adapter)
         weight = (base.weight * gain.unsqueeze(1)).to(base.weight.dtype)
         biases = [bias for bias in (base.bias, adapter.up.bias) if bias is not None and bias.any()]
@@ -124,7 +145,8 @@ class VLPetLayer(AdapterLayer):
 
         A sequential adapter's down projection reads what is now scaled, so its columns are divided by the same.
         """
-        adapter, base = self.vlpet_adapter[adapter_name], self.get_base_layer()
+        adapter: Any = self.vlpet_adapter[adapter_name]
+        base = self.get_base_layer()
         gain = channel_gain(adapter)
         if adapter.placement == "sequential":
             adapter.down.weight.div_(gain.to(adapter.down.weight.dtype))
@@ -152,7 +174,7 @@ class EncoderSite(VLPetLayer):
 
     def _adapt(
         self,
-        adapter: nn.Module,
+        adapter: GatedAdapter,
         hidden: torch.Tensor,
         h: torch.Tensor,
         x: torch.Tensor | None,
@@ -171,7 +193,9 @@ class EncoderSite(VLPetLayer):
 class ValueSite(VLPetLayer):
     """The value projection of a decoder's cross-attention: v becomes v + up(gelu(down(e))), e the encoder output."""
 
-    group = None  # of the decoder's value sites, which may compute them together (petx.tuners.vlpet.values)
+    # Of the decoder's value sites, which may compute them together (petx.tuners.vlpet.values), and the place there.
+    group: ValueGroup | None = None
+    index: int
 
     def forward(self, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """V ``[..., L_e, out_features]`` for the encoder output ``hidden [..., L_e, in_features]``."""
@@ -180,13 +204,13 @@ class ValueSite(VLPetLayer):
 
     def _adapt(
         self,
-        adapter: nn.Module,
-        e: torch.Tensor,
-        v: torch.Tensor,
+        adapter: GatedAdapter,
+        hidden: torch.Tensor,
+        h: torch.Tensor,
         x: torch.Tensor | None,
         mask: torch.Tensor | None,
     ) -> torch.Tensor:
-        return adapter(e.to(v.dtype), v, mask)
+        return adapter(hidden.to(h.dtype), h, mask)
 
 
 def _padding(mask: Any) -> torch.Tensor | None:
@@ -205,7 +229,7 @@ def _padding(mask: Any) -> torch.Tensor | None:
     return mask if mask.dtype == torch.bool else mask == 0  # additive masks are 0 where a token counts
 
 
-def channel_gain(adapter: nn.Module) -> torch.Tensor:
+def channel_gain(adapter: Any) -> torch.Tensor:
     """s·G ``[d]`` of an adapter whose gate does not depend on the input (middleY or none)."""
     place = adapter.up.weight
     dtype = torch.promote_types(place.dtype, torch.float32)

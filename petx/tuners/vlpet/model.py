@@ -1,6 +1,8 @@
 """The PEFT tuner: puts the layers where the sites are, and answers for PEFT's operations."""
 
 from contextlib import ExitStack
+from types import ModuleType
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -29,7 +31,7 @@ class VLPetModel(AdapterModel):
     method = "VL-PET"
     tuner_layer_cls = VLPetLayer
     named_container = "vlpet_adapter"
-    report = report
+    report: ClassVar[ModuleType] = report
 
     # ---- injection ----
 
@@ -52,18 +54,20 @@ class VLPetModel(AdapterModel):
 
     def _create_and_replace(
         self,
-        config: VLPetConfig,
+        peft_config: Any,
         adapter_name: str,
         target: nn.Module,
         target_name: str,
         parent: nn.Module,
         current_key: str,
+        parameter_name: str | None = None,
     ) -> None:
         if isinstance(target, OptimizedModule):
             return  # the linear inside it comes next
+        config: VLPetConfig = peft_config
         site = self._planned[plain(current_key)]
         adapter = new_adapter(config, site.side, target)
-        layer = target
+        layer: Any = target
         if not isinstance(target, VLPetLayer):
             layer = (EncoderSite if site.side == "encoder" else ValueSite)(target, site.kind)
             layer._active_adapter = self.active_adapters
@@ -130,7 +134,7 @@ class VLPetModel(AdapterModel):
 
     def value_groups(self) -> list[ValueGroup]:
         """The decoder's :class:`petx.tuners.vlpet.values.ValueGroup`, or none."""
-        groups = (layer.group for layer in self._layers().values() if isinstance(layer, ValueSite))
+        groups = [layer.group for layer in self._layers().values() if isinstance(layer, ValueSite)]
         return list({id(group): group for group in groups if group is not None}.values())
 
     # ---- batches of several adapters ----
@@ -174,7 +178,7 @@ class VLPetModel(AdapterModel):
         is not one), for a g that is zero or not finite, and where other adapters share the frozen model.
         """
         name = report.adapter_named(self, adapter_name)
-        config = self.peft_config[name]
+        config: Any = self.peft_config[name]
         if list(self.peft_config) != [name]:
             raise UserError(f"fold_gate changes the frozen model, which the adapters {list(self.peft_config)} share")
         if config.modification == "phm":

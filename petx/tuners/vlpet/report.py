@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from peft.utils import AuxiliaryTrainingWrapper
 from torch import nn
@@ -39,7 +40,7 @@ def adapted(model: nn.Module, adapter_name: str | None = None) -> list[Adapted]:
     sites, trained = [], []
     for path, module in tuner_of(model).model.named_modules():
         if isinstance(module, VLPetLayer) and adapter_name in module.vlpet_adapter:
-            site = module.vlpet_adapter[adapter_name]
+            site: Any = module.vlpet_adapter[adapter_name]
             gate = sum(p.numel() for name, p in site.named_parameters() if name.startswith("gate"))
             sites.append(
                 Adapted(
@@ -72,7 +73,7 @@ def parameter_counts(model: nn.Module, adapter_name: str | None = None) -> dict[
     def total(side: str, what: Callable[[Adapted], int]) -> int:
         return sum(what(place) for place in places if place.kind.startswith(side))
 
-    counts = {
+    counts: dict[str, Any] = {
         "encoder_delta": total("encoder", lambda place: place.parameters - place.gate_parameters),
         "encoder_gate": total("encoder", lambda place: place.gate_parameters),
         "decoder_value": total("decoder", lambda place: place.parameters),
@@ -93,7 +94,7 @@ def describe(model: nn.Module, adapter_name: str | None = None) -> str:
     places, counts = adapted(model, adapter_name), parameter_counts(model, adapter_name)
     lines = [f"VL-PET adapter {adapter_name!r}:"]
     groups = Counter((place.kind, *(getattr(place, name) for name in _SHOWN), place.gate_rank) for place in places)
-    sizes = Counter()
+    sizes: Counter[str] = Counter()
     for place in places:
         sizes[place.kind] += place.parameters
     for (kind, granularity, rank, heads, design, modification, scale, gate_rank), number in groups.items():
@@ -111,9 +112,9 @@ def describe(model: nn.Module, adapter_name: str | None = None) -> str:
     return "\n".join(lines)
 
 
-def _together(tuner: nn.Module) -> list[str]:
+def _together(tuner: Any) -> list[str]:
     """Lines that say what runs in one operation, and why the rest does not."""
-    reasons = Counter(tuner.unfused().values())
+    reasons: Counter[str | None] = Counter(tuner.unfused().values())
     lines, whole = [], reasons.pop(None, 0)
     if whole:
         lines.append(f"  fused: {whole} layers, whose dropout, residual connection and norm are in the operation")

@@ -87,15 +87,15 @@ def new_adapter(
     config: VLPetConfig, side: str, linear: nn.Module, device: torch.device | str | None = None
 ) -> GatedAdapter | ValueAdapter:
     """Adapter module for ``linear``, a frozen linear or the layer around it; of its dtype, by default on its device."""
-    linear = base_of(linear)
-    weight = linear.weight
-    place = {"device": weight.device if device is None else device}
+    frozen = base_of(linear)
+    weight = frozen.weight
+    place: dict[str, Any] = {"device": weight.device if device is None else device}
     if weight.is_floating_point():
         place["dtype"] = weight.dtype
     options = config.adapter_options(side) | place
     if side == "encoder":
-        return GatedAdapter(linear.out_features, **options)
-    return ValueAdapter(linear.in_features, linear.out_features, **options)
+        return GatedAdapter(frozen.out_features, **options)
+    return ValueAdapter(frozen.in_features, frozen.out_features, **options)
 
 
 def modules_to_train(model: nn.Module, config: VLPetConfig) -> list[str]:
@@ -115,7 +115,7 @@ def _norms(model: nn.Module, side: str) -> list[str]:
     """Paths of the normalisation layers in the model's encoder or decoder."""
     stack = getattr(model, f"get_{side}", lambda: None)()
     root = next((path for path, module in plain_modules(model).items() if module is stack), None)
-    if not root:
+    if stack is None or not root:
         raise UserError(
             f"VL-PET: train_{side}_norms=True needs a model with get_{side}(), which {type(model).__name__} lacks; set "
             "it to False and name the norms in modules_to_save"

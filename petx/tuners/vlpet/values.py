@@ -12,6 +12,7 @@ from torch import nn
 from petx import functional
 from petx.nn import ValueAdapter
 from petx.tuners.vlpet.fused.layer import listened_to
+from petx.tuners.vlpet.layer import ValueSite
 
 __all__ = ["ValueGroup", "decoder_of"]
 
@@ -40,9 +41,11 @@ class ValueGroup:
         sites: two or more :class:`petx.tuners.vlpet.layer.ValueSite`, in the order of the layers.
     """
 
-    def __init__(self, decoder: nn.Module, sites: list[nn.Module]):
+    def __init__(self, decoder: nn.Module, sites: list[ValueSite]) -> None:
         self.decoder, self.sites = decoder, sites
-        self._values, self._source, self._stacked = {}, None, (None, None, None)
+        self._values: dict[int, torch.Tensor] = {}
+        self._source: torch.Tensor | None = None
+        self._stacked: tuple[Any, Any, Any] = (None, None, None)  # what it was made of, weight, bias
         for index, site in enumerate(sites):
             site.group, site.index = self, index
         # A bound method, so that deepcopy of the whole model copies the connection too.
@@ -56,7 +59,7 @@ class ValueGroup:
     def _release(self, *_: Any) -> None:
         self._values, self._source = {}, None
 
-    def values(self, site: nn.Module, e: torch.Tensor) -> torch.Tensor | None:
+    def values(self, site: ValueSite, e: torch.Tensor) -> torch.Tensor | None:
         """V of ``site`` ``[..., L_e, d]`` for the encoder output ``e [..., L_e, d_e]``; None if it has to run alone."""
         if site.index == 0:
             self._release()
@@ -66,7 +69,7 @@ class ValueGroup:
 
     def obstacle(self, e: torch.Tensor | None = None) -> str | None:
         """Why the sites cannot run together in a pass on ``e`` (None: in any), in words, or None if they can."""
-        adapters = [site.running_adapter() for site in self.sites]
+        adapters: list[Any] = [site.running_adapter() for site in self.sites]
         linears = [site.get_base_layer() for site in self.sites]
         if any(type(adapter) is not ValueAdapter or "forward" in vars(adapter) for adapter in adapters):
             return "not every layer has an adapter that is active, and petx's own"
@@ -84,7 +87,7 @@ class ValueGroup:
             return "the value projections differ in size, dtype or device"
         if any(listened_to(module) for module in (*self.sites, *adapters, *linears)):
             return "hooks listen to them"
-        if self.decoder.training and getattr(self.decoder, "layerdrop", 0):
+        if self.decoder.training and getattr(self.decoder, "layerdrop", None):
             return "the decoder drops whole layers in training"
         if self.decoder.training and any(getattr(m, "gradient_checkpointing", False) for m in self.decoder.modules()):
             return "every layer is recomputed for itself under gradient checkpointing"
@@ -95,7 +98,7 @@ class ValueGroup:
         return None
 
     def _all(self, e: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        adapters = [site.running_adapter() for site in self.sites]
+        adapters: list[Any] = [site.running_adapter() for site in self.sites]
         down, up = ([getattr(adapter, part) for adapter in adapters] for part in ("down", "up"))
         values = functional.value_adapters(
             e,
@@ -124,10 +127,10 @@ class ValueGroup:
         return self.__dict__ | {"_values": {}, "_source": None, "_stacked": (None, None, None)}
 
 
-def _projections(adapters: list[nn.Module], linears: list[nn.Module]) -> tuple[list[nn.Module], ...]:
+def _projections(adapters: list[Any], linears: list[Any]) -> tuple[list[Any], ...]:
     return [a.down for a in adapters], [a.up for a in adapters], linears
 
 
-def _stack(modules: list[nn.Module], name: str) -> torch.Tensor | None:
+def _stack(modules: list[Any], name: str) -> Any:
     tensors = [getattr(module, name) for module in modules]
     return None if tensors[0] is None else torch.stack(tensors)

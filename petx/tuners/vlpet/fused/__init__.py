@@ -10,6 +10,7 @@ import functools
 import importlib
 import inspect
 import pkgutil
+from typing import Any
 
 from torch import nn
 
@@ -39,7 +40,8 @@ def obstacle(layer: nn.Module) -> str | None:
         return f"{type(layer).__name__} is a subclass of {kind.host.__name__}, whose forward may differ"
     if "forward" in vars(layer):
         return f"the forward of this {kind.host.__name__} was replaced"
-    forward = inspect.unwrap(kind.host.forward)
+    host: Any = kind.host
+    forward = inspect.unwrap(host.forward)
     if forward.__module__ != kind.host.__module__:
         return f"{kind.host.__name__}.forward was replaced by {forward.__module__}.{forward.__qualname__}"
     if tuple(inspect.signature(forward).parameters)[: len(kind.arguments)] != kind.arguments:
@@ -53,9 +55,9 @@ def obstacle(layer: nn.Module) -> str | None:
 
 def fuse(layer: nn.Module) -> str | None:
     """Let ``layer`` run fused if it can; returns :func:`obstacle`."""
-    reason = obstacle(layer)
-    if reason is None:
-        layer.__class__ = fused_class(layer)
+    reason, kind = obstacle(layer), fused_class(layer)
+    if reason is None and kind is not None:
+        layer.__class__ = kind
     return reason
 
 

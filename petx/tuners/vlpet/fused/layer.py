@@ -66,10 +66,10 @@ def end_of_sublayer(
         training: whether the layer is in training mode.
     """
     adapter, mask = site.take_up() if isinstance(site, EncoderSite) else (None, None)
-    tail = _tail(dropout, norm, training) if adapter is not None and _plain(adapter, h, x) else None
-    if tail is not None:
-        return adapter(h, x, mask, tail=tail)
     if adapter is not None:
+        tail = _tail(dropout, norm, training) if _plain(adapter, h, x) else None
+        if tail is not None:
+            return adapter(h, x, mask, tail=tail)
         h = adapter(h, x.to(h.dtype), mask)
     h = x + (dropout(h) if isinstance(dropout, nn.Module) else F.dropout(h, dropout, training))
     return h if norm is None else norm(h)
@@ -85,8 +85,10 @@ def _tail(dropout: float | nn.Module, norm: nn.Module | None, training: bool) ->
     if isinstance(dropout, nn.Module):
         if type(dropout) is not nn.Dropout or listened_to(dropout):
             return None
-        dropout, training = dropout.p, dropout.training
-    p = dropout if training else 0.0
+        rate, training = dropout.p, dropout.training
+    else:
+        rate = dropout
+    p = rate if training else 0.0
     if p >= 1:
         return None  # torch's dropout of everything
     if norm is None:
