@@ -48,7 +48,7 @@ def takes(stem: str, tensor: torch.Tensor, rank: int | None = None) -> bool:
     """Whether a call runs compiled whose first tensor is ``tensor``, in the dtype in which it computes.
 
     On a GPU the card's certificate decides, for this dtype and shape; ``rank`` is the bottleneck's, if the caller knows
-    it. (A tensor's device is an object that torch makes anew for every look at it, so it is not asked for.)
+    it. (A tensor's device is an object that torch creates at every access, so it is not asked for.)
     """
     if tensor.is_cpu:
         return (stem, "cpu") in _fused

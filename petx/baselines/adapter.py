@@ -68,7 +68,7 @@ class BeforeCrossAttention(nn.Module):
 
 
 def add_adapters(model: Any, rank: int) -> None:
-    """The paper's adapter baseline: one bottleneck a layer, after self-attention and again before cross-attention."""
+    """The paper's adapter baseline: one bottleneck per layer, after self-attention and again before cross-attention."""
     for layer in model.qformer.encoder.layer:
         weight = layer.attention.output.dense.weight
         adapter = Adapter(weight.shape[0], rank).to(weight.device, torch.float32)

@@ -51,7 +51,7 @@ class Baseline:
         return "a Q-Former" if self.needs_qformer and not host.has_qformer else None
 
     def build(self, host: type[Host], model: nn.Module, settings: Any) -> nn.Module:
-        """``model``, a ``host`` loaded anew, made into this: its trainable parameters have ``requires_grad``."""
+        """``model``, a freshly loaded ``host``, made into this: its trainable parameters have ``requires_grad``."""
         raise NotImplementedError
 
     def counts(self, model: nn.Module) -> dict[str, int]:

@@ -19,7 +19,7 @@ CALLS = 50  # of one measurement
 
 
 def overheads(device: Device, seconds: float = 0.6) -> dict[str, dict[str, float]]:
-    """Layer -> ``{"layer": seconds a call, "operator": of what it calls, directly}``; torch's Linear beside them.
+    """Layer -> ``{"layer": seconds per call, "operator": of what it calls, directly}``; torch's Linear beside them.
 
     Empty without compiled operators for ``device``.
     """

@@ -137,7 +137,7 @@ def plain(name: str, function: Function) -> Arm:
 
 
 def compiled(name: str, function: Function, mode: str = "default") -> Arm:
-    """The arm of ``torch.compile(function)``; graphs only where there is a GPU to record them."""
+    """The arm of ``torch.compile(function)``; graphs only if there is a GPU to record them."""
 
     def build(case: BenchCase, problem: Problem) -> Built:
         device = next(iter({**problem.parameters, **problem.frozen}.values())).device.type

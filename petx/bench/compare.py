@@ -17,7 +17,7 @@ SAME_MACHINE = ("device", "threads", "torch")
 
 
 def load(path: str | Path) -> Record:
-    """An earlier ``results.json``; raises UserError where it is none."""
+    """An earlier ``results.json``; raises UserError if it is none."""
     try:
         with open(path, encoding="utf-8") as file:
             results = json.load(file)
@@ -74,7 +74,7 @@ def regressions(now: Record, before: Record, tolerance: float = TOLERANCE) -> tu
 
 
 def reproduced(now: Record, before: Record) -> tuple[list[str], list[str]]:
-    """(inside, outside), in words: ratios whose median lies within the earlier run's spread, and those where not."""
+    """(inside, outside), in words: ratios whose median lies within the earlier run's spread, and those outside it."""
     found: tuple[list[str], list[str]] = [], []
     for case, old in _in_both(now, before):
         if case["sizes"] != old["sizes"]:
@@ -90,7 +90,7 @@ def reproduced(now: Record, before: Record) -> tuple[list[str], list[str]]:
 
 
 def _in_both(now: Record, before: Record) -> list[tuple[Record, Record]]:
-    """Pairs of a case and the same one of the earlier run, where both were measured."""
+    """Pairs of a case and the same one of the earlier run, if both were measured."""
     earlier = {_key(case): case for case in before["cases"] if "arms" in case}
     return [(case, earlier[_key(case)]) for case in now["cases"] if "arms" in case and _key(case) in earlier]
 
@@ -102,12 +102,12 @@ def by_dtype(cases: Iterable[Record]) -> list[Record]:
 
 
 def times_of(case: Record, arm: str = "petx") -> dict[str, Record]:
-    """direction -> summary of one arm; empty where it has none."""
+    """direction -> summary of one arm; empty if it has none."""
     return {d: v for d, v in case.get("arms", {}).get(arm, {}).items() if isinstance(v, dict)}
 
 
 def ratio_of(case: Record, arm: str, direction: str) -> Record | None:
-    """Summary of an arm's time over petx's, round by round, or None where it was not measured."""
+    """Summary of an arm's time over petx's, round by round, or None if it was not measured."""
     return times_of(case, arm).get(direction, {}).get("ratio")
 
 

@@ -107,7 +107,7 @@ def vlpet_step(
 
 
 def petal_layer(dtype: torch.dtype, *, batch: int = 4, text: int = 32, quick: bool = False, **sizes: int) -> BenchCase:
-    """One Q-Former layer with cross-attention: 32 queries, ``text`` tokens, 257 image tokens a sample."""
+    """One Q-Former layer with cross-attention: 32 queries, ``text`` tokens, 257 image tokens per sample."""
     return _petal("qformer_layer", "petal", dtype, batch, text, 1, quick, False, sizes)
 
 

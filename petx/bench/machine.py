@@ -41,7 +41,7 @@ def facts(device: Device) -> dict[str, Any]:
 
 
 def constants(device: Device, seconds: float = 0.6) -> dict[str, Any]:
-    """Copy bandwidth (bytes read and written a second) and GEMM rate by dtype; on a GPU also the cost of a launch."""
+    """Copy bandwidth (bytes read and written per second) and GEMM rate by dtype; on a GPU also the cost of a launch."""
     kind = torch.device(device).type
     copies = {}
     for size in COPY_BYTES[kind]:
@@ -80,7 +80,7 @@ def _gemm(n: int, dtype: torch.dtype, device: Device, seconds: float) -> float:
 
 
 def best(function: Callable[[], Any], device: Device, seconds: float, least: int = 5) -> float:
-    """Median time of the faster half: what the machine does where nothing disturbs it."""
+    """Median time of the faster half: what the machine does if nothing disturbs it."""
     clock = Clock(device)
     times: list[float] = []
     for _ in range(2):

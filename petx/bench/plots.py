@@ -89,7 +89,7 @@ def _bars(axes: Axes, cases: list[Record], peers: list[str], direction: str) -> 
 
 
 def _roofline(path: Path, cases: list[Record], constants: Record | None, device: str) -> list[Path]:
-    """FLOP/s over FLOPs a byte, by dtype a panel, below the roof of the measured copy and GEMM rates."""
+    """FLOP/s over FLOPs per byte, one panel per dtype, below the roof of the measured copy and GEMM rates."""
     points = []
     for case in cases:
         if case["work"] and "fwd+bwd" in times_of(case):
@@ -118,7 +118,7 @@ def _roofline(path: Path, cases: list[Record], constants: Record | None, device:
             if own:
                 axes.plot(*zip(*own, strict=True), _MARKERS[i % 8], color=_COLOURS[i % len(_COLOURS)], label=operation)
         axes.set(
-            xscale="log", yscale="log", xlabel="FLOPs a byte (least traffic)", title=f"{dtype}, forward + backward"
+            xscale="log", yscale="log", xlabel="FLOPs per byte (least traffic)", title=f"{dtype}, forward + backward"
         )
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)

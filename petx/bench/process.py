@@ -32,7 +32,7 @@ def import_seconds(rounds: int = 5) -> dict[str, float]:
 def wheel(source: str | Path | None = None) -> dict[str, float]:
     """Bytes of the wheel and seconds of its build from ``source``, the clone that this package lies in.
 
-    Raises Unavailable where petx is not run from a clone, or the build fails.
+    Raises Unavailable if petx is not run from a clone, or the build fails.
     """
     source = Path(source or Path(__file__).parents[2])
     if not (source / "pyproject.toml").is_file() or not (source / "csrc").is_dir():

@@ -37,7 +37,7 @@ def run(
 ) -> Record:
     """Measure the set for ``device`` into the JSON file ``path`` and return its contents.
 
-    ``seconds`` a case, ``minutes`` for all: what is not reached by then is listed as skipped. All cases are gone
+    ``seconds`` per case, ``minutes`` for all: what is not reached by then is listed as skipped. All cases are gone
     through ``visits`` times, so that the rounds of each lie minutes apart and their spread tells how the machine
     changes.
     ``cases`` and ``peers`` are names (:func:`petx.bench.case.select`). An interrupt ends the run, with
@@ -136,7 +136,7 @@ def describe(case: BenchCase) -> Record:
 
 def too_slow(case: BenchCase, constants: Record) -> str | None:
     """Why a case with a frozen model is left out: its products are torch's own, and a CPU without instructions for a
-    dtype takes minutes for them. None where it is not."""
+    dtype takes minutes for them. None if it is not."""
     rates = constants["gemm_flops_per_second"]
     own, single = rates.get(dtype_name(case.dtype)), rates.get("float32")
     if not case.frozen_products or not (own and single) or own > single / 20:
@@ -192,7 +192,7 @@ def grow(operation: str, size: str, cases: list[BenchCase], device: str, seconds
 
 
 def slope(pairs: Iterable[tuple[float, float]]) -> float:
-    """Least-squares slope of log(time) over log(size): 1 where twice the size takes twice the time."""
+    """Least-squares slope of log(time) over log(size): 1 if twice the size takes twice the time."""
     logs = [(math.log(x), math.log(y)) for x, y in pairs]
     mean_x, mean_y = (sum(values) / len(logs) for values in zip(*logs, strict=True))
     spread = sum((x - mean_x) ** 2 for x, _ in logs)

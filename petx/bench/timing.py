@@ -60,7 +60,7 @@ def measure(
     and returns the summary of all. Memory, which is the same at every visit, is the first's to measure.
 
     Arms take turns in rounds, whose order shifts from round to round, until ``seconds`` are over and ``least_rounds``
-    are done; where those would take four times as long, fewer, but three. Raises Unavailable where petx itself
+    are done; if those would take four times as long, fewer, but three. Raises Unavailable if petx itself
     cannot run.
     """
     if any(arm.name in (COMPILED, GRAPHS) for arm in case.arms):
@@ -106,7 +106,7 @@ def measure(
 
 @contextlib.contextmanager
 def patience(seconds: float) -> Iterator[None]:
-    """Raise Unavailable in the main thread where the block is not done in ``seconds``; elsewhere wait for it."""
+    """Raise Unavailable in the main thread if the block is not done in ``seconds``; elsewhere wait for it."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -124,7 +124,7 @@ def patience(seconds: float) -> Iterator[None]:
 
 
 def summary(values: list[float]) -> dict[str, Any]:
-    """Median and spread: the middle 80 % of the rounds, all of them where there are fewer than ten."""
+    """Median and spread: the middle 80 % of the rounds, all of them if there are fewer than ten."""
     low, high = min(values), max(values)
     if len(values) >= 10:
         low, *_, high = statistics.quantiles(values, n=10, method="inclusive")

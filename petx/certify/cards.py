@@ -87,7 +87,7 @@ class Cards:
 
 
 def driver() -> str:
-    """The driver's version: of the kernel module where Linux tells, and of the CUDA interface."""
+    """The driver's version: of the kernel module if Linux tells, and of the CUDA interface."""
     interface = getattr(torch._C, "_cuda_getDriverVersion", lambda: 0)()
     try:
         text = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Which path a call on a GPU takes: the kernel where the card's certificate says that it is right and not slower.
+"""Which path a call on a GPU takes: the kernel if the card's certificate says that it is right and not slower.
 
 A choice is made once in a process for a card, and for a shape class of an operation, and stays. ``PETX_CUDA_KERNELS=1``
 pins the kernels, 0 the reference.
@@ -118,7 +118,7 @@ def of(device: int, fake: bool = False) -> Choices:
 
 
 def forget(device: int | None = None) -> None:
-    """Make the choices anew at the next use: for :func:`petx.certify.certify`, and for tests."""
+    """Make the choices again at the next use: for :func:`petx.certify.certify`, and for tests."""
     for known in [device] if device is not None else list(_of):
         _of.pop(known, None)
     for key in [key for key in _answers if device is None or key[1] == device]:

@@ -130,7 +130,7 @@ def certified(card: machine.Card, wait: float = WAIT) -> Choices:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """The lock, or nothing where none can be made: a folder that cannot be written is everybody's own."""
+    """The lock, or nothing if none can be made: a folder that cannot be written is everybody's own."""
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(file.lock(path))

@@ -64,7 +64,7 @@ def _said(trial: Trial, dtype: torch.dtype, device: str) -> tuple[str | None, di
 
 
 def guarded(plain: Tensors, offset: int) -> tuple[Tensors, list[tuple[str, torch.Tensor, slice]]]:
-    """Copies of the tensors inside rooms of a known pattern, ``offset`` elements off where sixteen bytes align."""
+    """Copies of the tensors inside rooms of a known pattern, ``offset`` elements off the alignment of sixteen bytes."""
     tensors, rooms = {}, []
     for name, tensor in plain.items():
         size, begin = tensor.numel() * tensor.element_size(), GUARD + offset * tensor.element_size()

@@ -24,7 +24,7 @@ class TaskMixture(Dataset):
 
 
 class RoundRobinBatches(Sampler):
-    """``steps`` batches, each of one task: an epoch is all batches of all tasks in an order drawn anew (seed, epoch).
+    """``steps`` batches, each of one task: an epoch is all batches of all tasks in an order drawn from (seed, epoch).
 
     Yields keys of :class:`TaskMixture`. Under several processes each gets its share of every batch; a batch that does
     not divide evenly is filled up from its own beginning. The order depends on nothing but the arguments, so training

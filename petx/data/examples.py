@@ -9,7 +9,7 @@ class Example:
     text: str  # what the encoder reads, prompt included
     images: tuple  # keys of the feature store, in order
     answers: tuple  # (answer, score) pairs; training samples one in proportion to its score
-    references: tuple = ()  # annotators' answers or reference captions, where the metric wants them
+    references: tuple = ()  # annotators' answers or reference captions, if the metric wants them
     kind: str = ""  # questions of one kind are also scored apart
 
 

@@ -59,9 +59,9 @@ class ImageEncoder:
 
 
 def image_features(paths: list, size: int, batch_size: int = 64) -> torch.Tensor:
-    """Features of the images at ``paths``, ``[len(paths), (size / 32)², 1280]``, from the cache where they are there.
+    """Features of the images at ``paths``, ``[len(paths), (size / 32)², 1280]``, from the cache if they are there.
 
-    The key covers the images' bytes and order, the encoder's weights and ``size``: a change of any computes anew.
+    The key covers the images' bytes and order, the encoder's weights and ``size``; if one changes, they are computed.
     """
     encoder = ImageEncoder()
     content = hashlib.sha256()

@@ -13,7 +13,7 @@ _DROPPED = str.maketrans("", "", '.!"()*#:;~')
 
 
 def instruction(template: str, question: str) -> str:
-    """``template`` with ``question`` for its ``{q}``; :class:`UserError` where it has another field."""
+    """``template`` with ``question`` for its ``{q}``; :class:`UserError` if it has another field."""
     try:
         return template.format(q=question).strip()
     except (KeyError, IndexError, ValueError) as error:
@@ -26,7 +26,7 @@ def plain(text: str) -> str:
 
 
 class InstructTask(Task):
-    """A :class:`petx.data.task.Task` whose items are InstructBLIP's: one or several instructions an image.
+    """A :class:`petx.data.task.Task` whose items are InstructBLIP's: one or several instructions per image.
 
     Args:
         tokenizers: :class:`Tokenizers`.

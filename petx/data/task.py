@@ -12,7 +12,7 @@ from petx.data.examples import Example, sampled_answer
 
 
 class Task(Dataset):
-    """Examples of one task, asked for by index, or by (index, draw) where ``draw`` decides which answer is sampled.
+    """Examples of one task, asked for by index, or by (index, draw), of which ``draw`` decides which answer is sampled.
 
     Args:
         metric: name of a module of :mod:`petx.metrics`.

@@ -42,7 +42,7 @@ def word_tokenizer(texts: list[str], visual_tokens: int) -> PreTrainedTokenizerF
 
 @dataclasses.dataclass
 class Tokenizers:
-    """The language model's tokenizer and the Q-Former's, and the host's image processor where it reads pixels."""
+    """The language model's tokenizer and the Q-Former's, and the host's image processor if it reads pixels."""
 
     text: Any
     qformer: Any

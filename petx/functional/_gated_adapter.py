@@ -79,7 +79,7 @@ def gated_adapter(
     Args:
         h: ``[..., L, d]``, output of the frozen sub-layer. Floating; its dtype is the compute and output dtype
             (under autocast, the autocast dtype).
-        x: ``[..., L, d_x]``, input of the residual branch, or None where nothing reads it.
+        x: ``[..., L, d_x]``, input of the residual branch, or None if nothing reads it.
         down_weight, down_bias: ``[r, d]`` (``[r, d_x]`` if parallel) and ``[r]`` or None.
         up_weight, up_bias: ``[d, r / heads]`` and ``[d]`` or None; ``heads > 1`` makes the up projection
             block-diagonal (the paper's down-up-pair design).

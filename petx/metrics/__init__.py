@@ -1,4 +1,4 @@
-"""Scores of generated answers and captions. One module a family, whose ``score`` a task names by the module's name."""
+"""Scores of generated answers and captions. One module per family; a task names it, and its ``score`` scores."""
 
 from collections.abc import Callable
 

@@ -28,7 +28,7 @@ def save_trainable(model: nn.Module, folder: str | Path) -> None:
 
 @torch.no_grad()
 def load_trainable(model: nn.Module, folder: str | Path) -> None:
-    """Copy the tensors saved in ``folder`` into ``model``; :class:`UserError` where names or shapes differ."""
+    """Copy the tensors saved in ``folder`` into ``model``; :class:`UserError` if names or shapes differ."""
     saved, wanted = load_file(Path(folder, TENSORS)), trainable_state(model)
     for name in sorted(saved.keys() ^ wanted.keys()):
         raise UserError(f"{Path(folder, TENSORS)}: {name} is {'not trained here' if name in saved else 'missing'}")

@@ -1,4 +1,4 @@
-"""Curves of a run as PNG: training loss and development score by step, one line an arm."""
+"""Curves of a run as PNG: training loss and development score by step, one line per baseline."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from matplotlib.figure import Figure  # noqa: E402
 
 
 def write_curves(run: Any, results: dict[str, Any]) -> list[Path]:
-    """``loss.png`` and ``accuracy.png`` in the output folder; returns their paths, none where nothing was trained."""
+    """``loss.png`` and ``accuracy.png`` in the output folder; returns their paths, none if nothing was trained."""
     curves = {arm: [record["curve"] for record in runs if record["curve"]] for arm, runs in results["arms"].items()}
     curves = {arm: runs for arm, runs in curves.items() if runs}
     if not curves:

@@ -60,7 +60,7 @@ def aligned(header: list[str], lines: list[list[str]]) -> str:
 
 
 def notes(run: Any, results: dict[str, Any]) -> str:
-    """The caveats that belong beside the table, or nothing where the data is the user's own."""
+    """The caveats that belong beside the table, or nothing if the data is the user's own."""
     if not run.source.caveats:
         return ""
     count = max(map(len, results["arms"].values()))

@@ -14,7 +14,7 @@ from petx import baselines
 from petx.errors import UserError
 from petx.options import option
 
-PRESETS = Path(__file__).parents[1] / "recipes"  # a folder each recipe
+PRESETS = Path(__file__).parents[1] / "recipes"  # one folder per recipe
 PLAIN = ("output_dir", "resume")  # flags whose value is not read as YAML
 Values = dict[str, Any]  # settings by name
 
@@ -28,7 +28,7 @@ class Common:
 
     recipe: typing.ClassVar[str]  # its name: petx train NAME
     default_preset: typing.ClassVar[str] = "easy-vqa"
-    positive: typing.ClassVar[tuple] = (  # must be at least 1 where they are not None
+    positive: typing.ClassVar[tuple] = (  # must be at least 1 if they are not None
         *("seeds", "steps", "epochs", "batch_size", "host_steps", "host_batch_size"),
         *("eval_every", "save_every", "log_every", "eval_batch_size"),
     )
@@ -57,7 +57,7 @@ class Common:
 
     # pretraining of a small host
     host_steps: int = option(1200, "small host: pretraining steps")
-    host_batch_size: int = option(64, "small host: examples a pretraining step")
+    host_batch_size: int = option(64, "small host: examples per pretraining step")
     host_lr: float = option(1e-3, "small host: peak learning rate of the pretraining")
     dropout: float = option(0.0, "dropout of the host's layers")
 
@@ -65,15 +65,15 @@ class Common:
     with_arms: list = option([], "further arms on request", flag="with")
     steps: int | None = option(None, "tuning steps")
     epochs: int | None = option(None, "tuning epochs, instead of steps")
-    batch_size: int = option(64, "examples a tuning step")
-    batch_sizes: dict = option({}, "examples a step for each task, over batch_size")
+    batch_size: int = option(64, "examples per tuning step")
+    batch_sizes: dict = option({}, "examples per step for each task, over batch_size")
     clip: float = option(5.0, "gradient clipping norm; 0: off")
     weight_decay: float = option(0.01, "AdamW's weight decay")
     adam_epsilon: float = option(1e-6, "AdamW's epsilon")
 
     # evaluation and run
     num_beams: int | None = option(None, "beams of the final evaluation (default: 1, captions 5)")
-    eval_batch_size: int = option(512, "examples a step of evaluation")
+    eval_batch_size: int = option(512, "examples per step of evaluation")
     eval_every: int = option(250, "steps between evaluations on the development split")
     save_every: int = option(250, "steps between checkpoints")
     workers: int = option(0, "processes that read the training data beside the one that trains")
@@ -103,7 +103,7 @@ class Common:
         return list(dict.fromkeys(wanted))
 
     def check(self) -> None:
-        """Raise :class:`UserError` where values do not fit together; a recipe adds its own checks to these."""
+        """Raise :class:`UserError` if values do not fit together; a recipe adds its own checks to these."""
         for arm in self.all_arms:
             if arm not in self.known_arms():
                 raise UserError(f"unknown arm {arm!r}; there are: {', '.join(self.known_arms())}")

@@ -149,7 +149,7 @@ def run_arm(run: Any, arm: str, seed: int, place: str) -> dict[str, Any]:
 
 
 def train(trainer: Any) -> None:
-    """Train from the last whole checkpoint in the trainer's folder, or from the start where there is none."""
+    """Train from the last whole checkpoint in the trainer's folder, or from the start if there is none."""
     last = checkpoints.last_whole(trainer.args.output_dir)
     if last is not None:
         say(f"  going on from {last}")

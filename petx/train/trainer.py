@@ -1,4 +1,4 @@
-"""transformers' Seq2SeqTrainer with one task a batch, weighted losses, and checkpoints of what is trained."""
+"""transformers' Seq2SeqTrainer with one task per batch, weighted losses, and checkpoints of what is trained."""
 
 import contextlib
 import time
@@ -25,7 +25,7 @@ from petx.train import checkpoints, scoring
 class PetTrainer(Seq2SeqTrainer):
     """Trains ``model`` on ``tasks`` for ``args.max_steps`` batches and scores it on ``dev_tasks`` meanwhile.
 
-    Differs from its base in: one task a batch, in an order that only ``args.seed`` decides; the loss of
+    Differs from its base in: one task per batch, in an order that only ``args.seed`` decides; the loss of
     :class:`petx.data.task.Task`; which weights decay; checkpoints that hold only trained tensors and appear whole.
 
     Args:
@@ -162,7 +162,7 @@ class Progress(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.loss = float("nan")
-        disable = None if state.is_world_process_zero else True  # None: where stderr is no terminal
+        disable = None if state.is_world_process_zero else True  # None: if stderr is no terminal
         self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", leave=False, disable=disable)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -40,7 +40,7 @@ def save(
     settings: Any,
     scores: dict[str, Any],
 ) -> None:
-    """Write what is trained of ``model`` to ``folder``, as a PEFT adapter where it is one.
+    """Write what is trained of ``model`` to ``folder``, as a PEFT adapter if it is one.
 
     The host stays in ``host_folder``, which the manifest names relative to ``folder``: move the two together.
     """
@@ -64,7 +64,7 @@ def save(
 
 
 def load(folder: str | Path) -> Tuned:
-    """The model in ``folder``, built anew on its host; :class:`UserError` where either is not there."""
+    """The model in ``folder``, built again on its host; :class:`UserError` if either is not there."""
     folder = Path(folder)
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))

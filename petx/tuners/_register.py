@@ -7,9 +7,9 @@ from peft.utils.peft_types import PeftType
 
 
 def add_peft_type(name: str) -> PeftType:
-    """The member ``name`` (upper case, also its value) of PEFT's ``PeftType``, added where it is not there.
+    """The member ``name`` (upper case, also its value) of PEFT's ``PeftType``, added if it is not there.
 
-    Raises ImportError where this PEFT's enum cannot be extended so.
+    Raises ImportError if this PEFT's enum cannot be extended so.
     """
     if name in PeftType.__members__:
         return PeftType[name]

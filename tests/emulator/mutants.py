@@ -3,7 +3,7 @@
     python -m tests.emulator.mutants [--only MODULE] [--report FILE]
     python -m tests.emulator.mutants --join FILES --report docs/mutants.md
 
-The mistakes are those of tests/emulator/mutations. One that nothing notices is a hole in the tests (exit code 1).
+The mutants are those of tests/emulator/mutations. A survivor is a missing test or dead code (exit code 1).
 """
 
 import argparse
@@ -158,20 +158,23 @@ def run_module(name, module, chosen, report):
             report(mutation, found)
 
 
+SURVIVES = "SURVIVES"
+
+
 def table_row(mutation, found):
-    check, said = found or ("NOT NOTICED", "")
+    check, said = found or (SURVIVES, "")
     said = said if len(said) < 150 else said[:147] + "..."
     return f"| {mutation.name} | `{mutation.file}` | {check or 'any'} | {said.replace('|', '/')} |"
 
 
 def report_of(rows, survivors):
     return (
-        "# Mistakes put into the CUDA kernels\n\n"
+        "# Mutants of the CUDA kernels\n\n"
         "Made with `python -m tests.emulator.mutants`, in several runs (`--only`, `--named`) whose tables `--join`\n"
         "put together; [kernels.md](kernels.md) says how. Line numbers are those of the run.\n"
-        "Of each mistake the first check that noticed it, and what it said.\n\n"
-        f"{len(rows)} mistakes, {len(rows) - survivors} noticed.\n\n"
-        "| mistake | file | noticed by | which says |\n| --- | --- | --- | --- |\n" + "\n".join(rows) + "\n"
+        "Of each mutant the first check that killed it, and what it said.\n\n"
+        f"{len(rows)} mutants, {len(rows) - survivors} killed.\n\n"
+        "| mutant | file | killed by | which says |\n| --- | --- | --- | --- |\n" + "\n".join(rows) + "\n"
     )
 
 
@@ -193,9 +196,9 @@ def main():
             chosen = [mutation for mutation in mutations(module) if arguments.named in mutation.name]
             run_module(name, module, chosen, report)
     for path in arguments.join or ():
-        rows += [row for row in path.read_text().splitlines() if re.match(r"\| (?!mistake |---)", row)]
-    survivors = [row.split(" | ")[0][2:] for row in rows if " | NOT NOTICED | " in row]
-    print(f"{len(rows)} mutants, {len(survivors)} not noticed: {', '.join(survivors) or 'none'}")
+        rows += [row for row in path.read_text().splitlines() if re.match(r"\| (?!mistake |mutant |---)", row)]
+    survivors = [row.split(" | ")[0][2:] for row in rows if f" | {SURVIVES} | " in row]
+    print(f"{len(rows)} mutants, {len(survivors)} survive: {', '.join(survivors) or 'none'}")
     if arguments.report:
         arguments.report.write_text(report_of(rows, len(survivors)))
     return len(survivors) > 0

@@ -82,7 +82,7 @@ def literal(t: Tensors, *, gate: str) -> tuple[torch.Tensor, ...]:
 
 
 def eager(t: Tensors, *, gate: str) -> tuple[torch.Tensor, ...]:
-    """With care: the narrow products of all modules in one call, addmm where there is no gate."""
+    """With care: the narrow products of all modules in one call, addmm if there is no gate."""
     cores = t["cores"]
     narrow = t["v"] * cores[:, None] if cores.dim() == 2 else t["v"] @ cores.mT
     outputs = []
@@ -110,7 +110,7 @@ def fused(t: Tensors, *, gate: str) -> tuple[torch.Tensor, ...]:
 
 
 def products(count: int, full: bool) -> Arm:
-    """W + V C Uᵀ of some modules; the backward without making ΔW anew."""
+    """W + V C Uᵀ of some modules; the backward without recomputing ΔW."""
     forward, backward = [], []
     for k in range(count):
         if full:

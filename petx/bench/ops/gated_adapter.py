@@ -50,7 +50,7 @@ def case(
     quick: bool = False,
     **more: Any,
 ) -> BenchCase:
-    """VL-PET's large site; reads h and x and writes y, with 4 products of d by r a token."""
+    """VL-PET's large site; reads h and x and writes y, with 4 products of d by r per token."""
     r_g = r if r_g is None else r_g
     parameters = {"down_weight": (r, d), "down_bias": (r,), "up_weight": (d, r), "up_bias": (d,)}
     parameters |= {"gate_down_weight": (r_g, d), "gate_down_bias": (r_g,), "gate_weight": (d, r_g), "gate_bias": (d,)}
@@ -89,7 +89,7 @@ def gelu_new(z: torch.Tensor) -> torch.Tensor:
 
 
 def literal(t: Tensors, *, heads: int, dropout: float, tail: str) -> tuple[torch.Tensor, ...]:
-    """VL-PET's large site operation by operation as released: a linear a head, concatenation, gelu_new."""
+    """VL-PET's large site operation by operation as released: one linear per head, concatenation, gelu_new."""
     parts = zip(t["down_weight"].chunk(heads), t["down_bias"].chunk(heads), strict=True)
     z = torch.cat([F.linear(t["h"], weight, bias) for weight, bias in parts], dim=-1)
     s = t["h"] + F.linear(gelu_new(z), t["up_weight"], t["up_bias"])

@@ -45,7 +45,7 @@ def case(modes: int, dtype: torch.dtype, name: str, *, rank: int = 64, quick: bo
 
 
 def literal(t: Tensors) -> tuple[torch.Tensor, ...]:
-    """One contraction a mode vector, as the released code makes them anew for every projection."""
+    """One contraction per mode vector, as the released code repeats them for every projection."""
     return (torch.stack([t["core"] @ mode for mode in t["modes"]]),)
 
 

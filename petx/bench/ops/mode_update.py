@@ -102,7 +102,7 @@ def case(
 
 
 def literal(t: Tensors, *, dropout: float, projections: bool) -> tuple[torch.Tensor, ...]:
-    """As released: x Uᵀ, dropout, the core's contraction, and the way out, anew for every projection."""
+    """As released: x Uᵀ, dropout, the core's contraction and the GEMM by V, again for every projection."""
     outputs = []
     for base, mode in zip(_bases(t, projections), t["modes"], strict=True):
         hidden = F.dropout(F.linear(t["x"], t["u"]), dropout, training=True)
@@ -135,7 +135,7 @@ def _bases(t: Tensors, projections: bool) -> list[torch.Tensor]:
 
 
 def products(modes: int, projections: bool, dx: bool) -> Arm:
-    """PETAL's update of some projections, with the frozen products where the case has them."""
+    """PETAL's update of some projections, with the frozen GEMMs if the case has them."""
     forward, backward = [("hidden", "x", "u.T")], []
     for k in range(modes):
         if projections:

@@ -70,9 +70,9 @@ class Case:
 class Trial:
     """A case that certifies: run twice, in guarded memory, against the rule.
 
-    ``misaligned``: its tensors lie one element off where sixteen bytes align. ``each_gradient``: each gradient is also
-    asked for alone, and all but it. ``environment``: variables that are set meanwhile, for a path of the kernels that
-    otherwise only large shapes take.
+    ``misaligned``: its tensors lie one element off the alignment of sixteen bytes. ``each_gradient``: each gradient is
+    also asked for alone, and all but it. ``environment``: variables that are set meanwhile, for a path of the kernels
+    that otherwise only large shapes take.
     """
 
     case: Case

@@ -21,7 +21,7 @@ class MixtureCase(Case):
     ACTIVATIONS = ("x",)
 
     def extras(self, device: Device = "cpu") -> Tensors:
-        """Masks that leave the second sample without a token where they are a gate's."""
+        """Masks that leave the second sample without a token if they are a gate's."""
         batch = self.shapes["x"][:-1]
         drawn = torch.rand(2, *batch, generator=torch.Generator().manual_seed(1)) < 0.6
         extras = {"scope_mask": drawn[0].to(device)} if self.scope else {}

@@ -39,7 +39,7 @@ class Settings(Common):
         ["{q}"], "instruction templates, a YAML list; several: one Q-Former pass each", sentences=True
     )
     task_instructions: dict = option({}, "own data: {task: [templates]}, over instructions")
-    eval_instructions: list = option([], "templates of evaluation, where other than in training", sentences=True)
+    eval_instructions: list = option([], "templates of evaluation, if other than in training", sentences=True)
     clean_instructions: bool = option(False, "lower case without punctuation, as released")
     aggregation: str = option(
         "attention_score",
@@ -80,7 +80,7 @@ class Settings(Common):
     expert_gate: str = option(
         "token", "gate of the experts: all alike, per token or per sample", choices=("uniform", "token", "sample")
     )
-    expert_top_k: int | None = option(None, "experts a token goes through (default: all)")
+    expert_top_k: int | None = option(None, "experts that a token goes through (default: all)")
     expert_scope: str = option("all", "tokens the experts read", choices=("all", "text"))
     expert_alpha: float = option(0.6, "share of the embedding itself")
     expert_beta: float = option(0.4, "share of the experts")
@@ -94,7 +94,7 @@ class Settings(Common):
     ib_weight: float = option(0.1, "weight of the information bottleneck's loss, κ")
     ib_eta: float = option(0.1, "its trade-off between target and input, η")
     ib_learnable: bool = option(False, "authors: κ is learnt, as released; it then starts at 0")
-    ib_sign: int = option(1, "authors: 1 as released, which lowers I(Z;Y) where κ > 0; or -1", choices=(1, -1))
+    ib_sign: int = option(1, "authors: 1 as released, which lowers I(Z;Y) if κ > 0; or -1", choices=(1, -1))
 
     # tuning
     arms: list = option(

@@ -23,7 +23,7 @@ HOST
 - Full tuning is what the paper calls so: Q-Former, query tokens and projection. LoRA and adapter are as large as PETAL,
   the head (the first linear of the last query FFN) is as large as it is.
 - PETAL's rank and learning rate were chosen on a development split cut out of the training images, the other rows'
-  learning rates are those of VL-PET's main job; the test images were scored once a row. {seeds}
+  learning rates are those of VL-PET's main job; the test images were scored once per row. {seeds}
 """
 
 

@@ -33,7 +33,7 @@ class Settings(Common):
     features_dir: str | None = option(
         None, "folder of the feature files, for Florence-2 of the image files (default: in DATA_DIR)"
     )
-    visual_tokens: int = option(4, "visual tokens an image or video; longer features are max-pooled to this many")
+    visual_tokens: int = option(4, "visual tokens per image or video; longer features are max-pooled to this many")
 
     # host
     host: str | None = option(
@@ -86,7 +86,7 @@ class Settings(Common):
     arms: list = option(
         ["frozen", "projector", "vlpet", "lora", "full"], "methods and baselines to compare; --list shows them"
     )
-    with_arms: list = option([], "further arms on request: scratch, random-host", flag="with")
+    with_arms: list = option([], "further arms, such as bitfit or scratch; --list shows them", flag="with")
     lr: float = option(3e-3, "peak learning rate of VL-PET")
     warmup: float = option(
         0.1, "linear warm-up: share of the steps, or their number from 1 on; linear decay to 0 after"

@@ -28,7 +28,7 @@ What these numbers show, and what they do not:
 - The visual projector is a large part of so small a model and is trained in every tuned row, so compare the adapters
   by what they train beside it. On BART-base it is 1.1 % of all parameters.
 - Steps and learning rates were chosen on a development split cut out of the training images; the test images were
-  scored once a row. {seeds}
+  scored once per row. {seeds}
 """
 
 

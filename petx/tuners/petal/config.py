@@ -151,7 +151,7 @@ class PetalConfig(PeftConfig):
             _refuse("with expert_beta=0 the experts would never train; set experts=0 for none")
 
     def resolve(self, model_type: str | None) -> None:
-        """Fill ``towers`` from the model's type; raises UserError where there is no default for it."""
+        """Fill ``towers`` from the model's type; raises UserError if there is no default for it."""
         if self.towers is None:
             if model_type not in TOWERS:
                 _refuse(

@@ -103,7 +103,7 @@ class PetalParts(nn.Module):
 def new_parts(plan: Plan, config: PetalConfig, **place: Any) -> tuple[PetalParts, dict[str, nn.Parameter]]:
     """The shared parts and the mode vectors (path of the linear -> ``[R]``) of a new adapter, nothing of it in place.
 
-    Raises UserError where a part of it could never train.
+    Raises UserError if a part of it could never train.
     """
     parts = PetalParts(plan, config, **place)
     modes = {path: new_mode(config.rank, **place) for path in plan.paths}
@@ -117,7 +117,7 @@ def new_parts(plan: Plan, config: PetalConfig, **place: Any) -> tuple[PetalParts
 
 @torch.no_grad()
 def check_that_it_can_train(parts: PetalParts, plan: Plan, modes: dict[str, nn.Parameter]) -> None:
-    """Raise UserError where the gradient of every factor of an update is zero.
+    """Raise UserError if the gradient of every factor of an update is zero.
 
     The update V gate(C)(p) U x is a product, so a factor's gradient contains all others: with two of them at zero
     nothing moves, and a soft threshold above every entry of the core passes no gradient at all.

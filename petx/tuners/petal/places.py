@@ -18,7 +18,7 @@ __all__ = ["find_places"]
 def find_places(model: nn.Module, config: PetalConfig) -> Plan:
     """:class:`Plan` of ``config`` (resolved) in ``model``.
 
-    Raises UserError where a tower does not exist or has no attention that can be adapted, or a part that ``config``
+    Raises UserError if a tower does not exist or has no attention that can be adapted, or a part that ``config``
     asks for has no place in the model.
     """
     modules = {

@@ -71,7 +71,7 @@ class RunningTower:
     def projected(
         self, adapter: str, factors: str, x: torch.Tensor, u: torch.Tensor, compiling: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """``x Uᵀ`` and None where that is computed once for several groups, else ``x`` and ``u`` themselves."""
+        """``x Uᵀ`` and None if that is computed once for several groups, else ``x`` and ``u`` themselves."""
         if compiling:
             return project(x, u), None  # equal products, which the compiler makes one
         current = self._current()
@@ -160,7 +160,7 @@ _saved_tensor_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_ho
 
 
 def _autograd_state() -> object:
-    """Equal where what is computed in one place can be used in another; never where that cannot be told."""
+    """Equal if what is computed in one place can be used in another; never equal if that cannot be told."""
     if torch.compiler.is_compiling():
         return torch.is_grad_enabled()
     if _saved_tensor_hooks is None:
@@ -258,6 +258,6 @@ class ExpertPlace:
             queries, padding = own.tokens(length)
             text = (torch.arange(length, device=output.device) >= queries).expand(batch, length)
             scope = text if parts.expert_scope == "text" else None
-            if queries < length:  # the gate reads the instruction where there is one, else the queries
+            if queries < length:  # the gate reads the instruction if there is one, else the queries
                 pool = text if padding is None else text & padding.ne(0)
         return parts.experts(output, scope, pool)

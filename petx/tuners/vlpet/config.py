@@ -72,7 +72,7 @@ class VLPetConfig(PeftConfig):
     train_encoder_norms: bool = field(default=True, metadata={"help": "Train the encoder's normalisation layers."})
     train_decoder_norms: bool = field(default=False, metadata={"help": "Train the decoder's normalisation layers."})
     train_visual_embedding: bool = field(
-        default=True, metadata={"help": "Train the model's submodule visual_embedding, where it has one."}
+        default=True, metadata={"help": "Train the model's submodule visual_embedding, if it has one."}
     )
     modules_to_save: list[str] | None = field(
         default=None, metadata={"help": "Further modules to train and save; norms and visual embedding are added."}
@@ -140,7 +140,7 @@ class VLPetConfig(PeftConfig):
                     ) from None
 
     def resolve(self, model_type: str | None) -> None:
-        """Fill fields left at None from the preset for ``model_type``; raises UserError where there is none."""
+        """Fill fields left at None from the preset for ``model_type``; raises UserError if there is none."""
         if self.preset == "auto":
             found = preset_of(model_type)
             if found is None:

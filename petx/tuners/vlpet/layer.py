@@ -214,7 +214,7 @@ class ValueSite(VLPetLayer):
 
 
 def _padding(mask: Any) -> torch.Tensor | None:
-    """``[B, L]``, true or 1 where a token counts, from what an attention layer is given; None where all tokens do."""
+    """``[B, L]``, true or 1 where a token counts, from what an attention layer is given; None if all tokens do."""
     if mask is None:
         return None
     if not isinstance(mask, torch.Tensor) or mask.dim() not in (2, 4):
@@ -226,7 +226,7 @@ def _padding(mask: Any) -> torch.Tensor | None:
     if mask.dim() == 2:
         return mask
     mask = mask[:, 0, 0]  # padding hides a key from every query alike
-    return mask if mask.dtype == torch.bool else mask == 0  # additive masks are 0 where a token counts
+    return mask if mask.dtype == torch.bool else mask == 0  # additive masks are 0 if a token counts
 
 
 def channel_gain(adapter: Any) -> torch.Tensor:

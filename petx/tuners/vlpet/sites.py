@@ -36,7 +36,7 @@ class Site:
 def find_sites(model: nn.Module, config: VLPetConfig) -> dict[str, Site]:
     """Path -> :class:`Site` for every module that ``config``'s patterns match, in the model's order.
 
-    Raises UserError where a pattern matches nothing or a tapped module does not exist.
+    Raises UserError if a pattern matches nothing or a tapped module does not exist.
     """
     modules = plain_modules(model)
     sites = {}
@@ -134,7 +134,7 @@ def _norms(model: nn.Module, side: str) -> list[str]:
 def check_fit(model: nn.Module, config: VLPetConfig, sites: dict[str, Site]) -> dict[str, Any]:
     """Facts about the model that an adapter's tensors depend on, after the checks that need the model.
 
-    Raises UserError where the adapters cannot be built, a module of ``modules_to_save`` is adapted too, or ``config``
+    Raises UserError if the adapters cannot be built, a module of ``modules_to_save`` is adapted too, or ``config``
     was made for another model.
     """
     saved = config.modules_to_save or ()
