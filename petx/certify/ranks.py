@@ -12,6 +12,8 @@ import os
 import time
 from pathlib import Path
 
+from torch import distributed
+
 from petx.certify import cards as machine
 from petx.certify import certificate as file
 from petx.certify import first_use as first
@@ -26,17 +28,31 @@ KEPT = 30 * 86400.0  # seconds after which a run's file is cleared away
 
 
 def several() -> bool:
-    """Whether this process is one of several, by the variables that torchrun and its like set."""
-    return _number("WORLD_SIZE", 1) > 1
+    """Whether this process is one of several: by the variables that torchrun and its like set, or by torch's group."""
+    return _world() > 1
 
 
 def several_nodes() -> bool:
-    return _number("LOCAL_WORLD_SIZE", _number("WORLD_SIZE", 1)) < _number("WORLD_SIZE", 1)
+    return _number("LOCAL_WORLD_SIZE", _world()) < _world()
+
+
+def _world() -> int:
+    return _number("WORLD_SIZE", distributed.get_world_size() if _has_group() else 1)
+
+
+def _first_of_node() -> bool:
+    rank = _number("RANK", distributed.get_rank() if _has_group() else 0)
+    return _number("LOCAL_RANK", rank) == 0
+
+
+def _has_group() -> bool:
+    """Whether torch knows of other processes that no variable names: those of torch.multiprocessing.spawn."""
+    return distributed.is_available() and distributed.is_initialized()
 
 
 def mixed() -> bool:
     """Whether the cards that the processes of this node use, as far as this one sees them, are of several kinds."""
-    local = _number("LOCAL_WORLD_SIZE", _number("WORLD_SIZE", 1))
+    local = _number("LOCAL_WORLD_SIZE", _world())
     kinds = [machine.cards.card(index).facts() for index in range(min(machine.cards.count(), local))]
     return any(facts != kinds[0] for facts in kinds)
 
@@ -54,7 +70,7 @@ def first_use(card: Card) -> Choices:
             "once and set PETX_CERTIFICATE=FILE on every node"
         )
         return Choices(False, why, card=card)
-    if _number("LOCAL_RANK", _number("RANK", 0)) == 0:
+    if _first_of_node():
         return agreed(first.certified(card))
     end = time.monotonic() + first.WAIT
     while True:

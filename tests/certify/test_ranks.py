@@ -26,6 +26,16 @@ def never(*_, **__):
     raise AssertionError("a collective")
 
 
+def one_spawned(rank, world, results):
+    """A process that no launcher has told anything, with torch's process group; it may call no collective."""
+    for name in COLLECTIVES:
+        setattr(torch.distributed, name, never)
+    group = {"is_initialized": True, "get_rank": rank, "get_world_size": world}
+    for name, value in group.items():
+        setattr(torch.distributed, name, lambda *_, value=value: value)
+    results.put((rank, ops.takes("mode_update", X), machine.cards.started))
+
+
 def one_rank(rank, world, late, results, local_world=None, device=0):
     """A process of a run, which comes ``late`` seconds after the others to its first use; it may call no collective."""
     for name in COLLECTIVES:
@@ -60,6 +70,24 @@ def run(world, late=(), local_world=None, each_its_card=False):
 def test_the_first_of_a_node_certifies_and_all_take_the_kernels(cards):
     cards.script = ("fake_child.py", "slow", 0.5)
     assert run(3) == {0: (True, 1), 1: (True, 0), 2: (True, 0)}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "wait", "found"), [(0.5, 30, {0: (True, 1), 1: (True, 0)}), (3, 0.5, {0: (False, 1), 1: (False, 0)})]
+)
+def test_processes_that_were_spawned(cards, monkeypatch, seconds, wait, found):
+    """As torch.multiprocessing.spawn makes them; a certificate that comes too late is for the next run."""
+    monkeypatch.setattr(first_use, "WAIT", wait)
+    cards.script = ("fake_child.py", "slow", seconds)
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    processes = [context.Process(target=one_spawned, args=(rank, 2, results)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    said = [results.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join()
+    assert {rank: (taken, started) for rank, taken, started in said} == found
 
 
 def test_all_take_the_reference_if_one_gave_up_waiting(cards, monkeypatch):
