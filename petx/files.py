@@ -1,13 +1,15 @@
-"""Files and folders written whole or not at all."""
+"""Files and folders written whole or not at all, held by one run at a time, and named where they are damaged."""
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from petx.errors import UserError
 
@@ -24,8 +26,12 @@ def written_whole(path: str | os.PathLike) -> Iterator[Path]:
     try:
         target = scratch / path.name
         yield target
+        readable = 0o666 & ~_umask()
         for written in [target, *target.rglob("*")] if target.is_dir() else [target]:
             if written.is_file():
+                written.chmod(
+                    written.stat().st_mode & 0o777 | readable
+                )  # some writers make files for their owner alone
                 with open(written, "rb") as file:
                     os.fsync(file.fileno())
         if path.is_dir() and target.is_dir():  # a folder cannot be renamed over a filled one
@@ -35,10 +41,128 @@ def written_whole(path: str | os.PathLike) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def _umask() -> int:
+    """The process's umask, which can only be read by setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
 def write_json(path: str | os.PathLike, value: Any) -> None:
     """``value`` as indented JSON at ``path``, written whole."""
     with written_whole(path) as target:
         target.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def user_path(text: str | os.PathLike, argument: str) -> Path:
+    """The path that a user wrote, with the home folder for ``~``; :class:`UserError` naming ``argument`` if it is none.
+
+    Every path that petx takes goes through here once, at the border, so that no part of a run reads it otherwise.
+    """
+    written = os.fspath(text)
+    if not written.strip():
+        raise UserError(f"{argument} must be a path, got {written!r}")
+    if "\0" in written:
+        raise UserError(f"{argument} must be a path without a null character, got {written!r}")
+    try:
+        return Path(written).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{argument}: {written!r} has no home folder to stand for its ~ ({error})") from error
+
+
+LOCK = ".petx-lock"
+
+
+@contextlib.contextmanager
+def held(folder: str | os.PathLike, argument: str) -> Iterator[None]:
+    """Hold ``folder`` alone; :class:`UserError` naming ``argument`` if another process holds it.
+
+    The system's own record lock: it ends with the process, however that ends, and worker processes do not inherit it.
+    The file that a killed process leaves behind means nothing. A file system without locks is used without one.
+    """
+    path = Path(folder, LOCK)
+    while True:
+        with open(path, "a+", encoding="utf-8") as file:
+            _lock(file, folder, argument)
+            if not _is_at(file, path):  # its holder removed it between the two lines above: another may have made one
+                continue
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {os.uname().nodename}")
+            file.flush()
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def _lock(file: IO[str], folder: str | os.PathLike, argument: str) -> None:
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:
+        file.seek(0)
+        holder = file.read().strip() or "another process"
+        raise UserError(
+            f"{argument} {str(folder)!r} is in use: another run is writing there ({holder}). Wait for its end, "
+            "or choose another folder"
+        ) from error
+    except OSError:  # the file system has no locks
+        pass
+
+
+def _is_at(file: IO[str], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def what_is_damaged(file: str | os.PathLike) -> str | None:
+    """Why the JSON, safetensors or zip file (torch's) at ``file`` cannot be read, in words; None if it can be."""
+    from safetensors import SafetensorError, safe_open
+
+    file = Path(file)
+    try:
+        if file.suffix == ".json":
+            json.loads(file.read_text(encoding="utf-8"))
+        elif file.suffix == ".safetensors":
+            with safe_open(file, "pt"):
+                pass
+        elif file.suffix in (".pt", ".pth", ".bin", ".npz"):
+            with open(file, "rb") as opened:
+                if opened.read(1) == b"\x80":  # a pickle, as torch once wrote: only unpickling would tell
+                    return None
+            with zipfile.ZipFile(file) as archive:
+                broken = archive.testzip()
+            if broken is not None:
+                return f"{broken} in it has another checksum"
+    except (OSError, ValueError, EOFError, SafetensorError, zipfile.BadZipFile, NotImplementedError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def damaged_files(folder: str | os.PathLike) -> dict[str, str]:
+    """The files in ``folder`` that cannot be read, by name, with the reason."""
+    found = {}
+    for file in sorted(Path(folder).iterdir()):
+        reason = what_is_damaged(file) if file.is_file() and not file.name.startswith(".") else None
+        if reason is not None:
+            found[file.name] = reason
+    return found
+
+
+def read_json(path: str | os.PathLike, *needed: str, hint: str) -> dict[str, Any]:
+    """The JSON object at ``path`` with the fields ``needed``; :class:`UserError` names the file and gives ``hint``."""
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged or cannot be read ({error}); {hint}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is damaged: it holds {type(values).__name__}, not a mapping; {hint}")
+    for name in needed:
+        if name not in values:
+            raise UserError(f"{path} is damaged: it has no {name!r}; {hint}")
+    return values
 
 
 def require_writable(folder: str | os.PathLike, argument: str) -> None:

@@ -7,6 +7,7 @@ import functools
 
 from petx import _rooms
 from petx.baselines.base import Baseline
+from petx.errors import UserError
 
 __all__ = ["Baseline", "find", "of_method"]
 
@@ -23,4 +24,7 @@ def of_method(method: str) -> dict[str, Baseline]:
 
 def find(name: str, method: str) -> Baseline:
     """The baseline called ``name`` of the recipe ``method``."""
-    return of_method(method)[name]
+    known = of_method(method)
+    if name not in known:
+        raise UserError(f"unknown arm {name!r}; there are: {', '.join(known)}")
+    return known[name]

@@ -16,7 +16,7 @@ class AdapterBaseline(Baseline):
 
     name, title, colour, order, lr = "adapter", "adapter (bottleneck {rank_used})", "#56B4E9", 40, "lr_adapter"
     methods, needs_qformer = ("petal",), True
-    options = {"lr_adapter": (float, option(3e-3, "peak learning rate of the adapter"))}
+    options = {"lr_adapter": (float, option(3e-3, "peak learning rate of the adapter", above=0))}
 
     def build(self, host: type[Host], model: Any, settings: Any) -> nn.Module:
         model.requires_grad_(False)

@@ -13,7 +13,7 @@ class BitFit(Baseline):
     """The biases of what full tuning trains, and what is new to the host (the visual embedding)."""
 
     name, title, colour, order, lr = "bitfit", "BitFit", "#56B4E9", 54, "lr_bitfit"
-    options = {"lr_bitfit": (float, option(3e-3, "peak learning rate of BitFit"))}
+    options = {"lr_bitfit": (float, option(3e-3, "peak learning rate of BitFit", above=0))}
 
     def misfit(self, host: type[Host]) -> str | None:
         return None if host.has_biases else "biases in its layers"

@@ -13,7 +13,7 @@ class Full(Baseline):
     """What the papers call full tuning: the whole model, or the Q-Former with its queries and projection."""
 
     name, title, colour, order, lr = "full", "full tuning{full_words}", "#009E73", 60, "lr_full"
-    options = {"lr_full": (float, option(1e-3, "peak learning rate of full tuning, and from scratch"))}
+    options = {"lr_full": (float, option(1e-3, "peak learning rate of full tuning, and from scratch", above=0))}
 
     def build(self, host: type[Host], model: nn.Module, settings: Any) -> nn.Module:
         model.requires_grad_(False)

@@ -14,7 +14,7 @@ class Head(Baseline):
 
     name, title, order, lr = "head", "head", 50, "lr_head"
     methods, needs_qformer = ("petal",), True
-    options = {"lr_head": (float, option(3e-3, "peak learning rate of the head"))}
+    options = {"lr_head": (float, option(3e-3, "peak learning rate of the head", above=0))}
 
     def build(self, host: type[Host], model: Any, settings: Any) -> nn.Module:
         model.requires_grad_(False)

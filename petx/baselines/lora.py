@@ -17,7 +17,7 @@ class Lora(Baseline):
     """LoRA as the paper places it on this host, at the rank that trains as much as the method; its scale is 1."""
 
     name, title, colour, order, lr = "lora", "LoRA (rank {rank_used})", "#0072B2", 30, "lr_lora"
-    options = {"lr_lora": (float, option(3e-3, "peak learning rate of LoRA"))}
+    options = {"lr_lora": (float, option(3e-3, "peak learning rate of LoRA", above=0))}
 
     def build(self, host: type[Host], model: Any, settings: Any) -> nn.Module:
         rank = rank_as_large_as_the_method(host, model, settings, host.lora_sizes(model, settings))

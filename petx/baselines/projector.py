@@ -14,7 +14,7 @@ class Projector(Baseline):
 
     name, title, order, lr = "projector", "visual projector alone", 10, "lr_projector"
     methods = ("vlpet",)
-    options = {"lr_projector": (float, option(3e-3, "peak learning rate of the projector alone"))}
+    options = {"lr_projector": (float, option(3e-3, "peak learning rate of the projector alone", above=0))}
 
     def misfit(self, host: type[Host]) -> str | None:
         return None if host.has_new else "a projector that is new to it"

@@ -6,7 +6,6 @@ import torch
 from torch import nn
 
 from petx.baselines.base import Baseline
-from petx.errors import UserError
 from petx.hosts import Host
 from petx.options import option
 
@@ -17,15 +16,13 @@ class Prompt(Baseline):
     name, title, colour, order, lr = "prompt", "prompt tuning ({prompt_tokens} tokens)", "#F0E442", 56, "lr_prompt"
     methods = ("vlpet",)
     options = {
-        "lr_prompt": (float, option(3e-3, "peak learning rate of prompt tuning")),
-        "prompt_tokens": (int, option(40, "prompt tuning: tokens, at least 1")),
-        "prompt_hidden": (int, option(800, "prompt tuning: hidden width of the MLP that makes them, at least 1")),
+        "lr_prompt": (float, option(3e-3, "peak learning rate of prompt tuning", above=0)),
+        "prompt_tokens": (int, option(40, "prompt tuning: tokens, at least 1", least=1)),
+        "prompt_hidden": (
+            int,
+            option(800, "prompt tuning: hidden width of the MLP that makes them, at least 1", least=1),
+        ),
     }
-
-    def check(self, settings: Any) -> None:
-        for name in ("prompt_tokens", "prompt_hidden"):
-            if getattr(settings, name) < 1:
-                raise UserError(f"{name} must be at least 1, got {getattr(settings, name)}")
 
     def misfit(self, host: type[Host]) -> str | None:
         return None if host.takes_prompt else "a place for prompt tokens in its encoder"

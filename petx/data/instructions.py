@@ -1,5 +1,6 @@
 """Questions and captions as a host reads them that takes instructions: templates, and a task of such items."""
 
+from string import Formatter
 from typing import Any
 
 import torch
@@ -15,9 +16,13 @@ _DROPPED = str.maketrans("", "", '.!"()*#:;~')
 def instruction(template: str, question: str) -> str:
     """``template`` with ``question`` for its ``{q}``; :class:`UserError` if it has another field."""
     try:
-        return template.format(q=question).strip()
-    except (KeyError, IndexError, ValueError) as error:
-        raise UserError(f"instruction template {template!r}: {{q}} is the only field there is ({error!r})") from error
+        fields = [tuple(field) for _, *field in Formatter().parse(template) if field[0] is not None]
+    except ValueError as error:
+        raise UserError(f"instruction template {template!r} cannot be read: {error}") from error
+    for name, layout, conversion in fields:
+        if name != "q" or layout or conversion:
+            raise UserError(f"instruction template {template!r}: {{q}} is the only field there is, got {name!r}")
+    return template.format(q=question).strip()
 
 
 def plain(text: str) -> str:

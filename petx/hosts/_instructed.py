@@ -76,6 +76,13 @@ class Instructed(Host):
         return cls.class_of(folder).from_pretrained(folder, dtype=getattr(torch, settings.dtype)).eval()
 
     @classmethod
+    def sketch(cls, settings: Any, data: Any) -> nn.Module | None:
+        if settings.host is None:
+            return super().sketch(settings, data)
+        made: Any = cls.class_of(settings.host)
+        return made(made.config_class.from_pretrained(settings.host))
+
+    @classmethod
     def class_of(cls, folder: str | Path) -> type[PreTrainedModel]:
         """The class of the model in ``folder``."""
         return cls.model_class

@@ -77,6 +77,14 @@ class VisualEncoderDecoder(Host):
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
         return model
 
+    @classmethod
+    def sketch(cls, settings: Any, data: Any) -> nn.Module | None:
+        if settings.host is None:
+            return super().sketch(settings, data)
+        more = dict(visual_width=settings.feature_width, vocab_size=len(data.tokenizer))
+        config: Any = cls.model_class.config_class
+        return cls.model_class(config.from_pretrained(settings.host, **more))
+
     lessons = ("caption", "what")
 
     @classmethod

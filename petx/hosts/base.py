@@ -87,6 +87,11 @@ class Host:
         raise NotImplementedError
 
     @classmethod
+    def sketch(cls, settings: Any, data: Any) -> nn.Module | None:
+        """The host of a run as ``torch.device("meta")`` makes it, to see what can be built; None if that is unknown."""
+        return cls.small(settings, data) if settings.host is None else None
+
+    @classmethod
     def prepare_pretraining(cls, model: nn.Module, settings: Any) -> None:
         """Freeze what pretraining leaves as it is; by default nothing."""
 

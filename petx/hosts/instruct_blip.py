@@ -113,6 +113,11 @@ class InstructBlipHost(WithQFormer):
         return model
 
     @classmethod
+    def sketch(cls, settings: Any, data: Any) -> nn.Module | None:
+        own = settings.host is None and settings.language_model == "smollm2"
+        return None if own else super().sketch(settings, data)
+
+    @classmethod
     def prepare_pretraining(cls, model: Any, settings: Any) -> None:
         if settings.language_model == "smollm2":
             model.language_model.requires_grad_(False)

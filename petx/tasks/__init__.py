@@ -6,7 +6,7 @@ A module may bring a whole kind of data in place of one task, as ``SOURCE``, suc
 from petx import _rooms
 from petx.tasks.base import RunData, Source, TaskSpec
 
-__all__ = ["RunData", "Source", "TaskSpec", "find", "kinds", "of_kind", "source"]
+__all__ = ["RunData", "Source", "TaskSpec", "find", "kinds", "names", "of_kind", "source"]
 
 
 def of_kind(kind: str, method: str) -> dict[str, TaskSpec]:
@@ -26,6 +26,11 @@ def kinds(method: str) -> tuple[str, ...]:
     sources = [module.SOURCE.kind for module in modules if hasattr(module, "SOURCE")]
     own = {module.TASK.data for module in modules if hasattr(module, "TASK") and method in module.TASK.methods}
     return (*sources, *sorted(own))
+
+
+def names(kind: str, method: str) -> tuple[str, ...]:
+    """The tasks of a kind of data, as settings name them, that the recipe ``method`` trains on."""
+    return source(kind).own_tasks or tuple(of_kind(kind, method))
 
 
 def source(kind: str) -> Source:

@@ -23,12 +23,14 @@ class OwnData(Source):
             wanted = hosts.wanted(settings.recipe)
             raise UserError(f"host must name a pretrained {wanted} (folder or hub name), got None")
         known = tasks.of_kind(self.kind, settings.recipe)
+        if not settings.tasks:
+            raise UserError(f"tasks must name at least one of {', '.join(known)}; got none")
         for name in settings.tasks:
             if name not in known:
                 raise UserError(f"unknown task {name!r} of {settings.data}; there are: {', '.join(known)}")
             for split in ("train", "dev", "test"):
                 given = settings.splits.get(name, {}).get(split)
-                if not isinstance(given, list):
+                if not isinstance(given, list) or not given or not all(isinstance(one, str) for one in given):
                     raise UserError(f"splits.{name}.{split} must be a list of split names, got {given!r}")
 
     def load(self, settings: Any, host: Any) -> RunData:

@@ -73,6 +73,7 @@ class RunData:
 class Source:
     """What ``--data`` names."""
 
+    own_tasks: tuple[str, ...] = ()  # names of its tasks, unless they are modules of their own
     caveats = False  # whether the recipe's notes belong beside its table
     encodes_images = False  # whether :meth:`encode` makes the features it trained on of any image file
 

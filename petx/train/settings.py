@@ -3,18 +3,19 @@
 import argparse
 import dataclasses
 import difflib
-import types
 import typing
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from petx import baselines
+from petx import baselines, tasks
 from petx.errors import UserError
-from petx.options import option
+from petx.files import user_path
+from petx.options import checked_value, option
 
 PRESETS = Path(__file__).parents[1] / "recipes"  # one folder per recipe
+MOST_SEED = 2**32 - 1  # numpy's bound
 PLAIN = ("output_dir", "resume")  # flags whose value is not read as YAML
 Values = dict[str, Any]  # settings by name
 
@@ -28,10 +29,7 @@ class Common:
 
     recipe: typing.ClassVar[str]  # its name: petx train NAME
     default_preset: typing.ClassVar[str] = "easy-vqa"
-    positive: typing.ClassVar[tuple] = (  # must be at least 1 if they are not None
-        *("seeds", "steps", "epochs", "batch_size", "host_steps", "host_batch_size"),
-        *("eval_every", "save_every", "log_every", "eval_batch_size"),
-    )
+    by_task: typing.ClassVar[tuple] = ("splits", "batch_sizes")  # mappings whose keys are tasks of ``data``
     after_host: typing.ClassVar[tuple] = (  # on these, and baselines' own, the small host's pretraining does not depend
         *("arms", "with_arms", "steps", "epochs", "batch_size", "batch_sizes", "num_beams", "lr"),
         *("seeds", "output_dir", "resume"),
@@ -46,41 +44,41 @@ class Common:
         decay: str
 
     # data
-    data_dir: str | None = option(None, "folder of one's own data (docs/training.md has the layout)")
-    feature_width: int = option(1280, "width of a visual feature vector")
-    image_size: int = option(64, "easy-vqa: side in pixels the images are read at, a multiple of 32")
-    train_images: int | None = option(None, "easy-vqa: use only this many training images (default: all)")
-    dev_images: int = option(400, "easy-vqa: training images held out for development")
-    test_images: int | None = option(None, "easy-vqa: use only this many test images (default: all)")
-    tasks: list = option([], "own data: tasks to train on, by name")
-    splits: dict = option({}, "own data: {task: {train: [...], dev: [...], test: [...]}}")
+    data_dir: str | None = option(None, "folder of one's own data (docs/training.md has the layout)", path=True)
+    feature_width: int = option(1280, "width of a visual feature vector", least=1)
+    image_size: int = option(64, "easy-vqa: side in pixels the images are read at, a multiple of 32", least=32)
+    train_images: int | None = option(None, "easy-vqa: use only this many training images (default: all)", least=1)
+    dev_images: int = option(400, "easy-vqa: training images held out for development", least=1)
+    test_images: int | None = option(None, "easy-vqa: use only this many test images (default: all)", least=1)
+    tasks: list = option([], "own data: tasks to train on, by name", each=dict(kind=str))
+    splits: dict = option({}, "own data: {task: {train: [...], dev: [...], test: [...]}}", each=dict(kind=dict))
 
     # pretraining of a small host
-    host_steps: int = option(1200, "small host: pretraining steps")
-    host_batch_size: int = option(64, "small host: examples per pretraining step")
-    host_lr: float = option(1e-3, "small host: peak learning rate of the pretraining")
-    dropout: float = option(0.0, "dropout of the host's layers")
+    host_steps: int = option(1200, "small host: pretraining steps", least=1)
+    host_batch_size: int = option(64, "small host: examples per pretraining step", least=1)
+    host_lr: float = option(1e-3, "small host: peak learning rate of the pretraining", above=0)
+    dropout: float = option(0.0, "dropout of the host's layers", least=0, below=1)
 
     # tuning
-    with_arms: list = option([], "further arms on request", flag="with")
-    steps: int | None = option(None, "tuning steps")
-    epochs: int | None = option(None, "tuning epochs, instead of steps")
-    batch_size: int = option(64, "examples per tuning step")
-    batch_sizes: dict = option({}, "examples per step for each task, over batch_size")
-    clip: float = option(5.0, "gradient clipping norm; 0: off")
-    weight_decay: float = option(0.01, "AdamW's weight decay")
-    adam_epsilon: float = option(1e-6, "AdamW's epsilon")
+    with_arms: list = option([], "further arms on request", flag="with", each=dict(kind=str))
+    steps: int | None = option(None, "tuning steps", least=1)
+    epochs: int | None = option(None, "tuning epochs, instead of steps", least=1)
+    batch_size: int = option(64, "examples per tuning step", least=1)
+    batch_sizes: dict = option({}, "examples per step for each task, over batch_size", each=dict(kind=int, least=1))
+    clip: float = option(5.0, "gradient clipping norm; 0: off", least=0)
+    weight_decay: float = option(0.01, "AdamW's weight decay", least=0)
+    adam_epsilon: float = option(1e-6, "AdamW's epsilon", above=0)
 
     # evaluation and run
-    num_beams: int | None = option(None, "beams of the final evaluation (default: 1, captions 5)")
-    eval_batch_size: int = option(512, "examples per step of evaluation")
-    eval_every: int = option(250, "steps between evaluations on the development split")
-    save_every: int = option(250, "steps between checkpoints")
-    workers: int = option(0, "processes that read the training data beside the one that trains")
-    log_every: int = option(25, "steps between points of the loss curve")
-    seed: int = option(0, "first seed")
-    seeds: int = option(1, "how many seeds; the table then gives mean and standard deviation")
-    output_dir: str | None = option(None, "where everything is written (default: petx-runs/PRESET)")
+    num_beams: int | None = option(None, "beams of the final evaluation (default: 1, captions 5)", least=1, most=1024)
+    eval_batch_size: int = option(512, "examples per step of evaluation", least=1)
+    eval_every: int = option(250, "steps between evaluations on the development split", least=1)
+    save_every: int = option(250, "steps between checkpoints", least=1)
+    workers: int = option(0, "processes that read the training data beside the one that trains", least=0, most=256)
+    log_every: int = option(25, "steps between points of the loss curve", least=1)
+    seed: int = option(0, "first seed", least=0, most=MOST_SEED)
+    seeds: int = option(1, "how many seeds; the table then gives mean and standard deviation", least=1, most=10000)
+    output_dir: str | None = option(None, "where everything is written (default: petx-runs/PRESET)", path=True)
     resume: bool = option(False, "go on with an interrupted run in OUTPUT_DIR")
 
     @classmethod
@@ -105,14 +103,18 @@ class Common:
     def check(self) -> None:
         """Raise :class:`UserError` if values do not fit together; a recipe adds its own checks to these."""
         for arm in self.all_arms:
-            if arm not in self.known_arms():
-                raise UserError(f"unknown arm {arm!r}; there are: {', '.join(self.known_arms())}")
             baselines.find(arm, self.recipe).check(self)
         if (self.steps is None) == (self.epochs is None):
             raise UserError(f"one of steps and epochs must be given, got steps={self.steps}, epochs={self.epochs}")
-        for name in self.positive:
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.all_arms:
+            raise UserError(f"arms must name at least one of {', '.join(self.known_arms())}; got none")
+        if self.seed + self.seeds - 1 > MOST_SEED:
+            raise UserError(f"seed + seeds must be at most {MOST_SEED + 1}, got {self.seed} + {self.seeds}")
+        known = tasks.names(self.data, self.recipe)
+        for setting in self.by_task:
+            for task in getattr(self, setting):
+                if task not in known:
+                    raise UserError(f"{setting}: unknown task {task!r} of {self.data}; there are: {', '.join(known)}")
 
 
 def with_baselines(kind: Any) -> Any:
@@ -155,7 +157,7 @@ def parse(kind: Any, argv: list[str] | None = None, description: str | None = No
     preset, config, assignments = given.pop("preset"), given.pop("config", None), given.pop("set")
     values = read_preset(kind, preset)
     if config is not None:
-        values = laid_over(values, _extended(kind, Path(config), ()))
+        values = laid_over(values, _extended(kind, user_path(config, "--config"), ()))
     for assignment in assignments:
         values = laid_over(values, assigned(values, assignment))
     fields = {field.name: field for field in dataclasses.fields(kind)}
@@ -222,7 +224,7 @@ def checked(kind: Any, values: dict[str, Any]) -> Any:
         if name not in fields:
             close = difflib.get_close_matches(name, fields, n=1)
             raise UserError(f"unknown setting {name!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
-    settings = kind(**{name: _coerced(kind, fields[name], value) for name, value in values.items()})
+    settings = kind(**{name: _checked_field(kind, fields[name], value) for name, value in values.items()})
     settings.check()
     return settings
 
@@ -230,8 +232,8 @@ def checked(kind: Any, values: dict[str, Any]) -> Any:
 def read_yaml(path: Path) -> Values:
     """The mapping in the YAML file ``path``; :class:`UserError` if it cannot be read or is none."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        values = yaml.safe_load(path.read_text(encoding="utf-8-sig")) or {}
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"cannot read settings from {path}: {error}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path}: settings must be a mapping, got {type(values).__name__}")
@@ -267,6 +269,8 @@ def _hint(kind: type[Common], name: str) -> Any:
 
 def _from_text(kind: type[Common], field: dataclasses.Field, text: str) -> Any:
     hint = _hint(kind, field.name)
+    if field.metadata.get("path"):  # as the shell gives it: YAML would read a bare ~ as nothing, and 2024 as a number
+        return None if text == "null" else text
     if hint is list and not field.metadata.get("sentences"):
         return text.strip("[] ").replace(",", " ").split()
     return text if hint is str else _yaml(text, f"--{field.name}")
@@ -275,28 +279,10 @@ def _from_text(kind: type[Common], field: dataclasses.Field, text: str) -> Any:
 def _yaml(text: str, where: str) -> Any:
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{where}: cannot read {text!r}: {error}") from error
 
 
-def _coerced(kind: type[Common], field: dataclasses.Field, value: Any) -> Any:
-    """``value`` in the field's type; YAML reads ``1e-3`` as text, so numbers are taken from text too."""
-    hint = _hint(kind, field.name)
-    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if value is None and type(None) in kinds:
-        return None
-    wanted = kinds[0]
+def _checked_field(kind: type[Common], field: dataclasses.Field, value: Any) -> Any:
     name = field.metadata.get("flag", field.name)
-    choices = field.metadata.get("choices")
-    if value is False and choices and "off" in choices:  # YAML reads a bare off so
-        value = "off"
-    try:
-        fits = isinstance(value, wanted) if wanted in (list, dict, bool, str) else not isinstance(value, bool)
-        if not fits or (wanted is int and float(value) != int(float(value))):
-            raise ValueError
-        value = wanted(float(value)) if wanted is int else wanted(value)
-    except (TypeError, ValueError):
-        raise UserError(f"{name} must be {'text' if wanted is str else wanted.__name__}, got {value!r}") from None
-    if choices and value not in choices:
-        raise UserError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
-    return value
+    return checked_value(name, value, _hint(kind, field.name), field.metadata)

@@ -21,7 +21,6 @@ class Settings(Common):
     """Everything one run of VL-PET's recipe depends on."""
 
     recipe: ClassVar[str] = "vlpet"
-    positive: ClassVar[tuple] = ("rank", "heads", "gate_rank", "decoder_rank", *Common.positive)
     after_host: ClassVar[tuple] = (
         *("level", "design", "rank", "gate_rank", "decoder_rank", "heads", "scale", "zero_init"),
         *("encoder_places", "decoder_places", "decoder_level", "placement", "gate_input", "middle_y", "mask_padding"),
@@ -31,34 +30,40 @@ class Settings(Common):
     # data
     data: str = option("easy-vqa", "data set", choices=tasks.kinds("vlpet"))
     features_dir: str | None = option(
-        None, "folder of the feature files, for Florence-2 of the image files (default: in DATA_DIR)"
+        None, "folder of the feature files, for Florence-2 of the image files (default: in DATA_DIR)", path=True
     )
-    visual_tokens: int = option(4, "visual tokens per image or video; longer features are max-pooled to this many")
+    visual_tokens: int = option(
+        4, "visual tokens per image or video; longer features are max-pooled to this many", least=1, most=65536
+    )
 
     # host
     host: str | None = option(
-        None, "pretrained BART, T5 or Florence-2, folder or hub name (default: a small BART pretrained here)"
+        None, "pretrained BART, T5 or Florence-2, folder or hub name (default: a small BART pretrained here)", path=True
     )
-    width: int = option(128, "small host: width of the model")
-    layers: int = option(2, "small host: encoder layers, and decoder layers")
-    attention_heads: int = option(4, "small host: attention heads")
-    ffn: int = option(512, "small host: width of the feed-forward layers")
-    init_std: float = option(0.09, "small host: standard deviation of the initial weights")
+    width: int = option(128, "small host: width of the model", least=1)
+    layers: int = option(2, "small host: encoder layers, and decoder layers", least=1, most=1024)
+    attention_heads: int = option(4, "small host: attention heads", least=1)
+    ffn: int = option(512, "small host: width of the feed-forward layers", least=1)
+    init_std: float = option(0.09, "small host: standard deviation of the initial weights", above=0)
 
     # tuning
     level: str = option("large", "granularity of VL-PET's gate; none: no gate", choices=LEVELS)
     design: str = option("down", "which projections of VL-PET's modification are multi-head", choices=DESIGNS)
-    rank: int = option(24, "bottleneck of VL-PET's encoder adapters")
-    gate_rank: int = option(24, "bottleneck of the gate at level large")
-    decoder_rank: int = option(24, "bottleneck of VL-PET's decoder value adapters")
-    heads: int = option(4, "heads of VL-PET's multi-head modification")
+    rank: int = option(24, "bottleneck of VL-PET's encoder adapters", least=1)
+    gate_rank: int = option(24, "bottleneck of the gate at level large", least=1)
+    decoder_rank: int = option(24, "bottleneck of VL-PET's decoder value adapters", least=1)
+    heads: int = option(4, "heads of VL-PET's multi-head modification", least=1)
     scale: float = option(1.0, "VL-PET's scaling factor s")
     zero_init: bool = option(False, "start VL-PET's up projections and gates at zero, as on T5")
     encoder_places: list = option(
-        list(ENCODER_PLACES), f"sub-layers of the encoder that are adapted, of {', '.join(ENCODER_PLACES)}; []: none"
+        list(ENCODER_PLACES),
+        f"sub-layers of the encoder that are adapted, of {', '.join(ENCODER_PLACES)}; []: none",
+        each=dict(kind=str),
     )
     decoder_places: list = option(
-        ["value"], f"projections of the decoder's cross-attention, of {', '.join(DECODER_PLACES)}; []: none"
+        ["value"],
+        f"projections of the decoder's cross-attention, of {', '.join(DECODER_PLACES)}; []: none",
+        each=dict(kind=str),
     )
     decoder_level: str = option("none", "gate of the decoder's adapters", choices=LEVELS)
     placement: str = option(
@@ -84,12 +89,16 @@ class Settings(Common):
     train_encoder_norms: bool = option(True, "VL-PET trains the encoder's norms")
     train_decoder_norms: bool = option(False, "VL-PET trains the decoder's norms")
     arms: list = option(
-        ["frozen", "projector", "vlpet", "lora", "full"], "methods and baselines to compare; --list shows them"
+        ["frozen", "projector", "vlpet", "lora", "full"],
+        "methods and baselines to compare; --list shows them",
+        each=dict(kind=str),
     )
-    with_arms: list = option([], "further arms, such as bitfit or scratch; --list shows them", flag="with")
-    lr: float = option(3e-3, "peak learning rate of VL-PET")
+    with_arms: list = option(
+        [], "further arms, such as bitfit or scratch; --list shows them", flag="with", each=dict(kind=str)
+    )
+    lr: float = option(3e-3, "peak learning rate of VL-PET", above=0)
     warmup: float = option(
-        0.1, "linear warm-up: share of the steps, or their number from 1 on; linear decay to 0 after"
+        0.1, "linear warm-up: share of the steps, or their number from 1 on; linear decay to 0 after", least=0
     )
     decay: str = option(
         "clean",
@@ -118,6 +127,8 @@ class Settings(Common):
             if getattr(self, name) != default and levels.isdisjoint(readers):
                 wanted = " and ".join(readers)
                 raise UserError(f"{name}={getattr(self, name)} is for level {wanted}, got level={self.level}")
+        if self.width % self.attention_heads:
+            raise UserError(f"attention_heads must divide width, got {self.attention_heads} and {self.width}")
 
 
 parse = functools.partial(settings.parse, Settings)

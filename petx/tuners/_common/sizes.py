@@ -1,11 +1,11 @@
 """What an adapter will take, found before anything is built: names and shapes of its tensors, and their bytes."""
 
 import math
-import os
 from collections.abc import Mapping
 
 import torch
 
+from petx._memory import memory
 from petx.errors import UserError
 
 __all__ = ["check_memory"]
@@ -13,7 +13,7 @@ __all__ = ["check_memory"]
 
 def check_memory(method: str, tensors: Mapping[str, torch.Tensor]) -> None:
     """Raise UserError if ``tensors`` (made without memory) would not fit into the machine's."""
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    there = memory()
     wanted = sum(math.prod(tensor.shape) * tensor.element_size() for tensor in tensors.values())
     if wanted > there:
         name, largest = max(tensors.items(), key=lambda item: math.prod(item[1].shape))

@@ -1,0 +1,125 @@
+"""Every setting has a kind and a range, checked once and by name, before any work."""
+
+import dataclasses
+import math
+
+import pytest
+import yaml
+
+from petx import tasks
+from petx.errors import UserError
+from petx.options import checked_value
+from petx.train import settings
+from petx.train.petal import arguments as petal
+from petx.train.vlpet import arguments as vlpet
+
+RECIPES = {"vlpet": vlpet, "petal": petal}
+NUMBERS = [
+    (recipe, field)
+    for recipe, arguments in RECIPES.items()
+    for field in dataclasses.fields(arguments.Settings)
+    if settings._hint(arguments.Settings, field.name) in (int, float, int | None, float | None)
+]
+
+
+def parsed(recipe, **given):
+    return RECIPES[recipe].parse([f"--{name}={value}" for name, value in given.items()])
+
+
+@pytest.mark.parametrize("recipe, field", NUMBERS, ids=[f"{recipe}-{field.name}" for recipe, field in NUMBERS])
+def test_a_number_is_finite_within_its_range_and_told_by_name(recipe, field):
+    for value in ("nan", ".nan", ".inf", "-.inf", "x", "[1]", "true", "{a: 1}"):
+        with pytest.raises(UserError, match=f"{field.name} must be "):
+            parsed(recipe, **{field.name: value})
+    ends = [field.metadata.get(bound) for bound in ("least", "above")]
+    if ends != [None, None]:  # a count or a rate: nothing below its least
+        with pytest.raises(UserError, match=f"{field.name} must be .*, got -1"):
+            parsed(recipe, **{field.name: "-1"})
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_count_and_rate_has_a_least(recipe):
+    """A new setting without a bound is one that torch or transformers will find out about."""
+    free = {"scale", "expert_alpha", "expert_beta", "ib_weight", "ib_eta", "ib_sign"}
+    unbound = {
+        field.name
+        for which, field in NUMBERS
+        if which == recipe and field.metadata.get("least") is None and field.metadata.get("above") is None
+    }
+    assert unbound <= free
+
+
+@pytest.mark.parametrize(
+    "recipe, given, message",
+    [
+        ("vlpet", dict(batch_sizes="{vqa: -2}"), r"batch_sizes\.vqa must be at least 1, got -2"),
+        ("vlpet", dict(batch_sizes="{vqa: 2.5}"), r"batch_sizes\.vqa must be int, got 2\.5"),
+        ("vlpet", dict(batch_sizes="{gqa: 2}"), "batch_sizes: unknown task 'gqa' of easy-vqa; there are: vqa"),
+        ("vlpet", dict(batch_sizes="3"), "batch_sizes must be dict, got 3"),
+        ("vlpet", dict(arms=""), "arms must name at least one of frozen, "),
+        ("vlpet", dict(dropout="1"), r"dropout must be in \[0, 1\), got 1"),
+        ("vlpet", dict(seed="4294967296"), r"seed must be in \[0, 4294967295\], got 4294967296"),
+        ("vlpet", dict(seed="4294967295", seeds="2"), r"seed \+ seeds must be at most"),
+        ("vlpet", dict(width="30"), "attention_heads must divide width, got 4 and 30"),
+        ("vlpet", dict(output_dir=""), "output_dir must be a path, got ''"),
+        ("vlpet", dict(output_dir="a\0b"), "output_dir must be a path without a null character"),
+        ("vlpet", dict(splits="{vqa: 3}"), r"splits\.vqa must be dict, got 3"),
+        ("vlpet", dict(encoder_places="[[a]]"), r"encoder_places"),
+        ("petal", dict(ib_sign="3"), "ib_sign must be one of 1, -1; got 3"),
+        ("petal", dict(amp="x"), "amp must be one of none, fp16, bf16; got 'x'"),
+        ("petal", dict(generation="{num_beams: x}"), r"generation\.num_beams must be int, got 'x'"),
+        ("petal", dict(generation="{repetition_penalty: 0}"), r"generation\.repetition_penalty must be above 0, got 0"),
+        ("petal", dict(generation="{min_new_tokens: 9, max_new_tokens: 2}"), "min_new_tokens must be at most max_new"),
+        ("petal", dict(max_target="{vqa: 0}"), r"max_target\.vqa must be at least 1, got 0"),
+        ("petal", dict(task_instructions="{vqa: [3]}"), r"task_instructions\.vqa\[0\] must be text, got 3"),
+        ("petal", dict(instructions='["{q.x}"]'), "{q} is the only field there is"),
+        ("petal", dict(instructions='["{q:>1000000000}"]'), "{q} is the only field there is"),
+        ("petal", dict(instructions='["{q"]'), "instruction template '{q' cannot be read"),
+        ("petal", dict(language_model="llama", width="12"), "width must be an even multiple of attention_heads=4"),
+    ],
+)
+def test_what_cannot_work_is_told_by_name(recipe, given, message):
+    with pytest.raises(UserError, match=message):
+        parsed(recipe, **given)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_presets_pass(recipe):
+    arguments = RECIPES[recipe]
+    for name in settings.presets(arguments.Settings):
+        arguments.checked(arguments.read_preset(name) | dict(output_dir="x"))
+
+
+def test_a_tilde_is_the_home_folder_in_every_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.yaml").write_text("output_dir: ~/run\n", encoding="utf-8-sig")
+    given = vlpet.parse(["--config", "~/mine.yaml", "--data_dir=~/data", "--features_dir=~", "--host=~/bart"])
+    assert given.output_dir == str(tmp_path / "run") and given.data_dir == str(tmp_path / "data")
+    assert given.features_dir == str(tmp_path) and given.host == str(tmp_path / "bart")
+    assert vlpet.parse(["--output_dir", "a/../b/", "--host", "facebook/bart-base"]).output_dir == "a/../b/"
+    with pytest.raises(UserError, match="output_dir: '~nobody-at-all/x' has no home folder"):
+        vlpet.parse(["--output_dir", "~nobody-at-all/x"])
+
+
+def test_settings_that_yaml_cannot_read_are_named(tmp_path):
+    for content in (b"\xff\xfe", b"lr: [", b"- 1", b"a: " + b"[" * 3000):
+        (tmp_path / "bad.yaml").write_bytes(content)
+        with pytest.raises(UserError, match="bad.yaml"):
+            vlpet.parse(["--config", str(tmp_path / "bad.yaml")])
+
+
+def test_values_are_taken_from_text_as_yaml_writes_them():
+    assert checked_value("lr", "1e-3", float, {}) == 1e-3
+    assert checked_value("steps", "1e3", int | None, {}) == 1000
+    assert checked_value("steps", None, int | None, {}) is None
+    assert checked_value("ib", False, str, {"choices": ("off", "on")}) == "off"
+    assert yaml.safe_load("lr: 1e-3") == {"lr": "1e-3"}
+    for value in (math.nan, math.inf, "nan", 10**400, True, None, [], "1" * 400):
+        with pytest.raises(UserError, match="lr must be "):
+            checked_value("lr", value, float, {})
+
+
+def test_tasks_are_those_of_the_data():
+    assert tasks.names("easy-vqa", "vlpet") == ("vqa",)
+    assert {"vqa", "gqa", "nlvr", "caption"} <= set(tasks.names("image-text", "vlpet"))
+    assert "nlvr" not in tasks.names("image-text", "petal")
