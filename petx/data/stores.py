@@ -2,17 +2,32 @@
 
 import math
 import random
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from petx.data.pictures import check_picture, read_picture
 from petx.errors import UserError
 
-_SUFFIXES = ("", ".jpg", ".jpeg", ".png", ".webp")
+_SUFFIXES = ("", ".jpg", ".jpeg", ".png", ".webp", ".JPG", ".JPEG", ".PNG")
+
+
+def _features(values: Any, path: Path, rows: str, width: int) -> torch.Tensor:
+    """``values`` of a file as float32 ``[rows, width]``; :class:`UserError` names the file, the shape and the type."""
+    array = np.asarray(values)
+    wanted = f"wanted [{rows}, {width}] (feature_width)"
+    if array.dtype.kind not in "fiu":
+        raise UserError(f"{path}: features are {list(array.shape)} of {array.dtype}, not real numbers; {wanted}")
+    if array.ndim != 2 or array.shape[1] != width or not len(array):
+        last = f", of width {array.shape[-1]}" if array.ndim else ", one number"
+        raise UserError(f"{path}: features are {list(array.shape)}{last}; {wanted}")
+    features = torch.from_numpy(array.astype(np.float32))  # of either byte order
+    if not torch.isfinite(features).all():
+        raise UserError(f"{path}: features have values that are not finite")
+    return features
 
 
 class ArrayFeatures:
@@ -54,17 +69,18 @@ class H5Features:
             self(image)
 
     def __call__(self, image: str) -> tuple:
-        path = self.path(image)
+        path, name = self.path(image), f"{image}/features"
         try:
             with self.h5py.File(path, "r") as file:
-                features = torch.from_numpy(file[f"{image}/features"][:]).float()
-        except (OSError, KeyError) as error:
-            raise UserError(f"{path}: cannot read {image}/features: {error}") from error
-        if features.dim() != 2 or features.shape[1] != self.width:
-            raise UserError(
-                f"{path}: features are {list(features.shape)}, of width {features.shape[-1]}; wanted [V, {self.width}] "
-                "(feature_width)"
-            )
+                found = file[name]
+                if not isinstance(found, self.h5py.Dataset):
+                    raise UserError(f"{path}: {name} must be a data set [V, {self.width}], got a group")
+                values = found[()]
+        except UserError:
+            raise
+        except Exception as error:  # h5py raises what its filters and types raise
+            raise UserError(f"{path}: cannot read {name}: {error}") from error
+        features = _features(values, path, "V", self.width)
         return self._pooled(features, path), self.boxes
 
     def _pooled(self, features: torch.Tensor, path: Path) -> torch.Tensor:
@@ -105,14 +121,10 @@ class NpzFeatures:
         path = self.path(key)
         try:
             with np.load(path) as file:
-                features = torch.from_numpy(file["features"]).float()
-        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+                values = file["features"]
+        except Exception as error:  # numpy raises what zip, zlib and its headers raise
             raise UserError(f"{path}: cannot read features: {error}") from error
-        if features.dim() != 2 or features.shape[1] != self.width:
-            raise UserError(
-                f"{path}: features are {list(features.shape)}, of width {features.shape[-1]}; wanted [T, {self.width}] "
-                "(feature_width)"
-            )
+        features = _features(values, path, "T", self.width)
         if len(features) > self.tokens:
             return torch.nn.functional.adaptive_max_pool1d(features.T, self.tokens).T.contiguous(), self.boxes
         return torch.nn.functional.pad(features, (0, 0, 0, self.tokens - len(features))), self.boxes
@@ -135,24 +147,15 @@ class ImageFiles:
         return found
 
     def check(self, images: Any) -> None:
-        """Raise :class:`UserError` if a file is missing or its beginning is not an image's."""
+        """Raise :class:`UserError` if a file is missing, no image, or cut short."""
         for image in images:
-            path = self.path(image)
-            try:
-                with Image.open(path):
-                    pass
-            except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-                raise UserError(f"cannot read {path} as an image: {error}") from error
+            check_picture(self.path(image))
 
     def __call__(self, image: str, draw: str = "") -> tuple:
         return self.read(self.path(image), draw)
 
     def read(self, path: Path, draw: str = "") -> tuple:
-        try:
-            with Image.open(path) as file:
-                picture = file.convert("RGB")
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-            raise UserError(f"cannot read {path} as an image: {error}") from error
+        picture = read_picture(path)
         if draw and self.augment != "none":
             picture = self._augmented(picture, random.Random(f"{draw} {path.name}"))
         return self.processor(picture, return_tensors="pt")["pixel_values"][0], None

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from petx.data.examples import Example
-from petx.data.rows import json_lines
+from petx.data.rows import Row, json_lines
 from petx.data.stores import NpzFeatures
 from petx.tasks.base import TaskSpec
 
@@ -23,10 +23,10 @@ def questions(name: str, title: str, videos: str) -> TaskSpec:
     def read(folder: Path, split: str, training: bool, tokenizer: Any) -> Iterator[Example]:
         for row, said, span in _clips(folder, name, split, videos, "vid_name", "q", "ts", "a0", "answer_idx"):
             choices = [key for key in ("a0", "a1", "a2", "a3", "a4") if key in row]
-            listed = " ".join(f"{key}: {row[key]}" for key in choices)
-            text = f"[Q] {row['q']} {span} [Choices] {listed} {name}: "
-            answer = choices[row["answer_idx"]]
-            yield Example(_fitted(said, text, tokenizer), ((videos, row["vid_name"]),), ((answer, 1.0),))
+            listed = " ".join(f"{key}: {row.text(key)}" for key in choices)
+            text = f"[Q] {row.text('q')} {span} [Choices] {listed} {name}: "
+            answer = choices[row.number("answer_idx", 0, len(choices) - 1)]
+            yield Example(_fitted(said, text, tokenizer), ((videos, row.name("vid_name")),), ((answer, 1.0),))
 
     return TaskSpec(name, title, read=read, **_SHARED)
 
@@ -37,18 +37,18 @@ def captions(name: str, title: str, videos: str) -> TaskSpec:
     def read(folder: Path, split: str, training: bool, tokenizer: Any) -> Iterator[Example]:
         for row, said, span in _clips(folder, name, split, videos, "vid_name", "ts", "descs"):
             text = _fitted(said, f"{span} {name}: ", tokenizer)
-            described = tuple(given["desc"].strip() for given in row["descs"])
+            described = tuple(text.strip() for text in row.texts("descs", "desc"))
             for caption in described if training else described[:1]:  # scored once per clip
-                yield Example(text, ((videos, row["vid_name"]),), ((caption, 1.0),), references=described)
+                yield Example(text, ((videos, row.name("vid_name")),), ((caption, 1.0),), references=described)
 
     return TaskSpec(name, title, read=read, metric="caption", loss="token", num_beams=5, **_SHARED)
 
 
-def _clips(folder: Path, name: str, split: str, videos: str, *needed: str) -> Iterator[tuple[dict, str, str]]:
+def _clips(folder: Path, name: str, split: str, videos: str, *needed: str) -> Iterator[tuple[Row, str, str]]:
     """The rows of a split, each with the subtitles that overlap its clip and the clip's span in words."""
     subtitles = _subtitles(folder / "ann" / f"{videos}_subtitles.jsonl")
     for row in json_lines(folder / "ann" / name / f"{name}_{split}.jsonl", *needed):
-        first, last = map(float, row["ts"].split("-") if isinstance(row["ts"], str) else row["ts"])
+        first, last = _span(row)
         lines = subtitles.get(row["vid_name"], ())
         said = " ".join(text for text, start, end in lines if start <= last and end >= first)
         yield row, said, f"[TS] ({first:.2f}-{last:.2f})"
@@ -68,4 +68,20 @@ def _subtitles(path: Path) -> dict[str, list[tuple[str, float, float]]]:
     if not path.is_file():
         return {}
     rows = json_lines(path, "vid_name", "sub")
-    return {row["vid_name"]: [(line["text"], line["start"], line["end"]) for line in row["sub"]] for row in rows}
+    return {row.name("vid_name"): _lines(row) for row in rows}
+
+
+def _span(row: Row) -> tuple[float, float]:
+    """Seconds in which a clip begins and ends; not a number where the set does not know them."""
+    try:
+        first, last = map(float, row["ts"].split("-") if isinstance(row["ts"], str) else row["ts"])
+    except (TypeError, ValueError):
+        row.refuse("ts", "two numbers, [first, last] or 'first-last'", row["ts"])
+    return first, last
+
+
+def _lines(row: Row) -> list[tuple[str, float, float]]:
+    try:
+        return [(str(line["text"]), float(line["start"]), float(line["end"])) for line in row["sub"]]
+    except (TypeError, ValueError, KeyError):
+        row.refuse("sub", "a list of {text, start, end}", row["sub"])

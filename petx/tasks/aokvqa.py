@@ -18,21 +18,21 @@ from petx.tasks.base import TaskSpec
 
 def _read(folder: Path, split: str, training: bool, tokenizer: Any) -> Iterator[Example]:
     path = folder / "aokvqa" / "annotations" / f"aokvqa_v1p0_{split}.json"
-    for i, row in enumerate(json_rows(path, "question", "direct_answers")):
-        given = tuple(row["direct_answers"])
-        if not given:
-            raise UserError(f"{path}: entry {i} has no answer in 'direct_answers'")
+    for row in json_rows(path, "question", "direct_answers"):
+        if not row["direct_answers"]:
+            raise UserError(f"{row.place} has no answer in 'direct_answers'")
+        given = row.texts("direct_answers")
         if row.get("difficult_direct_answer") and not training:
             continue  # the set's own evaluation of direct answers leaves these out
         if "image" in row:
-            image = row["image"]
+            image = row.name("image")
         elif "image_id" in row:
-            image = f"{split}2017/{int(row['image_id']):012d}.jpg"
+            image = f"{split}2017/{row.number('image_id', 0, 10**12 - 1):012d}.jpg"
         else:
-            raise UserError(f"{path}: entry {i} has neither 'image' nor 'image_id'")
+            raise UserError(f"{row.place} has neither 'image' nor 'image_id'")
         counted = Counter(given)
         answers = tuple((answer, count / len(given)) for answer, count in counted.items())
-        yield Example(row["question"], (image,), answers, references=given)
+        yield Example(row.question("question"), (image,), answers, references=given)
 
 
 TASK = TaskSpec(

@@ -12,8 +12,8 @@ from petx.tasks.base import TaskSpec
 def _read(folder: Path, split: str, training: bool, tokenizer: Any) -> Iterator[Example]:
     for row in json_rows(folder / "COCO" / "dataset_coco.json", "filename", "split", "sentences", key="images"):
         if row["split"] == split:
-            images = (Path(row["filename"]).stem,)
-            texts = tuple(sentence["raw"].strip() for sentence in row["sentences"])
+            images = (Path(row.text("filename")).stem,)
+            texts = tuple(text.strip() for text in row.texts("sentences", "raw"))
             for text in texts if training else texts[:1]:  # trained on every sentence, scored once an image
                 yield Example("", images, ((text, 1.0),), references=texts)
 

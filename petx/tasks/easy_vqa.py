@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
+from petx._memory import memory
 from petx.data import packages
 from petx.data.examples import Example
 from petx.data.features import STRIDE, ImageEncoder, grid_boxes, image_features, read_image
@@ -45,8 +46,12 @@ class Question:
 
 def read_questions(folder: str | Path, split: str) -> list[Question]:
     """The questions of ``split`` (``train`` or ``test``) from the package folder ``folder``."""
-    rows = json.loads((Path(folder) / "data" / split / "questions.json").read_text(encoding="utf-8"))
-    return [Question(text, answer, f"{split}/images/{image}.png") for text, answer, image in rows]
+    path = Path(folder) / "data" / split / "questions.json"
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        return [Question(text, answer, f"{split}/images/{image}.png") for text, answer, image in rows]
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"easy-vqa's {path} is damaged ({error}); {packages.again('easy-vqa')}") from error
 
 
 def images_of(questions: list[Question]) -> list[str]:
@@ -151,12 +156,24 @@ class EasyVQASource(Source):
     """easy-VQA, in its package (``petx data get easy-vqa``)."""
 
     kind, caveats, encodes_images = "easy-vqa", True, True
+    own_tasks = (QUESTIONS.name,)
 
     def check(self, settings: Any) -> None:
+        for name in ("data_dir", "images_dir", "features_dir", "tasks"):
+            if getattr(settings, name, None):
+                raise UserError(f"{name} is for data of one's own, and data is {self.kind}; choose one with --data")
         packages.require("easy-vqa", "efficientnet-lite0")
-        _easy_vqa_questions(settings)
+        packages.check("easy-vqa")
+        _, *splits = _easy_vqa_questions(settings)
         if settings.image_size < STRIDE or settings.image_size % STRIDE:
             raise UserError(f"image_size must be a positive multiple of {STRIDE}, got {settings.image_size}")
+        count = sum(len(images_of(questions)) for questions in splits)
+        wanted, there = count * 3 * settings.image_size**2, memory()  # the pictures are read before they are encoded
+        if wanted > there:
+            raise UserError(
+                f"image_size {settings.image_size}: {count:,} pictures would take {wanted:,} bytes, and this machine "
+                f"has {there:,}"
+            )
 
     def load(self, settings: Any, host: Any) -> RunData:
         """The whole of VQA as the task to tune on; for a small host, its lessons to be pretrained on.

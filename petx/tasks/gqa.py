@@ -11,9 +11,10 @@ from petx.tasks.base import TaskSpec
 
 def _read(folder: Path, split: str, training: bool, tokenizer: Any) -> Iterator[Example]:
     for row in json_rows(folder / "GQA" / f"{split}.json", "img_id", "sent", "label"):
-        label = row["label"]
-        answer = max(label, key=label.__getitem__) if isinstance(label, dict) else label
-        yield Example(row["sent"], (row["img_id"],), ((answer, 1.0),))
+        label = row.scores("label")
+        if not label:
+            row.refuse("label", "an answer or {answer: score} with an answer", row["label"])
+        yield Example(row.question("sent"), (row.name("img_id"),), ((max(label, key=lambda one: label[one]), 1.0),))
 
 
 TASK = TaskSpec(

@@ -1,4 +1,4 @@
-"""NLVR2: ``nlvr/<split>.json`` of ``{img0, img1, sent, label}``, label 0 or 1."""
+"""NLVR2: ``nlvr/<split>.json`` of ``{img0, img1, sent, label}``, label 0 or 1, or "True" or "False" as published."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +11,8 @@ from petx.tasks.base import TaskSpec
 
 def _read(folder: Path, split: str, training: bool, tokenizer: Any) -> Iterator[Example]:
     for row in json_rows(folder / "nlvr" / f"{split}.json", "img0", "img1", "sent", "label"):
-        answer = "true" if row["label"] == 1 else "false"
-        yield Example(row["sent"], (row["img0"], row["img1"]), ((answer, 1.0),))
+        answer = "true" if row.truth("label") else "false"
+        yield Example(row.question("sent"), (row.name("img0"), row.name("img1")), ((answer, 1.0),))
 
 
 TASK = TaskSpec(

@@ -12,9 +12,9 @@ from petx.tasks.base import TaskSpec
 def _read(folder: Path, split: str, training: bool, tokenizer: Any) -> Iterator[Example]:
     path = folder / "vqa" / f"{split}.json"
     for row in json_rows(path, "img_id", "sent", *(["label"] if training else ["answers"])):
-        annotators = tuple(given["answer"] for given in row.get("answers", ()))
-        labels = tuple(row.get("label", {}).items()) or (("", 0.0),)
-        yield Example(row["sent"], (row["img_id"],), labels, references=annotators)
+        annotators = row.texts("answers", "answer", none_allowed=training) if "answers" in row else ()
+        labels = tuple(row.scores("label").items()) if "label" in row else ()
+        yield Example(row.question("sent"), (row.name("img_id"),), labels or (("", 0.0),), references=annotators)
 
 
 TASK = TaskSpec(

@@ -6,13 +6,15 @@ from typing import Any
 
 import matplotlib
 import torch
-from PIL import Image
 
 from petx import hosts, tasks
+from petx.data.pictures import read_picture
 from petx.files import written_whole
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (after the choice of backend)
+
+LARGEST = 1200  # pixels of a drawn picture's longer side
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,13 +39,15 @@ def answer(loaded: Any, image: str, question: str, num_beams: int = 1) -> Answer
     return Answer(tokenizer.decode(tokens[0], skip_special_tokens=True).strip(), probability, item["unknown"])
 
 
-def draw(image: str, question: str, answer: Any, path: str | Path) -> None:
+def draw(image: str | Path, question: str, answer: Any, path: str | Path) -> None:
     """PNG at ``path``: the image with the question above and the answer below it."""
-    with Image.open(image) as picture:
-        figure, axes = plt.subplots(figsize=(4, 4.6), layout="constrained")
-        axes.imshow(picture.convert("RGB"), interpolation="nearest" if min(picture.size) < 200 else "antialiased")
-    axes.set_title(question, fontsize=11, wrap=True)
-    axes.set_xlabel(f"{answer.text}  (p = {answer.probability:.2f})", fontsize=13, fontweight="bold")
+    picture = read_picture(image)
+    picture.thumbnail((LARGEST, LARGEST))
+    figure, axes = plt.subplots(figsize=(4, 4.6), layout="constrained")
+    axes.imshow(picture, interpolation="nearest" if min(picture.size) < 200 else "antialiased")
+    plain: dict[str, Any] = dict(parse_math=False)  # a dollar sign is one
+    axes.set_title(question, fontsize=11, wrap=True, **plain)
+    axes.set_xlabel(f"{answer.text}  (p = {answer.probability:.2f})", fontsize=13, fontweight="bold", **plain)
     axes.set_xticks([])
     axes.set_yticks([])
     with written_whole(path) as target:
