@@ -3,7 +3,10 @@
 import argparse
 import ast
 import difflib
+import errno
 import importlib
+import io
+import os
 import pkgutil
 import sys
 from pathlib import Path
@@ -12,6 +15,11 @@ from petx import commands
 from petx._quiet import ignore_known_warnings
 from petx.errors import UserError
 from petx.version import __version__
+
+_OF_THE_MACHINE = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG),
+    *(errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ESTALE),
+}
 
 
 def command_names() -> list[str]:
@@ -48,6 +56,9 @@ def build_parser(names: list[str]) -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command line (default ``sys.argv[1:]``) and return its exit code."""
+    for stream in (sys.stdout, sys.stderr):  # a letter that the terminal lacks becomes another, and ends nothing
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")
     names = command_names()
     parser = build_parser(names)
     chosen = parser.parse_args(argv)
@@ -59,6 +70,17 @@ def main(argv: list[str] | None = None) -> int:
         return _run_command(chosen.command, chosen.arguments, names)
     except UserError as error:
         print(f"petx: error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # whoever read the output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        print("petx: interrupted", file=sys.stderr)
+        return 130
+    except OSError as error:
+        if error.errno not in _OF_THE_MACHINE or error.filename is None:
+            raise
+        print(f"petx: error: {error.filename}: {error.strerror}", file=sys.stderr)
         return 2
 
 

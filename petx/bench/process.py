@@ -23,7 +23,7 @@ def import_seconds(rounds: int = 5) -> dict[str, float]:
     """Medians over new processes: importing torch, and petx on top of it."""
     pairs = []
     for _ in range(rounds + 1):
-        run = subprocess.run([sys.executable, "-c", IMPORT], capture_output=True, text=True, check=True)
+        run = subprocess.run([sys.executable, "-P", "-c", IMPORT], capture_output=True, text=True, check=True)
         pairs.append([float(value) for value in run.stdout.split()])
     torch_alone, over_torch = zip(*pairs[1:], strict=True)  # the first reads the files into memory
     return {"torch": statistics.median(torch_alone), "petx over torch": statistics.median(over_torch)}

@@ -1,7 +1,6 @@
 """Score a tuned model again: ``petx eval --adapter DIR``, greedily or with beams."""
 
 import argparse
-from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -12,12 +11,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from petx.errors import UserError
+    from petx.files import user_path
     from petx.train import scoring, tuned
     from petx.train.run import Run
 
     if args.num_beams is not None and args.num_beams < 1:
         raise UserError(f"--num_beams must be at least 1, got {args.num_beams}")
-    loaded = tuned.load(Path(args.adapter))
+    loaded = tuned.load(user_path(args.adapter, "--adapter"))
     run = Run(loaded.recipe, loaded.settings)
     run.prepare()
     tasks = getattr(run.load_data(), args.split)

@@ -1,7 +1,6 @@
 """Answer a question about an image: ``petx predict IMAGE QUESTION --adapter DIR``; also draws both as a PNG."""
 
 import argparse
-from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,25 +12,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from petx.data.features import read_image
+    from petx.data.pictures import read_picture
     from petx.errors import UserError
-    from petx.files import require_writable
+    from petx.files import require_writable, user_path
     from petx.train import answering, tuned
 
-    output = Path(args.output or f"{Path(args.image).stem}-answer.png")
-    if output.resolve() == Path(args.image).resolve():
+    image, adapter = user_path(args.image, "IMAGE"), user_path(args.adapter, "--adapter")
+    output = user_path(f"{image.stem}-answer.png" if args.output is None else args.output, "--output")
+    if output.is_dir():
+        raise UserError(f"--output must be a file, got the folder {args.output or output}")
+    if output.resolve() == image.resolve():
         raise UserError(f"--output would overwrite the image {args.image}")
     if args.num_beams < 1:
         raise UserError(f"--num_beams must be at least 1, got {args.num_beams}")
     if not args.question.strip():
         raise UserError("QUESTION must not be empty")
-    loaded = tuned.load(Path(args.adapter))
-    read_image(args.image, loaded.settings.image_size)  # a broken image is told before the encoder is loaded
+    read_picture(image)  # a broken image is told before anything is loaded
     require_writable(output.parent, "--output")
-    answer = answering.answer(loaded, args.image, args.question, args.num_beams)
+    loaded = tuned.load(adapter)
+    answer = answering.answer(loaded, str(image), args.question, args.num_beams)
     if answer.unknown:
         print(f"note: the model does not know {', '.join(map(repr, answer.unknown))}")
-    answering.draw(args.image, args.question, answer, output)
-    print(f"{answer.text}   (probability {answer.probability:.3f})")
+    print(f"{answer.text}   (probability {answer.probability:.3f})", flush=True)
+    answering.draw(image, args.question, answer, output)
     print(f"drawn in {output}")
     return 0

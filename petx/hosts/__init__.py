@@ -1,15 +1,19 @@
 """Hosts: the frozen models that are tuned. One module each, with its class as ``HOST``; found by name or checkpoint."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+from torch import nn
 from transformers import AutoConfig
 
 from petx import _rooms
 from petx.errors import UserError
+from petx.files import damaged_files
 from petx.hosts.base import Host
 
-__all__ = ["Host", "bound", "find", "of_checkpoint", "of_method"]
+__all__ = ["Host", "bound", "check_files", "find", "load", "of_checkpoint", "of_method", "tokenizers"]
 
 
 def of_method(method: str) -> dict[str, type[Host]]:
@@ -26,10 +30,7 @@ def find(name: str) -> type[Host]:
 def of_checkpoint(folder: str | Path, method: str) -> type[Host]:
     """The host in ``folder``, or of that hub name; :class:`UserError` if there is none that ``method`` tunes."""
     known = of_method(method).values()  # first, since importing them registers petx's own configurations
-    try:
-        kind = AutoConfig.from_pretrained(folder).model_type
-    except (OSError, ValueError) as error:
-        raise UserError(f"host: cannot load {str(folder)!r}: {error}") from error
+    kind = _read(folder, lambda: AutoConfig.from_pretrained(folder)).model_type
     for host in known:
         if kind in host.model_types:
             return host
@@ -49,3 +50,37 @@ def bound(model: Any, tokenizer: object) -> Host:
         if kind in module.HOST.model_types:
             return module.HOST(model.config, tokenizer)
     raise UserError(f"no host is known for a {kind!r} model")
+
+
+def load(host: type[Host], folder: str | Path, settings: Any) -> nn.Module:
+    """The model of ``host`` in ``folder``, in evaluation mode; :class:`UserError` names the file that is damaged."""
+    return _read(folder, lambda: host.load(folder, settings))
+
+
+def tokenizers(host: type[Host], folder: str | Path) -> Any:
+    """The tokenizer or tokenizers of ``host`` in ``folder``; :class:`UserError` names the file that is damaged."""
+    return _read(folder, lambda: host.tokenizers(folder))
+
+
+def check_files(folder: str | Path, hint: str = "keep the folders of a run together") -> None:
+    """Raise :class:`UserError` if a host that a run saved in ``folder`` lacks a file, or one of them is damaged."""
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"the host's config.json is not in {folder}; {hint}")
+    if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
+        raise UserError(f"the host's weights, model.safetensors, are not in {folder}; {hint}")
+    for name, reason in damaged_files(folder).items():
+        raise UserError(f"the host's {name} in {folder} is damaged ({reason}); {hint}")
+
+
+def _read(folder: str | Path, read: Callable[[], Any]) -> Any:
+    """``read()``, whose errors, of whatever library, are the user's: ``folder`` is what they handed in."""
+    try:
+        return read()
+    except UserError:
+        raise
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        damaged = damaged_files(folder) if Path(folder).is_dir() else {}
+        where = "".join(f"; {name} is damaged ({reason})" for name, reason in damaged.items())
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"host: cannot load {str(folder)!r}{where}: {said}") from error

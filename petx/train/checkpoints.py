@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -29,7 +30,10 @@ def save_trainable(model: nn.Module, folder: str | Path) -> None:
 @torch.no_grad()
 def load_trainable(model: nn.Module, folder: str | Path) -> None:
     """Copy the tensors saved in ``folder`` into ``model``; :class:`UserError` if names or shapes differ."""
-    saved, wanted = load_file(Path(folder, TENSORS)), trainable_state(model)
+    try:
+        saved, wanted = load_file(Path(folder, TENSORS)), trainable_state(model)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"{Path(folder, TENSORS)} is damaged or cannot be read: {error}") from error
     for name in sorted(saved.keys() ^ wanted.keys()):
         raise UserError(f"{Path(folder, TENSORS)}: {name} is {'not trained here' if name in saved else 'missing'}")
     for name, tensor in wanted.items():
@@ -60,9 +64,10 @@ def other_paths(folder: str | Path) -> list[str]:
 def is_whole(folder: str | Path) -> bool:
     """Whether ``folder`` has its marker and every file is there with the size it was written with."""
     try:
-        sizes = json.loads(Path(folder, MARKER).read_text(encoding="utf-8"))["sizes"]
-        return all(Path(folder, name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError, KeyError):
+        marker = json.loads(Path(folder, MARKER).read_text(encoding="utf-8"))
+        whole = isinstance(marker["seconds"], int | float) and isinstance(marker.get("paths", {}), dict)
+        return whole and all(Path(folder, name).stat().st_size == size for name, size in marker["sizes"].items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
 

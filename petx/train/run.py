@@ -1,5 +1,6 @@
 """A run of a recipe from its command line to the table at the end."""
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ from petx import baselines, tasks
 from petx._quiet import ignore_known_warnings
 from petx.baselines import Baseline
 from petx.errors import UserError
-from petx.files import write_json
+from petx.files import held, require_writable, write_json
 from petx.tasks import RunData
-from petx.train import plots, report, stages
+from petx.train import plots, rehearsal, report, stages, stopping
 from petx.train.recipe import Recipe
 from petx.train.settings import Common
 from petx.train.trainer import PetTrainer, training_arguments
@@ -84,13 +85,20 @@ class Run:
         return self.data
 
     def main(self) -> int:
-        """:meth:`execute`, with words for an interruption and a full disk; returns the exit code."""
+        """:meth:`execute`, with words for an interruption and a full disk; returns the exit code.
+
+        SIGTERM, as schedulers send, and SIGHUP, of a closed terminal, end a run as Ctrl-C does.
+        """
         resume = f"What was finished, and the last whole checkpoint, is in {self.out}; --resume goes on from there."
         try:
-            return self.execute()
-        except KeyboardInterrupt:
-            stages.say(f"\nInterrupted. {resume}")
-            return 130
+            with stopping.as_interruption():
+                return self.execute()
+        except KeyboardInterrupt as stop:
+            stopping.last_words(f"\n{stopping.name(stop)}. {resume}")
+            return stopping.exit_code(stop)
+        except BrokenPipeError:
+            stopping.last_words(f"\nThe output was closed. {resume}")
+            return 1
         except (OSError, SafetensorError) as error:
             if "No space left" not in str(error) and "Disk quota exceeded" not in str(error):
                 raise
@@ -100,15 +108,21 @@ class Run:
         """All stages; 0, or 1 if the saved adapter did not reproduce its score."""
         transformers.utils.logging.disable_progress_bar()  # of loading and saving, not of training
         ignore_known_warnings()
-        settings, out = self.settings, self.out
         state = PartialState(cpu=not torch.cuda.is_available())
         self.prepare()
+        require_writable(self.out, "output_dir")
+        with held(self.out, "output_dir") if state.is_main_process else contextlib.nullcontext():
+            return self._stages(state)
+
+    def _stages(self, state: PartialState) -> int:
+        settings, out = self.settings, self.out
         stages.check_output(self)
         stages.say(f"Writing to {out}")
         if notice := getattr(settings, "notice", None):
             stages.say(f"This takes longer: {notice}.")
         with state.main_process_first():  # the first writes the features to the cache, the others read them there
             self.load_data()
+        rehearsal.check(self)
         if state.is_main_process:
             write_json(out / stages.SETTINGS, dataclasses.asdict(settings))
         self.host_folder = stages.prepare_host(self)

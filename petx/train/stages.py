@@ -4,7 +4,7 @@ Each stage leaves its result whole on disk and is skipped where that is already 
 """
 
 import dataclasses
-import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,13 +14,14 @@ from accelerate import PartialState
 from torch import nn
 from transformers import set_seed
 
+from petx import hosts
 from petx.baselines._sizes import counts
 from petx.data.batches import RoundRobinBatches
 from petx.errors import UserError
-from petx.files import require_writable, write_json, written_whole
+from petx.files import damaged_files, read_json, write_json, written_whole
 from petx.train import checkpoints, scoring, tuned
 
-SETTINGS = "settings.json"
+SETTINGS, RESULT = "settings.json", "result.json"
 MAY_CHANGE = ("output_dir", "resume", "arms", "with_arms", "seeds")  # in these a resumed run may differ
 
 
@@ -33,22 +34,37 @@ def jobs(run: Any) -> Iterator[tuple[str, int]]:
     """(arm, seed) pairs: what the settings want and what was begun in the output folder, in a fixed order."""
     settings = run.settings
     for arm in settings.known_arms():
-        begun = {int(folder.name.removeprefix("seed-")) for folder in (run.out / arm).glob("seed-*")}
         count = 1 if arm == "frozen" else settings.seeds  # nothing is random in the frozen host
         wanted = range(settings.seed, settings.seed + count) if arm in settings.all_arms else ()
-        yield from ((arm, seed) for seed in sorted(begun.union(wanted)))
+        yield from ((arm, seed) for seed in sorted(begun(run.out / arm).union(wanted)))
+
+
+def begun(folder: Path) -> set[int]:
+    """The seeds that were begun in the folder of an arm; what else lies there is not a run's."""
+    found = [re.fullmatch(r"seed-(0|[1-9]\d*)", path.name) for path in folder.glob("seed-*") if path.is_dir()]
+    return {int(match[1]) for match in found if match}
 
 
 def check_output(run: Any) -> None:
-    """Raise :class:`UserError` if the output folder cannot be written, or holds a run not to be resumed like this."""
-    require_writable(run.out, "output_dir")
-    note = run.out / SETTINGS
+    """Raise :class:`UserError` if the output folder holds a run that is not to be resumed like this, or is damaged."""
+    note, known = run.out / SETTINGS, run.settings.known_arms()
+    parts = [run.out / name for name in ("host", "host-training") if (run.out / name).exists()]
+    parts += [run.arm_folder(arm, seed) for arm in known for seed in sorted(begun(run.out / arm))]
     if not note.is_file():
+        if parts:  # what lies there may be of other settings, and nothing tells
+            raise UserError(
+                f"output_dir {run.out} has no {SETTINGS} but holds {parts[0]} of another run: choose another"
+            )
         return
     if not run.settings.resume:
         raise UserError(f"output_dir {run.out} already holds a run: add --resume to go on with it, or choose another")
-    for name, was, value in changed(json.loads(note.read_text(encoding="utf-8")), run.settings):
+    before = read_json(note, hint="without it the run cannot go on: put it back, or choose another output_dir")
+    for name, was, value in changed(before, run.settings):
         raise UserError(f"{run.out} was begun with {name}={was!r}, not {value!r}; resume with the same")
+    for arm, seed in jobs(run):
+        finished(run.arm_folder(arm, seed))
+    if (run.out / "host").is_dir():
+        hosts.check_files(run.out / "host", "put it back, or remove the folder 'host' and all arms to begin again")
 
 
 def changed(before: dict[str, Any], settings: Any) -> list[tuple[str, Any, Any]]:
@@ -61,6 +77,13 @@ def changed(before: dict[str, Any], settings: Any) -> list[tuple[str, Any, Any]]
         if field.name not in MAY_CHANGE and was != value:
             found.append((field.name, was, value))
     return found
+
+
+def finished(folder: Path) -> dict[str, Any] | None:
+    """The record of the arm in ``folder``; None unless it is finished."""
+    result = folder / RESULT
+    needed = ("arm", "seed", "trainable", "total", "steps", "seconds", "curve", "dev", "test")
+    return read_json(result, *needed, hint="remove it to train this arm again") if result.is_file() else None
 
 
 def prepare_host(run: Any) -> str | Path:
@@ -112,15 +135,15 @@ def run_arm(run: Any, arm: str, seed: int, place: str) -> dict[str, Any]:
         run.host_folder,
         run.baseline(arm),
     )
-    result = folder / "result.json"
-    if result.is_file():
-        return json.loads(result.read_text(encoding="utf-8"))
+    done = finished(folder)
+    if done is not None:
+        return done
     set_seed(seed)
     if baseline.random_host:
         host_folder = folder / "host"
         if not host_folder.is_dir():
             save_host(run.host.small(settings, run.data), run.data.tokenizer, host_folder)
-    model = baseline.build(run.host, run.host.load(host_folder, settings), settings)
+    model = baseline.build(run.host, hosts.load(run.host, host_folder, settings), settings)
     record = {"arm": arm, "seed": seed, **counts(run.host, model), **baseline.counts(model)}
     record |= {"steps": 0, "seconds": 0.0, "curve": None}
     title = run.title(arm, record)
@@ -142,7 +165,7 @@ def run_arm(run: Any, arm: str, seed: int, place: str) -> dict[str, Any]:
         if record["trainable"]:
             scores = {split: record[split] for split in ("dev", "test")}
             tuned.save(model, folder / "tuned", host_folder, arm=arm, seed=seed, settings=settings, scores=scores)
-        write_json(result, record)
+        write_json(folder / RESULT, record)
     PartialState().wait_for_everyone()
     discard(folder / "training")
     return record
@@ -152,6 +175,8 @@ def train(trainer: Any) -> None:
     """Train from the last whole checkpoint in the trainer's folder, or from the start if there is none."""
     last = checkpoints.last_whole(trainer.args.output_dir)
     if last is not None:
+        for name, reason in damaged_files(last).items():
+            raise UserError(f"{last / name} is damaged ({reason}); remove {last} to begin this training again")
         say(f"  going on from {last}")
         for difference in checkpoints.other_paths(last):
             say(f"  the end will not be the same to the bit: {difference}")

@@ -60,7 +60,10 @@ class PetTrainer(Seq2SeqTrainer):
         self.started = time.monotonic()
         if resume_from_checkpoint is not None:
             self.before = checkpoints.seconds(resume_from_checkpoint)
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        try:
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+        except UserError as error:
+            raise UserError(_without_worker(str(error))) from error
 
     @property
     def seconds(self) -> float:
@@ -155,6 +158,12 @@ class PetTrainer(Seq2SeqTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         checkpoints.load_trainable(self._trained, resume_from_checkpoint)
+
+
+def _without_worker(text: str) -> str:
+    """The message of an error that a process reading the data raised, without the traceback that torch adds."""
+    _, found, message = text.rpartition(f"{UserError.__module__}.{UserError.__qualname__}: ")
+    return message.strip() if found and "DataLoader worker" in text else text
 
 
 class Progress(TrainerCallback):

@@ -11,13 +11,15 @@ from torch import nn
 
 from petx import baselines, hosts
 from petx.errors import UserError
-from petx.files import written_whole
+from petx.files import damaged_files, read_json, written_whole
 from petx.train import checkpoints, recipes
 from petx.train.recipe import Recipe
 from petx.train.settings import Common, checked
+from petx.tuners.loading import load_adapter, methods
 from petx.version import __version__
 
 MANIFEST = "petx.json"
+FIELDS = {"recipe": str, "arm": str, "seed": int, "host": str, "scores": dict, "settings": dict}
 
 
 @dataclasses.dataclass
@@ -66,19 +68,38 @@ def save(
 def load(folder: str | Path) -> Tuned:
     """The model in ``folder``, built again on its host; :class:`UserError` if either is not there."""
     folder = Path(folder)
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder} is no folder written by petx train: cannot read {MANIFEST} ({error})") from error
+    if not folder.is_dir():
+        raise UserError(f"no such folder: {folder}")
+    if not (folder / MANIFEST).is_file():
+        raise UserError(f"{folder} is no folder written by petx train: {MANIFEST} is not there")
+    manifest = read_json(folder / MANIFEST, hint="it is written by petx train beside the adapter")
+    manifest.setdefault("recipe", "vlpet")  # as once written
+    for name, kind in FIELDS.items():
+        if not isinstance(manifest.get(name), kind) or isinstance(manifest[name], bool):
+            raise UserError(f"{folder / MANIFEST}: {name} must be {kind.__name__}, got {manifest.get(name)!r}")
     host_folder = manifest["host"] if manifest.get("on_hub") else (folder / manifest["host"]).resolve()
     if not manifest.get("on_hub") and not (host_folder / "config.json").is_file():
         raise UserError(f"{folder}: its host is not in {host_folder}; keep the folders of a run together")
-    recipe = recipes.find(manifest.get("recipe", "vlpet"))
-    settings, host = checked(recipe.settings, manifest["settings"]), hosts.of_checkpoint(host_folder, recipe.name)
-    model = host.load(host_folder, settings).requires_grad_(False)
+    recipe = recipes.find(manifest["recipe"])
+    try:
+        settings = checked(recipe.settings, manifest["settings"])
+    except UserError as error:
+        raise UserError(f"{folder / MANIFEST}: settings: {error}") from error
+    host = hosts.of_checkpoint(host_folder, recipe.name)
+    model = hosts.load(host, host_folder, settings).requires_grad_(False)
     if (folder / "adapter_config.json").is_file():
-        model = PeftModel.from_pretrained(model, folder)
+        model = adapted(model, folder)
     else:
         model = baselines.find(manifest["arm"], recipe.name).build(host, model, settings)
         checkpoints.load_trainable(model, folder)
-    return Tuned(model.eval(), host.tokenizers(host_folder), settings, manifest, recipe, host)
+    return Tuned(model.eval(), hosts.tokenizers(host, host_folder), settings, manifest, recipe, host)
+
+
+def adapted(model: nn.Module, folder: Path) -> nn.Module:
+    """The adapter in ``folder`` on ``model``: petx's own with every check of its files, another by PEFT."""
+    kind = read_json(folder / "adapter_config.json", "peft_type", hint="it is written beside the adapter's tensors")
+    if kind["peft_type"] in methods():
+        return load_adapter(model, folder)
+    for name, reason in damaged_files(folder).items():
+        raise UserError(f"{folder / name} is damaged ({reason})")
+    return PeftModel.from_pretrained(model, folder)
