@@ -99,9 +99,10 @@ def write(study: Study, out: Path) -> tuple[str, list[Path]]:
     write_json(out / RESULTS, found)
     header, lines = table(found)
     done = sum(len(row["runs"]) for row in found["rows"])
-    notes = [f"{study.metric}: mean over seeds {', '.join(map(str, study.seeds))}, ± the standard deviation."]
+    seeds = ", ".join(map(str, study.seeds))
+    notes = [f"Mean over seeds {seeds} as far as they are finished, ± the standard deviation of several."]
     if len(study.seeds) == 1:
-        notes = [f"{study.metric}: one seed, {study.seeds[0]}; what other seeds give is not known."]
+        notes = [f"One seed, {study.seeds[0]}; what other seeds give is not known."]
     if found["missing"]:
         notes.append(f"Not finished: {'; '.join(found['missing'])}.")
     files = [out / RESULTS, out / "results.md"]

@@ -113,6 +113,9 @@ def run(study: Study, out: Path, *, at_once: int, say: Callable[[str], None]) ->
     needed = {id(job.host) for job in waiting if not _has_host(job.folder)}
     begun = [job for job in hosts if id(job) in needed and not job.finished()]
     say(f"{len(cells)} runs, {len(cells) - len(waiting)} finished; writing to {out}")
+    others = {folder.name for folder in (out / "cells").glob("*")} - {cell.folder for cell in study.cells}
+    if others:
+        say(f"no cells of this study, left alone: {', '.join(sorted(others))}")
     children = _Children(study, at_once)
     failed: list[str] = []
     with ThreadPoolExecutor(at_once) as pool:

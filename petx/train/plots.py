@@ -113,13 +113,17 @@ def write_study(found: dict[str, Any], path: Path) -> Path:
         for x, row in zip(at, rows, strict=True):
             seeds = [run["test"][found["metric"]] for run in row["runs"]]
             axes.plot([x] * len(seeds), seeds, ".", color=drawn[0].get_color(), alpha=0.35, markersize=4)
-    styles: tuple[Any, ...] = ("--", ":", "-.", (0, (1, 4)))
-    for (name, scores), style in zip(found["beside"].items(), styles, strict=False):
-        if name in ("blind", "frozen host") and found["metric"] in scores:
-            value = scores[found["metric"]]
-            label = {"blind": "best answer without the image"}.get(name, name)
+    low, high = axes.get_ylim()  # of the cells, which a far reference would squeeze together
+    for name, style in (("blind", "--"), ("frozen host", ":")):
+        value = found["beside"].get(name, {}).get(found["metric"])
+        label = "best answer without the image" if name == "blind" else name
+        if value is not None and low <= value <= high:
             axes.axhline(value, color="black", linestyle=style, linewidth=1, label=f"{label} ({value:.1f})")
-    if not numeric:
+        elif value is not None:
+            axes.plot([], [], " ", label=f"{label} ({value:.1f}, not in view)")
+    if numeric:
+        axes.set_xticks(sorted(set(values)))
+    else:
         slanted: dict[str, Any] = dict(rotation=30, ha="right") if max(map(len, places)) > 10 else {}
         axes.set_xticks(range(len(places)), places, **slanted)
     axes.set_title(found["description"], wrap=True, fontsize=11)

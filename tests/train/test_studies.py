@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import time
 
 import pytest
 import yaml
@@ -171,7 +172,7 @@ def test_smoke_runs_every_cell(smoke):
     assert found["rows"][0]["trainable"] > found["rows"][1]["trainable"]
     table = [line for line in (out / "results.md").read_text().splitlines() if line.startswith("|")]
     assert len(table) == 2 + 3 + 2 and len({line.count("|") for line in table}) == 1
-    assert "one seed, 0" in printed and str(out / "results.png") in printed
+    assert "One seed, 0" in printed and str(out / "results.png") in printed
     with Image.open(out / "results.png") as picture:
         assert picture.size[0] > 800 and len(picture.convert("RGB").getcolors(1 << 24)) > 20
 
@@ -207,6 +208,41 @@ def test_an_unfinished_cell_is_finished_and_a_failing_one_is_named(smoke, petx_c
     assert json.loads((middle / "results.json").read_text())["arms"]["vlpet"][0]["test"] == wanted
     found = json.loads((out / "results.json").read_text())
     assert len(found["rows"]) == 1 and found["missing"] == ["level=large, seed 0"]
+
+
+CHILD = """#!/bin/sh
+case "$*" in *level=large*) exit 3;; esac
+sleep 60 &
+trap 'kill $!; echo interrupted; exit 130' INT
+echo ready
+wait
+"""
+
+
+def test_an_interruption_ends_the_children(tmp_path, monkeypatch):
+    """The first child fails at once, and at that news the user presses Ctrl-C while the second one works."""
+    child = tmp_path / "child"
+    child.write_text(CHILD)
+    child.chmod(0o755)
+    monkeypatch.setattr(running.sys, "executable", str(child))
+    out, said = tmp_path / "out", []
+    (out / "cells" / "level=huge").mkdir(parents=True)
+    log = out / "cells" / "level=none" / "seed-0" / "log.txt"
+
+    def say(text):
+        said.append(text)
+        if "exit code 3" in text:
+            while not (log.is_file() and "ready" in log.read_text()):
+                time.sleep(0.05)
+            raise KeyboardInterrupt
+
+    begun = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        running.run(studies.read(write(tmp_path, settings={"host": "x"})), out, at_once=2, say=say)
+    assert time.monotonic() - begun < 30
+    assert log.read_text() == "ready\ninterrupted\n"
+    assert said[1] == "no cells of this study, left alone: level=huge"
+    assert "level=large, seed 0: failed with exit code 3: nothing was printed" in said[2]
 
 
 # ---- results ----
