@@ -16,7 +16,7 @@ from tests.emulator.test_emulated_kernels import is_small
 
 pytestmark = pytest.mark.slow
 ALL = [case for table in TABLES.values() for case in [*table.CASES, *table.WIDE]]
-# The case table once in each of these types, in orders that alternate; the rest takes an hour.
+# The case table once in each of these types, in orders that alternate; the rest is nightly.
 WHOLE = list(itertools.product(ALL, (torch.bfloat16, torch.float32)))
 SAMPLED = list(itertools.product(filter(is_small, few()), (torch.float16, torch.float64)))
 REST = [pair for pair in itertools.product(ALL, (torch.float16, torch.float64)) if pair not in SAMPLED]
