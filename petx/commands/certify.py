@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     target = args.output or file.path_of(file.facts_of(card))
     if args.output is not None:
         require_writable(args.output.absolute().parent, "output")
-    print(f"Certifying {card}, which takes up to a minute ...", file=sys.stderr, flush=True)
+    print(f"Certifying {card} ...", file=sys.stderr, flush=True)
     found, unknown = api.examined(card, wanted, timed=not args.untimed)
     if unknown is None and not partial:
         try:
