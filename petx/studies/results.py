@@ -69,7 +69,7 @@ def table(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     metrics = [found["metric"]]
     for scores in [*found["beside"].values(), *(run["test"] for row in found["rows"] for run in row["runs"])]:
         metrics += [name for name in scores if name not in metrics]
-    header = [*found["axes"], *(["arm"] if several else []), "trainable", "share", *metrics]
+    header = [*found["axes"], *(["baseline"] if several else []), "trainable", "share", *metrics]
     header += [f"dev {found['metric']}", "seeds", "seconds"]
     lines = []
     for name, scores in found["beside"].items():

@@ -6,10 +6,12 @@ import shutil
 import time
 
 import pytest
+import torch
 import yaml
 from PIL import Image
 
-from petx import studies
+from petx import baselines, hosts, studies
+from petx.baselines._sizes import counts
 from petx.cli import main as petx
 from petx.errors import UserError
 from petx.studies import plan, results, running
@@ -40,6 +42,38 @@ def test_every_study_is_whole(name):
     assert len(study.cells) > 1 and study.description.endswith(".")
     differing = {json.dumps(dataclasses.asdict(cell.settings)) for cell in study.cells}
     assert len(differing) == len(study.cells)  # no cell is another one twice
+
+
+class Words(list):
+    """Stands in for a tokenizer and for the data of a small host."""
+
+    pad_token_id, eos_token_id, bos_token_id = 1, 2, 0
+    feature_stats = None
+
+    def convert_tokens_to_ids(self, token):
+        return len(self) - 1
+
+
+@pytest.mark.parametrize("name", studies.names())
+def test_every_cell_can_be_built(name):
+    study, words = studies.read(name), Words(range(50))
+    words.text = words.qformer = words.tokenizer = words
+    recipe = recipes.find(study.method)
+    trained, saved = {}, {}
+    for cell in study.cells:
+        settings = cell.settings
+        torch.manual_seed(0)
+        host = hosts.find(recipe.small_host)
+        for arm in settings.all_arms:
+            model = baselines.find(arm, study.method).build(host, host.small(settings, words), settings)
+            trained[cell.name] = counts(host, model)["trainable"]
+            saved[cell.name] = [p for p in model.parameters() if p.requires_grad] if name == "designs" else None
+    if name == "designs":  # three are one function from one start
+        for other in ("up, 4 heads", "down-up, 4 heads"):
+            assert all(map(torch.equal, saved["down, 4 heads"], saved[other]))
+        assert trained["pair, 8 heads"] < trained["pair, 1 head"] == trained["down, 4 heads"]
+    if name in ("rank", "petal-rank"):
+        assert list(trained.values()) == sorted(set(trained.values()))
 
 
 def test_axes_are_combined_and_settings_laid_over(tmp_path):
@@ -265,7 +299,17 @@ def test_mean_and_spread_over_seeds(tmp_path):
     assert rows["level=none", "vlpet"]["dev"] == {"mean": 39.0, "spread": None}
     assert found["missing"] == ["level=none, seed 1"]
     header, lines = results.table(found)
-    assert header == ["level", "arm", "trainable", "share", "accuracy", "colour", "dev accuracy", "seeds", "seconds"]
+    assert header == [
+        "level",
+        "baseline",
+        "trainable",
+        "share",
+        "accuracy",
+        "colour",
+        "dev accuracy",
+        "seeds",
+        "seconds",
+    ]
     line = next(line for line in lines if line[:2] == ["large", "vlpet"])
     assert line == ["large", "vlpet", "10", "25.00 %", "52.0 ± 2.8", "1.0 ± 0.0", "51.0 ± 2.8", "2", "2"]
     with pytest.raises(UserError, match="metric 'cider' is not a score of cell level=large; there are: accuracy, "):
