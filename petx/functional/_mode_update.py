@@ -99,7 +99,7 @@ def check(x: Any, u: Any, v: Any, cores: Any, bases: Any, dropout: Any, shared_m
     if u is not None:
         check_shape("mode_update", "u", u, [rank, x.shape[-1]], like=x)
     elif x.shape[-1] != rank:
-        raise ValueError(f"mode_update: x must be [..., R = {rank}] where u is None, got {list(x.shape)}")
+        raise ValueError(f"mode_update: x must be [..., R = {rank}] if u is None, got {list(x.shape)}")
     check_shape("mode_update", "v", v, [-1, rank], like=x)
     if bases is not None:
         if isinstance(bases, Tensor) or not isinstance(bases, Sequence):
