@@ -26,8 +26,8 @@ constexpr Launch kTileLaunch = {256, 2};
 // Sums over tokens: a few instructions between two loads, so as many threads as there are; 256 because the last step
 // adds up eight warps. Four blocks leave 64 registers.
 constexpr Launch kSumLaunch = {256, 4};
-// Rows without a product: eight lanes a row and eight rows a block, so that 1,024 rows are 128 blocks; six of them leave
-// the 168 registers that a run of doubles wants.
+// Rows without a product: eight lanes per row and eight rows per block, so that 1,024 rows are 128 blocks; six of them
+// leave the 168 registers that a run of doubles wants.
 constexpr Launch kRowLaunch = {64, 6};
 static_assert(kTileLaunch.threads == kSumLaunch.threads, "one launcher serves the tables of both (token_sums.cuh)");
 
