@@ -18,15 +18,17 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from petx.errors import UserError
-from petx.files import require_writable, written_whole
+from petx.files import require_writable, write_json, written_whole
 from petx.studies.plan import Cell, Study
 from petx.train.settings import Common, checked, laid_over, read_preset
 from petx.train.stages import SETTINGS, changed
 
 RESULTS, LOG = "results.json", "log.txt"
+DONE = "done.json"  # of a run that ended well: its command, and how long it took
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,12 +42,12 @@ class Job:
     host: "Job | None" = None
 
     def finished(self) -> bool:
-        """Whether its report is there, with all its baselines."""
+        """Whether it ended well, and its report has all its baselines."""
         try:
             arms = json.loads((self.folder / RESULTS).read_text(encoding="utf-8"))["arms"]
         except (OSError, ValueError, KeyError):
             return False
-        return set(self.settings.all_arms) <= set(arms)
+        return (self.folder / DONE).is_file() and set(self.settings.all_arms) <= set(arms)
 
     def check(self) -> None:
         """Raise UserError if the folder holds a run with other settings."""
@@ -147,8 +149,8 @@ class _Children:
         self.seconds: dict[Path, float] = {}
         self.running: set[subprocess.Popen] = set()
         self.lock, self.stopped = threading.Lock(), False
-        cores = len(os.sched_getaffinity(0))
-        threads = {name: str(max(1, cores // at_once)) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+        share = str(max(1, torch.get_num_threads() // at_once))
+        threads = {name: share for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
         self.environment = os.environ | (threads if at_once > 1 else {})
 
     def run_cell(self, job: Job, host: Future | None) -> str | None:
@@ -186,8 +188,10 @@ class _Children:
         with self.lock:
             self.running.discard(child)
         self.seconds[job.folder] = time.monotonic() - begun
-        if code == 0 and job.finished():
-            return None
+        if code == 0:
+            write_json(job.folder / DONE, {"command": command, "seconds": self.seconds[job.folder]})
+            if job.finished():
+                return None
         last = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
         return f"failed with exit code {code}: {last[-1] if last else 'nothing was printed'} ({log})"
 

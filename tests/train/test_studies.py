@@ -279,6 +279,23 @@ def test_an_interruption_ends_the_children(tmp_path, monkeypatch):
     assert "level=large, seed 0: failed with exit code 3: nothing was printed" in said[2]
 
 
+def test_a_run_that_does_not_reproduce_its_score_is_not_finished(tmp_path, monkeypatch):
+    """``petx train`` then writes its report and exits with 1."""
+    child = tmp_path / "child"
+    script = (
+        """for last; do :; done; echo '{"arms": {"vlpet": []}}' > "$last/results.json"; echo "but 3 was recorded"; """
+    )
+    child.write_text(f"#!/bin/sh\n{script}exit 1\n")
+    child.chmod(0o755)
+    monkeypatch.setattr(running.sys, "executable", str(child))
+    study, said = studies.read(write(tmp_path, settings={"host": "x", "arms": ["vlpet"]})), []
+    for _ in range(2):  # it is tried again
+        failed = running.run(study, tmp_path / "out", at_once=1, say=said.append)
+        assert failed == ["level=large, seed 0", "level=none, seed 0"] and "2 runs, 0 finished" in said[-3]
+        assert "failed with exit code 1: but 3 was recorded" in said[-1]
+    assert results.collect(study, tmp_path / "out")["missing"] == failed
+
+
 # ---- results ----
 
 
@@ -293,6 +310,7 @@ def test_mean_and_spread_over_seeds(tmp_path):
             folder.mkdir(parents=True)
             arms = {arm: [record] for arm in study.cells[0].settings.all_arms}
             (folder / "results.json").write_text(json.dumps({"arms": arms, "baselines": {}}))
+            (folder / "done.json").write_text("{}")
     found = results.collect(study, tmp_path)
     rows = {(row["cell"], row["arm"]): row for row in found["rows"]}
     assert rows["level=large", "vlpet"]["test"] == {"mean": 52.0, "spread": pytest.approx(8**0.5)}
