@@ -60,23 +60,29 @@ inline int64_t token_splits(int64_t tokens) {
 // Multiprocessors of an H100. Grids are cut for it, but are the same on every card.
 constexpr int64_t kMultiprocessors = 132;
 
+// How many of `tiles` a block takes where `most` blocks at most share them, and there are `blocks` such groups: the
+// number that leaves the busiest of an H100's multiprocessors least to do. It does the work of its blocks, and that of
+// one more while nobody hides its last block's waits; a block costs a quarter of a tile before it begins, and `again`
+// tiles that each makes anew.
+inline int64_t tiles_of_a_share(int64_t blocks, int64_t tiles, int64_t again, int64_t most) {
+  int64_t least = INT64_MAX, best = tiles;
+  for (int64_t shares = 1; shares <= tiles && shares <= most; ++shares) {
+    int64_t each = (tiles + shares - 1) / shares;
+    int64_t busiest = (blocks * shares + kMultiprocessors - 1) / kMultiprocessors;
+    int64_t cost = (busiest + 1) * (4 * (each + again) + 1);
+    if (cost < least) least = cost, best = each;
+  }
+  return best;
+}
+
 // How blocks of rows share the tiles of a result's columns: `count` blocks a block of rows, `each` tiles a block.
+// PETX_CUDA_SHARES overrides the count.
 struct ColumnShares {
   int64_t tiles, each, count;
 
-  // As many as leave the busiest of an H100's multiprocessors least to do. It does the work of its blocks, and that of
-  // one more while nobody hides its last block's waits; a block costs a quarter of a tile before it begins, and `again`
-  // tiles that every share makes anew. PETX_CUDA_SHARES overrides.
-  ColumnShares(int64_t blocks, int64_t tiles, int64_t again = 0) : tiles(tiles), each(tiles), count(1) {
-    int64_t least = INT64_MAX;
-    const int64_t most = tiles < 2 * kMultiprocessors ? tiles : 2 * kMultiprocessors;
-    const int64_t wanted = env_int_or("PETX_CUDA_SHARES", 0, most);
-    for (int64_t shares = wanted ? wanted : 1; shares <= (wanted ? wanted : most); ++shares) {
-      int64_t wide = (tiles + shares - 1) / shares;
-      int64_t busiest = (blocks * shares + kMultiprocessors - 1) / kMultiprocessors;
-      int64_t cost = (busiest + 1) * (4 * (wide + again) + 1);
-      if (cost < least) least = cost, each = wide;
-    }
+  ColumnShares(int64_t blocks, int64_t tiles, int64_t again = 0) : tiles(tiles), count(1) {
+    const int64_t wanted = env_int_or("PETX_CUDA_SHARES", 0, tiles);
+    each = wanted ? (tiles + wanted - 1) / wanted : tiles_of_a_share(blocks, tiles, again, 2 * kMultiprocessors);
     if (each) count = (tiles + each - 1) / each;
   }
 };

@@ -42,11 +42,13 @@ class GateBackward {
   using Tile = TileOf<T>;
   using C = Compute<T>;
   const Tiles tile;
+  const Gate kind_;
   const Mixed<T> mixed;  // A of these rows
 
-  PETX_DEVICE GateBackward(const CpReconstructParams& p, const Intermediate<T>& to, const void* dout, int64_t module,
+  PETX_DEVICE GateBackward(const ReconstructCall<C>& p, const Intermediate<T>& to, const void* dout, int64_t module,
                            int64_t row_tile, T* scratch)
       : tile(p, module, row_tile),
+        kind_(p.gate),
         mixed(to.mixed.from((module * p.d_out + tile.first) * p.rank)),
         dout_(static_cast<const T*>(dout)),
         scratch_(scratch) {}
@@ -65,13 +67,15 @@ class GateBackward {
 #pragma unroll
     for (int n = 0; n < Tiles::kThreadPacks; ++n) {
       auto place = tile.place(n, column);
+      with_gate(kind_, [&]<Gate kind>() {
 #pragma unroll
-      for (int j = 0; j < Tiles::kPack; ++j) {
-        GateSlopes<C> slopes = tile.slopes(tile.update(place.row, place.column + j));
-        C d = load(values[n].value[j]);  // zero outside the matrix
-        dthreshold += d * slopes.threshold;
-        store(values[n].value[j], d * slopes.value);
-      }
+        for (int j = 0; j < Tiles::kPack; ++j) {
+          GateSlopes<C> slopes = tile.template slopes<kind>(tile.update(place.row, place.column + j));
+          C d = load(values[n].value[j]);  // zero outside the matrix
+          dthreshold += d * slopes.threshold;
+          store(values[n].value[j], d * slopes.value);
+        }
+      });
       tile.write_pack(scratch_ + place.row * 64 + place.column, values[n], Tiles::kPack);
     }
     sync_block();
@@ -85,7 +89,7 @@ class GateBackward {
 
 template <class T>
 PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
-    mix_all(CpReconstructParams p, Mixed<T> mixed) {
+    mix_all(ReconstructCall<Compute<T>> p, Mixed<T> mixed) {
   int64_t module = block_x() / tiles_of(p.d_out);
   ReconstructTile<T> tile(p, module, block_x() % tiles_of(p.d_out));
   tile.mix(mixed.from((module * p.d_out + tile.first) * p.rank));
@@ -94,7 +98,7 @@ PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
 // Block (row tile and chunk of 64 of the rank, module).
 template <class T>
 PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
-    row_blocks(CpReconstructParams p, Table table, int64_t first_module, int64_t chunks, Intermediate<T> to) {
+    row_blocks(ReconstructCall<Compute<T>> p, Table table, int64_t first_module, int64_t chunks, Intermediate<T> to) {
   using Tile = TileOf<T>;
   using C = Compute<T>;
   int64_t row_tile = block_x() / chunks, chunk = block_x() % chunks;
@@ -134,20 +138,18 @@ PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
   write(to.dthreshold + module * tiles_of(p.d_out) + row_tile, dthreshold);
 }
 
-// Items a split of dU sums, and splits: enough blocks for the machine from a few tiles of columns, as the shape says.
+// Items a split of dU sums, and splits: those that fill the machine in one wave of `blocks` each, as the shape says.
+// More than 24 would write more of their sums than they read of dW'.
 struct Splits {
   int64_t size, count;
-  explicit Splits(int64_t items) {
-    constexpr int64_t kMost = 24;
-    size = (items + kMost - 1) / kMost;
-    count = size ? (items + size - 1) / size : 0;
-  }
+  Splits(int64_t items, int64_t blocks)
+      : size(tiles_of_a_share(blocks, items, 0, 24)), count(size ? (items + size - 1) / size : 0) {}
 };
 
 // Block (tile of columns and chunk of 64 of the rank, split of the table's items).
 template <class T>
 PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
-    column_blocks(CpReconstructParams p, Table table, int64_t first_module, int64_t items, int64_t split_items,
+    column_blocks(ReconstructCall<Compute<T>> p, Table table, int64_t first_module, int64_t items, int64_t split_items,
                   int64_t first_split, Intermediate<T> to) {
   using Tile = TileOf<T>;
   int64_t chunks = tiles_of(p.rank), column = block_x() / chunks * 64, begin = block_x() % chunks * 64;
@@ -188,7 +190,7 @@ class Finish {
   using C = Compute<T>;
 
  public:
-  PETX_DEVICE Finish(const CpReconstructParams& params, const CpReconstructGrads& grads, const Intermediate<T>& from,
+  PETX_DEVICE Finish(const ReconstructCall<C>& params, const CpReconstructGrads& grads, const Intermediate<T>& from,
                      int64_t splits)
       : p(params), g(grads), from_(from), splits_(splits), width_(p.modules * p.rank) {}
 
@@ -199,7 +201,7 @@ class Finish {
       C sum = 0;
       for (int64_t i = e % p.rank; i < width_; i += p.rank)
         sum += at<T>(from_.dmixed, e / p.rank * width_ + i) * at<T>(p.cores, i);
-      write(static_cast<C*>(g.v) + e, sum * C(p.scale));
+      write(static_cast<C*>(g.v) + e, sum * p.scale);
       return;
     }
     int64_t first = block / tiles_of(p.rank) * 64, begin = block % tiles_of(p.rank) * 64;
@@ -223,7 +225,7 @@ class Finish {
     if (e >= count) return;
     C sum = 0;
     for (int64_t split = 0; split < splits_; ++split) sum += read(from_.du + split * count + e);
-    write(static_cast<C*>(g.u) + e, sum * C(p.scale));
+    write(static_cast<C*>(g.u) + e, sum * p.scale);
   }
 
   PETX_DEVICE void dthreshold(int64_t block) const {
@@ -245,7 +247,7 @@ class Finish {
 #pragma unroll 1
     for (int n = 0; n < TileSum<T>::kValues; ++n) {
       int64_t i = first + TileSum<T>::row(n), j = begin + TileSum<T>::column();
-      if (i < rows && j < p.rank) write(to + i * p.rank + j, sum.value(n) * C(p.scale));
+      if (i < rows && j < p.rank) write(to + i * p.rank + j, sum.value(n) * p.scale);
     }
   }
 
@@ -266,10 +268,10 @@ class Finish {
     sync_block();
     if (warp != 0 || i >= width_) return;
     for (int other = 1; other < Tile::kThreads / 32; ++other) sum += Tile::result(0, other, lane);
-    write(static_cast<C*>(g.cores) + i, sum * C(p.scale));
+    write(static_cast<C*>(g.cores) + i, sum * p.scale);
   }
 
-  const CpReconstructParams& p;
+  const ReconstructCall<C>& p;
   const CpReconstructGrads& g;
   const Intermediate<T>& from_;
   int64_t splits_, width_;
@@ -277,7 +279,7 @@ class Finish {
 
 template <class T>
 PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
-    finish(CpReconstructParams p, CpReconstructGrads g, Intermediate<T> from, int64_t splits, FinishGrid grid) {
+    finish(ReconstructCall<Compute<T>> p, CpReconstructGrads g, Intermediate<T> from, int64_t splits, FinishGrid grid) {
   Finish<T> all(p, g, from, splits);
   int64_t block = block_x();
   if (block < grid.dv) return all.dv(block);
@@ -304,7 +306,7 @@ class BackwardCall {
     row_chunks_ = through_mixed ? chunks_ : 1;
     int64_t blocks = by_rows_ ? modules(0) * rows_ * row_chunks_ : 0;  // of the largest launch that makes tiles
     for (int64_t first = 0; g.u && first < p.modules; first += kTableModules) {
-      Splits splits(modules(first) * rows_);
+      Splits splits(modules(first) * rows_, tiles_of(p.d_in) * chunks_);
       splits_ += splits.count;
       blocks = std::max(blocks, splits.count * tiles_of(p.d_in) * chunks_);
     }
@@ -327,7 +329,7 @@ class BackwardCall {
                 start(row_blocks<T>, rows_ * row_chunks_, modules(first), stream, p, table, first, row_chunks_, to_))
           return error;
       if (!g.u) continue;
-      Splits splits(modules(first) * rows_);
+      Splits splits(modules(first) * rows_, tiles_of(p.d_in) * chunks_);
       if (int error = start(column_blocks<T>, tiles_of(p.d_in) * chunks_, splits.count, stream, p, table, first,
                             modules(first) * rows_, splits.size, first_split, to_))
         return error;
@@ -351,7 +353,7 @@ class BackwardCall {
     return launch(kernel, x, y, Tile::kThreads, TileSum<T>::kSharedBytes, stream, arguments...);
   }
 
-  const CpReconstructParams& p;
+  const ReconstructCall<C> p;
   const CpReconstructGrads& g;
   const void* const* dout_;
   int64_t rows_, chunks_, row_chunks_, splits_ = 0;  // tiles of rows, of the rank, splits of dU

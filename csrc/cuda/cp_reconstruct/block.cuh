@@ -11,6 +11,15 @@
 
 namespace petx::cuda {
 
+// The call as kernels see it: constants in the type that they are used in, so that no kernel computes in double.
+template <class C>
+struct ReconstructCall : CpReconstructParams {
+  C scale, inverse_temperature;
+
+  explicit ReconstructCall(const CpReconstructParams& p)
+      : CpReconstructParams(p), scale(C(p.scale)), inverse_temperature(C(1 / p.temperature)) {}
+};
+
 // A [.., R] where it is an operand.
 template <class T>
 struct Mixed {
@@ -41,15 +50,14 @@ class ReconstructTile {
   using C = Compute<T>;
   static_assert(Tile::kM == 64 && Tile::kN == 64);
   static constexpr int kPack = 16 / sizeof(T), kRowPacks = Tile::kN / kPack;
-  static constexpr int kThreadPacks = Tile::kM * kRowPacks / Tile::kThreads;
+  static constexpr int kSharers = Tile::kThreads / Tile::kM, kThreadPacks = kRowPacks / kSharers;
 
-  PETX_DEVICE ReconstructTile(const CpReconstructParams& params, int64_t module, int64_t row_tile)
-      : p(params),
+  PETX_DEVICE ReconstructTile(const ReconstructCall<C>& call, int64_t module, int64_t row_tile)
+      : p(call),
         module_(module),
         first(row_tile * Tile::kM),
         rows(p.d_out - first < Tile::kM ? p.d_out - first : Tile::kM) {
     if (p.threshold) threshold_ = at<T>(p.threshold, p.threshold_of(module));
-    inverse_temperature_ = C(1) / C(p.temperature);
   }
 
   // `mixed` [rows, R] = V M^T of these rows; ready for the block after its next barrier.
@@ -57,8 +65,9 @@ class ReconstructTile {
     const T* v = static_cast<const T*>(p.v) + first * p.rank;
     if (p.diagonal) {
       const T* diagonal = static_cast<const T*>(p.cores) + module_ * p.rank;
-      for (int64_t i = thread_index(); i < rows * p.rank; i += Tile::kThreads)
-        mixed.put(i, at<T>(v, i) * at<T>(diagonal, i % p.rank));
+      for (int64_t row = thread_index() / 64; row < rows; row += Tile::kThreads / 64)
+        for (int64_t j = thread_index() % 64; j < p.rank; j += 64)
+          mixed.put(row * p.rank + j, at<T>(v, row * p.rank + j) * at<T>(diagonal, j));
       return;
     }
     const T* core = static_cast<const T*>(p.cores) + module_ * p.rank * p.rank;
@@ -83,18 +92,24 @@ class ReconstructTile {
     return Tile::result(0, row, column);
   }
 
-  PETX_DEVICE C gate(C update) const { return gated(p.gate, C(p.scale) * update, threshold_, inverse_temperature_); }
+  template <Gate kind>
+  PETX_DEVICE C gate(C update) const {
+    return gated<kind>(p.scale * update, threshold_, p.inverse_temperature);
+  }
+  template <Gate kind>
   PETX_DEVICE GateSlopes<C> slopes(C update) const {
-    return gate_slopes(p.gate, C(p.scale) * update, threshold_, inverse_temperature_);
+    return gate_slopes<kind>(p.scale * update, threshold_, p.inverse_temperature);
   }
 
   // This thread's pack number n of a tile: its row and first column there, and how many of its values are the matrix's.
+  // A warp takes four packs of each of eight rows: of a row's whole width, packs 32 columns apart would meet in one
+  // bank of the result's shared memory.
   struct Place {
     int row, column, count;
   };
   PETX_DEVICE Place place(int n, int64_t column) const {
-    int e = n * Tile::kThreads + opaque(thread_index());
-    Place to{e / kRowPacks, e % kRowPacks * kPack, 0};
+    const int thread = opaque(thread_index());
+    Place to{thread / kSharers, (n * kSharers + thread % kSharers) * kPack, 0};
     int64_t left = p.d_in - column - to.column;
     if (to.row < rows && left > 0) to.count = left < kPack ? static_cast<int>(left) : kPack;
     return to;
@@ -127,9 +142,9 @@ class ReconstructTile {
     return count == kPack && reinterpret_cast<uintptr_t>(pack) % 16 == 0;
   }
 
-  const CpReconstructParams& p;
+  const ReconstructCall<C>& p;
   int64_t module_;
-  C threshold_ = 0, inverse_temperature_;
+  C threshold_ = 0;
 
  public:
   const int64_t first, rows;

@@ -21,11 +21,11 @@ struct Table {
 };
 
 // A launch's parameters may take 4 KB, and before CUDA 12.1 not a byte more.
-static_assert(sizeof(CpReconstructParams) + sizeof(Table) + 3 * sizeof(int64_t) + sizeof(Mixed<Half>) <= 4096);
+static_assert(sizeof(ReconstructCall<double>) + sizeof(Table) + 3 * sizeof(int64_t) + sizeof(Mixed<Half>) <= 4096);
 
 template <class T>
 PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
-    reconstruct(CpReconstructParams p, Table table, int64_t first_module, int64_t groups, int64_t tiles_a_block,
+    reconstruct(ReconstructCall<Compute<T>> p, Table table, int64_t first_module, int64_t groups, int64_t tiles_a_block,
                 Mixed<T> all_mixed) {
   using Tiles = ReconstructTile<T>;
   using C = Compute<T>;
@@ -50,11 +50,13 @@ PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
 #pragma unroll
     for (int n = 0; n < Tiles::kThreadPacks; ++n) {
       auto place = tile.place(n, column);
+      with_gate(p.gate, [&]<Gate kind>() {
 #pragma unroll
-      for (int j = 0; j < Tiles::kPack; ++j) {
-        C update = tile.update(place.row, place.column + j);
-        store(values[n].value[j], load(values[n].value[j]) + tile.gate(update));
-      }
+        for (int j = 0; j < Tiles::kPack; ++j) {
+          C update = tile.update(place.row, place.column + j);
+          store(values[n].value[j], load(values[n].value[j]) + tile.template gate<kind>(update));
+        }
+      });
       tile.write_pack(out + tile.index(place, column), values[n], place.count);
     }
   }
@@ -78,8 +80,8 @@ class ForwardCall {
       for (int64_t k = 0; k < modules(first); ++k)
         table.weights[k] = weights_[first + k], table.out[k] = out_[first + k];
       int error = launch(reconstruct<T>, plan_.blocks_a_module(), modules(first), Tile::kThreads,
-                         Tile::shared_bytes(ReconstructTile<T>::kResults), stream, p, table, first, plan_.groups,
-                         plan_.tiles_a_block, mixed_);
+                         Tile::shared_bytes(ReconstructTile<T>::kResults), stream, p, table, first, plan_.shares.count,
+                         plan_.shares.each, mixed_);
       if (error) return error;
     }
     return 0;
@@ -89,7 +91,7 @@ class ForwardCall {
   // Of the table that begins with module `first`.
   int64_t modules(int64_t first) const { return p.modules - first < kTableModules ? p.modules - first : kTableModules; }
 
-  const CpReconstructParams& p;
+  const ReconstructCall<Compute<T>> p;
   CpReconstructPlan plan_;
   const void* const* weights_;
   void* const* out_;

@@ -8,8 +8,8 @@ static const Planner planner("cp_reconstruct", {{"modules", 48}, {"d_out", 768},
                                p.modules = sizes.at("modules"), p.d_out = sizes.at("d_out"), p.d_in = sizes.at("d_in");
                                CpReconstructPlan plan(p);
                                int64_t tables = (p.modules + kTableModules - 1) / kTableModules;
-                               std::string why = units_of(dtype) + "; " + std::to_string(plan.tiles_a_block) + " of " +
-                                                 std::to_string(plan.column_tiles) + " tiles of columns per block; " +
+                               std::string why = units_of(dtype) + "; " + std::to_string(plan.shares.each) + " of " +
+                                                 std::to_string(plan.shares.tiles) + " tiles of columns per block; " +
                                                  std::to_string(tables) + (tables == 1 ? " launch" : " launches") +
                                                  " for up to 240 modules each";
                                return {"table of pointers", why, plan.blocks_a_module(),

@@ -11,20 +11,12 @@ namespace petx::cuda {
 inline constexpr int64_t kTableModules = 240;
 
 struct CpReconstructPlan {
-  // How many blocks a call has before a block takes more than one tile: what fits on the largest GPUs at once.
-  static constexpr int64_t kManyBlocks = 256;
-  int64_t row_tiles, column_tiles;
-  int64_t tiles_a_block, groups;  // tiles of columns per block, and blocks per 64 rows
+  int64_t row_tiles;
+  ColumnShares shares;  // of 64 rows; A_k of the rows costs each about a tile
 
   explicit CpReconstructPlan(const CpReconstructParams& p)
-      : row_tiles(tiles_along(p.d_out)), column_tiles(tiles_along(p.d_in)) {
-    int64_t many = p.modules * row_tiles * column_tiles / kManyBlocks;
-    int64_t most = many < 1 || column_tiles < 1 ? 1 : many < column_tiles ? many : column_tiles;
-    groups = (column_tiles + most - 1) / most;
-    tiles_a_block = groups ? (column_tiles + groups - 1) / groups : 1;
-    groups = (column_tiles + tiles_a_block - 1) / tiles_a_block;
-  }
-  int64_t blocks_a_module() const { return row_tiles * groups; }
+      : row_tiles(tiles_along(p.d_out)), shares(p.modules * row_tiles, tiles_along(p.d_in), 1) {}
+  int64_t blocks_a_module() const { return row_tiles * shares.count; }
 };
 
 }  // namespace petx::cuda

@@ -60,11 +60,6 @@ BREAKS: dict[str, set[str]] = {
         "bwd full_cores_backward<BFloat16>: under 128 blocks",
         "fwd full_cores<BFloat16>: under 128 blocks",
     },
-    "cp_reconstruct/qformer": {
-        "bwd column_blocks<BFloat16>: bank conflicts",
-        "bwd row_blocks<BFloat16>: bank conflicts",
-        "fwd reconstruct<BFloat16>: bank conflicts",
-    },
 }
 
 # The same of the published shapes: what no call above lists. Which rule a break is under does not depend on the shape.
@@ -80,8 +75,8 @@ NOT_COUNTED = "diagonal_cores diagonal_cores_backward sample_gates sample_gate_g
 # Kernels of narrower types with double-precision instructions (contracts.with_doubles), in every such type.
 DOUBLES = {
     f"{kernel}<{type_}>"
-    for kernel in """column_blocks diagonal_cores diagonal_cores_backward finish full_cores full_cores_backward
-    mode_backward mode_forward reconstruct row_blocks site_backward
+    for kernel in """diagonal_cores diagonal_cores_backward full_cores full_cores_backward
+    mode_backward mode_forward site_backward
     site_forward""".split()
     for type_ in NARROW
 }

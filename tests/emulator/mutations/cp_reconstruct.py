@@ -48,17 +48,17 @@ MUTATIONS = [
     Mutation("missing alignment test", TILE, r" && reinterpret_cast<uintptr_t>\(pack\) % 16 == 0", ""),
     # the gate
     Mutation("threshold of the first module", TILE, r"p.threshold_of\(module\)", "0"),
-    Mutation("temperature not inverted", TILE, r"C\(1\) / C\(p.temperature\)", "C(p.temperature)"),
-    Mutation("lost scale", TILE, r"gated\(p.gate, C\(p.scale\) \* update", "gated(p.gate, update"),
-    Mutation(
-        "lost scale in the slopes", TILE, r"gate_slopes\(p.gate, C\(p.scale\) \* update", "gate_slopes(p.gate, update"
-    ),
+    Mutation("temperature not inverted", TILE, r"C\(1 / p.temperature\)", "C(p.temperature)"),
+    Mutation("lost scale", TILE, r"gated<kind>\(p.scale \* update", "gated<kind>(update"),
+    Mutation("lost scale in the slopes", TILE, r"gate_slopes<kind>\(p.scale \* update", "gate_slopes<kind>(update"),
     # long sums
     Mutation("long sum of one piece", TILE, r"depth > 0; depth -= kDepth", "depth > 0; depth = 0"),
     Mutation("second piece of the wrong vectors", TILE, r"A::kTransposed \? a.stride : 1", "a.stride"),
     Mutation("last piece too long", TILE, r"depth < kDepth \? depth : kDepth", "kDepth"),
     # the forward
-    Mutation("weight not added", FORWARD, r"load\(values\[n\].value\[j\]\) \+ tile.gate", "tile.gate"),
+    Mutation(
+        "weight not added", FORWARD, r"load\(values\[n\].value\[j\]\) \+ tile.template gate", "tile.template gate"
+    ),
     Mutation("weight of the first module", FORWARD, r"table.weights\[block_y\(\)\]", "table.weights[0]"),
     Mutation(
         "factors of the table's first modules", FORWARD, r"first_module \+ block_y\(\), row_tile", "block_y(), row_tile"
@@ -67,10 +67,7 @@ MUTATIONS = [
     Mutation("a block makes one tile", FORWARD, r"end = begin \+ tiles_a_block \* 64", "end = begin + 64"),
     Mutation("blocks' tiles overlap", FORWARD, r"begin = group \* tiles_a_block \* 64", "begin = group * 64"),
     Mutation(
-        "last block left out",
-        "cp_reconstruct/plan.h",
-        r"\(column_tiles \+ tiles_a_block - 1\) / tiles",
-        "column_tiles / tiles",
+        "last block left out", "common/launch.cuh", r"count = \(tiles \+ each - 1\) / each", "count = tiles / each"
     ),
     # the backward
     Mutation("lost slope", BACKWARD, r"d \* slopes.value\)", "d)"),
@@ -83,10 +80,10 @@ MUTATIONS = [
     Mutation("split one item short", BACKWARD, r"item < end; \+\+item", "item < end - (end > 20); ++item"),
     Mutation("tables' splits in one place", BACKWARD, r"first_split \+= splits.count", "first_split += 0"),
     Mutation("first split left out", BACKWARD, r"split = 0; split < splits_", "split = splits_ > 1; split < splits_"),
-    Mutation("lost scale in dU", BACKWARD, r"g.u\) \+ e, sum \* C\(p.scale\)", "g.u) + e, sum"),
-    Mutation("lost scale in dV and dM", BACKWARD, r"sum.value\(n\) \* C\(p.scale\)", "sum.value(n)"),
-    Mutation("lost scale in a diagonal's dV", BACKWARD, r"g.v\) \+ e, sum \* C\(p.scale\)", "g.v) + e, sum"),
-    Mutation("lost scale in a diagonal's dM", BACKWARD, r"g.cores\) \+ i, sum \* C\(p.scale\)", "g.cores) + i, sum"),
+    Mutation("lost scale in dU", BACKWARD, r"g.u\) \+ e, sum \* p.scale", "g.u) + e, sum"),
+    Mutation("lost scale in dV and dM", BACKWARD, r"sum.value\(n\) \* p.scale", "sum.value(n)"),
+    Mutation("lost scale in a diagonal's dV", BACKWARD, r"g.v\) \+ e, sum \* p.scale", "g.v) + e, sum"),
+    Mutation("lost scale in a diagonal's dM", BACKWARD, r"g.cores\) \+ i, sum \* p.scale", "g.cores) + i, sum"),
     Mutation(
         "dM of the first module's dA", BACKWARD, r"from_.dmixed \+ module \* p.rank \+ first", "from_.dmixed + first"
     ),
