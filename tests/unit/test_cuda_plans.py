@@ -36,7 +36,7 @@ def test_mixture_obeys_the_environment(kernel, monkeypatch):
     assert plan("expert_mixture")["kernel"] == kernel
 
 
-@pytest.mark.parametrize(("rows", "grid"), [(1024, (16, 8)), (4112, (65, 1)), (64, (1, 36)), (8192, (128, 1))])
+@pytest.mark.parametrize(("rows", "grid"), [(1024, (16, 8)), (4112, (65, 4)), (64, (1, 36)), (28000, (438, 2))])
 def test_few_rows_share_the_columns_of_an_update(rows, grid):
     answer = plan("mode_update", rows=rows)
     assert answer["grid"] == grid

@@ -14,9 +14,9 @@ namespace petx::cuda {
 namespace {
 
 template <class T>
-PETX_DEVICE GateSlopes<Compute<T>> slopes_at(const ModeCoresParams& p, int64_t i, int64_t k) {
+PETX_DEVICE GateSlopes<Compute<T>> slopes_at(const CoresCall<Compute<T>>& p, int64_t i, int64_t k) {
   using C = Compute<T>;
-  C value = at<T>(p.core, i), limit = threshold_of<T>(p, k), inverse = C(1 / p.temperature);
+  C value = at<T>(p.core, i), limit = threshold_of<T>(p, k), inverse = p.inverse_temperature;
   return with_gate(p.gate, [&]<Gate kind>() { return gate_slopes<kind>(value, limit, inverse); });
 }
 
@@ -44,7 +44,8 @@ struct Grid {
 };
 
 template <class T>
-PETX_DEVICE void core_grad(const ModeCoresParams& p, const ModeCoresGrads& g, const Grid<T>& grid, int64_t block) {
+PETX_DEVICE void core_grad(const CoresCall<Compute<T>>& p, const ModeCoresGrads& g, const Grid<T>& grid,
+                           int64_t block) {
   using C = Compute<T>;
   using Tile = FmaTile<T>;
   int64_t slice = block / grid.rank_tiles * Tile::kM, rank = block % grid.rank_tiles * Tile::kN, slices = p.slices();
@@ -80,7 +81,8 @@ PETX_DEVICE void core_grad(const ModeCoresParams& p, const ModeCoresGrads& g, co
 }
 
 template <class T>
-PETX_DEVICE void vector_grad(const ModeCoresParams& p, const ModeCoresGrads& g, const Grid<T>& grid, int64_t block) {
+PETX_DEVICE void vector_grad(const CoresCall<Compute<T>>& p, const ModeCoresGrads& g, const Grid<T>& grid,
+                             int64_t block) {
   using Tile = FmaTile<T>;
   int64_t rank = block % grid.rank_tiles * Tile::kN, mode = block / grid.rank_tiles % grid.mode_tiles * Tile::kM;
   int64_t split = block / grid.rank_tiles / grid.mode_tiles, begin = split * grid.size, slices = p.slices();
@@ -97,7 +99,7 @@ PETX_DEVICE void vector_grad(const ModeCoresParams& p, const ModeCoresGrads& g, 
 
 template <class T>
 PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
-    full_cores_backward(ModeCoresParams p, ModeCoresGrads g, Grid<T> grid) {
+    full_cores_backward(CoresCall<Compute<T>> p, ModeCoresGrads g, Grid<T> grid) {
   int64_t block = block_x();
   if (block < grid.core_blocks)
     core_grad<T>(p, g, grid, block);
@@ -108,9 +110,9 @@ PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
 // The first block makes the sums over modes, the others dP.
 template <class T>
 PETX_KERNEL void __launch_bounds__(kSumLaunch.threads, kSumLaunch.blocks)
-    diagonal_cores_backward(ModeCoresParams p, ModeCoresGrads g) {
+    diagonal_cores_backward(CoresCall<Compute<T>> p, ModeCoresGrads g) {
   using C = Compute<T>;
-  C inverse = C(1 / p.temperature);
+  C inverse = p.inverse_temperature;
   if (block_x()) {
     int64_t i = (block_x() - 1) * kSumLaunch.threads + thread_index();
     if (i >= p.modes * p.rank) return;
@@ -173,7 +175,7 @@ class BackwardCall {
     return launch_table(reduce<T, kSums>, sums, blocks, 1, 0, stream);
   }
 
-  const ModeCoresParams& p;
+  const CoresCall<C> p;
   const ModeCoresGrads& g;
   Grid<T> grid_;
 };

@@ -9,6 +9,14 @@
 
 namespace petx::cuda {
 
+// The call as kernels see it: constants in the type that they are used in, so that no kernel computes in double.
+template <class C>
+struct CoresCall : ModeCoresParams {
+  C inverse_temperature;
+
+  explicit CoresCall(const ModeCoresParams& p) : ModeCoresParams(p), inverse_temperature(C(1 / p.temperature)) {}
+};
+
 template <class T>
 PETX_DEVICE Compute<T> threshold_of(const ModeCoresParams& p, int64_t k) {
   return p.threshold ? at<T>(p.threshold, p.each ? k : 0) : Compute<T>(0);
@@ -19,14 +27,14 @@ PETX_DEVICE Compute<T> threshold_of(const ModeCoresParams& p, int64_t k) {
 template <class T, bool transposed>
 struct GatedCore {
   static constexpr bool kTransposed = transposed;
-  const ModeCoresParams& p;
+  const CoresCall<Compute<T>>& p;
   int64_t begin, rank, count;
 
   PETX_DEVICE Compute<T> operator()(int i, int64_t k) const {
     using C = Compute<T>;
     if (i >= count) return C(0);
     C value = at<T>(p.core, begin + (transposed ? i + k * p.rank : i * p.rank + k));
-    C limit = threshold_of<T>(p, rank + (transposed ? i : k)), inverse = C(1 / p.temperature);
+    C limit = threshold_of<T>(p, rank + (transposed ? i : k)), inverse = p.inverse_temperature;
     return with_gate(p.gate, [&]<Gate kind>() { return gated<kind>(value, limit, inverse); });
   }
 };

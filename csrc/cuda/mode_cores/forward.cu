@@ -13,7 +13,8 @@ namespace petx::cuda {
 namespace {
 
 template <class T>
-PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks) full_cores(ModeCoresParams p, T* cores) {
+PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
+    full_cores(CoresCall<Compute<T>> p, T* cores) {
   using Tile = FmaTile<T>;
   int64_t slice = block_x() * Tile::kN, mode = block_y() * Tile::kM, slices = p.slices();
   Rows<T> vectors{static_cast<const T*>(p.vectors) + mode * p.rank, p.rank, p.modes - mode};
@@ -26,11 +27,12 @@ PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks) full
 }
 
 template <class T>
-PETX_KERNEL void __launch_bounds__(kSumLaunch.threads, kSumLaunch.blocks) diagonal_cores(ModeCoresParams p, T* cores) {
+PETX_KERNEL void __launch_bounds__(kSumLaunch.threads, kSumLaunch.blocks)
+    diagonal_cores(CoresCall<Compute<T>> p, T* cores) {
   using C = Compute<T>;
   int64_t i = block_x() * kSumLaunch.threads + thread_index();
   if (i >= p.modes * p.rank) return;
-  C value = at<T>(p.core, i % p.rank), limit = threshold_of<T>(p, i % p.rank), inverse = C(1 / p.temperature);
+  C value = at<T>(p.core, i % p.rank), limit = threshold_of<T>(p, i % p.rank), inverse = p.inverse_temperature;
   C weight = with_gate(p.gate, [&]<Gate kind>() { return gated<kind>(value, limit, inverse); });
   put<T>(cores, i, weight * at<T>(p.vectors, i));
 }
@@ -42,10 +44,11 @@ int mode_cores_fwd(const ModeCoresParams& p, void* cores, void* stream) {
   return with_storage(p.dtype, [&]<class T>() {
     using Tile = FmaTile<T>;
     T* to = static_cast<T*>(cores);
+    const CoresCall<Compute<T>> call(p);
     if (p.diagonal)
-      return launch(diagonal_cores<T>, sum_blocks(p.modes * p.rank), 1, kSumLaunch.threads, 0, stream, p, to);
+      return launch(diagonal_cores<T>, sum_blocks(p.modes * p.rank), 1, kSumLaunch.threads, 0, stream, call, to);
     ModeCoresPlan plan(p);
-    return launch(full_cores<T>, plan.across, plan.down, Tile::kThreads, Tile::shared_bytes(1), stream, p, to);
+    return launch(full_cores<T>, plan.across, plan.down, Tile::kThreads, Tile::shared_bytes(1), stream, call, to);
   });
 }
 

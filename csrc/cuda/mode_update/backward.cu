@@ -3,12 +3,12 @@
 //   dg_k = dy_k V;  dV = sum_k dy_k^T g_k;  dM_k = drop_k(h)^T dg_k;  dh = sum_k drop_k(dg_k M_k^T)
 //   dU = dh^T x;  dx = dh U
 //
-// Launches: one over blocks of rows for all that a row needs alone (dg_k, dh, dx, and g_k made anew from h), then the
-// sums over tokens (token_sums.cuh): the products, and their splits added up. A diagonal core's gradient is a sum of
-// columns, one launch more.
-// Bytes: the dy_k and x twice, the second time mostly from the cache, dx once; beside them [N, R] tensors only. What
-// nobody asked for is neither computed nor stored.
-// Tiling: that of the forward. The sum over k that is dh stays in floats, in the tile's place for results.
+// Launches: one over blocks of rows and projections (dg_k, and g_k made anew from h), one over blocks of rows and
+// shares of dx's columns (dh, which each share makes for itself, and dx), then the sums over tokens (token_sums.cuh):
+// the products, and their splits added up. A diagonal core's gradient is a sum of columns, one launch more. Bytes: the
+// dy_k and x twice, the second time mostly from the cache, dx once; beside them [N, R] tensors only. What nobody asked
+// for is neither computed nor stored. Tiling: that of the forward. The sum over k that is dh stays in floats, in the
+// tile's place for results.
 
 #include "cuda/common/token_sums.cuh"
 #include "cuda/mode_update/block.cuh"
@@ -25,6 +25,7 @@ struct Intermediate {
   T* dg[kMostModes];
   T* by_core[kMostModes];  // dg_k times the kept h, for diagonal cores
   T* dh;
+  T* more_dh;  // of all shares but the first
 };
 
 template <class T>
@@ -37,37 +38,36 @@ class Backward : ModeBlock<T> {
   static constexpr int kProduct = 0, kSum = 1;  // slots of results
 
  public:
-  PETX_DEVICE Backward(const ModeUpdateParams& params, const ModeUpdateGrads& grads, const Intermediate<T>& to)
-      : Base(params, block_x()), g(grads), to_(to) {}
+  PETX_DEVICE Backward(const ModeCall<C>& call, const ModeUpdateGrads& grads, const Intermediate<T>& to)
+      : Base(call, block_x()), g(grads), to_(to) {}
 
-  PETX_DEVICE void run() const {
+  // Of projection k: dg_k, the kept h, g_k.
+  PETX_DEVICE void output(int64_t k) const {
+    if (!of_mode(g.dy, k)) return;
     const T* h = static_cast<const T*>(p.h);
-    bool made = false;
-    for (int64_t k = 0; k < p.count; ++k) {
-      if (!of_mode(g.dy, k)) continue;
-      if (of_mode(to_.dg, k)) output_grad(k);
-      if (p.dropout > 0 && of_mode(to_.kept, k) && (!made || !p.shared_mask))
-        this->keep(h, k, false, of_mode(to_.kept, k));
-      made = true;
-      if (!of_mode(to_.mixed, k)) continue;
-      if (p.diagonal) {
-        this->keep(h, k, true, of_mode(to_.mixed, k));
-      } else {
-        this->mix(p.dropout > 0 ? of_mode(to_.kept, k) : h, k, of_mode(to_.mixed, k));
-      }
+    if (of_mode(to_.dg, k)) output_grad(k);
+    if (of_mode(to_.kept, k)) this->keep(h, k, false, of_mode(to_.kept, k));
+    if (!of_mode(to_.mixed, k)) return;
+    if (p.diagonal) {
+      this->keep(h, k, true, of_mode(to_.mixed, k));
+    } else {
+      this->mix(p.drops ? of_mode(to_.kept, k) : h, k, of_mode(to_.mixed, k));
     }
-    if (!to_.dh) return;
-    sync_block();  // the dg_k's other columns come from other threads
-    for (int64_t begin = 0; begin < p.rank; begin += Tile::kN) hidden_grad(begin);
+  }
+
+  // dh, and this share of dx's columns.
+  PETX_DEVICE void input(const ColumnShares& shares) const {
+    T* dh = block_y() ? to_.more_dh + (block_y() - 1) * p.rows * p.rank : to_.dh;
+    for (int64_t begin = 0; begin < p.rank; begin += Tile::kN) hidden_grad(begin, dh);
     if (!g.dx || !p.x) return;
-    sync_block();
-    for (int64_t begin = 0; begin < p.d_in; begin += Tile::kN) {
-      Tile::multiply(kProduct, this->block_rows(to_.dh, p.rank), Base::weight_columns(p.u, begin, p.d_in, p.d_in),
-                     p.rank);
+    sync_block();  // dh's other columns come from other threads
+    Base::each_tile(shares, [&](int64_t tile) {
+      const int64_t begin = tile * Tile::kN;
+      Tile::multiply(kProduct, this->block_rows(dh, p.rank), Base::weight_columns(p.u, begin, p.d_in, p.d_in), p.rank);
       this->each_run(begin, p.d_in, [&](int64_t column, int c, int64_t left) {
         Base::store_run(g.dx, token * p.d_in + column, left, this->result(kProduct, c));
       });
-    }
+    });
   }
 
  private:
@@ -88,7 +88,7 @@ class Backward : ModeBlock<T> {
     }
   }
 
-  PETX_DEVICE void hidden_grad(int64_t begin) const {
+  PETX_DEVICE void hidden_grad(int64_t begin, T* dh) const {
     bool begun = false;
     for (int64_t k = 0; k < p.count; ++k) {
       if (!of_mode(g.dy, k)) continue;
@@ -111,7 +111,7 @@ class Backward : ModeBlock<T> {
       begun = true;
     }
     this->each_run(begin, p.rank, [&](int64_t column, int c, int64_t left) {
-      Base::store_run(to_.dh, token * p.rank + column, left, this->result(kSum, c));
+      Base::store_run(dh, token * p.rank + column, left, this->result(kSum, c));
     });
   }
 
@@ -119,10 +119,18 @@ class Backward : ModeBlock<T> {
   const Intermediate<T>& to_;
 };
 
+// Block (row block, projection).
 template <class T>
 PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
-    mode_backward(ModeUpdateParams p, ModeUpdateGrads g, Intermediate<T> to) {
-  Backward<T>(p, g, to).run();
+    mode_outputs(ModeCall<Compute<T>> p, ModeUpdateGrads g, Intermediate<T> to) {
+  Backward<T>(p, g, to).output(block_y());
+}
+
+// Block (row block, share of dx's columns).
+template <class T>
+PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
+    mode_inputs(ModeCall<Compute<T>> p, ModeUpdateGrads g, Intermediate<T> to, ColumnShares shares) {
+  Backward<T>(p, g, to).input(shares);
 }
 
 // One call: where everything lies, and the launches in their order.
@@ -133,19 +141,18 @@ class BackwardCall {
 
  public:
   BackwardCall(Workspace& workspace, const ModeUpdateParams& params, const ModeUpdateGrads& grads)
-      : p(params), g(grads), plan_(p), sums_(p.rows) {
+      : p(params), g(grads), plan_(params), sums_(p.rows) {
     auto take = [&](bool needed) { return workspace.take<T>(needed ? p.rows * p.rank : 0); };
     bool dh = g.dx || g.du;
     if (dh) to_.dh = p.x ? take(true) : static_cast<T*>(g.dx);
+    shares_ = g.dx && p.x ? plan_.dx.count : 1;
+    to_.more_dh = workspace.take<T>(dh ? (shares_ - 1) * p.rows * p.rank : 0);
     const void *dy[kMostModes], *mixed[kMostModes];
     int pairs = 0;
-    T* kept = static_cast<T*>(p.h);
     for (int64_t k = 0; k < p.count; ++k) {
       if (!g.dy[k]) continue;
       // Diagonal cores need the kept h only beside the core or dg_k, where it is made in passing.
-      bool keeps = p.dropout > 0 && !p.diagonal && (g.dv || g.dcores);
-      if (keeps && (!p.shared_mask || !pairs)) kept = take(true);
-      if (keeps) to_.kept[k] = kept;
+      to_.kept[k] = take(p.drops && !p.diagonal && (g.dv || g.dcores));
       to_.mixed[k] = take(g.dv);
       to_.dg[k] = take(dh || g.dcores);
       to_.by_core[k] = take(p.diagonal && g.dcores);
@@ -154,7 +161,7 @@ class BackwardCall {
       if (p.diagonal) {
         sums_.column(dcore, to_.by_core[k], nullptr, p.rank);
       } else {
-        sums_.product(dcore, kept, to_.dg[k], p.rank, p.rank);
+        sums_.product(dcore, p.drops ? to_.kept[k] : p.h, to_.dg[k], p.rank, p.rank);
       }
     }
     sums_.product_of_pairs(g.dv, pairs, dy, mixed, p.d_out, p.rank);
@@ -163,15 +170,21 @@ class BackwardCall {
   }
 
   int run(void* stream) const {
-    if (int error = launch(mode_backward<T>, plan_.blocks, 1, Tile::kThreads, Tile::shared_bytes(2), stream, p, g, to_))
+    if (int error =
+            launch(mode_outputs<T>, plan_.blocks, p.count, Tile::kThreads, Tile::shared_bytes(1), stream, p, g, to_))
       return error;
+    if (to_.dh)
+      if (int error = launch(mode_inputs<T>, plan_.blocks, shares_, Tile::kThreads, Tile::shared_bytes(2), stream, p, g,
+                             to_, plan_.dx))
+        return error;
     return sums_.run(stream);
   }
 
  private:
-  const ModeUpdateParams& p;
+  const ModeCall<C> p;
   const ModeUpdateGrads& g;
   ModeUpdatePlan plan_;
+  int64_t shares_;
   Intermediate<T> to_ = {};
   TokenSums<T, 2 * kMostModes + 1, kMostModes, kMostModes + 2> sums_;
 };

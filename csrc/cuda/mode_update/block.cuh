@@ -12,6 +12,20 @@
 
 namespace petx::cuda {
 
+// The call as kernels see it: constants in the type that they are used in, so that no kernel computes in double.
+template <class C>
+struct ModeCall : ModeUpdateParams {
+  bool drops;
+  uint32_t threshold;
+  C keep;  // what is not dropped is multiplied by it
+
+  explicit ModeCall(const ModeUpdateParams& p)
+      : ModeUpdateParams(p),
+        drops(p.dropout > 0),
+        threshold(dropout_threshold(p.dropout)),
+        keep(C(1.0 / (1.0 - p.dropout))) {}
+};
+
 // Projection k's pointer, chosen and not indexed, for which the table would be copied into local memory.
 template <class P>
 PETX_DEVICE P of_mode(const P (&each)[kMostModes], int64_t k) {
@@ -30,25 +44,21 @@ class ModeBlock : public RowBlock<S> {
   using Base::first, Base::rows, Base::row, Base::sharer, Base::token, Base::valid, Base::row_sum, Base::block_rows;
   using typename Base::C, typename Base::Run, typename Base::T, typename Base::Tile;
 
-  PETX_DEVICE ModeBlock(const ModeUpdateParams& params, int64_t block)
-      : Base(params.rows, block),
-        p(params),
-        seed_(p.dropout > 0 ? static_cast<uint64_t>(read(p.seed)) : 0),
-        threshold_(dropout_threshold(p.dropout)) {}
+  PETX_DEVICE ModeBlock(const ModeCall<C>& call, int64_t block)
+      : Base(call.rows, block), p(call), seed_(p.drops ? static_cast<uint64_t>(read(p.seed)) : 0) {}
 
   PETX_DEVICE const T* core(int64_t k) const { return static_cast<const T*>(p.cores) + k * p.core_size(); }
 
   // Times projection k's mask at this row and columns [column, column + 8).
   PETX_DEVICE void drop(Run& run, int64_t k, int64_t column) const {
-    if (p.dropout <= 0) return;
+    if (!p.drops) return;
     uint64_t element = p.mask_begin(k) + static_cast<uint64_t>(token) * p.rank + column, counter = ~uint64_t(0);
-    C keep = C(1.0 / (1.0 - p.dropout));
     Philox4 words = {};
 #pragma unroll
     for (int j = 0; j < kRun; ++j, ++element) {
       if (element / 4 != counter) words = philox(seed_, counter = element / 4);
       uint32_t low = element & 1 ? words.word[1] : words.word[0], high = element & 1 ? words.word[3] : words.word[2];
-      run.value[j] *= ((element & 2 ? high : low) >> 8) >= threshold_ ? keep : C(0);
+      run.value[j] *= ((element & 2 ? high : low) >> 8) >= p.threshold ? p.keep : C(0);
     }
   }
 
@@ -75,11 +85,10 @@ class ModeBlock : public RowBlock<S> {
     sync_block();
   }
 
-  const ModeUpdateParams& p;
+  const ModeCall<C>& p;
 
  private:
   uint64_t seed_;
-  uint32_t threshold_;
 };
 
 }  // namespace petx::cuda

@@ -31,9 +31,8 @@ class Forward : ModeBlock<T> {
   using typename Base::Tile;
 
  public:
-  PETX_DEVICE Forward(const ModeUpdateParams& params, const ModeUpdateOutputs& out, const Passing<T>& passing,
-                      int64_t share)
-      : Base(params, block_x()), out_(out) {
+  PETX_DEVICE Forward(const ModeCall<C>& call, const ModeUpdateOutputs& out, const Passing<T>& passing, int64_t share)
+      : Base(call, block_x()), out_(out) {
     int64_t size = p.rows * p.rank;
     h_ = share && p.x ? passing.h + (share - 1) * size : static_cast<T*>(p.h);
     kept_ = passing.kept + share * size, mixed_ = passing.mixed + share * size;
@@ -45,7 +44,7 @@ class Forward : ModeBlock<T> {
     for (int64_t k = begin / tiles; k * tiles < end; ++k) {
       if (p.diagonal) {
         this->keep(h_, k, true, mixed_);
-      } else if (p.dropout > 0) {
+      } else if (p.drops) {
         this->keep(h_, k, false, kept_);
         this->mix(kept_, k, mixed_);
       } else {
@@ -90,9 +89,10 @@ class Forward : ModeBlock<T> {
 
 template <class T>
 PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
-    mode_forward(ModeUpdateParams p, ModeUpdateOutputs out, Passing<T> passing, int64_t tiles, int64_t shares) {
-  int64_t all = p.count * tiles, share = block_y();
-  Forward<T>(p, out, passing, share).run(all * share / shares, all * (share + 1) / shares, tiles);
+    mode_forward(ModeCall<Compute<T>> p, ModeUpdateOutputs out, Passing<T> passing, int64_t tiles,
+                 ColumnShares shares) {
+  const int64_t share = block_y(), begin = share * shares.each, end = begin + shares.each;
+  Forward<T>(p, out, passing, share).run(begin, end < shares.tiles ? end : shares.tiles, tiles);
 }
 
 // One call: where everything lies, and its launch.
@@ -102,20 +102,20 @@ class ForwardCall {
 
  public:
   ForwardCall(Workspace& workspace, const ModeUpdateParams& params, const ModeUpdateOutputs& out)
-      : p(params), plan_(p), out_(out) {
+      : p(params), plan_(params), out_(out) {
     int64_t size = p.rows * p.rank;
-    passing_.h = workspace.take<T>(p.x ? (plan_.shares - 1) * size : 0);
-    passing_.kept = workspace.take<T>(p.dropout > 0 && !p.diagonal ? plan_.shares * size : 0);
-    passing_.mixed = workspace.take<T>(plan_.shares * size);
+    passing_.h = workspace.take<T>(p.x ? (plan_.shares.count - 1) * size : 0);
+    passing_.kept = workspace.take<T>(p.drops && !p.diagonal ? plan_.shares.count * size : 0);
+    passing_.mixed = workspace.take<T>(plan_.shares.count * size);
   }
 
   int run(void* stream) const {
-    return launch(mode_forward<T>, plan_.blocks, plan_.shares, Tile::kThreads, Tile::shared_bytes(1), stream, p, out_,
-                  passing_, plan_.tiles, plan_.shares);
+    return launch(mode_forward<T>, plan_.blocks, plan_.shares.count, Tile::kThreads, Tile::shared_bytes(1), stream, p,
+                  out_, passing_, plan_.tiles, plan_.shares);
   }
 
  private:
-  const ModeUpdateParams& p;
+  const ModeCall<Compute<T>> p;
   ModeUpdatePlan plan_;
   const ModeUpdateOutputs& out_;
   Passing<T> passing_;

@@ -7,16 +7,22 @@
 namespace petx::cuda {
 
 struct ModeUpdatePlan {
-  // Blocks that a call should have at least, if there is work for them: about one per multiprocessor of a large card.
-  static constexpr int64_t kBlocks = 128;
-  int64_t blocks;  // of rows
-  int64_t tiles;   // of a result's columns
-  int64_t shares;  // parts of the K tiles' columns, each with blocks of its own
+  int64_t blocks;       // of rows
+  int64_t tiles;        // of a result's columns
+  ColumnShares shares;  // of the K results' columns; each makes h anew
+  ColumnShares dx;      // of dx's columns; each makes dh anew
 
-  explicit ModeUpdatePlan(const ModeUpdateParams& p) : blocks(tiles_along(p.rows)), tiles(tiles_along(p.d_out)) {
-    shares = blocks ? kBlocks / blocks : 1;
-    if (shares > p.count * tiles) shares = p.count * tiles;
-    if (shares < 1) shares = 1;
+  explicit ModeUpdatePlan(const ModeUpdateParams& p)
+      : blocks(tiles_along(p.rows)),
+        tiles(tiles_along(p.d_out)),
+        shares(blocks, p.count * tiles, again(p)),
+        dx(blocks, p.x ? tiles_along(p.d_in) : 1, p.count * tiles_along(p.rank)) {}
+
+ private:
+  // h in tiles of a result, whose stores take as long as three steps of 64 of a product's depth.
+  static int64_t again(const ModeUpdateParams& p) {
+    int64_t depth = p.x ? tiles_along(p.d_in) : 0, of_tile = tiles_along(p.rank) + 3;
+    return (depth * tiles_along(p.rank) + of_tile - 1) / of_tile + 1;
   }
 };
 

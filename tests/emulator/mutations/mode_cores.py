@@ -35,8 +35,8 @@ MUTATIONS = [
     Mutation(
         "slopes at another temperature",
         BACKWARD,
-        r"(p, k\), inverse) = C\(1 / p.temperature\)",
-        r"\1 = C(p.temperature)",
+        r"(p, k\), inverse) = p.inverse_temperature",
+        r"\1 = C(1)",
     ),
     Mutation("lost slope by the core", BACKWARD, r"grad \* slopes.value", "grad"),
     Mutation("swapped slopes", BACKWARD, r"grad \* slopes.threshold", "grad * slopes.value"),

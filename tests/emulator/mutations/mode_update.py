@@ -35,7 +35,7 @@ MUTATIONS = [
         "static_cast<uint64_t>(token) * (p.rank - 1)",
     ),
     Mutation("dropout does not scale up", BLOCK, r"C\(1.0 / \(1.0 - p.dropout\)\)", "C(1)"),
-    Mutation("dropout's complement", BLOCK, r">= threshold_", "< threshold_"),
+    Mutation("dropout's complement", BLOCK, r">= p.threshold", "< p.threshold"),
     Mutation("dropout one word off", BLOCK, r"element & 2 \? high : low", "element & 2 ? low : high"),
     Mutation("stale counter of the dropout", BLOCK, r"element / 4 != counter\)", "element / 8 != counter / 2)"),
     # rows and runs
@@ -77,7 +77,7 @@ MUTATIONS = [
         "missing dropout scale in the backward",
         BACKWARD,
         r"this->drop\(part, k, column\);",
-        "this->drop(part, k, column); for (C& value : part.value) value *= C(1 - p.dropout);",
+        "this->drop(part, k, column); for (C& value : part.value) value /= p.keep;",
     ),
     Mutation("dh by the first projection's mask", BACKWARD, r"drop\(part, k, column\)", "drop(part, 0, column)"),
     Mutation(
@@ -85,8 +85,14 @@ MUTATIONS = [
     ),
     Mutation("dh of the last projection alone", BACKWARD, r"begun \? Tile::result", "false ? Tile::result"),
     Mutation("dh begun with what lay there", BACKWARD, r"begun \? Tile::result", "true ? Tile::result"),
-    Mutation("independent masks kept once", BACKWARD, r"!made \|\| !p.shared_mask", "!made"),
-    Mutation("dM by the first kept h", BACKWARD, r"!p.shared_mask \|\| !pairs", "!pairs"),
+    Mutation(
+        "all shares' dh in one place",
+        BACKWARD,
+        r"to_.more_dh \+ \(block_y\(\) - 1\) \* p.rows \* p.rank",
+        "to_.dh",
+    ),
+    Mutation("every share of dx the first", ROWS, r"block_y\(\) \* shares.each", "0"),
+    Mutation("dM by the whole h", BACKWARD, r"p.drops \? to_.kept\[k\] : p.h", "p.h"),
     Mutation("diagonal's gradient by the whole h", BACKWARD, r"this->drop\(kept, k, column\);", ";"),
     Mutation(
         "diagonal core lost in dh",
@@ -94,9 +100,14 @@ MUTATIONS = [
         r"Base::multiply_by\(part, Base::load_run\(this->core\(k\), column, left\)\);",
         ";",
     ),
-    Mutation("dM turned", BACKWARD, r"product\(dcore, kept, to_.dg\[k\],", "product(dcore, to_.dg[k], kept,"),
+    Mutation(
+        "dM turned",
+        BACKWARD,
+        r"product\(dcore, (p.drops \? to_.kept\[k\] : p.h), to_.dg\[k\],",
+        r"product(dcore, to_.dg[k], \1,",
+    ),
     Mutation("all dM in one place", BACKWARD, r" \+ k \* p.core_size\(\)", ""),
-    Mutation("dV by the whole h", BACKWARD, r"mix\(p.dropout > 0 \? of_mode\(to_.kept, k\) : h,", "mix(h,"),
+    Mutation("dV by the whole h", BACKWARD, r"mix\(p.drops \? of_mode\(to_.kept, k\) : h,", "mix(h,"),
     Mutation("dV by the first g", BACKWARD, r"mixed\[pairs\+\+\] = to_.mixed\[k\]", "mixed[pairs++] = to_.mixed[0]"),
     Mutation("last rank left out of dx", BACKWARD, r"(p.d_in, p.d_in\)),\s*p.rank\);", r"\1, p.rank - (p.rank > 1));"),
     # sums of several products
