@@ -60,16 +60,19 @@ class MmaTile {
       sync_block();
       Shared<Pack<T>> rows_in(chunk % 2 * kStageBytes), columns_in(kOperandBytes + chunk % 2 * kStageBytes);
       const int64_t rest = depth - int64_t(chunk) * kDepth;
+      const int steps = rest < kDepth ? static_cast<int>(rest + 15) / 16 : kDepth / 16;  // zeros from there on
 #pragma unroll 2  // more takes registers that two blocks do not leave
       for (int step = 0; step < kDepth / 16; ++step) {
-        if (step * 16 >= rest) break;  // zeros from here on
+        if (step >= steps) break;
         uint32_t rows[4];
-        load_matrices<A::kTransposed>(rows, rows_in, further<A::kTransposed>(rows_at, step));
+        load_matrices<A::kTransposed>(rows, rows_in, rows_at, packs_on<A::kTransposed>(step),
+                                      lines_on<A::kTransposed>(step));
 #pragma unroll
         for (int pair = 0; pair < kWarpColumns / 16; ++pair) {
           uint32_t columns[4];
-          load_matrices<B::kTransposed>(columns, columns_in,
-                                        further<B::kTransposed>(beside<B::kTransposed>(columns_at, pair), step));
+          load_matrices<B::kTransposed>(columns, columns_in, columns_at,
+                                        packs_on<B::kTransposed>(step) ^ packs_on<!B::kTransposed>(pair),
+                                        lines_on<B::kTransposed>(step) + lines_on<!B::kTransposed>(pair));
           multiply_matrices(sum[2 * pair], rows, columns[0], columns[1], T{});
           multiply_matrices(sum[2 * pair + 1], rows, columns[2], columns[3], T{});
         }
@@ -89,22 +92,21 @@ class MmaTile {
   PETX_DEVICE static Shared<C> results(int slot) { return Shared<C>(2 * kOperandBytes + slot * kResultBytes); }
   PETX_DEVICE static int place(int line, int pack) { return line * kLinePacks + (pack ^ line % 8); }
 
-  // The pack that this lane names where its matrix begins at row `i` and depth `k` of a stage, and the one `step` times
-  // 16 deeper: packs of a line are exchanged by an exclusive or, lines lie a constant apart.
+  // The pack that this lane names where its matrix begins at row `i` and depth `k` of a stage. What lies 16 further
+  // along lines is a constant away, what lies 16 further along a line is exchanged by an exclusive or: `times` of
+  // either.
   template <bool transposed>
   PETX_DEVICE static int begin_of(int i, int k) {
     int within = thread_index() % 8;
     return transposed ? place(k + within, i / kPack) : place(i + within, k / kPack);
   }
-  template <bool transposed>
-  PETX_DEVICE static int further(int at, int step) {
-    return transposed ? at + step * 16 * kLinePacks : at ^ step * (16 / kPack);
+  template <bool along_lines>
+  PETX_DEVICE static int lines_on(int times) {
+    return along_lines ? times * 16 * kLinePacks : 0;
   }
-
-  // The same, `pairs` times 16 rows further.
-  template <bool transposed>
-  PETX_DEVICE static int beside(int at, int pairs) {
-    return transposed ? at ^ pairs * (16 / kPack) : at + pairs * 16 * kLinePacks;
+  template <bool along_lines>
+  PETX_DEVICE static int packs_on(int times) {
+    return along_lines ? 0 : times * (16 / kPack);
   }
 
   // What a thread brings of an operand: two packs of each chunk. Their places in a stage are fixed and their addresses

@@ -131,19 +131,22 @@ PETX_DEVICE void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(newest) : "memory");
 }
 
-// Four 8 x 8 matrices of 16-bit values, lane l giving the address of row l % 8 of matrix l / 8 (one pack). Lane l gets
-// values 2 (l % 4) and its successor of row l / 4, or of column l / 4 where `transposed`.
+// Four 8 x 8 matrices of 16-bit values, lane l giving the address of row l % 8 of matrix l / 8 (one pack): of eight
+// packs that begin at a multiple of 128 bytes, the one whose number is exchanged with pack i's by an exclusive or. Lane
+// l gets values 2 (l % 4) and its successor of row l / 4, or of column l / 4 where `transposed`.
 template <bool transposed, class T>
-PETX_DEVICE void load_matrices(uint32_t (&to)[4], Shared<Pack<T>> from, int i) {
+PETX_DEVICE void load_matrices(uint32_t (&to)[4], Shared<Pack<T>> from, int i, int exchanged = 0, int further = 0) {
+  // On the address, so that one is kept for all packs: an exclusive or, and a constant of the instruction.
+  const uint32_t address = (from.address(i) ^ exchanged * 16) + further * 16;
   if constexpr (transposed) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-                 : "r"(from.address(i))
+                 : "r"(address)
                  : "memory");
   } else {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-                 : "r"(from.address(i))
+                 : "r"(address)
                  : "memory");
   }
 }

@@ -144,12 +144,12 @@ PETX_DEVICE void wait_copies() {
 }
 
 template <bool transposed, class T>
-PETX_DEVICE void load_matrices(uint32_t (&to)[4], Shared<Pack<T>> from, int i,
+PETX_DEVICE void load_matrices(uint32_t (&to)[4], Shared<Pack<T>> from, int i, int exchanged = 0, int further = 0,
                                simt::Line line = simt::Line::current()) {
   struct Lane {
     int64_t address;
     uint32_t* to;
-  } mine{from.address(i), to};
+  } mine{from.address((i ^ exchanged) + further), to};
   auto load = [line](void* const* lanes) {
     for (int matrix = 0; matrix < 4; ++matrix) {
       uint16_t value[8][8];
