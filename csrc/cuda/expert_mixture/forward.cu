@@ -97,12 +97,12 @@ class Forward : Mixture<T> {
   }
 
  private:
-  // beta sum_k b_k / K of a tile's columns.
+  // beta sum_k b_k / K of a tile's columns, zeros past the last.
   PETX_DEVICE void mean_biases(int64_t tile) const {
     const int64_t column = tile * Tile::kN + thread_index();
-    if (p.gated() || !p.up_bias || thread_index() >= Tile::kN || column >= p.d) return;
+    if (p.gated() || !p.up_bias || thread_index() >= Tile::kN) return;
     C sum = 0;
-    for (int64_t k = 0; k < p.experts; ++k) sum += at<T>(p.up_bias, k * p.d + column);
+    for (int64_t k = 0; column < p.d && k < p.experts; ++k) sum += at<T>(p.up_bias, k * p.d + column);
     biases_.set(place(tile, thread_index()), p.beta * p.equal_gate * sum);
   }
   PETX_DEVICE static int place(int64_t tile, int c) { return static_cast<int>(tile % 2) * Tile::kN + c; }
@@ -116,8 +116,7 @@ class Forward : Mixture<T> {
         Base::add_vectors(product, p.up_bias, column, left, [&](int64_t k) { return p.beta * read(this->gates + k); });
       if (p.up_bias && !p.gated()) {
 #pragma unroll
-        for (int j = 0; j < kRun; ++j)
-          if (j < left) product.value[j] += biases_.get(place(tile, c + j));
+        for (int j = 0; j < kRun; ++j) product.value[j] += biases_.get(place(tile, c + j));
       }
 #pragma unroll
       for (int j = 0; j < kRun; ++j) y.value[j] = p.alpha * y.value[j] + product.value[j];
