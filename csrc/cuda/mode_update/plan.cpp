@@ -11,9 +11,10 @@ static const Planner planner("mode_update", {{"rows", 4112}, {"d_in", 768}, {"d_
                                std::string why =
                                    units_of(dtype) + "; " + std::to_string(plan.blocks) + " blocks of 64 rows";
                                why += plan.shares.count > 1
-                                          ? ", too few for a large card, so " + std::to_string(plan.shares.count) +
-                                                " share the columns"
-                                          : ", enough for a large card";
+                                          ? ", " + std::to_string(plan.shares.count) +
+                                                " share the columns of each, so that the busiest multiprocessor of a "
+                                                "large card has least to do"
+                                          : ", each with all columns";
                                return {plan.shares.count > 1 ? "column shares" : "whole rows", why, plan.blocks,
                                        plan.shares.count};
                              });

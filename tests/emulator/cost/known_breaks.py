@@ -61,11 +61,7 @@ BREAKS: dict[str, set[str]] = {
 }
 
 # The same of the published shapes: what no call above lists. Which rule a break is under does not depend on the shape.
-PUBLISHED: dict[str, set[str]] = {
-    "expert_mixture/uniform": {
-        "bwd widen<BFloat16>: partial sectors written",
-    },
-}
+PUBLISHED: dict[str, set[str]] = {}
 
 # Kernels that no counted call launches: no published shape has a sample's gate or a diagonal core.
 NOT_COUNTED = "diagonal_cores diagonal_cores_backward sample_gates sample_gate_grads".split()
