@@ -51,8 +51,8 @@ WIDE = [
     modes("wide-odd", batch=(1, 67), d_in=131, d_out=67, rank=65, count=2, dropout=0.1, shared_mask=True),
     modes("wide-diagonal", batch=(2, 35), d_in=136, d_out=200, rank=136, core="diagonal", dropout=0.1),
     modes("wide-projected", batch=(2, 65), d_out=131, rank=80, u=False, count=4),
-    # 192 tiles of results for 128 blocks of the CUDA forward, one of which has tiles of two projections
-    modes("wide-shares", batch=(2,), d_in=3, d_out=4037, rank=3, dropout=0.1),
+    # 189 tiles of results, two a block of the CUDA forward: some blocks have tiles of two projections
+    modes("wide-shares", batch=(2,), d_in=3, d_out=4001, rank=3, dropout=0.1),
     modes("wide-alone", batch=(2, 65), d_in=72, d_out=72, rank=64, bases=False, count=1),
 ]
 

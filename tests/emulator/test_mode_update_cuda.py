@@ -6,7 +6,7 @@ import torch
 
 from tests.cases.mode_cores import cores
 from tests.cases.mode_update import modes
-from tests.checks import outputs, weights_of
+from tests.checks import outputs, outputs_and_grads, weights_of
 
 TILE = 64
 WARP_PRODUCTS = 8 * 4 * 4  # a chunk of the depth in a tile: 8 warps of 16 x 32 results, in products 16 x 8 x 16
@@ -165,6 +165,34 @@ def test_nothing_is_made_for_gradients_that_nobody_asks_for(emulator):
         cost.product(n, columns, depth)
     cost.moved(0, 2 * n * rank + n * width)
     assert_costs(emulator.counters(), cost, 2, torch.float32)
+
+
+def test_gradients_from_some_results(emulator):
+    """What no gradient comes to counts as zeros: with one result alone, and without the one in the middle."""
+    case = modes("some", batch=(7,), count=3, dropout=0.1)
+    tensors = case.inputs(torch.float32)
+    factors = [tensors[name] for name in ("x", "u", "v", "cores")]
+    for chosen in ((1,), (0, 2)):
+        results = outputs(case.run(tensors))
+        weights = [w if k in chosen else torch.zeros_like(w) for k, w in enumerate(weights_of(results))]
+        expected = torch.autograd.grad(results, factors, weights, retain_graph=True)
+        got = torch.autograd.grad([results[k] for k in chosen], factors, [weights[k] for k in chosen])
+        for value, by_zeros in zip(got, expected, strict=True):
+            torch.testing.assert_close(value, by_zeros)
+        assert expected[3].reshape(3, -1).any(1).tolist() == [k in chosen for k in range(3)]
+
+
+@pytest.mark.parametrize("shares", ["1", "2"])
+def test_shares_of_columns_change_no_bit(shares, emulator, monkeypatch):
+    """Of nine tiles and of dx's four: one block makes all, or a block begins in the middle of a projection."""
+    case = modes("shares", batch=(2, 35), d_in=200, d_out=136, rank=72, dropout=0.1)
+    for dtype in (torch.float32, torch.bfloat16):
+        tensors, results = case.inputs(dtype), []
+        for wanted in ("", shares):
+            monkeypatch.setenv("PETX_CUDA_SHARES", wanted)
+            results.append(outputs_and_grads(case.run, tensors))
+        for name, value in results[0].items():
+            assert value is None or torch.equal(results[1][name], value), name
 
 
 @by_dtype

@@ -11,10 +11,12 @@ Files are found by their names; there is no list to extend.
 """
 
 import importlib
+import os
 import pkgutil
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from unittest import mock
 
 import torch
 
@@ -83,6 +85,16 @@ def of_case(case, dtype):
         return said
 
     return Check(f"{case}, {str(dtype)[6:]}", run)
+
+
+def under(check, **environment):
+    """The check with variables set."""
+
+    def run(emulator):
+        with mock.patch.dict(os.environ, environment):
+            return check.run(emulator)
+
+    return Check(f"{check}, {', '.join(f'{name}={value}' for name, value in environment.items())}", run)
 
 
 def of_assertions(name, test, *arguments):

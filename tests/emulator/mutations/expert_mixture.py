@@ -1,13 +1,10 @@
 """Forward and backward of the expert mixture, fused and hybrid."""
 
-import os
-from unittest import mock
-
 import torch
 
 from tests.cases.expert_mixture import CASES, WIDE
-from tests.emulator.mutations import Check, Mutation, of_assertions, of_case
-from tests.emulator.test_emulated_kernels import test_inputs_may_begin_anywhere
+from tests.emulator.mutations import Mutation, of_assertions, of_case, under
+from tests.emulator.test_emulated_kernels import test_gradients_of_every_subset, test_inputs_may_begin_anywhere
 from tests.emulator.test_expert_mixture_cuda import test_large_logits, test_ties
 
 OPERATION = "expert_mixture"
@@ -15,18 +12,8 @@ FILES = ("expert_mixture/block.cuh", "expert_mixture/forward.cu", "expert_mixtur
 
 BY_NAME = {case.name: case for case in [*CASES, *WIDE]}
 NAMES = """uniform-scope token-gelu sample-pool-scope token-top-2 sample-top-2 many-experts odd odd-uniform odd-sample
-wide-top""".split()
+wide-top many-sample""".split()
 HYBRID = "token-gelu sample-pool-scope odd".split()
-
-
-def under(check, **environment):
-    """The check with variables set."""
-
-    def run(emulator):
-        with mock.patch.dict(os.environ, environment):
-            return check.run(emulator)
-
-    return Check(f"{check}, {', '.join(f'{name}={value}' for name, value in environment.items())}", run)
 
 
 CHECKS = [
@@ -37,6 +24,10 @@ CHECKS = [
         for dtype in (torch.float32, torch.bfloat16)
     ),
     *(under(of_case(BY_NAME[name], torch.bfloat16), PETX_CUDA_SHARES="1") for name in ("few-rows", "wide-uniform")),
+    under(
+        of_assertions("every subset's gradients", test_gradients_of_every_subset, BY_NAME["sample-pool-scope"]),
+        PETX_EXPERT_MIXTURE="hybrid",
+    ),
     of_assertions("inputs begin anywhere", test_inputs_may_begin_anywhere, BY_NAME["token-gelu"], torch.bfloat16),
     of_assertions("ties", test_ties),
     *(of_assertions(f"large logits of a {gate}", test_large_logits, gate) for gate in ("token", "sample")),
@@ -102,7 +93,9 @@ MUTATIONS = [
     # sums over a sample
     Mutation("a warp's tokens left out", SITE, r"k = 1; k < kWarps", "k = 2; k < kWarps"),
     Mutation("sample's last token left out", SITE, r"t < \(sample \+ 1\) \* length", "t < (sample + 1) * length - 1"),
+    Mutation("first 32 experts alone", SITE, r"begin < width; begin \+= kColumns", "begin < 1; begin += kColumns"),
     # the forward
+    Mutation("workspace a row short", FORWARD, r"take<T>\(p.rows \* p.stacked\)", "take<T>((p.rows - 1) * p.stacked)"),
     Mutation("padding counts", FORWARD, r"p.in_pool\(t\)", "true"),
     Mutation("mean by the length", FORWARD, r"\(size > C\(1\) \? size : C\(1\)\)", "C(p.length)"),
     Mutation("lost bias of a token's gate", FORWARD, r"(p.experts \+ k\)) \+ at_or_zero<T>\(p.gate_bias, k\)", r"\1"),
@@ -116,6 +109,7 @@ MUTATIONS = [
     ),
     Mutation("last rank left out", FORWARD, r"(begin, p.d, p.stacked\)), p.stacked\);", r"\1, p.stacked - 1);"),
     # the backward
+    Mutation("logits spread for dx alone", BACKWARD, r"if \(work_.sample\)", "if (work_.sample && g.dx)"),
     Mutation("lost slope", BACKWARD, r"scale \* expert_activation_slope<kind>\(u.value\[j\]\)", "scale"),
     Mutation("lost beta of the gates", BACKWARD, r"p.beta \* \(along", "(along"),
     Mutation("lost biases of the gates", BACKWARD, r"along \+ dout_along_bias\(first_gate \+ k\)", "along"),

@@ -18,6 +18,7 @@ BLOCK, FORWARD, BACKWARD = (f"mode_cores/{name}" for name in ("block.cuh", "forw
 PLAN = "mode_cores/plan.h"
 
 MUTATIONS = [
+    Mutation("grid in the other order", FORWARD, r"plan.across, plan.down", "plan.down, plan.across"),
     # the gate
     Mutation("threshold of the first rank", BLOCK, r"p.each \? k : 0", "0"),
     Mutation(

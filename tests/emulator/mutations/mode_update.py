@@ -3,8 +3,11 @@
 import torch
 
 from tests.cases.mode_update import CASES, WIDE
-from tests.emulator.mutations import Mutation, of_assertions, of_case
-from tests.emulator.test_mode_update_cuda import test_nothing_is_made_for_gradients_that_nobody_asks_for
+from tests.emulator.mutations import Mutation, of_assertions, of_case, under
+from tests.emulator.test_mode_update_cuda import (
+    test_gradients_from_some_results,
+    test_nothing_is_made_for_gradients_that_nobody_asks_for,
+)
 
 OPERATION = "mode_update"
 FILES = ("mode_update/block.cuh", "mode_update/forward.cu", "mode_update/backward.cu")
@@ -15,6 +18,8 @@ splits-shared""".split()
 
 CHECKS = [
     *(of_case(BY_NAME[name], dtype) for name in NAMES for dtype in (torch.float32, torch.bfloat16)),
+    *(under(of_case(BY_NAME["wide"], torch.bfloat16), PETX_CUDA_SHARES=shares) for shares in ("1", "2")),
+    of_assertions("some results", test_gradients_from_some_results),
     of_assertions("x's gradient alone", test_nothing_is_made_for_gradients_that_nobody_asks_for),
 ]
 
@@ -38,6 +43,12 @@ MUTATIONS = [
     Mutation("dropout's complement", BLOCK, r">= p.threshold", "< p.threshold"),
     Mutation("dropout one word off", BLOCK, r"element & 2 \? high : low", "element & 2 ? low : high"),
     Mutation("stale counter of the dropout", BLOCK, r"element / 4 != counter\)", "element / 8 != counter / 2)"),
+    Mutation(
+        "seed's high word lost",
+        BLOCK,
+        r"static_cast<uint64_t>\(read\(p.seed\)\)",
+        "static_cast<uint32_t>(read(p.seed))",
+    ),
     # rows and runs
     Mutation(
         "rows past the end take part", ROWS, r"if \(!valid\(\)\) return;(\s+#pragma unroll 1\s+for \(int c)", r"\1"
@@ -106,6 +117,7 @@ MUTATIONS = [
         r"product\(dcore, (p.drops \? to_.kept\[k\] : p.h), to_.dg\[k\],",
         r"product(dcore, to_.dg[k], \1,",
     ),
+    Mutation("dM numbered by the given dy", BACKWARD, r" \+ k \* p.core_size\(\)", " + (pairs - 1) * p.core_size()"),
     Mutation("all dM in one place", BACKWARD, r" \+ k \* p.core_size\(\)", ""),
     Mutation("dV by the whole h", BACKWARD, r"mix\(p.drops \? of_mode\(to_.kept, k\) : h,", "mix(h,"),
     Mutation("dV by the first g", BACKWARD, r"mixed\[pairs\+\+\] = to_.mixed\[k\]", "mixed[pairs++] = to_.mixed[0]"),
