@@ -14,6 +14,15 @@ from petx import ops  # noqa: E402
 HAS_GPU = ops._C is not None and ops._C.build_info()["cuda_mode"] == "full" and torch.cuda.is_available()
 
 
+def pytest_addoption(parser):
+    lanes.add_options(parser)
+
+
+def pytest_configure(config):
+    if config.getoption("--cpu"):
+        config.pluginmanager.register(lanes.CpuSeconds())
+
+
 def pytest_collection_modifyitems(items):
     for item in items:
         lanes.mark(item)

@@ -2,11 +2,13 @@
 
 A test's lane is its folder: ``pytest -m operations``. Beside it ``slow``, which the everyday loop leaves out, stands on
 tests and in a module's ``SLOW_FIXTURES``, whose users are slow; ``gpu`` is what needs one.
-CONTRIBUTING.md says what each lane takes.
+CONTRIBUTING.md says what each lane takes; ``--cpu`` measures it, in seconds of a core, which do not depend on what
+else the machine does.
 """
 
 import os
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -69,3 +71,45 @@ def shared_folder(tmp_path_factory, name, make):
             make(scratch)
             scratch.rename(folder)
     return folder
+
+
+def add_options(parser):
+    parser.getgroup("lanes").addoption(
+        "--cpu", action="store_true", help="show each lane's seconds of a core, and the 20 tests that take the most"
+    )
+
+
+class CpuSeconds:
+    """Seconds of a core, children that ended included, of every test with its fixtures; from all workers together."""
+
+    def __init__(self):
+        self.last = self.spent()
+        self.tests, self.lanes, self.counts = Counter(), Counter(), Counter()
+
+    @staticmethod
+    def spent():
+        return sum(os.times()[:4])
+
+    def pytest_collection_finish(self):
+        self.last = self.spent()
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self):
+        report = yield
+        now = self.spent()
+        report.cpu, self.last = now - self.last, now
+        return report
+
+    def pytest_runtest_logreport(self, report):
+        lane = report.nodeid.split("/")[1]
+        self.tests[report.nodeid] += report.cpu
+        self.lanes[lane] += report.cpu
+        self.counts[lane] += report.when == "call"
+
+    def pytest_terminal_summary(self, terminalreporter):
+        terminalreporter.section("seconds of a core")
+        for lane, seconds in self.lanes.most_common():
+            terminalreporter.write_line(f"{seconds:8.1f}  {lane} ({self.counts[lane]} tests)")
+        terminalreporter.write_line(f"{self.lanes.total():8.1f}  in all; the longest:")
+        for name, seconds in self.tests.most_common(20):
+            terminalreporter.write_line(f"{seconds:8.1f}  {name}")
