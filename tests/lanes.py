@@ -15,6 +15,9 @@ import pytest
 from filelock import FileLock
 
 HERE = Path(__file__).parent
+# Tiny hosts of the tuners' tests that the everyday loop runs on: each family, with vision and without; the others' tests
+# are slow.
+EVERYDAY_HOSTS = {"vl_bart", "t5", "instructblip-t5", "llava"}
 MOST_WORKERS = 8  # each loads torch and transformers
 
 
@@ -39,7 +42,10 @@ def mark(item):
     """The lane's marker, and for tests that share a module's fixture one worker, so that it is made once."""
     lane = item.path.relative_to(HERE).parts[0]
     item.add_marker(lane)
-    if "cuda" in getattr(item, "callspec", _NoParameters).params.values():
+    parameters = getattr(item, "callspec", _NoParameters).params
+    if lane == "tuners" and parameters.get("kind", "t5") not in EVERYDAY_HOSTS:
+        item.add_marker("slow")
+    if "cuda" in parameters.values():
         item.add_marker("gpu")
     if item.get_closest_marker("nightly"):
         item.add_marker("slow")

@@ -31,7 +31,11 @@ def test_rows_and_checks_are_the_same():
             assert re.sub(r"`", "", cell).startswith(verdict), name
 
 
-@pytest.mark.parametrize("name", CHECKS)
+# torch.compile traces the whole model, for seconds.
+ROWS = [pytest.param(name, marks=pytest.mark.slow) if name.startswith("torch.compile") else name for name in CHECKS]
+
+
+@pytest.mark.parametrize("name", ROWS)
 @each
 def test_row(method, name, tmp_path):
     CHECKS[name][1](method, tmp_path)

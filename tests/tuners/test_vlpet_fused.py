@@ -283,6 +283,7 @@ def test_keeps_less_for_the_backward(kind):
     assert saved(model) + 4 * (fewer * values - 64) <= saved(separated(model))
 
 
+@pytest.mark.slow  # the compiler's seconds
 @pytest.mark.parametrize("kind", ["bart", "t5"])
 def test_compiles_in_one_graph(kind):
     model = tuned(make_host(kind))
