@@ -15,8 +15,8 @@ import pytest
 from filelock import FileLock
 
 HERE = Path(__file__).parent
-# Tiny hosts of the tuners' tests that the everyday loop runs on: each family, with vision and without; the others' tests
-# are slow.
+# Tiny hosts that the everyday loop runs the tuners' tests on, each family's with vision and without: on others they are
+# slow.
 EVERYDAY_HOSTS = {"vl_bart", "t5", "instructblip-t5", "llava"}
 MOST_WORKERS = 8  # each loads torch and transformers
 

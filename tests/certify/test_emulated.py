@@ -33,6 +33,7 @@ def whole(bench):
     return bench.library("whole")
 
 
+@pytest.mark.slow
 def test_a_fresh_user_gets_kernels(fresh, whole, monkeypatch):
     """From an empty cache to a call that reaches the CUDA operator, with nothing set."""
     monkeypatch.setattr(shipped, "CASES", CORES)
@@ -49,6 +50,7 @@ def test_a_fresh_user_gets_kernels(fresh, whole, monkeypatch):
     assert [function.name() for function, _ in recorder.calls] == ["petx::mode_cores_fwd"]
 
 
+@pytest.mark.slow
 def test_a_slower_kernel_is_right_and_not_taken(fresh, whole, monkeypatch):
     monkeypatch.setattr(shipped, "CASES", CORES)
     monkeypatch.setattr(api, "DTYPES", (torch.float32,))
@@ -90,6 +92,7 @@ def refused(library, stem, monkeypatch):
     assert not ops.takes(stem, OnGPU(torch.bfloat16, 6, 6, 6)) and machine.cards.started == 1
 
 
+@pytest.mark.slow
 def test_a_mutant_is_refused(fresh, bench, whole, monkeypatch):
     refused(bench.library("mutant", mutations(bench.module)[0]), "mode_cores", monkeypatch)
 

@@ -94,6 +94,7 @@ def settings(place, out, **more):
     return arguments.checked(arguments.read_preset("paper-bart-image") | small | dict(log_every=2) | more)
 
 
+@pytest.mark.slow
 def test_it_is_tuned_in_every_way_that_fits(place, tmp_path, capsys):
     arms = ["frozen", "vlpet", "lora", "full", "bitfit"]
     assert vlpet.run(settings(place, tmp_path / "out", arms=arms)) == 0
@@ -114,6 +115,7 @@ def test_it_is_tuned_in_every_way_that_fits(place, tmp_path, capsys):
     assert petx(command) == 0 and (tmp_path / "a.png").is_file()
 
 
+@pytest.mark.slow
 def test_it_learns_colours(place, tmp_path):
     """VL-PET brings the loss down, but a frozen random BART has no good output for any word; full tuning learns all."""
     more = dict(epochs=30, eval_every=1000, save_every=1000, arms=["vlpet", "full"], lr_full=5e-3)

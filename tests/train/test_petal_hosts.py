@@ -34,6 +34,7 @@ def arms_of(kind):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_host_of_the_tuner_is_tuned(places, tmp_path, kind, capsys):
     more = dict(arms=arms_of(kind), epochs=1, adapter_dropout=0.0, context="off")
@@ -55,6 +56,7 @@ def test_every_host_of_the_tuner_is_tuned(places, tmp_path, kind, capsys):
     assert petx(command) == 0 and (tmp_path / "a.png").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_host_learns_colours(places, tmp_path, kind):
     more = dict(arms=["petal"], epochs=12, schedule="linear", adapter_dropout=0.0, context="off", eval_every=1000)
@@ -121,6 +123,7 @@ def test_the_manifest_leads_back_to_the_host(places, tmp_path):
     assert loaded.host is hosts.find("llava") and loaded.model.get_base_model().config.model_type == "llava"
 
 
+@pytest.mark.slow
 def test_petxs_own_kinds_are_known_in_a_fresh_process(tmp_path):
     import subprocess
     import sys

@@ -139,6 +139,7 @@ def test_a_host_of_an_earlier_run_is_used_where_it_lies(tiny, petx_cache, tmp_pa
     ).resolve()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("language_model", ["llama", "smollm2"])
 def test_decoder_only_language_models(petx_cache, tmp_path, monkeypatch, language_model):
     """``smollm2`` with a stand-in of the same architecture in place of the package's weights."""

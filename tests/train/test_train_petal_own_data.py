@@ -48,6 +48,7 @@ def make_trainer(mine, folder, *, steps=8, arm="petal", callbacks=(), **more):
     return trainer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("language_model", ["t5", "llama"])
 def test_a_pretrained_host_learns_colours(tmp_path, language_model):
     fixture.write_host(tmp_path / "host", language_model)
@@ -76,6 +77,7 @@ def test_tasks_of_questions_and_captions(mine, tmp_path, capsys):
     assert tuned.load(folder).model.get_base_model().language_model.dtype == torch.bfloat16
 
 
+@pytest.mark.slow
 def test_easy_vqa_on_a_host_that_reads_pixels(mine, petx_cache, tmp_path, monkeypatch):
     monkeypatch.setenv("PETX_CACHE", str(petx_cache))
     small = "--preset smoke --train_images 8 --dev_images 2 --test_images 2 --rank 4 --experts 2 --steps 2 --arms petal"
@@ -98,6 +100,7 @@ class StopAt(Progress):
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_a_resumed_training_ends_in_the_same_bits(mine, tmp_path):
     """Dropout, the information bottleneck's estimators and the schedule go on where they were."""
     more = dict(ib="authors", ib_learnable=True)

@@ -45,7 +45,7 @@ class StopAt(Progress):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("arm", ["vlpet", "full"])
+@pytest.mark.parametrize("arm", ["vlpet", pytest.param("full", marks=pytest.mark.slow)])
 def test_a_resumed_training_ends_in_the_same_bits(own, tmp_path, arm):
     straight = make_trainer(own, tmp_path / "straight", arm=arm)
     stages.train(straight)

@@ -19,6 +19,7 @@ from petx.train.vlpet import arguments
 from tests.fixtures import image_text as fixture
 
 
+@pytest.mark.slow
 def test_four_tasks_in_turn(own, tmp_path, capsys):
     settings = fixture.settings(own, tmp_path / "out", arms=["vlpet", "lora"], seeds=2, epochs=1)
     assert vlpet.run(settings) == 0

@@ -96,6 +96,7 @@ def test_a_choice_reaches_every_module(choices):
                 assert layer.vlpet_adapter["default"].activation == value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "choices",
     [

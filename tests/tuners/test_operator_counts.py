@@ -9,7 +9,9 @@ MOST = {name: 1 / 3 for name in CASES} | {"Q-Former, 12 layers": 0.41}
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if "layers" in name else name for name in CASES]
+)
 def test_operators_beyond_the_frozen_model(name):
     found = counts(name)
     assert all(share <= MOST[name] for share in shares(found)), found

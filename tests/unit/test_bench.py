@@ -216,6 +216,7 @@ SMALL = dict(d_model=96, encoder_ffn_dim=32, decoder_ffn_dim=32, vocab_size=50)
 QFORMER = dict(hidden_size=48, intermediate_size=32, encoder_hidden_size=24, vocab_size=100)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LAYERS)
 def test_layers(name, monkeypatch):
     """Every arm runs; petx and the literal form train equally many parameters, the frozen model none."""

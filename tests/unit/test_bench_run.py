@@ -214,6 +214,7 @@ def test_slope():
     assert run.slope([(n, 3 * n**1.5) for n in (1, 2, 8)]) == pytest.approx(1.5)
 
 
+@pytest.mark.slow
 def test_growth(monkeypatch, tmp_path):
     monkeypatch.setattr(timing, "ROTATED_BYTES", {"cpu": 1 << 14})
     cases = [expert_mixture.case(n, torch.float32, f"N={n}", d=8, experts=2, rank=4) for n in (16, 64)]

@@ -28,6 +28,7 @@ def petx_params(capsys, *arguments):
     return json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.slow
 def test_every_host_and_variation_has_the_released_codes_counts(capsys):
     rows = petx_params(capsys, "--all")
     assert len(rows) == 10

@@ -36,6 +36,7 @@ def petx_params(capsys, *arguments):
     return json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.slow
 def test_all_twelve_settings_are_the_papers(capsys):
     rows = petx_params(capsys, "--all")
     assert len(rows) == 12

@@ -239,6 +239,7 @@ def test_trainer_finds_inputs_and_labels(kind):
     assert [name for name in names if name in wanted] == wanted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", VISUAL)
 def test_encoding_text_and_vision_compiles_into_one_graph(kind):
     model, inputs = make_host(kind), batch(kind)
