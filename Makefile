@@ -8,10 +8,10 @@ build:  ## compile what changed below csrc/
 	python -m pip install -q -e . --no-build-isolation --no-deps
 
 test-fast:  ## the everyday tests
-	python -m pytest -q -m "not slow"
+	python -m pytest -q -n auto -m "not slow"
 
 test:  ## all tests
-	python -m pytest -q
+	python -m pytest -q -n auto
 
 style:  ## ruff and clang-format, as CI checks them
 	ruff check .

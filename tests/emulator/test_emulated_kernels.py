@@ -11,9 +11,12 @@ from tests.emulator import ORDERS
 
 
 def dtyped():
-    """Cases and dtypes. float64 takes float32's kernels with wider numbers, float16 bfloat16's: a few cases each."""
-    everyday = [(c, dtype) for dtype in (torch.float32, torch.bfloat16) for t in TABLES.values() for c in t.CASES]
-    slow = [(c, dtype) for dtype in (torch.float32, torch.bfloat16) for t in TABLES.values() for c in t.WIDE]
+    """Cases and dtypes. float64 takes float32's kernels with wider numbers, float16 bfloat16's: a few cases each. The
+    everyday loop has a few of the others, too."""
+    main = (torch.float32, torch.bfloat16)
+    everyday = [(case, dtype) for dtype in main for case in few()]
+    whole = [case for table in TABLES.values() for case in (*table.CASES, *table.WIDE)]
+    slow = [(case, dtype) for dtype in main for case in whole if case not in few()]
     slow += [(case, dtype) for dtype in (torch.float64, torch.float16) for case in few()]
     for chosen, marks in ((everyday, ()), (slow, pytest.mark.slow)):
         for case, dtype in chosen:
