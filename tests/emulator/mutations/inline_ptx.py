@@ -37,6 +37,8 @@ ORDERED = {
     "cp.async's commit": r"cp\.async\.commit_group",
     "cp.async's wait": r"cp\.async\.wait_group",
     "barrier of a group": r"bar\.sync",
+    "load of a pack": r"ld\.global\.v4",
+    "store of a pack": r"st\.global\.v4",
 }
 
 MUTATIONS = [
