@@ -21,7 +21,6 @@ namespace {
   X(OptionalTensor, gate_weight) \
   X(OptionalTensor, gate_bias) X(OptionalTensor, scope_mask) X(OptionalTensor, pool_mask)
 #define MIXTURE_OPTIONS(X) \
-  X(int64_t, length)       \
   X(int64_t, experts) X(int64_t, gate) X(int64_t, top_k) X(int64_t, activation) X(double, alpha) X(double, beta)
 PETX_ARGUMENTS(MixtureTensors, MIXTURE_TENSORS)
 PETX_ARGUMENTS(MixtureOptions, MIXTURE_OPTIONS)
@@ -31,10 +30,8 @@ ExpertMixtureParams checked(const char* op, const MixtureTensors& t, const Mixtu
   p.dtype = kernel_dtype(op, "x", t.x);
   p.gate = option<ExpertGate>(op, "gate", o.gate, 3);
   p.activation = option<ExpertActivation>(op, "activation", o.activation, 4);
-  p.rows = rows_of(op, "x", t.x), p.d = t.x.sizes().back();
-  p.length = o.length, p.experts = o.experts, p.top_k = o.top_k, p.alpha = o.alpha, p.beta = o.beta;
-  if (p.rows && (p.length < 1 || p.rows % p.length))
-    fail(op, "length must divide the number of rows, got length ", p.length, ", rows ", p.rows);
+  p.rows = rows_of(op, "x", t.x), p.length = length_of(op, "x", t.x), p.d = t.x.sizes().back();
+  p.experts = o.experts, p.top_k = o.top_k, p.alpha = o.alpha, p.beta = o.beta;
   p.stacked = t.down_weight.dim() == 2 ? t.down_weight.sizes()[0] : 0;
   if (p.experts < 1 || p.stacked < 1 || p.stacked % p.experts)
     fail(op, "experts must divide the rows of down_weight, got experts ", p.experts, ", down_weight ",

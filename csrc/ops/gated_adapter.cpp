@@ -25,7 +25,6 @@ namespace {
   X(OptionalTensor, norm_weight)      \
   X(OptionalTensor, norm_bias) X(OptionalTensor, mask) X(OptionalTensor, seed)
 #define SITE_OPTIONS(X)   \
-  X(int64_t, length)      \
   X(int64_t, granularity) \
   X(int64_t, heads)       \
   X(int64_t, activation)  \
@@ -50,12 +49,10 @@ GatedAdapterParams checked(const char* op, const SiteTensors& t, const SiteOptio
   p.middle_y = option<MiddleY>(op, "middle_y", o.middle_y, 2);
   p.placement = option<Placement>(op, "placement", o.placement, 2);
   p.norm = option<Norm>(op, "norm", o.norm, 3);
-  p.length = o.length, p.heads = o.heads, p.residual = o.residual;
+  p.heads = o.heads, p.residual = o.residual;
   p.scale = o.scale, p.dropout = o.dropout, p.eps = o.eps;
-  p.rows = rows_of(op, "h", t.h), p.d = t.h.sizes().back();
+  p.rows = rows_of(op, "h", t.h), p.length = length_of(op, "h", t.h), p.d = t.h.sizes().back();
 
-  if (p.rows && (p.length < 1 || p.rows % p.length))
-    fail(op, "length must divide the number of rows, got length ", p.length, ", rows ", p.rows);
   if (!(p.dropout >= 0 && p.dropout < 1)) fail(op, "dropout must be in [0, 1), got ", p.dropout);
   bool token_gate = p.granularity == Granularity::middle_x || p.granularity == Granularity::small;
   bool large = p.granularity == Granularity::large;

@@ -75,6 +75,12 @@ inline int64_t rows_of(const char* op, const char* name, const Tensor& t) {
   return rows;
 }
 
+// Tokens of a sample of a tensor [..., length, width]. An argument of its own would be a constant of a compiled graph.
+inline int64_t length_of(const char* op, const char* name, const Tensor& t) {
+  if (t.dim() < 2) fail(op, name, " must be [..., length, width], got ", shape_text(t));
+  return t.sizes()[t.dim() - 2];
+}
+
 // Its shape with another width.
 inline std::vector<int64_t> rows_by(const Tensor& t, int64_t width) {
   std::vector<int64_t> shape(t.sizes().begin(), t.sizes().end());

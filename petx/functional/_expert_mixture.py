@@ -92,7 +92,7 @@ def mixture(
     if checked and OPERATION.can_try_fast_path(x, parameters[0]):
         try:
             if x.dtype is parameters[0].dtype and x.is_contiguous():
-                sizes = (x.shape[-2], experts, GATES.index(gate), experts if top_k is None else top_k)
+                sizes = (experts, GATES.index(gate), experts if top_k is None else top_k)
                 options = (*sizes, ACTIVATIONS.index(activation), alpha, beta)
                 return torch.ops.petx.expert_mixture_fwd(x, *parameters, None, None, *options)[0]
         except ARGUMENT_ERRORS:
@@ -133,7 +133,6 @@ def _run(
         x.contiguous(),
         *parameters,
         *(None if m is None else m.reshape(-1) for m in masks),
-        shape[-2],
         experts,
         GATES.index(gate),
         experts if top_k is None else top_k,
@@ -192,9 +191,9 @@ def _check_parameters(x: Tensor, parameters: Any, experts: int, gate: str, top_k
 
 def _shapes(given: SimpleNamespace) -> tuple[Tensor, ...]:
     """The result, u before the activation [N, K r], and the gates."""
-    x, length = given.x, given.length
+    x = given.x
     rows = math.prod(x.shape[:-1]) if x.shape[-1] else 0
-    gate_rows = {"uniform": 0, "token": rows, "sample": rows // length if length else 0}[GATES[given.gate]]
+    gate_rows = {"uniform": 0, "token": rows, "sample": math.prod(x.shape[:-2]) if rows else 0}[GATES[given.gate]]
     compute = torch.promote_types(x.dtype, torch.float32)
     return (
         torch.empty_like(x),

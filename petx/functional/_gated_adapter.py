@@ -123,7 +123,7 @@ def site(
         try:
             if h.dtype is down.dtype and h.is_contiguous():
                 granularity, *others = CODES[choices]
-                numbers = (h.shape[-2], granularity, heads, *others, residual, scale, 0.0, eps, False)
+                numbers = (granularity, heads, *others, residual, scale, 0.0, eps, False)
                 return torch.ops.petx.gated_adapter_fwd(*tensors, None, None, *numbers)[0]
         except ARGUMENT_ERRORS:
             pass
@@ -245,7 +245,6 @@ def _run(
         *parameters,
         None if padding_mask is None else padding_mask.ne(0).reshape(-1),
         seed,
-        h.shape[-2],
         granularity,
         heads,
         *others,

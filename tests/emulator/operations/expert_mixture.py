@@ -12,8 +12,8 @@ UNIFORM, TOKEN, SAMPLE = range(3)
 
 def described(tensors, options):
     """The call's numbers as ExpertMixtureParams has them: integers, reals."""
-    length, experts, gate, top_k, activation, *numbers = options
-    sizes = [tensors[0].shape[:-1].numel(), length, tensors[0].shape[-1], tensors[1].shape[0], experts, top_k]
+    experts, gate, top_k, activation, *numbers = options
+    sizes = [tensors[0].shape[:-1].numel(), tensors[0].shape[-2], tensors[0].shape[-1], tensors[1].shape[0], experts, top_k]
     return integers(tensors[0].dtype, *sizes, gate, activation), reals(*numbers)
 
 
@@ -28,10 +28,11 @@ def forward(emulator, *args):
     """(out, u, gates)."""
     tensors, options = args[:9], args[9:]
     sizes, numbers = described(tensors, options)
-    length, experts, gate = options[:3]
+    experts, gate = options[:2]
     rows, d, dtype = tensors[0].shape[:-1].numel(), tensors[0].shape[-1], tensors[0].dtype
     saved_rows = rows if d else 0
-    gate_rows = {UNIFORM: 0, TOKEN: saved_rows, SAMPLE: saved_rows // length if length else 0}[gate]
+    samples = tensors[0].shape[:-2].numel() if saved_rows else 0
+    gate_rows = {UNIFORM: 0, TOKEN: saved_rows, SAMPLE: samples}[gate]
     pointers = [emulator.buffer(name, tensor) for name, tensor in zip(TENSORS, tensors, strict=True)]
     out, out_address = emulator.result("out", tensors[0].shape, dtype)
     u, u_address = emulator.result("u", (saved_rows, tensors[1].shape[0]), dtype)

@@ -15,11 +15,11 @@ LARGE, MIDDLE_X, SMALL = 1, 2, 4
 
 def described(tensors, options):
     """The call's numbers as GatedAdapterParams has them: integers, reals."""
-    length, granularity, heads, activation, gate_input, middle_y, placement, norm, residual, *numbers = options
+    granularity, heads, activation, gate_input, middle_y, placement, norm, residual, *numbers = options
     h, x = tensors[:2]
     r_g = tensors[6].shape[0] if granularity == LARGE else 0
     d_x = h.shape[-1] if x is None else x.shape[-1]
-    sizes = [h.shape[:-1].numel(), length, h.shape[-1], d_x, tensors[2].shape[0], r_g, heads]
+    sizes = [h.shape[:-1].numel(), h.shape[-2], h.shape[-1], d_x, tensors[2].shape[0], r_g, heads]
     choices = [granularity, activation, gate_input, middle_y, placement, norm, residual]
     return integers(h.dtype, *sizes, *choices), reals(*numbers)
 
