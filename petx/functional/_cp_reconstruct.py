@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from petx import reference
 from petx._checks import check_finite, check_shape, refuse_type
-from petx.functional._autograd import Differentiable, wants_gradient
+from petx.functional._autograd import Differentiable, dtypes_of, wants_gradient
 from petx.functional._operation import Operation, as_leaves, cast, needed_bits, operands
 from petx.functional._threshold import THRESHOLDS, check_threshold
 
@@ -113,6 +113,12 @@ class _CPReconstruct(Differentiable):
     """(sides, W'_0, ..., W'_(K-1)). Keeps the factors, and the sides or nothing: then the backward
     recomputes the updates, tile by tile."""
 
+    LEAVES = slice(4, 8)
+
+    @staticmethod
+    def prepare(inputs: tuple[Any, ...], copies: Any) -> tuple[Any, ...]:
+        return (*inputs[:4], *operands(inputs[4:8], inputs[8].dtype), *inputs[8:])
+
     @staticmethod
     def forward(
         keep: bool,
@@ -130,7 +136,7 @@ class _CPReconstruct(Differentiable):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.options = inputs[1:4]
+        ctx.options, ctx.dtypes = inputs[1:4], dtypes_of(inputs[4:8])
         ctx.save_for_backward(*inputs[4:8], output[0])
         ctx.mark_non_differentiable(output[0])
         ctx.set_materialize_grads(False)
@@ -142,17 +148,12 @@ class _CPReconstruct(Differentiable):
         given = {k: dout for k, dout in enumerate(douts) if dout is not None}
         grads: list[Tensor | None] = [None] * 4
         if given and any(needs[4:8]):
-            grads = _factor_grads(list(given.values()), list(given), factors, sides, needs[4:8], ctx.options)
-        return (*[None] * 4, *grads, *(d if n else None for d, n in zip(douts, needs[8:], strict=True)))
+            grads = _factor_grads(list(given.values()), list(given), factors, sides, needs[4:8], ctx)
+        return (*[None] * 4, *grads, *(d if n else None for d, n in zip(douts, needs[8:], strict=False)))
 
 
 def _factor_grads(
-    douts: list[Tensor],
-    used: list[int],
-    factors: list[Any],
-    sides: Tensor,
-    needs: Sequence[bool],
-    options: tuple[int, float, float],
+    douts: list[Tensor], used: list[int], factors: list[Any], sides: Tensor, needs: Sequence[bool], ctx: Any
 ) -> list[Tensor | None]:
     """Gradients of the factors in their own dtypes, from those of the results that are ``used``."""
     made: list[Any] = operands(factors, douts[0].dtype)
@@ -164,14 +165,14 @@ def _factor_grads(
         sides = sides[used] if len(sides) else sides
     bits = needed_bits(needs)
     douts = [d.contiguous() for d in douts]
-    grads = as_leaves(
-        torch.ops.petx.cp_reconstruct_bwd(douts, u, v, cores, threshold, sides, bits, *options), factors, needs
-    )
+    found = torch.ops.petx.cp_reconstruct_bwd(douts, u, v, cores, threshold, sides, bits, *ctx.options)
+    grads = as_leaves(found, ctx.dtypes, needs)
     if partly:  # what leads to no result has no gradient
         for i, alone in ((2, True), (3, each)):
             grad = grads[i]
             if grad is not None and alone:
-                grads[i] = torch.zeros_like(factors[i]).index_put_((torch.tensor(used, device=u.device),), grad)
+                whole = torch.zeros_like(factors[i], dtype=ctx.dtypes[i])
+                grads[i] = whole.index_put_((torch.tensor(used, device=u.device),), grad)
     return grads
 
 

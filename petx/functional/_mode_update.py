@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from petx import reference
 from petx._checks import check_flag, check_floating, check_probability, check_seed, check_shape, refuse, told
-from petx.functional._autograd import Differentiable
+from petx.functional._autograd import Differentiable, dtypes_of, wants_gradient
 from petx.functional._operation import (
     ARGUMENT_ERRORS,
     Operation,
@@ -66,8 +66,38 @@ def mode_update(
     return OPERATION.call_or_explain(x, cores, _run, check, arguments, check_first=seed is not None)
 
 
+def update(
+    x: Tensor,
+    u: Tensor | None,
+    v: Tensor,
+    cores: Tensor,
+    bases: Sequence[Tensor],
+    dropout: float,
+    shared_mask: bool,
+    seed: Tensor | None,
+    copies: tuple[Tensor | None, Tensor, Tensor] | None,
+) -> tuple[Tensor, ...]:
+    """:func:`mode_update` of a caller who has ``copies`` of u, v and cores in the compute dtype, so that several calls
+    cast them once. Gradients go to u, v and cores, in their own dtypes."""
+    options: dict[str, Any] = dict(dropout=dropout, shared_mask=shared_mask, seed=seed)
+    if copies is None or OPERATION.runs_reference(x, cores) or torch._C._are_functorch_transforms_active():
+        return mode_update(x, u, v, cores, bases, **options)
+    if not wants_gradient((x, u, v, cores, *bases)):
+        cast_u, cast_v, cast_cores = copies
+        return mode_update(x, cast_u, cast_v, cast_cores, bases, **options)
+    return _run(x, u, v, cores, bases, dropout, shared_mask, seed, copies)
+
+
 def _run(
-    x: Tensor, u: Any, v: Tensor, cores: Tensor, bases: Any, dropout: float, shared_mask: bool, seed: Any
+    x: Tensor,
+    u: Any,
+    v: Tensor,
+    cores: Tensor,
+    bases: Any,
+    dropout: float,
+    shared_mask: bool,
+    seed: Any,
+    copies: Sequence[Tensor | None] | None = None,
 ) -> tuple[Tensor, ...]:
     dtype = autocast_dtype(x)
     if dropout == 0:
@@ -82,7 +112,7 @@ def _run(
     if OPERATION.runs_reference(x, cores) or torch._C._are_functorch_transforms_active():
         return _by_reference(x, u, v, cores, bases, seed, dropout, shared_mask)
     leaves = (x, u, v, cores, *bases)
-    return _ModeUpdate.call(leaves, x, u, v, cores, seed, float(dropout), shared_mask, *bases)[1:]
+    return _ModeUpdate.call(leaves, x, u, v, cores, seed, float(dropout), shared_mask, *bases, copies=copies)[1:]
 
 
 def check(x: Any, u: Any, v: Any, cores: Any, bases: Any, dropout: Any, shared_mask: Any, seed: Any) -> None:
@@ -130,6 +160,14 @@ class _ModeUpdate(Differentiable):
     """(x Uᵀ, y_0, ..., y_(K-1)). Keeps what exists anyway (x, factors), x Uᵀ and the seed; the gradients of ``bases``
     are those of the results."""
 
+    LEAVES = slice(4)
+
+    @staticmethod
+    def prepare(inputs: tuple[Any, ...], copies: Any) -> tuple[Any, ...]:
+        x, *rest = inputs
+        factors = operands(rest[:3], x.dtype) if copies is None else operands(copies, x.dtype)
+        return (*operands((x,), x.dtype), *factors, *rest[3:6], *operands(rest[6:], x.dtype))
+
     @staticmethod
     def forward(
         x: Tensor,
@@ -146,7 +184,7 @@ class _ModeUpdate(Differentiable):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.options = inputs[5:7]
+        ctx.options, ctx.dtypes = inputs[5:7], dtypes_of(inputs[:4])
         ctx.save_for_backward(*inputs[:5], output[0])
         ctx.mark_non_differentiable(output[0])
         ctx.set_materialize_grads(False)
@@ -159,9 +197,12 @@ class _ModeUpdate(Differentiable):
         given = {k: dout for k, dout in enumerate(douts) if dout is not None}
         bits = needed_bits(needs[:4])
         if given and bits:
+            # What the frozen projections get is contiguous, too, so that they need not copy it again.
+            given = {k: dout.contiguous() for k, dout in given.items()}
+            douts = tuple(given.get(k) for k in range(len(douts)))
             x, *factors, seed, hidden = ctx.saved_tensors
             found = torch.ops.petx.mode_update_bwd(
-                [dout.contiguous() for dout in given.values()],
+                list(given.values()),
                 sum(1 << k for k in given),
                 x.contiguous(),
                 *operands(factors, x.dtype),
@@ -170,7 +211,7 @@ class _ModeUpdate(Differentiable):
                 bits,
                 *ctx.options,
             )
-            grads = as_leaves(found, (x, *factors), needs)
+            grads = as_leaves(found, ctx.dtypes, needs)
         passed = [dout if need else None for dout, need in zip(douts, needs[7:], strict=False)]
         return (*grads, None, None, None, *passed)
 

@@ -14,7 +14,7 @@ from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
 from petx import ops
-from petx.functional._autograd import Differentiable
+from petx.functional._autograd import Differentiable, dtypes_of
 
 # What an argument that does not fit makes torch, the operator or Python raise.
 ARGUMENT_ERRORS = (RuntimeError, AttributeError, TypeError, ValueError, LookupError)
@@ -137,6 +137,13 @@ def _function_of(operation: Operation, constants: int, forward_only: int) -> typ
     forward_name, backward_name = f"{operation.stem}_fwd", f"{operation.stem}_bwd"
 
     class Function(Differentiable):
+        LEAVES = slice(leaves)
+
+        @staticmethod
+        def prepare(inputs: tuple[Any, ...], copies: Any) -> tuple[Any, ...]:
+            parameters = operands(inputs[cast_from:leaves], inputs[0].dtype)
+            return (*inputs[:cast_from], *parameters, *inputs[leaves:])
+
         @staticmethod
         def forward(*inputs: Any) -> Any:
             parameters = operands(inputs[cast_from:leaves], inputs[0].dtype)
@@ -146,7 +153,7 @@ def _function_of(operation: Operation, constants: int, forward_only: int) -> typ
         @staticmethod
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
             kept = output[1:] if isinstance(output, tuple) else ()
-            ctx.options = inputs[tensors : len(inputs) - forward_only]
+            ctx.options, ctx.dtypes = inputs[tensors : len(inputs) - forward_only], dtypes_of(inputs[:leaves])
             ctx.save_for_backward(*inputs[:tensors], *kept)
             if kept:
                 ctx.mark_non_differentiable(*kept)
@@ -168,7 +175,7 @@ def _function_of(operation: Operation, constants: int, forward_only: int) -> typ
                 needed_bits(needs[:leaves]),
                 *ctx.options,
             )
-            return (*as_leaves(grads, saved[:leaves], needs), *(None,) * (len(needs) - leaves))
+            return (*as_leaves(grads, ctx.dtypes, needs), *(None,) * (len(needs) - leaves))
 
     Function.__name__ = Function.__qualname__ = "".join(part.capitalize() for part in operation.stem.split("_"))
     return Function
@@ -180,11 +187,10 @@ def needed_bits(needs: Iterable[bool]) -> int:
 
 
 def as_leaves(
-    grads: Sequence[torch.Tensor], leaves: Sequence[torch.Tensor | None], needs: Sequence[bool]
+    grads: Sequence[torch.Tensor], dtypes: Sequence[torch.dtype | None], needs: Sequence[bool]
 ) -> list[torch.Tensor | None]:
-    """The gradients in their leaves' dtypes, None for those that nobody asked for."""
-    wanted = [grad if need else None for grad, need in zip(grads, needs, strict=False)]
-    return copied(wanted, [leaf.dtype if leaf is not None else None for leaf in leaves])
+    """The gradients in their leaves' ``dtypes``, None for those that nobody asked for."""
+    return copied([grad if need else None for grad, need in zip(grads, needs, strict=False)], dtypes)
 
 
 def autocast_dtype(tensor: torch.Tensor) -> torch.dtype:

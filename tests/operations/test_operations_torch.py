@@ -76,7 +76,9 @@ def test_without_gradients_the_same(case, dtype, monkeypatch):
     mixed = {n: t if n in case.ACTIVATIONS else t.double() for n, t in tensors.items()}
     givens = [tensors, {n: _strided(t) for n, t in tensors.items()}, *([mixed] if case.ACTIVATIONS else [])]
     long, real = [], Differentiable.call.__func__
-    monkeypatch.setattr(Differentiable, "call", classmethod(lambda *args: long.append(args) or real(*args)))
+    monkeypatch.setattr(
+        Differentiable, "call", classmethod(lambda *args, **more: long.append(args) or real(*args, **more))
+    )
     with torch.no_grad():
         for given in givens:
             for value, expected in zip(outputs(case.call(given, extras)), wanted, strict=True):

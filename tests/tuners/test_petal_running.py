@@ -5,9 +5,11 @@ import copy
 import pytest
 import torch
 from peft import get_peft_model
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import petx.functional
 from petx.tuners import PetalConfig
+from petx.tuners.petal import running
 from tests.fixtures.tiny_vlms import (
     IMAGE_TOKEN,
     IMAGE_WIDTH,
@@ -67,18 +69,84 @@ def test_gradient_checkpointing_changes_no_gradient(kind, use_reentrant, dropout
     assert_same_gradients(two_passes(checkpointed, kind), two_passes(model, kind), rtol=1e-4, atol=1e-5)
 
 
-def test_checkpointed_layers_make_their_own_cores_and_the_others_share(monkeypatch):
-    model = without_host_dropout(petal("instructblip-t5"))
+def counted(monkeypatch, owner, name, size):
+    """List that gets ``size(*args)`` of every call of ``owner.name``."""
+    calls, real = [], getattr(owner, name)
+    monkeypatch.setattr(owner, name, lambda *args, **kwargs: calls.append(size(*args)) or real(*args, **kwargs))
+    return calls
+
+
+def test_cores_and_image_are_made_once_for_all_layers_checkpointed_too(monkeypatch):
+    """And not again where the backward recomputes layers. Under a reentrant checkpoint every group makes its own."""
+    cores = counted(monkeypatch, petx.functional, "mode_cores", lambda core, modes, threshold: len(modes))
+    images = counted(monkeypatch, running, "project", lambda x, u: x.shape[-1])
+    for how in (None, dict(use_reentrant=False), dict(use_reentrant=True)):
+        model = without_host_dropout(petal("instructblip-t5", dropout=0.3))  # which asks for cores, too
+        if how:
+            model.gradient_checkpointing_enable(how)
+        own = bool(how) and how["use_reentrant"]
+        wanted = [1, 1, 2, 2, 3, 3, 3] if own else [4, 11]
+        for _ in range(2):
+            cores.clear(), images.clear()
+            loss = model(**vlm_batch("instructblip-t5")).loss
+            assert sorted(cores) == wanted and images == ([] if own else [IMAGE_WIDTH])
+            loss.backward()
+            assert sorted(cores) == sorted(wanted * (2 if own else 1)) and images == ([] if own else [IMAGE_WIDTH])
+
+
+def test_a_step_between_checkpointed_passes_is_seen():
+    model = without_host_dropout(petal("instructblip-t5", dropout=0.0))
+    plain = copy.deepcopy(model)
     model.gradient_checkpointing_enable({"use_reentrant": False})
-    calls = []
-    real = petx.functional.mode_cores
-    monkeypatch.setattr(
-        petx.functional, "mode_cores", lambda c, m, *a, **k: calls.append(len(m)) or real(c, m, *a, **k)
-    )
-    loss = model(**vlm_batch("instructblip-t5")).loss
-    assert sorted(calls) == [1, 1, 2, 2, 3, 3, 3]
-    loss.backward()
-    assert sorted(calls) == sorted([1, 1, 2, 2, 3, 3, 3] * 2)
+    found = []
+    for one in (model, plain):
+        torch.manual_seed(0)
+        one(**vlm_batch("instructblip-t5")).loss.backward()
+        with torch.no_grad():
+            for parameter in one.parameters():
+                if parameter.requires_grad:
+                    parameter.sub_(parameter.grad, alpha=0.01)
+        one.zero_grad()
+        found.append(two_passes(one, "instructblip-t5"))
+    assert_same_gradients(*found, rtol=1e-4, atol=1e-5)
+
+
+class Narrowed(TorchDispatchMode):
+    """Keeps the shapes of the float32 matrices and core tensors that were cast to bfloat16."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func._schema.name == "aten::_to_copy" and (args[0].dtype, out.dtype) == (torch.float32, torch.bfloat16):
+            self.shapes += [tuple(out.shape)] if out.dim() > 1 else []
+        return out
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_factors_and_cores_are_cast_once_a_pass(checkpointed):
+    """Beside a host in bfloat16: u, v and cores of both kinds, and the experts; however many layers there are."""
+    for layers in (3, 5):
+        host = make_vlm("instructblip-t5", qformer=dict(num_hidden_layers=layers)).bfloat16()
+        model = without_host_dropout(petal(host))
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+        if checkpointed:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        inputs = qformer_inputs("instructblip-t5", model.base_model.model)
+        inputs["encoder_hidden_states"] = inputs["encoder_hidden_states"].bfloat16()
+        with Narrowed() as forward:
+            out = model.base_model.model.qformer(**inputs).last_hidden_state
+        assert len(forward.shapes) == 9, forward.shapes
+        out = out.float().square().mean()
+        with Narrowed() as backward:
+            out.backward()
+        assert checkpointed or len(backward.shapes) <= 1, backward.shapes  # the gradient of `out` itself
+        grads = [p.grad for p in model.parameters() if p.requires_grad and p.grad is not None]
+        assert grads and all(grad.dtype == torch.float32 for grad in grads)
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])

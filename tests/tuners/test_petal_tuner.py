@@ -7,6 +7,7 @@ from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state
 import petx.functional
 from petx.errors import UserError
 from petx.tuners import PetalConfig, VLPetConfig, adapted, describe, parameter_counts
+from petx.tuners.petal import layer
 from tests.fixtures import petal_literal
 from tests.fixtures.tiny_hosts import make_host
 from tests.fixtures.tiny_vlms import (
@@ -146,8 +147,8 @@ def test_chunked_feed_forward_gets_the_same_residuals():
     kind, options = "instructblip-t5", dict(cross_query_transform=True)
     whole = petal(kind, **options)
     chunked = petal(make_vlm(kind), **options)
-    for layer in chunked.base_model.model.qformer.encoder.layer:
-        layer.chunk_size_feed_forward = 3
+    for host_layer in chunked.base_model.model.qformer.encoder.layer:
+        host_layer.chunk_size_feed_forward = 3
     torch.testing.assert_close(vlm_logits(chunked, kind), vlm_logits(whole, kind))
 
 
@@ -179,18 +180,18 @@ def test_output_recorders_see_what_the_next_layer_gets():
 def calls(monkeypatch):
     """What petx.functional was asked for: (name, number of modes, whether the input was projected already)."""
     seen = []
-    real_cores, real_update = petx.functional.mode_cores, petx.functional.mode_update
+    real_cores, real_update = petx.functional.mode_cores, layer.update
 
     def mode_cores(core, modes, *rest, **options):
         seen.append(("cores", len(modes), False))
         return real_cores(core, modes, *rest, **options)
 
-    def mode_update(x, u, v, cores, *rest, **options):
+    def update(x, u, v, cores, *rest, **options):
         seen.append(("update", len(cores), u is None))
         return real_update(x, u, v, cores, *rest, **options)
 
     monkeypatch.setattr(petx.functional, "mode_cores", mode_cores)
-    monkeypatch.setattr(petx.functional, "mode_update", mode_update)
+    monkeypatch.setattr(layer, "update", update)
     return seen
 
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from petx import functional
+from petx.functional._mode_update import update
 from petx.functional._operation import autocast_dtype, cast
 from petx.tuners._common.layer import AdapterLayer
 
@@ -103,22 +104,18 @@ class ProjectionGroup:
     def _compute(
         self, layers: list[PetalLayer], adapter: str, x: torch.Tensor, compiling: bool = False
     ) -> Sequence[torch.Tensor]:
-        bases = [layer.base_layer(x) for layer in layers]
         parts = self.tower.parts[adapter]
         factors: Any = parts.factors[self.spec.factors]
         cores = self.tower.cores(adapter, self, layers)
+        bases = [layer.base_layer(x) for layer in layers]
         u: torch.Tensor | None = factors.u
+        v = factors.v[str(self.spec.out_features)]
         if compiling or self.spec.several_read_input:
             x, u = self.tower.projected(adapter, self.spec.factors, x, factors.u, compiling)
-        return functional.mode_update(
-            x,
-            u,
-            factors.v[str(self.spec.out_features)],
-            cores,
-            bases,
-            dropout=parts.dropout if layers[0].training else 0.0,
-            shared_mask=parts.shared_mask,
-        )
+        dropout, together = parts.dropout if layers[0].training else 0.0, len(layers) == len(self.layers)
+        seed = self.tower.seed(self, x.device) if dropout > 0 and together else None
+        copies = self.tower.copies(adapter, self, x, u, v) if together else None
+        return update(x, u, v, cores, bases, dropout, parts.shared_mask, seed, copies)
 
     def forget(self, *_: Any) -> None:
         """Hook after the attention, whether it succeeded or not."""

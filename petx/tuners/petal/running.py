@@ -2,17 +2,19 @@
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from petx.functional._operation import autocast_dtype
 from petx.tuners._common.mixed import Rows, replaced_forward
 from petx.tuners.petal.layer import PetalLayer, ProjectionGroup, _state_of, project
 from petx.tuners.petal.parts import PetalParts
-from petx.tuners.petal.plan import Group, Layer, Tower
+from petx.tuners.petal.plan import Layer, Tower
+from petx.tuners.petal.sharing import Cores, Pass, Recomputed, packing, recomputing, unseen
 
 __all__ = ["ExpertPlace", "RunningTower"]
 
@@ -20,9 +22,10 @@ __all__ = ["ExpertPlace", "RunningTower"]
 class RunningTower:
     """One tower of the model: its projections, and its current forward pass.
 
-    Within a pass all cores are made by one product, and an input that several attentions project is projected once.
-    Where autograd's state differs from the pass's, as inside a checkpointed layer and when one is recomputed, a group
-    does that for itself, so that the recomputation repeats exactly what was done.
+    Within a pass all cores are made by one product, and an input that several attentions project is projected once,
+    for checkpointed layers too: what they share is made unseen by the checkpoint around, and a layer that is recomputed
+    gets the values again. Under a reentrant checkpoint, which runs its layer without gradients first, a group does all
+    of that for itself.
     """
 
     def __init__(self, spec: Tower, parts: Any) -> None:
@@ -30,7 +33,8 @@ class RunningTower:
         self.parts: dict[str, PetalParts] = parts  # the model's ModuleDict, by adapter name
         self.groups = [ProjectionGroup(group, self) for group in spec.groups]
         self.tails = [LayerTail(self, i, layer) for i, layer in enumerate(spec.layers)]
-        self._pass: _Pass | None = None
+        self._pass: Pass | None = None
+        self._recomputed = Recomputed()
         self._arguments: tuple[str, ...] = ()  # names of the tower's positional arguments
         self._hooks: list[RemovableHandle] = []
 
@@ -41,32 +45,49 @@ class RunningTower:
     # ---- the current pass ----
 
     def _begin(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        self._pass = _Pass(dict(zip(self._arguments, args, strict=False)) | kwargs)
+        self._pass = Pass(dict(zip(self._arguments, args, strict=False)) | kwargs)
 
     def _end(self, *_: Any) -> None:
         self._pass = None
 
     def _current(self) -> "_Pass | None":
         found = self._pass
-        return found if found is not None and found.state == _autograd_state() else None
+        return found if found is not None and found.shares() else None
 
     def cores(self, adapter: str, group: ProjectionGroup, layers: list[PetalLayer]) -> torch.Tensor:
         """Cores ``[K, R, R]`` or ``[K, R]`` of the mode vectors of ``layers``, which belong to ``group``."""
         parts, current = self.parts[adapter], self._current()
-        if current is None:
-            return parts.cores(group.spec.factors, torch.stack([layer.petal_mode[adapter] for layer in layers]))
         owner = parts.core_of[group.spec.factors]
-        made = current.cores.get((adapter, owner))
+        if current is None and not packing():
+            return parts.cores(owner, torch.stack([layer.petal_mode[adapter] for layer in layers]))
+        made = None if current is None else current.cores.get((adapter, owner))
         if made is None:
-            sharing = [other for other in self.groups if parts.core_of[other.spec.factors] == owner]
-            modes = [layer.petal_mode[adapter] for other in sharing for layer in other.layers]
-            split = parts.cores(owner, torch.stack(modes)).split([len(other.layers) for other in sharing])
-            made = current.cores[adapter, owner] = dict(zip([other.spec for other in sharing], split, strict=True))
-        own = made[group.spec]
+            made = self._all_cores(adapter, owner, current)
+        own = made.parts[group.spec]
         if len(layers) == len(group.layers):
             return own
         first = group.layers.index(layers[0])
         return own[first : first + 1]
+
+    def _all_cores(self, adapter: str, owner: str, current: Pass | None) -> Cores:
+        """Cores of all groups that use the core of the factors ``owner``."""
+        parts = self.parts[adapter]
+        sharing = [other for other in self.groups if parts.core_of[other.spec.factors] == owner]
+        modes = [layer.petal_mode[adapter] for other in sharing for layer in other.layers]
+        key, sources = (adapter, owner), [*parts.factors[owner].cores.parameters(), *modes]
+        if current is None and recomputing():
+            made = self._recomputed.cores(key, sources)
+            if made is not None:
+                return made
+        outside = current is None or not current.is_here()
+        with unseen() if outside else nullcontext():
+            whole = parts.cores(owner, torch.stack(modes))
+            made = Cores(whole, {other.spec: len(other.layers) for other in sharing})
+        if current is not None:
+            current.cores[key] = made
+            if outside:
+                self._recomputed.keep_cores(key, sources, made)
+        return made
 
     def projected(
         self, adapter: str, factors: str, x: torch.Tensor, u: torch.Tensor, compiling: bool
@@ -74,14 +95,46 @@ class RunningTower:
         """``x Uᵀ`` and None if that is computed once for several groups, else ``x`` and ``u`` themselves."""
         if compiling:
             return project(x, u), None  # equal products, which the compiler makes one
-        current = self._current()
+        current, key = self._current(), (adapter, factors)
         if current is None:
-            return x, u
-        key, state = (adapter, factors), _state_of(x)
+            return self._projected_again(key, x, u) if packing() and self._recomputed.has_seen(x) else (x, u)
+        here = current.is_here()
+        if not here and not current.was_given(x):
+            return x, u  # the checkpointed layer's own, to be dropped with it
+        state = _state_of(x)
         held = current.projected.get(key)
         if held is None or held[0] is not x or held[1] != state:
-            held = current.projected[key] = (x, state, project(x, u))
+            with nullcontext() if here else unseen():
+                held = current.projected[key] = (x, state, project(x, u))
+        if not here:
+            self._recomputed.keep_projected(key, x, [u], held[2])
         return held[2], None
+
+    def _projected_again(self, key: tuple[str, str], x: torch.Tensor, u: torch.Tensor) -> tuple[torch.Tensor, None]:
+        value = self._recomputed.projected(key, x, [u]) if recomputing() else None
+        if value is None:
+            with unseen():
+                value = project(x, u)
+        return value, None
+
+    def copies(
+        self, adapter: str, group: ProjectionGroup, x: torch.Tensor, u: torch.Tensor | None, v: torch.Tensor
+    ) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor] | None:
+        """``u``, ``v`` and the cores of all layers of ``group`` in the dtype in which an update of ``x`` is computed,
+        made once a pass; None if they have it, or outside of a pass."""
+        current, dtype = None if torch.compiler.is_compiling() else self._current(), autocast_dtype(x)
+        key = adapter, self.parts[adapter].core_of[group.spec.factors]
+        made = None if current is None else current.cores.get(key)
+        if made is None or all(tensor.dtype == dtype for tensor in (v, made.whole)):
+            return None
+        first, count = made.places[group.spec]
+        cores = current.copy(made.whole, dtype)[first : first + count]
+        return None if u is None else current.copy(u, dtype), current.copy(v, dtype), cores
+
+    def seed(self, group: ProjectionGroup, device: torch.device) -> torch.Tensor | None:
+        """The key of the dropout of ``group``, or None for the operation to draw one."""
+        current = None if torch.compiler.is_compiling() else self._current()
+        return None if current is None else current.seed(group.spec, [other.spec for other in self.groups], device)
 
     def tokens(self, length: int) -> tuple[int, torch.Tensor | None]:
         """Number of query tokens of the current pass, and its padding mask ``[B, length]`` or None."""
@@ -136,36 +189,7 @@ class RunningTower:
                 layer._active_adapter = before
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_pass": None}
-
-
-class _Pass:
-    """What belongs to one forward pass of a tower."""
-
-    def __init__(self, given: dict[str, Any]) -> None:
-        self.state = _autograd_state()
-        self.cores: dict[tuple[str, str], dict[Group, torch.Tensor]] = {}  # (adapter, factors) -> {group: cores}
-        self.projected: dict[
-            tuple[str, str], tuple[torch.Tensor, object, torch.Tensor]
-        ] = {}  # (adapter, factors) -> (x, its state, x Uᵀ)
-        queries = given.get("query_length")
-        if queries is None:
-            embedded = given.get("query_embeds")
-            queries = 0 if embedded is None else embedded.shape[1]
-        self.queries = queries
-        self.mask = given.get("attention_mask")
-
-
-_saved_tensor_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
-
-
-def _autograd_state() -> object:
-    """Equal if what is computed in one place can be used in another; never equal if that cannot be told."""
-    if torch.compiler.is_compiling():
-        return torch.is_grad_enabled()
-    if _saved_tensor_hooks is None:
-        return object()
-    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), _saved_tensor_hooks(True)
+        return self.__dict__ | {"_pass": None, "_recomputed": Recomputed()}
 
 
 class LayerTail:
@@ -173,12 +197,13 @@ class LayerTail:
 
     What the self-attention block returned, A, is added to the output of the layer's feed-forward modules. These get its
     rows one after the other: first the query tokens', then the text tokens', each in chunks if the host is set so.
+    (Not to the layer's own output: transformers checkpoints a layer's forward, and hooks on the layer stay outside.)
     """
 
     def __init__(self, tower: RunningTower, index: int, spec: Layer) -> None:
         self.tower, self.index, self.spec = tower, index, spec
-        self._rows: torch.Tensor | None = None  # A ``[B, L, d]`` of the running layer
-        self._next = 0  # first row that was not yet added
+        self._rows: torch.Tensor | None = None  # rows ``[B, L, d]`` of A of the running layer, not yet added
+        self._factors: Any = None  # those of its query transformation
 
     def connect(self, model: nn.Module) -> list[RemovableHandle]:
         hooks = [model.get_submodule(self.spec.attention).register_forward_hook(self._keep)]
@@ -195,18 +220,20 @@ class LayerTail:
         return None if adapter is None else self.tower.parts[adapter].transformation(self.tower.spec, self.index, cross)
 
     def _keep(self, module: nn.Module, args: tuple, output: Any) -> None:
-        self._rows, self._next = (None if self._part() is None else _first(output)), 0
+        part, rows = self._part(), _first(output)
+        self._rows = None if part is None else rows
+        self._factors = None if part is None else part.factors(rows.dtype)
 
     def _add(self, module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor | None:
-        rows, part = self._rows, self._part()
+        rows, factors, part = self._rows, self._factors, self._part()
         if rows is None or part is None:
             return None
-        until = self._next + output.shape[1]
-        own = rows[:, self._next : until] if output.shape[1] < rows.shape[1] else rows
-        self._next = until
-        if until >= rows.shape[1]:
-            self._rows = None
-        return part(own, output)
+        count, rest = output.shape[1], rows.shape[1] - output.shape[1]
+        if rest > 0:
+            rows, self._rows = rows.split([count, rest], 1)  # whose backward is one cat
+        else:
+            self._rows = self._factors = None
+        return part.add(rows, output, factors)
 
     def _add_to_queries(self, module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor | None:
         part, added = self._part(cross=True), self._add(module, args, output)
@@ -222,7 +249,7 @@ class LayerTail:
         return self.tower.parts[adapter].context(output, queries)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_rows": None, "_next": 0}
+        return self.__dict__ | {"_rows": None, "_factors": None}
 
 
 def _first(output: Any) -> torch.Tensor:
