@@ -98,6 +98,7 @@ def petal_config(host: type[Host], settings: Any) -> PetalConfig:
     """The tuner's configuration for the recipe's ``settings`` on ``host``."""
     return PetalConfig(
         towers=host.towers,
+        form=settings.form,
         rank=settings.rank,
         core=settings.core,
         threshold=settings.threshold,

@@ -29,7 +29,7 @@ class Settings(Common):
     recipe: ClassVar[str] = "petal"
     by_task: ClassVar[tuple] = ("metrics", "task_instructions", "max_target", *Common.by_task)
     after_host: ClassVar[tuple] = (
-        *("rank", "core", "threshold", "threshold_per_rank", "adapter_dropout", "shared_mask"),
+        *("form", "rank", "core", "threshold", "threshold_per_rank", "adapter_dropout", "shared_mask"),
         *("experts", "expert_rank", "expert_gate", "expert_top_k", "expert_scope", "expert_alpha", "expert_beta"),
         *("context", "query_transform", "ib", "ib_weight", "ib_eta", "ib_learnable", "ib_sign", *Common.after_host),
     )
@@ -87,6 +87,11 @@ class Settings(Common):
     init_std: float = option(0.1, "small host: standard deviation of the Q-Former's initial weights", above=0)
 
     # PETAL
+    form: str = option(
+        "factored",
+        "the update beside the frozen projections, or every adapted weight written out (threshold on its entries)",
+        choices=("factored", "explicit"),
+    )
     rank: int = option(16, "rank of the mode approximation", least=1)
     core: str = option(
         "full", "core tensor, as released, or diagonal, as in the paper's CP", choices=("full", "diagonal")

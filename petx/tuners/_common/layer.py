@@ -10,7 +10,7 @@ from torch import nn
 from petx.errors import UserError
 from petx.tuners._common.mixed import Rows
 
-__all__ = ["AdapterLayer", "refuse_several"]
+__all__ = ["AdapterLayer", "refuse_several", "why_packed"]
 
 
 class AdapterLayer(nn.Module, BaseTunerLayer):
@@ -73,12 +73,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
 
     def packed(self) -> str | None:
         """Why the frozen weight cannot be changed exactly, or None: it is quantised, in words."""
-        weight = self.get_base_layer().weight
-        kind, dtype = type(weight.data), weight.dtype
-        if type(weight) is nn.Parameter and kind is torch.Tensor and dtype.is_floating_point and dtype.itemsize > 1:
-            return None
-        named = type(weight).__name__ if kind is torch.Tensor else kind.__name__
-        return f"the base is quantised (its weight is a {named} of {dtype}), and changing it would not be exact"
+        return why_packed(self.get_base_layer().weight)
 
     def merge_obstacle(self, adapter_name: str) -> str | None:
         """Why ``adapter_name`` cannot be folded into the linear here, or None if it can or is not here."""
@@ -126,6 +121,15 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The frozen linear's output ``[*, out_features]``, adapted by the active adapter."""
         raise NotImplementedError
+
+
+def why_packed(weight: torch.Tensor) -> str | None:
+    """Why a frozen linear's ``weight`` cannot be changed exactly, in words, or None if it can."""
+    kind, dtype = type(weight.data), weight.dtype
+    if type(weight) is nn.Parameter and kind is torch.Tensor and dtype.is_floating_point and dtype.itemsize > 1:
+        return None
+    named = type(weight).__name__ if kind is torch.Tensor else kind.__name__
+    return f"the base is quantised (its weight is a {named} of {dtype}), and changing it would not be exact"
 
 
 def _refuse_data_parallel(*args: Any, **kwargs: Any) -> torch.Tensor:

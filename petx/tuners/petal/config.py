@@ -24,6 +24,7 @@ PETAL_PRESETS = {
 }
 
 CHOICES = {
+    "form": ("factored", "explicit"),
     "core": FORMS,
     "threshold": THRESHOLDS,
     "expert_gate": GATES,
@@ -45,12 +46,25 @@ class PetalConfig(PeftConfig):
     The defaults are the released code's, except ``context``, which couples the samples of a batch and is off.
     ``PetalConfig.preset("released")`` and ``PetalConfig.preset("paper")`` are the two whole sets.
 
+    ``form="explicit"`` writes every adapted weight out, W' = W + gate(V M(p)ᵀ U), so that the threshold acts on the
+    entries of the update instead of on the core. Its cost: a copy of every adapted weight in the base's dtype while a
+    pass runs, kept for the backward; the gradient of every one of them, as in full tuning, 2·T·d_in·d_out operations
+    for T tokens beside the factored form's 4·T·R·d; no dropout of U x, which does not exist. In bfloat16 an entry of
+    the update below 2⁻⁹ of its weight is lost. Merging gives the weights of the training pass bit for bit.
+
     Raises UserError (a ValueError) for an unknown option, and for one with which something could never train.
     """
 
+    form: str = field(
+        default="factored",
+        metadata={"help": "factored: beside the frozen linear; explicit: W + gate(V M U), whole weights."},
+    )
     rank: int = field(default=64, metadata={"help": "R, of the factors U and V and of the core."})
     core: str = field(default="full", metadata={"help": "full: [R, R, R] (released code); diagonal: λ [R] (paper)."})
-    threshold: str = field(default="none", metadata={"help": "Learnable Γ on the core: none, soft, hard or sigmoid."})
+    threshold: str = field(
+        default="none",
+        metadata={"help": "Learnable Γ on the core, or on an explicit update: none, soft, hard or sigmoid."},
+    )
     threshold_per_rank: bool = field(default=False, metadata={"help": "A Γ for every index of the rank."})
     threshold_init: float = field(default=0.0, metadata={"help": "Where Γ starts."})
     temperature: float = field(default=1.0, metadata={"help": "Of threshold='sigmoid'."})
@@ -119,6 +133,10 @@ class PetalConfig(PeftConfig):
         check_fields(self, {"rank": 1, "experts": 0, "expert_rank": 1})
         if not 0 <= self.dropout < 1:
             _refuse(f"dropout must be in [0, 1), got {self.dropout}")
+        if self.form == "explicit" and self.dropout > 0:
+            _refuse(f"with form='explicit' there is no U x to drop; set dropout=0, got {self.dropout:g}")
+        if self.form == "explicit" and self.threshold_per_rank:
+            _refuse("with form='explicit' Γ acts on the entries of the update; threshold_per_rank=True has no meaning")
         if self.temperature <= 0:
             _refuse(f"temperature must be positive, got {self.temperature}")
         if self.expert_top_k is not None and (
@@ -136,6 +154,14 @@ class PetalConfig(PeftConfig):
                 "with init_modes='zeros' and init_output='zeros' nothing would ever train: the gradient of V contains "
                 "the mode vectors, that of everything else contains V, and all of them are zero"
             )
+        if self.form == "explicit":
+            if self.threshold == "soft" and self.init_output == "zeros":
+                _refuse(
+                    "with form='explicit', threshold='soft' and init_output='zeros' nothing would ever train: every "
+                    "update starts at zero, and no gradient passes the threshold there; use init_output='uniform', or "
+                    "threshold='hard' or 'sigmoid'"
+                )
+            return self._refuse_idle_experts()
         largest = math.sqrt(3) / self.rank if self.core == "full" else 1.0
         if self.threshold == "soft" and self.threshold_init >= largest:
             _refuse(
@@ -147,6 +173,9 @@ class PetalConfig(PeftConfig):
                 f"with threshold='hard' and threshold_init={self.threshold_init:g} the whole core would be cut off "
                 "while V is zero, so nothing would ever train"
             )
+        self._refuse_idle_experts()
+
+    def _refuse_idle_experts(self) -> None:
         if self.experts and self.expert_beta == 0:
             _refuse("with expert_beta=0 the experts would never train; set experts=0 for none")
 

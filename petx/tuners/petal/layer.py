@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.func import functional_call
 
-from petx import functional
 from petx.functional._mode_update import update
 from petx.functional._operation import autocast_dtype, cast
 from petx.tuners._common.layer import AdapterLayer
@@ -60,12 +60,9 @@ class PetalLayer(AdapterLayer):
         return self.packed() if adapter_name in self.petal_mode else None
 
     def merged_tensors(self, adapter_name: str) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """W' = W + V M(p)ᵀ U, and the bias as it is."""
+        """W' = W + V M(p)ᵀ U, in the explicit form behind its gate, and the bias as it is."""
         parts, base = self.group.tower.parts[adapter_name], self.get_base_layer()
-        factors: Any = parts.factors[self.group.spec.factors]
-        cores = parts.cores(self.group.spec.factors, self.petal_mode[adapter_name].unsqueeze(0))
-        v = factors.v[str(self.group.spec.out_features)]
-        (weight,) = functional.cp_reconstruct([base.weight], factors.u, v, cores)
+        (weight,) = parts.written_out(self.group.spec.factors, [base.weight], [self.petal_mode[adapter_name]])
         return weight, base.bias
 
     def extra_repr(self) -> str:
@@ -107,6 +104,10 @@ class ProjectionGroup:
         parts = self.tower.parts[adapter]
         factors: Any = parts.factors[self.spec.factors]
         cores = self.tower.cores(adapter, self, layers)
+        if parts.form == "explicit":
+            weights = factors.written_out([layer.get_base_layer().weight for layer in layers], cores)
+            adapted = zip(layers, weights, strict=True)
+            return [functional_call(layer.base_layer, {"weight": weight}, (x,)) for layer, weight in adapted]
         bases = [layer.base_layer(x) for layer in layers]
         u: torch.Tensor | None = factors.u
         v = factors.v[str(self.spec.out_features)]

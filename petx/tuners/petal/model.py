@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch._dynamo.eval_frame import OptimizedModule
 
-from petx import functional
 from petx.errors import UserError
+from petx.tuners._common.layer import why_packed
 from petx.tuners._common.mixed import Rows
 from petx.tuners._common.model import AdapterModel, check_host
 from petx.tuners._common.paths import base_of, plain
@@ -66,6 +66,9 @@ class PetalModel(AdapterModel):
     def _begin(
         self, model: nn.Module, adapter_name: str, config: PetalConfig, plan: Plan, without_memory: bool
     ) -> None:
+        for path in plan.paths if config.form == "explicit" else ():
+            if reason := why_packed(base_of(model.get_submodule(path)).weight):
+                raise UserError(f"PETAL: form='explicit' writes the weight of {path} out, but {reason}")
         parts, self._modes = new_parts(plan, config, **_place(model, plan, without_memory))
         _warn_of_zero_queries(model, plan)
         if "petal_shared" not in self._modules:
@@ -202,7 +205,7 @@ class PetalModel(AdapterModel):
                 raise UserError(f"PETAL adapter {adapter_name!r} cannot be merged: at {path}, {reason}")
 
     def _merge(self, adapter_name: str, safe_merge: bool) -> None:
-        """Fold the updates W' = W + V M(p)ᵀ U of all projections; alike ones in one call."""
+        """Fold the updates W' = W + gate(V M(p)ᵀ U) of all projections; alike ones in one call."""
         layers = self._layers(adapter_name).values()
         parts = self.petal_shared[adapter_name]
         alike: dict[tuple[Any, ...], list[PetalLayer]] = {}
@@ -211,17 +214,12 @@ class PetalModel(AdapterModel):
             key = (spec.factors, spec.out_features, weight.dtype, weight.device)
             alike.setdefault(key, []).append(layer)
         done: list[tuple[PetalLayer, torch.Tensor]] = []
-        for (factors, width, _, _), group in alike.items():
+        for (factors, *_), group in alike.items():
             weight = group[0].get_base_layer().weight
             count = max(1, MERGED_AT_ONCE // (weight.numel() * weight.element_size()))
             for some in (group[i : i + count] for i in range(0, len(group), count)):
-                cores = parts.cores(factors, torch.stack([layer.petal_mode[adapter_name] for layer in some]))
-                weights = functional.cp_reconstruct(
-                    [layer.get_base_layer().weight for layer in some],
-                    parts.factors[factors].u,
-                    parts.factors[factors].v[str(width)],
-                    cores,
-                )
+                frozen = [layer.get_base_layer().weight for layer in some]
+                weights = parts.written_out(factors, frozen, [layer.petal_mode[adapter_name] for layer in some])
                 done += zip(some, weights, strict=True)
         if safe_merge and not all(weight.isfinite().all() for _, weight in done):
             raise UserError(f"PETAL adapter {adapter_name!r} would put non-finite values into the frozen weights")

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from petx import functional
 from petx.errors import UserError
 from petx.nn import ContextEnhancement, ExpertMixture, ModeCores, QueryTransformation
 from petx.nn._modes import new_mode, reset_factors
@@ -17,7 +18,10 @@ __all__ = ["Factors", "PetalParts", "check_that_it_can_train", "new_parts"]
 
 
 class Factors(nn.Module):
-    """U ``[R, d_in]``, a V ``[d_out, R]`` for every output width that occurs, and the core, if it is not another's."""
+    """U ``[R, d_in]``, a V ``[d_out, R]`` for every output width that occurs, and the core, if it is not another's.
+
+    In the explicit form the threshold Γ ``[1]`` is here, and not in the core.
+    """
 
     def __init__(
         self, in_features: int, widths: Iterable[int], config: PetalConfig, own_core: bool = True, **place: Any
@@ -28,11 +32,15 @@ class Factors(nn.Module):
         for width in widths:
             self.v[str(width)] = nn.Parameter(torch.empty(width, config.rank, **place))
         self.cores = None
+        explicit = config.form == "explicit"
+        self.gate, self.temperature = config.threshold if explicit else "none", config.temperature
+        gamma = torch.full((1,), config.threshold_init, **place) if self.gate != "none" else None
+        self.threshold = None if gamma is None else nn.Parameter(gamma)
         if own_core:
             self.cores = ModeCores(
                 config.rank,
                 form=config.core,
-                threshold=config.threshold,
+                threshold="none" if explicit else config.threshold,
                 per_rank=config.threshold_per_rank,
                 threshold_init=config.threshold_init,
                 temperature=config.temperature,
@@ -44,6 +52,13 @@ class Factors(nn.Module):
                 for v in self.v.values():
                     v.uniform_(-1 / math.sqrt(config.rank), 1 / math.sqrt(config.rank))
 
+    def written_out(self, weights: list[torch.Tensor], cores: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """W' ``[d_out, d_in]`` for each of ``weights``: W + gate(V M(p)ᵀ U)."""
+        v = self.v[str(weights[0].shape[0])]
+        return functional.cp_reconstruct(
+            weights, self.u, v, cores, self.threshold, gate=self.gate, temperature=self.temperature
+        )
+
 
 class PetalParts(nn.Module):
     """One adapter's shared parts; it is saved once, the mode vectors are in the layers."""
@@ -51,6 +66,7 @@ class PetalParts(nn.Module):
     def __init__(self, plan: Plan, config: PetalConfig, **place: Any) -> None:
         super().__init__()
         self.rank, self.dropout, self.shared_mask = config.rank, config.dropout, config.shared_mask
+        self.form = config.form
         self.expert_scope, self.mixed = config.expert_scope, dict(plan.mixed)
         sizes: dict[str, tuple[int, dict[int, None]]] = {}
         for group in plan.groups:
@@ -93,6 +109,12 @@ class PetalParts(nn.Module):
         """Cores of the mode vectors ``[n, R]`` with the core that ``factors`` (a name) use."""
         owner: Any = self.factors[self.core_of[factors]]
         return owner.cores(modes)
+
+    def written_out(
+        self, factors: str, weights: list[torch.Tensor], modes: list[torch.Tensor]
+    ) -> tuple[torch.Tensor, ...]:
+        """The adapted ``weights``, alike in shape, with a mode vector ``[R]`` each, by the ``factors`` of that name."""
+        return self.factors[factors].written_out(weights, self.cores(factors, torch.stack(modes)))
 
     def transformation(self, tower: Tower, index: int, cross: bool = False) -> QueryTransformation | None:
         """The query transformation of a layer of ``tower`` (its description), or None."""
@@ -143,3 +165,10 @@ def check_that_it_can_train(parts: PetalParts, plan: Plan, modes: dict[str, nn.P
             raise UserError(
                 f"PETAL: the factors of {group.attention} could never train: {' and '.join(named)} are zero, and {why}"
             )
+        if factors.gate == "soft":
+            weights = [factors.u.new_zeros(group.out_features, group.in_features)] * len(group.paths)
+            if not any(update.any() for update in factors.written_out(weights, cores(stacked))):
+                raise UserError(
+                    f"PETAL: the factors of {group.attention} could never train: no entry of the update is above "
+                    f"threshold_init={float(factors.threshold):g}, and no gradient passes the soft threshold"
+                )

@@ -108,10 +108,13 @@ def describe(model: nn.Module, adapter_name: str | None = None) -> str:
         if factors.cores is not None:
             shape = f"core {' x '.join([str(parts.rank)] * factors.cores.core.dim())}"
             core = shape + (f", {factors.cores.gate} threshold" if factors.cores.gate != "none" else "")
+        core += f", {factors.gate} threshold on the update's entries" if factors.gate != "none" else ""
         lines.append(
             f"  factors {key!r}, shared by all: rank {parts.rank}, {factors.u.shape[1]} -> {widths}, {core}: "
             f"{count(factors):,} parameters"
         )
+    if parts.form == "explicit":
+        lines.append("  explicit: every adapted weight is written out in each pass, and gets a gradient of its size")
     for (kind, of), number in Counter((p.kind, p.factors) for p in places if p.rank is not None).items():
         lines.append(f"  {number} x {kind}, by factors {of!r}: {number * parts.rank:,} parameters")
     for kind in ("query transformation", "cross query transformation", "module trained whole"):

@@ -50,7 +50,7 @@ class RunningTower:
     def _end(self, *_: Any) -> None:
         self._pass = None
 
-    def _current(self) -> "_Pass | None":
+    def _current(self) -> Pass | None:
         found = self._pass
         return found if found is not None and found.shares() else None
 
