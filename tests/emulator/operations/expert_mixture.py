@@ -13,7 +13,8 @@ UNIFORM, TOKEN, SAMPLE = range(3)
 def described(tensors, options):
     """The call's numbers as ExpertMixtureParams has them: integers, reals."""
     experts, gate, top_k, activation, *numbers = options
-    sizes = [tensors[0].shape[:-1].numel(), tensors[0].shape[-2], tensors[0].shape[-1], tensors[1].shape[0], experts, top_k]
+    x, stacked = tensors[0], tensors[1].shape[0]
+    sizes = [x.shape[:-1].numel(), *x.shape[-2:], stacked, experts, top_k]
     return integers(tensors[0].dtype, *sizes, gate, activation), reals(*numbers)
 
 
