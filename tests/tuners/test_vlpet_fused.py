@@ -260,7 +260,10 @@ def test_under_autocast_the_residual_stream_keeps_its_dtype(kind):
     model = tuned(make_host(kind), spread=0.1)
     with torch.autocast("cpu", torch.bfloat16):
         found, wanted = logits(model, kind), logits(separated(model), kind)
+        told = describe(model)
     assert torch.equal(found, wanted)
+    assert "not fused" in told and "under autocast the residual stream keeps its own dtype" in told
+    assert "not fused" not in describe(model)
 
 
 @pytest.mark.parametrize("kind", ["bart", "t5"])

@@ -50,6 +50,19 @@ def test_equals_one_by_one(kind):
         torch.testing.assert_close(found[name], wanted[name], rtol=1e-8, atol=1e-9, msg=name)
 
 
+@pytest.mark.parametrize("kind", ["bart", "t5"])
+def test_together_under_autocast(kind):
+    """In the dtype of the value projections' results, as the layers would one by one."""
+    model = tuned(kind)
+    alone = one_by_one(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert value_calls(lambda: model(**batch(kind))) == [2]
+        assert value_calls(lambda: alone(**batch(kind))) == [1, 1]
+        assert "values of 2 decoder layers: in one operation" in describe(model)
+        found, wanted = logits(model, kind).float(), logits(alone, kind).float()
+    assert (found - wanted).norm() <= 0.02 * wanted.norm()
+
+
 @pytest.mark.parametrize("kind", HOSTS)
 def test_generation_computes_them_once(kind):
     model = tuned(kind, task_type="SEQ_2_SEQ_LM")

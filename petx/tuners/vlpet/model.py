@@ -124,7 +124,7 @@ class VLPetModel(AdapterModel):
         """
         layers = self._host_layers()
         found = {
-            path: None if isinstance(layer, fused.FusedLayer) else fused.obstacle(layer)
+            path: fused.obstacle_now(layer) if isinstance(layer, fused.FusedLayer) else fused.obstacle(layer)
             for path, layer in layers.items()
         }
         for path, site in self._layers().items():

@@ -93,7 +93,8 @@ class ValueGroup:
             return "every layer is recomputed for itself under gradient checkpointing"
         if torch.compiler.is_compiling():
             return "torch.compile sees one layer at a time"
-        if e is not None and (e.dtype != linear.weight.dtype or torch.is_autocast_enabled(e.device.type)):
+        weight = linear.weight
+        if e is not None and e.dtype != weight.dtype and not torch.is_autocast_enabled(weight.device.type):
             return "the encoder output has another dtype than the value projections"
         return None
 

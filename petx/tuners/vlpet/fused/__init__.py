@@ -12,11 +12,12 @@ import inspect
 import pkgutil
 from typing import Any
 
+import torch
 from torch import nn
 
 from petx.tuners.vlpet.fused.layer import FusedLayer
 
-__all__ = ["FusedLayer", "fuse", "fused_class", "obstacle", "separate"]
+__all__ = ["FusedLayer", "fuse", "fused_class", "obstacle", "obstacle_now", "separate"]
 
 
 @functools.cache
@@ -50,6 +51,14 @@ def obstacle(layer: nn.Module) -> str | None:
     if reads != kind.reads:
         differing = ", ".join(sorted(reads ^ kind.reads))
         return f"this transformers' {kind.host.__name__}.forward differs in its use of {differing}"
+    return None
+
+
+def obstacle_now(layer: nn.Module) -> str | None:
+    """Why ``layer``, which is fused, would run the host's own steps in a pass here and now, or None."""
+    device = next((parameter.device.type for parameter in layer.parameters()), "cpu")
+    if torch.is_autocast_enabled(device):
+        return "under autocast the residual stream keeps its own dtype, and the operation has one for all"
     return None
 
 
