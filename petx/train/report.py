@@ -14,12 +14,13 @@ def rows(run: Any, results: dict[str, Any]) -> tuple[list[str], list[list[str]]]
     metrics = []  # in order of first appearance, from whatever was scored
     for scored in [*results["baselines"].values(), *(record for runs in results["arms"].values() for record in runs)]:
         metrics += [name for name in scored["test"] if name not in metrics]
-    header = ["", "trainable", "share", *(heading for heading, _ in columns), *metrics, "dev", "steps", "seconds"]
+    header = ["", "trainable", "share", *(heading for heading, _ in columns), *metrics]
+    header += ["dev", "steps", "seconds", "ms per step"]
     lines = []
     for name, scored in results["baselines"].items():
         first_dev = next(iter(scored["dev"].values()))
         tested = [score([scored["test"].get(metric)]) for metric in metrics]
-        lines.append([BASELINES[name], "-", "-", *("-" for _ in columns), *tested, score([first_dev]), "-", "-"])
+        lines.append([BASELINES[name], "-", "-", *("-" for _ in columns), *tested, score([first_dev]), *"---"])
     for arm, records in results["arms"].items():
         one = records[0]
         lines.append(
@@ -32,6 +33,7 @@ def rows(run: Any, results: dict[str, Any]) -> tuple[list[str], list[list[str]]]
                 score([next(iter(record["dev"].values())) for record in records]),
                 f"{one['steps']:,}",
                 f"{statistics.mean(record['seconds'] for record in records):.0f}",
+                score([record.get("step_ms") for record in records]),
             ]
         )
     return header, lines

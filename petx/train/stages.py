@@ -145,7 +145,7 @@ def run_arm(run: Any, arm: str, seed: int, place: str) -> dict[str, Any]:
             save_host(run.host.small(settings, run.data), run.data.tokenizer, host_folder)
     model = baseline.build(run.host, hosts.load(run.host, host_folder, settings), settings)
     record = {"arm": arm, "seed": seed, **counts(run.host, model), **baseline.counts(model)}
-    record |= {"steps": 0, "seconds": 0.0, "curve": None}
+    record |= {"steps": 0, "seconds": 0.0, "step_ms": None, "curve": None}
     title = run.title(arm, record)
     trained, total = record["trainable"], record["total"]
     say(f"\n{place} {title}, seed {seed}: {trained:,} of {total:,} parameters trained ({100 * trained / total:.2f} %)")
@@ -158,6 +158,7 @@ def run_arm(run: Any, arm: str, seed: int, place: str) -> dict[str, Any]:
         trainer = run.trainer(model, args, run.data.train, sizes, dev_tasks=run.data.dev)
         train(trainer)
         record |= {"steps": steps, "seconds": trainer.seconds, "curve": curve(trainer.state.log_history)}
+        record["step_ms"] = trainer.step_ms
     for split in ("dev", "test"):
         record[split] = score(run, model, getattr(run.data, split), run.data.tokenizer)
     say("  test: " + ", ".join(f"{name} {value:.1f}" for name, value in record["test"].items()))

@@ -1,6 +1,7 @@
 """transformers' Seq2SeqTrainer with one task per batch, weighted losses, and checkpoints of what is trained."""
 
 import contextlib
+import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,6 +56,8 @@ class PetTrainer(Seq2SeqTrainer):
         self.model_accepts_loss_kwargs = False
         self.remove_callback(PrinterCallback)  # it prints every log
         self.add_callback(Progress)
+        self._step_times = StepTimes()
+        self.add_callback(self._step_times)
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         self.started = time.monotonic()
@@ -69,6 +72,13 @@ class PetTrainer(Seq2SeqTrainer):
     def seconds(self) -> float:
         """Wall time of the training so far, development scores included, earlier attempts too."""
         return self.before + time.monotonic() - self.started
+
+    @property
+    def step_ms(self) -> float | None:
+        """Median wall time of this attempt's steps in milliseconds, without loading data, scoring and saving; None
+        without a step."""
+        times = self._step_times.seconds
+        return 1e3 * statistics.median(times) if times else None
 
     def get_train_dataloader(self) -> DataLoader:
         # Not prepared by accelerate: the batches are this process's share already.
@@ -164,6 +174,19 @@ def _without_worker(text: str) -> str:
     """The message of an error that a process reading the data raised, without the traceback that torch adds."""
     _, found, message = text.rpartition(f"{UserError.__module__}.{UserError.__qualname__}: ")
     return message.strip() if found and "DataLoader worker" in text else text
+
+
+class StepTimes(TrainerCallback):
+    """Wall time of every step, from its batch to the optimizer's end."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._begun = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.seconds.append(time.perf_counter() - self._begun)
 
 
 class Progress(TrainerCallback):
