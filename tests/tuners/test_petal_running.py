@@ -120,8 +120,14 @@ class Narrowed(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        if func._schema.name == "aten::_to_copy" and (args[0].dtype, out.dtype) == (torch.float32, torch.bfloat16):
-            self.shapes += [tuple(out.shape)] if out.dim() > 1 else []
+        pairs = []
+        if func._schema.name == "aten::_to_copy":
+            pairs = [(args[0], out)]
+        elif func._schema.name == "aten::_foreach_copy_":
+            pairs = zip(args[1], args[0], strict=True)
+        for before, after in pairs:
+            if (before.dtype, after.dtype) == (torch.float32, torch.bfloat16) and after.dim() > 1:
+                self.shapes.append(tuple(after.shape))
         return out
 
 
