@@ -62,6 +62,8 @@ WIDE = [
     mixture("wide", batch=(2, 35), d=200, experts=4, rank=18, activation="gelu_tanh", **TOKEN),
     mixture("wide-odd", batch=(1, 67), d=131, experts=3, rank=23, activation="gelu", scope=True, **TOKEN),
     mixture("wide-sample", batch=(2, 65), d=136, experts=5, rank=16, pool=True, activation="relu", **SAMPLE),
+    # an expert's columns by more than eight lanes' runs of eight
+    mixture("wide-rank", batch=(1, 19), d=24, experts=2, rank=75, activation="gelu", scope=True, **TOKEN),
     mixture("many-sample", batch=(2, 33), d=40, experts=37, rank=1, top_k=4, pool=True, **SAMPLE),
     mixture("wide-uniform", batch=(2, 35), d=160, experts=6, rank=24),
     mixture("wide-top", batch=(1, 66), d=72, experts=66, rank=2, top_k=5, **TOKEN),

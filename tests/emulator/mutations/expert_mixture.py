@@ -12,7 +12,7 @@ FILES = ("expert_mixture/block.cuh", "expert_mixture/forward.cu", "expert_mixtur
 
 BY_NAME = {case.name: case for case in [*CASES, *WIDE]}
 NAMES = """uniform-scope token-gelu sample-pool-scope token-top-2 sample-top-2 many-experts odd odd-uniform odd-sample
-wide-top many-sample""".split()
+wide-top wide-rank many-sample""".split()
 HYBRID = "token-gelu sample-pool-scope odd".split()
 
 
