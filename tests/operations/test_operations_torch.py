@@ -30,6 +30,7 @@ def _detached(value):
     return type(value)(map(_detached, value)) if isinstance(value, list | tuple) else value
 
 
+@pytest.mark.slow
 @by_few
 def test_compiles_to_one_graph(case):
     torch._dynamo.reset()
@@ -40,6 +41,7 @@ def test_compiles_to_one_graph(case):
         torch.testing.assert_close(results[1][name], eager)
 
 
+@pytest.mark.slow
 @by_few
 def test_compiles_to_one_graph_without_gradients(case):
     torch._dynamo.reset()
