@@ -158,6 +158,8 @@ class _Children:
         if host is not None and host.result() is not None:
             return "not run, since its small host failed"
         if job.host is not None and not _has_host(job.folder):
+            # What its run writes before the host, and is resumed with.
+            write_json(job.folder / SETTINGS, dataclasses.asdict(job.settings))
             with written_whole(job.folder / "host") as target:
                 shutil.copytree(job.host.folder / "host", target)
         return self.run(job)
