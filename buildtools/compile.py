@@ -127,7 +127,7 @@ def write_ninja_file(path, library, torch, cuda, compiler):
         objects = []
         for source, rule, flags in units:
             objects.append(f"{source.relative_to(csrc)}.o")
-            ninja.build(objects[-1], rule, ninja_syntax.escape_path(str(source)), variables={"flags": words(flags)})
+            ninja.build(objects[-1], rule, str(source), variables={"flags": words(flags)})
         ninja.build(library.name, "link", objects, variables={"flags": words(links)})
 
 

@@ -41,10 +41,12 @@ def is_integer(value: Any) -> bool:
 
 
 def check_size(owner: str, **sizes: Any) -> None:
-    """Every size is a positive integer."""
+    """Every size is a positive integer that torch can hold."""
     for name, value in sizes.items():
         if not is_integer(value) or value < 1:
             refuse(owner, name, "a positive integer", value)
+        if type(value) is int and value >= 2**63:
+            refuse(owner, name, "a positive integer below 2^63", value)
 
 
 def check_choice(owner: str, name: str, value: Any, known: Collection[Any]) -> None:

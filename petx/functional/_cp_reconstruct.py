@@ -79,7 +79,7 @@ def check(
     weights: Any, u: Any, v: Any, cores: Any, threshold: Any, gate: Any, temperature: Any, scale: Any
 ) -> tuple[Tensor, ...]:
     """Raise ValueError if an argument does not fit the others; returns the weights as a tuple."""
-    if not isinstance(weights, Iterable) or isinstance(weights, str):
+    if not isinstance(weights, Iterable) or isinstance(weights, str | Tensor):
         refuse_type("cp_reconstruct", "weights", "tensors [d_out, d_in]", weights)
     weights = tuple(weights)
     if not weights:

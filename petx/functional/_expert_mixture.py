@@ -87,7 +87,13 @@ def mixture(
     """:func:`expert_mixture` of what a layer has: ``parameters`` in the order of :data:`ARGUMENTS`, both masks."""
     # What the operator does not see or would not refuse.
     checked = type(alpha) in NUMBERS and type(beta) in NUMBERS and abs(alpha) < math.inf and abs(beta) < math.inf
-    checked = checked and gate in GATES and activation in ACTIVATIONS and (top_k is None or gate != "uniform")
+    checked = checked and type(gate) is str and gate in GATES
+    checked = (
+        checked
+        and isinstance(activation, str | None)
+        and activation in ACTIVATIONS
+        and (top_k is None or gate != "uniform")
+    )
     checked = checked and masks[0] is None and masks[1] is None
     if checked and OPERATION.can_try_fast_path(x, parameters[0]):
         try:

@@ -33,7 +33,7 @@ def mode_cores(
 
     Raises ValueError naming the argument, what came and what was wanted.
     """
-    checked = type(temperature) in NUMBERS and temperature < math.inf and gate in THRESHOLDS
+    checked = type(temperature) in NUMBERS and temperature < math.inf and type(gate) is str and gate in THRESHOLDS
     if checked and OPERATION.can_try_fast_path(core, core):
         try:
             if core.dtype == modes.dtype:

@@ -55,7 +55,8 @@ def mode_update(
 
     Raises ValueError naming the argument, what came and what was wanted.
     """
-    if seed is None and dropout == 0 and OPERATION.can_try_fast_path(x, cores):
+    none_given = isinstance(bases, list | tuple) and not bases  # which the operator would take for None
+    if seed is None and dropout == 0 and not none_given and OPERATION.can_try_fast_path(x, cores):
         try:
             if x.dtype is v.dtype and x.is_contiguous():
                 given = () if bases is None else bases
@@ -63,7 +64,7 @@ def mode_update(
         except ARGUMENT_ERRORS:
             pass
     arguments = (x, u, v, cores, bases, dropout, shared_mask, seed)
-    return OPERATION.call_or_explain(x, cores, _run, check, arguments, check_first=seed is not None)
+    return OPERATION.call_or_explain(x, cores, _run, check, arguments, check_first=seed is not None or none_given)
 
 
 def update(

@@ -1,11 +1,11 @@
 """PETAL's score-based information bottleneck (arXiv 2312.12458) as a term beside the language model's loss."""
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from petx._checks import check_choice, check_finite, check_flag, check_size, is_integer, refuse, refuse_type
 from petx.losses.labels import LabelBag, label_bag
 from petx.losses.mutual_information import CLUB, MINE, InfoNCE
 
@@ -76,9 +76,7 @@ class InformationBottleneck(nn.Module):
     ) -> None:
         super().__init__()
         _check_options(estimator, eta, kappa, learnable_kappa, sign, ignored)
-        for name, value in (("z_features", z_features), ("x_features", x_features), ("vocabulary", vocabulary)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"InformationBottleneck: {name} must be a positive integer, got {value!r}")
+        check_size("InformationBottleneck", z_features=z_features, x_features=x_features, vocabulary=vocabulary)
         self.z_features, self.x_features, self.vocabulary = z_features, x_features, vocabulary
         self.estimator, self.eta, self.sign, self.ignored = estimator, float(eta), sign, ignored
         kappa = (0.0 if learnable_kappa else 0.1) if kappa is None else float(kappa)
@@ -131,6 +129,9 @@ class InformationBottleneck(nn.Module):
         return z + (0.5 * self.log_variance).exp().to(z.dtype) * torch.randn_like(z)
 
     def _check(self, z: Tensor, x: Tensor, labels: Tensor) -> None:
+        for name, tensor in (("z", z), ("x", x), ("labels", labels)):
+            if not isinstance(tensor, Tensor):
+                refuse_type("InformationBottleneck", name, "a tensor", tensor)
         for name, tensor, features in (("z", z, self.z_features), ("x", x, self.x_features)):
             if tensor.dim() not in (2, 3) or tensor.shape[-1] != features or not tensor.is_floating_point():
                 raise ValueError(
@@ -168,26 +169,26 @@ def _objective(estimator: Any, first: Tensor, second: Tensor | LabelBag) -> Tens
 def _make(name: str, estimator: str | nn.Module, first: int, second: int, hidden: int | None) -> nn.Module:
     if isinstance(estimator, nn.Module):
         return estimator
-    if estimator not in ESTIMATORS:
+    if not isinstance(estimator, str) or estimator not in ESTIMATORS:
         raise ValueError(
             f"InformationBottleneck: {name} must be a module or one of {', '.join(map(repr, ESTIMATORS))}, "
             f"got {estimator!r}"
         )
+    if hidden is not None:
+        check_size("InformationBottleneck", **{name.replace("estimator", "hidden"): hidden})
     return ESTIMATORS[estimator](first, second, **({} if hidden is None else {"hidden": hidden}))
 
 
 def _check_options(
     estimator: str, eta: float, kappa: float | None, learnable_kappa: bool, sign: int, ignored: str
 ) -> None:
-    if estimator not in KINDS:
-        raise ValueError(f"InformationBottleneck: estimator must be one of {', '.join(KINDS)}, got {estimator!r}")
-    for name, value in (("eta", eta), ("kappa", kappa)):
-        if value is not None and not math.isfinite(value):
-            raise ValueError(f"InformationBottleneck: {name} must be finite, got {value}")
-    if sign not in (1, -1):
-        raise ValueError(f"InformationBottleneck: sign must be 1 or -1, got {sign!r}")
-    if ignored not in ("skip", "as_zero"):
-        raise ValueError(f"InformationBottleneck: ignored must be 'skip' or 'as_zero', got {ignored!r}")
+    owner = "InformationBottleneck"
+    check_choice(owner, "estimator", estimator, KINDS)
+    check_finite(owner, eta=eta, **({} if kappa is None else {"kappa": kappa}))
+    check_flag(owner, learnable_kappa=learnable_kappa)
+    if not is_integer(sign) or sign not in (1, -1):
+        refuse(owner, "sign", "1 or -1", sign)
+    check_choice(owner, "ignored", ignored, ("skip", "as_zero"))
     if estimator != "authors" and (learnable_kappa or sign != 1):
         raise ValueError(
             f"InformationBottleneck: learnable_kappa and sign belong to estimator='authors', not {estimator!r}, whose "

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from petx._checks import check_choice, check_size, refuse_type
+
 __all__ = ["LabelBag", "label_bag"]
 
 IGNORED = -100
@@ -51,8 +53,12 @@ def label_bag(
     Raises ValueError for labels of another shape or dtype and, on the CPU, for a token outside the vocabulary (on a GPU
     torch's own device assertion reports it, without a synchronisation here).
     """
-    if ignored not in ("skip", "as_zero"):
-        raise ValueError(f"label_bag: ignored must be 'skip' or 'as_zero', got {ignored!r}")
+    check_choice("label_bag", "ignored", ignored, ("skip", "as_zero"))
+    check_size("label_bag", vocabulary=vocabulary)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        refuse_type("label_bag", "dtype", "a floating torch.dtype", dtype)
+    if not isinstance(labels, Tensor):
+        refuse_type("label_bag", "labels", "a tensor int64 [B, L]", labels)
     if labels.dim() != 2 or labels.dtype != torch.int64 or labels.shape[1] < 1:
         raise ValueError(
             f"label_bag: labels must be int64 [B, L] with L at least 1, got {labels.dtype} {list(labels.shape)}"

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from petx._checks import check_size, refuse_type
 from petx.losses.labels import LabelBag
 
 __all__ = ["CLUB", "MINE", "InfoNCE"]
@@ -19,13 +20,8 @@ class _Estimator(nn.Module):
 
     def __init__(self, first_features: int, second_features: int, hidden: int) -> None:
         super().__init__()
-        for name, value in (
-            ("first_features", first_features),
-            ("second_features", second_features),
-            ("hidden", hidden),
-        ):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{type(self).__name__}: {name} must be a positive integer, got {value!r}")
+        owner = type(self).__name__
+        check_size(owner, first_features=first_features, second_features=second_features, hidden=hidden)
         self.first_features, self.second_features, self.hidden = first_features, second_features, hidden
 
     @torch.no_grad()
@@ -40,10 +36,18 @@ class _Estimator(nn.Module):
 
     def _check(self, first: Tensor, second: Tensor | LabelBag) -> None:
         name = type(self).__name__
+        if not isinstance(first, Tensor):
+            refuse_type(name, "first", f"a tensor [B, {self.first_features}]", first)
+        if not isinstance(second, Tensor | LabelBag):
+            refuse_type(name, "second", f"a tensor [B, {self.second_features}] or a LabelBag", second)
         if first.dim() != 2 or first.shape[1] != self.first_features or first.shape[0] < 1:
             raise ValueError(f"{name}: first must be [B >= 1, {self.first_features}], got {list(first.shape)}")
         wanted = "a LabelBag of B samples" if isinstance(second, LabelBag) else f"[B, {self.second_features}]"
         fits = isinstance(second, LabelBag) or (second.dim() == 2 and second.shape[1] == self.second_features)
+        if isinstance(second, LabelBag) and second.device.type == "cpu":  # on a GPU torch's own assertion says so
+            most = int(second.columns.max()) if second.columns.numel() else 0
+            if most >= self.second_features:
+                raise ValueError(f"{name}: second must have columns below {self.second_features}, got {most}")
         if not fits or second.shape[0] != first.shape[0]:
             raise ValueError(
                 f"{name}: second must be {wanted}, B = {first.shape[0]} as in first, got {list(second.shape)}"

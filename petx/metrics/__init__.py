@@ -16,6 +16,7 @@ __all__ = [
     "match_accuracy",
     "names",
     "normalize_answer",
+    "reads_references",
     "rouge_l",
     "vqa_accuracy",
     "vqa_scores",
@@ -25,6 +26,11 @@ __all__ = [
 def names() -> list[str]:
     """The metrics there are."""
     return list(_rooms.modules(__name__))
+
+
+def reads_references(name: str) -> bool:
+    """Whether the metric ``name`` compares with the examples' references, its module's ``REFERENCES``."""
+    return getattr(_rooms.modules(__name__)[name], "REFERENCES", False)
 
 
 def find(name: str) -> Callable[..., dict[str, float]]:

@@ -4,10 +4,14 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from typing import Any
 
+from petx._checks import check_positive, check_size, refuse
 from petx.data.examples import Example
+from petx.metrics._arguments import check_as_many, check_text_lists, check_texts
 from petx.metrics._mean import mean
 
+REFERENCES = True
 __all__ = ["bleu", "caption_words", "cider_d", "rouge_l", "score"]
 
 Ngram = tuple[str, ...]
@@ -24,6 +28,8 @@ def bleu(captions: list[str], references: Sequence[Iterable[str]], order: int = 
     ``captions``: list of texts; ``references``: for each, a list of texts. A precision of zero counts as 1e-15 over its
     n-grams, as in the COCO evaluation, so a corpus without one matching 4-gram still has a score.
     """
+    _check("bleu", captions, references)
+    check_size("bleu", order=order)
     matched, total, length, reference_length = [0] * order, [0] * order, 0, 0
     for caption, texts in zip(captions, references, strict=True):
         words, others = caption_words(caption), [caption_words(text) for text in texts]
@@ -47,6 +53,8 @@ def bleu(captions: list[str], references: Sequence[Iterable[str]], order: int = 
 def rouge_l(captions: list[str], references: Sequence[Iterable[str]], beta: float = 1.2) -> float:
     """Mean ROUGE-L (Lin, 2004): F-measure of the longest common subsequence, with the references' best precision
     and best recall."""
+    _check("rouge_l", captions, references)
+    check_positive("rouge_l", beta=beta)
     scores = []
     for caption, texts in zip(captions, references, strict=True):
         words, precision, recall = caption_words(caption), 0.0, 0.0
@@ -65,6 +73,11 @@ def cider_d(captions: list[str], references: Sequence[Iterable[str]], order: int
     The mean over n-gram orders and references of the cosine of clipped tf-idf vectors, times a Gaussian penalty on the
     difference in length, times 10.
     """
+    _check("cider_d", captions, references)
+    check_size("cider_d", order=order)
+    check_positive("cider_d", sigma=sigma)
+    if not 0 < sigma * sigma < math.inf:
+        refuse("cider_d", "sigma", "a number whose square is positive and finite", sigma)
     counted = [[_all_ngrams(caption_words(text), order) for text in texts] for texts in references]
     frequency = Counter(gram for texts in counted for gram in set().union(*texts))
     documents = math.log(max(len(references), 1))
@@ -89,6 +102,12 @@ def cider_d(captions: list[str], references: Sequence[Iterable[str]], order: int
                     score += penalty * clipped / (hypothesis_norms[n] * norms[n])
         scores.append(10 * score / (order * len(texts)))
     return mean(scores)
+
+
+def _check(owner: str, captions: Any, references: Any) -> None:
+    check_texts(owner, "captions", captions)
+    check_text_lists(owner, "references", references)
+    check_as_many(owner, "captions", captions, "references", references)
 
 
 def _ngrams(words: list[str], n: int) -> Counter[Ngram]:

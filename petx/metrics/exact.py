@@ -1,13 +1,17 @@
 """Exact match with the answer, for questions of each kind apart as well."""
 
 from petx.data.examples import Example
+from petx.metrics._arguments import check_as_many, check_texts
 from petx.metrics._mean import mean
 
 __all__ = ["exact_match", "score"]
 
 
 def exact_match(predictions: list[str], answers: list[str]) -> float:
-    """Share of predictions equal to their answer."""
+    """Share of predictions equal to their answer. Raises ValueError unless both are as many texts."""
+    check_texts("exact_match", "predictions", predictions)
+    check_texts("exact_match", "answers", answers)
+    check_as_many("exact_match", "predictions", predictions, "answers", answers)
     return mean([float(prediction == answer) for prediction, answer in zip(predictions, answers, strict=True)])
 
 

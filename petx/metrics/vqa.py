@@ -4,9 +4,12 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 
+from petx._checks import refuse_type
 from petx.data.examples import Example
+from petx.metrics._arguments import check_as_many, check_text_lists, check_texts
 from petx.metrics._mean import mean
 
+REFERENCES = True
 __all__ = ["normalize_answer", "score", "vqa_accuracy", "vqa_scores"]
 
 _NUMBERS = {word: str(i) for i, word in enumerate("zero one two three four five six seven eight nine ten".split())}
@@ -31,6 +34,8 @@ def normalize_answer(text: str) -> str:
     A punctuation mark beside a space or an end vanishes, one inside a word becomes a space; a comma between digits
     and a full stop that is no decimal point vanish.
     """
+    if not isinstance(text, str):
+        refuse_type("normalize_answer", "text", "a text", text)
     text = re.sub(r"(?<=\d),(?=\d)", "", text.lower().replace("\n", " ").replace("\t", " ").strip())
     # Between two other characters a mark becomes a space; beside a space or an end it goes.
     text = re.sub(rf"(?<=\S){_PUNCTUATION}(?=\S)", " ", text)
@@ -45,6 +50,7 @@ def vqa_scores(annotations: Iterable[str]) -> dict[str, float]:
 
     An answer scores min(matches / 3, 1) against each set that leaves one annotator out, averaged over the sets.
     """
+    check_texts("vqa_scores", "annotations", annotations)
     given = [normalize_answer(answer) for answer in annotations]
     scores = {}
     for answer, count in Counter(given).items():
@@ -55,6 +61,9 @@ def vqa_scores(annotations: Iterable[str]) -> dict[str, float]:
 
 def vqa_accuracy(predictions: list[str], annotations: list[Iterable[str]]) -> float:
     """Mean VQA soft accuracy; ``annotations`` holds one list of the annotators' answers (normally ten) a question."""
+    check_texts("vqa_accuracy", "predictions", predictions)
+    check_text_lists("vqa_accuracy", "annotations", annotations)
+    check_as_many("vqa_accuracy", "predictions", predictions, "annotations", annotations)
     pairs = zip(predictions, annotations, strict=True)
     return mean([vqa_scores(answers).get(normalize_answer(prediction), 0.0) for prediction, answers in pairs])
 

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from petx._checks import check_choice, refuse_type
+
 __all__ = ["aggregate_instructions"]
 
 METHODS = ("mean", "attention_score")
@@ -26,13 +28,16 @@ def aggregate_instructions(features: Iterable[Tensor], method: str = "mean", sca
 
     Returns ``[B, Q, D]``. Raises ValueError naming the argument, what came and what was wanted.
     """
+    if isinstance(features, Tensor | str) or not isinstance(features, Iterable):
+        refuse_type("aggregate_instructions", "features", "several tensors [B, Q, D]", features)
     features = list(features)
-    if method not in METHODS:
-        raise ValueError(f"aggregate_instructions: method must be one of {', '.join(METHODS)}, got {method!r}")
+    check_choice("aggregate_instructions", "method", method, METHODS)
     if not features:
         raise ValueError("aggregate_instructions: features must hold at least one tensor [B, Q, D], got none")
     first = features[0]
     for j, tensor in enumerate(features):
+        if not isinstance(tensor, Tensor):
+            refuse_type("aggregate_instructions", f"features[{j}]", "a tensor [B, Q, D]", tensor)
         if tensor.dim() != 3 or tensor.shape != first.shape or not tensor.is_floating_point():
             wanted = list(first.shape) if first.dim() == 3 else "[B, Q, D]"
             raise ValueError(

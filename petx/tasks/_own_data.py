@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from petx import tasks
+from petx import metrics, tasks
 from petx.errors import UserError
 from petx.tasks.base import RunData, Source
 
@@ -44,6 +44,13 @@ class OwnData(Source):
                 store = host.store(spec, settings, tokenizer, split)
                 chosen = settings.splits[name][split]
                 examples = spec.examples(settings.data_dir, chosen, split == "train", tokenizer)
+                if split != "train" and metrics.reads_references(spec.metric):
+                    bare = next((i for i, example in enumerate(examples) if not example.references), None)
+                    if bare is not None:
+                        raise UserError(
+                            f"metric {spec.metric} of task {name} compares with annotators' answers, and example "
+                            f"{bare} of {', '.join(chosen)} has none"
+                        )
                 store.check(dict.fromkeys(image for example in examples for image in example.images))
                 made.append(host.dataset(spec, examples, store, tokenizer, settings, split))
             return made

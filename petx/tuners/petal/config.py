@@ -126,7 +126,7 @@ class PetalConfig(PeftConfig):
         super().__post_init__()
         self.peft_type = add_peft_type("PETAL")
         for name, known in CHOICES.items():
-            if getattr(self, name) not in known:
+            if not isinstance(getattr(self, name), str | None) or getattr(self, name) not in known:
                 _refuse(f"{name} must be one of {', '.join(map(repr, known))}, got {getattr(self, name)!r}")
         if isinstance(self.towers, str) or self.towers is not None and not self.towers:
             _refuse(f"towers must be a list of at least one name, got {self.towers!r}")

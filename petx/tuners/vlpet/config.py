@@ -117,7 +117,7 @@ class VLPetConfig(PeftConfig):
             "preset": ("auto", *PRESETS),
         }
         for name, known in choices.items():
-            if getattr(self, name) not in known:
+            if not isinstance(getattr(self, name), str | None) or getattr(self, name) not in known:
                 raise UserError(
                     f"VLPetConfig: {name} must be one of {', '.join(map(repr, known))}, got {getattr(self, name)!r}"
                 )

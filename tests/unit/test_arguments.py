@@ -1,0 +1,205 @@
+"""Wrong values for every public argument, drawn from its annotation: a clear refusal or a right result alone."""
+
+import inspect
+import traceback
+import typing
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+import petx
+from petx import functional, losses, metrics, models, nn, reference
+from petx.tuners import PetalConfig, VLPetConfig
+
+HERE = str(Path(petx.__file__).parent)
+
+
+def r(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
+# A good call of each: what a wrong value is put into. Layers are called once they are built.
+FUNCTIONS = {
+    functional.gated_adapter: lambda: dict(
+        h=r(2, 5, 8), x=r(2, 5, 8), down_weight=r(4, 8), down_bias=r(4), up_weight=r(8, 2), up_bias=r(8), heads=2
+    ),
+    functional.value_adapter: lambda: dict(
+        e=r(2, 5, 8), v=r(2, 5, 6), down_weight=r(4, 8), down_bias=r(4), up_weight=r(6, 4), up_bias=r(6)
+    ),
+    functional.mode_cores: lambda: dict(core=r(4, 4, 4), modes=r(3, 4), threshold=r(1), gate="soft"),
+    functional.mode_update: lambda: dict(
+        x=r(2, 5, 8), u=r(4, 8), v=r(6, 4), cores=r(2, 4, 4), bases=[r(2, 5, 6), r(2, 5, 6)]
+    ),
+    functional.cp_reconstruct: lambda: dict(weights=[r(6, 8), r(6, 8)], u=r(4, 8), v=r(6, 4), cores=r(2, 4, 4)),
+    functional.expert_mixture: lambda: dict(
+        x=r(2, 5, 8), down_weight=r(6, 8), down_bias=r(6), up_weight=r(8, 6), up_bias=r(3, 8), experts=3
+    ),
+    losses.label_bag: lambda: dict(labels=torch.tensor([[1, -100], [3, 0]]), vocabulary=5),
+    models.aggregate_instructions: lambda: dict(features=[r(2, 3, 4), r(2, 3, 4)], method="attention_score"),
+    metrics.exact_match: lambda: dict(predictions=["a", "b"], answers=["a", "c"]),
+    metrics.match_accuracy: lambda: dict(predictions=["a"], annotations=[["a", "b"]]),
+    metrics.vqa_accuracy: lambda: dict(predictions=["a"], annotations=[["a", "b"]]),
+    metrics.vqa_scores: lambda: dict(annotations=["a", "b"]),
+    metrics.normalize_answer: lambda: dict(text="A dog"),
+    metrics.bleu: lambda: dict(captions=["a dog"], references=[["a dog", "dog"]]),
+    metrics.cider_d: lambda: dict(captions=["a dog"], references=[["a dog", "dog"]]),
+    metrics.rouge_l: lambda: dict(captions=["a dog"], references=[["a dog", "dog"]]),
+}
+LAYERS = {
+    nn.GatedAdapter: (lambda: dict(features=8, rank=4, heads=2), lambda: (r(2, 5, 8), r(2, 5, 8))),
+    nn.ValueAdapter: (lambda: dict(in_features=8, out_features=6, rank=4), lambda: (r(2, 5, 8), r(2, 5, 6))),
+    nn.ValueAdapters: (
+        lambda: dict(in_features=8, out_features=6, rank=4, layers=2),
+        lambda: (r(2, 5, 8), r(2, 5, 2, 6)),
+    ),
+    nn.ModeLinear: (lambda: dict(in_features=8, out_features=6, rank=4), lambda: (r(2, 5, 8),)),
+    nn.ModeProjections: (lambda: dict(in_features=8, out_features=6, rank=4), lambda: (r(2, 5, 8),)),
+    nn.ModeCores: (lambda: dict(rank=4), lambda: (r(3, 4),)),
+    nn.ExpertMixture: (lambda: dict(features=8, experts=3, rank=2), lambda: (r(2, 5, 8),)),
+    nn.PHMLinear: (lambda: dict(in_features=8, out_features=8, order=2), lambda: (r(2, 5, 8),)),
+    losses.MINE: (lambda: dict(first_features=4, second_features=5, hidden=3), lambda: (r(2, 4), r(2, 5))),
+    losses.CLUB: (lambda: dict(first_features=4, second_features=5, hidden=3), lambda: (r(2, 4), r(2, 5))),
+    losses.InfoNCE: (lambda: dict(first_features=4, second_features=5, hidden=3), lambda: (r(2, 4), r(2, 5))),
+    losses.InformationBottleneck: (
+        lambda: dict(z_features=4, x_features=6, vocabulary=5),
+        lambda: (r(2, 3, 4), r(2, 3, 6), torch.tensor([[1, 2], [3, 0]])),
+    ),
+}
+CONFIGS = {VLPetConfig: dict(rank=4, heads=2), PetalConfig: dict(rank=4, experts=2)}
+# Not of petx: PEFT's own fields, and where torch puts a tensor. `options` are handed on and named themselves.
+ELSEWHERE = {"device", "options", "host"} | {
+    field
+    for field in inspect.signature(petx.tuners.PetalConfig).parameters
+    if field in inspect.signature(__import__("peft").PeftConfig).parameters
+}
+
+ODD = st.sampled_from(
+    [None, "odd", "", b"x", [], [1], (), {}, {"a": 1}, True, False, object(), 1j, np.zeros(2), [[1.0]], [None], type]
+)
+NUMBERS = st.one_of(st.integers(-3, 40), st.floats(allow_nan=True, allow_infinity=True))
+TENSORS = st.one_of(
+    st.lists(st.integers(0, 9), max_size=4).map(lambda shape: torch.ones(shape)),
+    st.lists(st.integers(1, 3), min_size=1, max_size=3).map(lambda shape: torch.ones(shape, dtype=torch.int64)),
+    st.just(torch.zeros(2, dtype=torch.complex64)),
+)
+
+
+def wrong(annotation):
+    """Values that an argument so annotated is not, or may not be; some happen to be right."""
+    kinds = typing.get_args(annotation) or (annotation,)
+    drawn = [ODD, NUMBERS]
+    if any(isinstance(kind, type) and issubclass(kind, torch.Tensor) for kind in kinds) or "Tensor" in str(annotation):
+        drawn += [TENSORS, TENSORS, st.lists(TENSORS, max_size=3)]
+    if str in kinds:
+        drawn.append(st.text(max_size=4))
+    if "list" in str(annotation) or "Sequence" in str(annotation):
+        drawn += [st.lists(ODD, max_size=3), st.lists(st.text(max_size=3), max_size=3)]
+    return st.one_of(drawn)
+
+
+def arguments(target):
+    found = inspect.signature(target).parameters.values()
+    kept = [p for p in found if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) and p.name not in ELSEWHERE]
+    return [(p.name, p.annotation) for p in kept]
+
+
+def explained(error, name, owner, value=None, others=()):
+    """Whether ``error`` is a refusal by petx that says which argument it is about.
+
+    A size or a shape may be at odds with another argument's, which is then as good a name.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    by_petx = frames and str(Path(frames[-1].filename)).startswith(HERE)
+    assert isinstance(error, ValueError | TypeError) and by_petx, f"{owner}: {name}: {error!r} from inside"
+    fits = others if isinstance(value, torch.Tensor | int) and not isinstance(value, bool) else ()
+    assert any(one in str(error) for one in (name, *fits)), f"{owner}: {name}: {error!r} does not name it"
+
+
+def tensors_in(result):
+    if isinstance(result, torch.Tensor):
+        return [result]
+    if isinstance(result, dict):
+        return [t for one in result.values() for t in tensors_in(one)]
+    return [t for one in result for t in tensors_in(one)] if isinstance(result, list | tuple) else []
+
+
+EACH = settings(
+    max_examples=15,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    phases=[Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+NAMED = [(target, name, hint) for target in FUNCTIONS for name, hint in arguments(target)]
+BUILT = [(target, name, hint) for target in LAYERS for name, hint in arguments(target)]
+FIELDS = [(target, name, hint) for target in CONFIGS for name, hint in arguments(target)]
+
+
+def ids(rows):
+    return [f"{target.__name__}-{name}" for target, name, _ in rows]
+
+
+@pytest.mark.parametrize("target, name, hint", NAMED, ids=ids(NAMED))
+def test_functions(target, name, hint):
+    plain = getattr(reference, target.__name__, None)
+
+    @EACH
+    @given(wrong(hint))
+    def check(value):
+        call = FUNCTIONS[target]() | {name: value}
+        try:
+            result = target(**call)
+        except Exception as error:
+            explained(error, name, target.__name__, value, call)
+            return
+        if plain is not None and name not in ("dropout", "seed"):  # which are drawn
+            with torch.no_grad():
+                wanted = plain(**call)
+            for got, want in zip(tensors_in(result), tensors_in(wanted), strict=True):
+                torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4, equal_nan=True, check_dtype=False)
+
+    check()
+
+
+@pytest.mark.parametrize("target, name, hint", BUILT, ids=ids(BUILT))
+def test_layers(target, name, hint):
+    make, inputs = LAYERS[target]
+
+    @EACH
+    @given(wrong(hint))
+    def check(value):
+        call = make() | {name: value}
+        try:
+            layer = target(**call)
+        except Exception as error:
+            explained(error, name, target.__name__, value, call)
+            return
+        try:
+            result = layer(*inputs())
+        except ValueError as error:  # a layer of another size, which says what it is given
+            explained(error, "", target.__name__)
+            return
+        assert tensors_in(result), f"{target.__name__}({name}={value!r})"
+
+    check()
+
+
+@pytest.mark.parametrize("target, name, hint", FIELDS, ids=ids(FIELDS))
+def test_configurations(target, name, hint):
+    @EACH
+    @given(wrong(hint))
+    def check(value):
+        try:
+            made = target(**CONFIGS[target] | {name: value})
+        except Exception as error:
+            explained(error, name, target.__name__)
+            return
+        kept = getattr(made, name)
+        assert kept == value or list(kept) == list(value), f"{name}={value!r} became {kept!r}"
+
+    check()
