@@ -114,7 +114,8 @@ class PetalParts(nn.Module):
         self, factors: str, weights: list[torch.Tensor], modes: list[torch.Tensor]
     ) -> tuple[torch.Tensor, ...]:
         """The adapted ``weights``, alike in shape, with a mode vector ``[R]`` each, by the ``factors`` of that name."""
-        return self.factors[factors].written_out(weights, self.cores(factors, torch.stack(modes)))
+        own: Any = self.factors[factors]
+        return own.written_out(weights, self.cores(factors, torch.stack(modes)))
 
     def transformation(self, tower: Tower, index: int, cross: bool = False) -> QueryTransformation | None:
         """The query transformation of a layer of ``tower`` (its description), or None."""

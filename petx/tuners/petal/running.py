@@ -74,7 +74,8 @@ class RunningTower:
         parts = self.parts[adapter]
         sharing = [other for other in self.groups if parts.core_of[other.spec.factors] == owner]
         modes = [layer.petal_mode[adapter] for other in sharing for layer in other.layers]
-        key, sources = (adapter, owner), [*parts.factors[owner].cores.parameters(), *modes]
+        factors: Any = parts.factors[owner]
+        key, sources = (adapter, owner), [*factors.cores.parameters(), *modes]
         if current is None and recomputing():
             made = self._recomputed.cores(key, sources)
             if made is not None:
@@ -124,7 +125,9 @@ class RunningTower:
         made once a pass; None if they have it, or outside of a pass."""
         current, dtype = None if torch.compiler.is_compiling() else self._current(), autocast_dtype(x)
         key = adapter, self.parts[adapter].core_of[group.spec.factors]
-        made = None if current is None else current.cores.get(key)
+        if current is None:
+            return None
+        made = current.cores.get(key)
         if made is None or all(tensor.dtype == dtype for tensor in (v, made.whole)):
             return None
         first, count = made.places[group.spec]
@@ -215,7 +218,8 @@ class LayerTail:
             hooks.append(cross.register_forward_hook(self._enhance, with_kwargs=True, prepend=True))
         return hooks
 
-    def _part(self, cross: bool = False) -> nn.Module | None:
+    def _part(self, cross: bool = False) -> Any:
+        """The layer's :class:`petx.nn.QueryTransformation`, or None."""
         adapter = self.tower.adapter()
         return None if adapter is None else self.tower.parts[adapter].transformation(self.tower.spec, self.index, cross)
 
