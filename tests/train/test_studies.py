@@ -237,7 +237,8 @@ def test_an_unfinished_cell_is_finished_and_a_failing_one_is_named(smoke, petx_c
     assert petx(["study", "smoke", "--output_dir", str(out), "--jobs", "2"]) == 1
     said = capsys.readouterr().out
     assert "2 runs, 0 finished" in said and "level=middleX, seed 0: done" in said
-    assert "level=large, seed 0: failed with exit code 1: " in said and str(large / "log.txt") in said
+    assert "level=large, seed 0: failed with exit code 2: petx: error: the host's model.safetensors" in said
+    assert str(large / "log.txt") in said
     assert "Not finished: level=large, seed 0." in said
     assert json.loads((middle / "results.json").read_text())["arms"]["vlpet"][0]["test"] == wanted
     found = json.loads((out / "results.json").read_text())
