@@ -12,11 +12,17 @@ namespace petx {
 
 enum class Activation : int32_t { gelu_tanh, gelu };
 
-PETX_INLINE double exponential(double x) { return exp(x); }
+// `rough`: for what is rounded to 16 bits afterwards. On a GPU its approximate instructions, to some units in the last
+// place of a float; elsewhere no different.
+template <bool rough = false>
+PETX_INLINE double exponential(double x) {
+  return exp(x);
+}
 
+template <bool rough = false>
 PETX_INLINE float exponential(float x) {
 #if defined(__CUDA_ARCH__)
-  return expf(x);
+  return rough ? __expf(x) : expf(x);
 #else
   x = x > 88.0f ? 88.0f : x;
   x = x < -87.0f ? -87.0f : x;
@@ -36,17 +42,29 @@ PETX_INLINE float exponential(float x) {
 #endif
 }
 
-template <class C>
+template <bool rough, class C>
+PETX_INLINE C reciprocal(C x) {
+#if defined(__CUDA_ARCH__)
+  if constexpr (rough) return __fdividef(1.0f, x);
+#endif
+  return C(1) / x;
+}
+
+template <bool rough = false, class C>
 PETX_INLINE C sigmoid(C x) {
-  return C(1) / (C(1) + exponential(-x));
+  return reciprocal<rough>(C(1) + exponential<rough>(-x));
 }
 
 // Normal distribution function, 1/2 erfc(-x / sqrt 2).
-PETX_INLINE double normal_cdf(double x) { return 0.5 * erfc(-x * 0.70710678118654752440); }
+template <bool rough = false>
+PETX_INLINE double normal_cdf(double x) {
+  return 0.5 * erfc(-x * 0.70710678118654752440);
+}
 
+template <bool rough = false>
 PETX_INLINE float normal_cdf(float x) {
   float u = fabsf(x) * 0.707106781f;
-  float t = 1.0f / (1.0f + 0.4f * u);  // erfcx(u) = t * polynomial(t)
+  float t = reciprocal<rough>(1.0f + 0.4f * u);  // erfcx(u) = t * polynomial(t)
   float p = -0.00599263329f;
   p = p * t + 0.0781791583f;
   p = p * t - 0.23768878f;
@@ -57,23 +75,23 @@ PETX_INLINE float normal_cdf(float x) {
   p = p * t + 0.208292231f;
   p = p * t + 0.225640908f;
   p = p * t + 0.225676507f;
-  float tail = 0.5f * t * p * exponential(-u * u);
+  float tail = 0.5f * t * p * exponential<rough>(-u * u);
   return x < 0.0f ? tail : 1.0f - tail;
 }
 
 // z * sigmoid(2 sqrt(2/pi) (z + 0.044715 z^3)) is the tanh form: (1 + tanh a) / 2 = sigmoid(2 a).
-template <Activation kind, class C>
+template <Activation kind, bool rough = false, class C>
 PETX_INLINE C gelu(C z) {
-  if constexpr (kind == Activation::gelu) return z * normal_cdf(z);
-  return z * sigmoid(C(1.5957691216057308) * (z + C(0.044715) * z * z * z));
+  if constexpr (kind == Activation::gelu) return z * normal_cdf<rough>(z);
+  return z * sigmoid<rough>(C(1.5957691216057308) * (z + C(0.044715) * z * z * z));
 }
 
-template <Activation kind, class C>
+template <Activation kind, bool rough = false, class C>
 PETX_INLINE C gelu_derivative(C z) {
   if constexpr (kind == Activation::gelu) {
-    return normal_cdf(z) + z * C(0.3989422804014327) * exponential(C(-0.5) * z * z);
+    return normal_cdf<rough>(z) + z * C(0.3989422804014327) * exponential<rough>(C(-0.5) * z * z);
   }
-  C s = sigmoid(C(1.5957691216057308) * (z + C(0.044715) * z * z * z));
+  C s = sigmoid<rough>(C(1.5957691216057308) * (z + C(0.044715) * z * z * z));
   return s + z * s * (C(1) - s) * C(1.5957691216057308) * (C(1) + C(0.134145) * z * z);
 }
 

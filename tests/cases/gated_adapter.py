@@ -25,6 +25,7 @@ CASES = [
     site("small-original", granularity="small", gate_input="original", **BART_TAIL),
     site("middleY-sigmoid", granularity="middleY", middle_y="sigmoid", **BART_TAIL),
     site("small-masked", granularity="small", mask=True, **BART_TAIL),
+    site("small-padded", batch=(9, 1), granularity="small", mask=True),  # samples that are all padding
     site("small-masked-original", granularity="small", mask=True, gate_input="original"),
     # head blocks of the up projection (down-up-pair)
     site("pair", heads=4, granularity="large", **BART_TAIL),
@@ -54,6 +55,7 @@ CASES = [
     site("rank-one", batch=(2, 20), d=20, r=1, r_g=1, granularity="large"),
     site("few-rows", batch=(2, 33), d=133, r=66, r_g=65, granularity="large", **BART_TAIL),
     site("splits", batch=(13, 97), d=40, r=16, r_g=16, granularity="large", **BART_TAIL),
+    site("splits-whole", batch=(2, 512), d=16, granularity="large"),  # tokens that two splits divide
     site("splits-small", batch=(13, 97), d=40, r=16, granularity="small", **T5_TAIL),
     site("splits-middleX", batch=(13, 97), d=40, r=16, granularity="middleX", **BART_TAIL),
 ]

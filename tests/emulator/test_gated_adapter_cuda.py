@@ -44,8 +44,8 @@ def cost_forward(case, size):
     n, d, r, r_g, heads, bias = sizes(case)
     cost = Cost(size)
     for rank in (r, *([r_g] if r_g else [])):
-        cost.product(n, rank, d)  # down: z is written, read again for its gelu, which is written
-        cost.reads(n * rank, n * rank * bias)
+        cost.product(n, rank, d)  # down: z and its gelu are written
+        cost.reads(n * rank * bias)
         cost.writes(2 * n * rank)
     cost_of_a_look(cost, case)
     cost.reads(n * d * case.options.get("residual", False))
@@ -61,8 +61,12 @@ def cost_backward(case, size):
         cost.reads(n * rank)  # gelu of z and, later, its slope
         cost.writes(n * rank)
     cost_of_a_look(cost, case)
+    for _ in range(1 + bool(r_g)):  # S and G wait in the places of their gradients
+        cost.writes(n * d)
+        cost.reads(n * d)
     cost.reads(n * d)  # dout
-    cost.writes(n * d, n * d * bool(r_g), n * d * x)  # dS, the gate's, dx
+    begun = x and (case.options.get("residual", False) or not r_g)
+    cost.writes(n * d, n * d * bool(r_g), n * d * begun)  # dS, the gate's, dx
     if middle_y:
         cost.writes(-(-n // 64) * d, size=4)  # a block's sum
     for _ in range(heads):
@@ -77,8 +81,8 @@ def cost_backward(case, size):
         cost.reads(n * r_g)
         cost.writes(n * r_g)
         cost.product(n, d, r_g)
-        cost.reads(n * d)
-        cost.writes(n * d)  # dx again
+        cost.reads(n * d * begun)
+        cost.writes(n * d)  # dx, or dx again
     products = [(d // heads, r // heads, heads), (r, d, 1), *([(d, r_g, 1), (r_g, d, 1)] if r_g else [])]
     widths = [d, r, *([r_g, d] if r_g else [])] if bias else []
     finished = [(-(-n // 64), d)] if middle_y else []

@@ -24,6 +24,33 @@ PETX_DEVICE void put(void* data, int64_t i, Compute<T> value) {
   write(static_cast<T*>(data) + i, stored);
 }
 
+// A pack as values and back, 16-bit ones in pairs: an instruction makes two of them.
+template <class T>
+PETX_DEVICE void unpack(Compute<T> (&to)[16 / sizeof(T)], Pack<T> from) {
+  if constexpr (sizeof(T) == 2) {
+    FourWords pairs = bit_cast<FourWords>(from);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) to[2 * i] = lower(pairs.word[i], T{}), to[2 * i + 1] = upper(pairs.word[i], T{});
+  } else {
+#pragma unroll
+    for (int i = 0; i < static_cast<int>(16 / sizeof(T)); ++i) to[i] = from.value[i];
+  }
+}
+template <class T>
+PETX_DEVICE Pack<T> pack(const Compute<T> (&from)[16 / sizeof(T)]) {
+  if constexpr (sizeof(T) == 2) {
+    FourWords pairs;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) pairs.word[i] = pair_of(from[2 * i], from[2 * i + 1], T{});
+    return bit_cast<Pack<T>>(pairs);
+  } else {
+    Pack<T> pack;
+#pragma unroll
+    for (int i = 0; i < static_cast<int>(16 / sizeof(T)); ++i) pack.value[i] = from[i];
+    return pack;
+  }
+}
+
 // A workspace's parts, handed out in order from `base`; with base null only their size is counted.
 class Workspace {
  public:

@@ -117,6 +117,22 @@ PETX_DEVICE void write(Pack<T>* to, Pack<T> value) {
                : "memory");
 }
 
+// Two 16-bit values in a word, the first in its lower half: from floats, rounded to nearest even, and back.
+PETX_DEVICE uint32_t pair_of(float first, float second, BFloat16) {
+  uint32_t pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
+  return pair;
+}
+PETX_DEVICE uint32_t pair_of(float first, float second, Half) {
+  uint32_t pair;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
+  return pair;
+}
+PETX_DEVICE float lower(uint32_t pair, BFloat16) { return bit_cast<float>(pair << 16); }
+PETX_DEVICE float upper(uint32_t pair, BFloat16) { return bit_cast<float>(pair & 0xffff0000u); }
+PETX_DEVICE float lower(uint32_t pair, Half) { return load(Half{static_cast<uint16_t>(pair)}); }
+PETX_DEVICE float upper(uint32_t pair, Half) { return load(Half{static_cast<uint16_t>(pair >> 16)}); }
+
 // Copies a pack from global to shared memory asynchronously: it is there for this thread after the wait that covers its
 // group, and for others after the next barrier. Zeros unless `wanted`, and then `from` is not read.
 template <class T>

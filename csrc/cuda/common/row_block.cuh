@@ -13,7 +13,7 @@ class RowBlock {
   using C = Compute<T>;
   using Tile = TileOf<T>;
   static constexpr int kSharers = Tile::kThreads / Tile::kM;  // threads that own a row
-  static constexpr int kRun = 8;                              // consecutive columns a thread takes at a time
+  static constexpr int kRun = 16 / sizeof(T);                 // consecutive columns a thread takes at a time
   static_assert(kSharers == 4);
 
   PETX_DEVICE RowBlock(int64_t all_rows, int64_t block)
@@ -83,18 +83,12 @@ class RowBlock {
     return run;
   }
 
-  // A run of a tensor in global memory, zeros past `left`. Whole packs where memory allows.
+  // A run of a tensor in global memory, zeros past `left`; sixteen bytes at once where memory allows.
   PETX_DEVICE static Run load_run(const void* data, int64_t i, int64_t left) {
-    constexpr int kPack = 16 / sizeof(T);
     const T* from = static_cast<const T*>(data) + i;
     Run run;
     if (left >= kRun && reinterpret_cast<uintptr_t>(from) % 16 == 0) {
-#pragma unroll
-      for (int j = 0; j < kRun; j += kPack) {
-        Pack<T> pack = read(reinterpret_cast<const Pack<T>*>(from + j));
-#pragma unroll
-        for (int u = 0; u < kPack; ++u) run.value[j + u] = load(pack.value[u]);
-      }
+      unpack(run.value, read(reinterpret_cast<const Pack<T>*>(from)));
     } else {
 #pragma unroll
       for (int j = 0; j < kRun; ++j) run.value[j] = j < left ? load(read(from + j)) : C(0);
@@ -102,16 +96,9 @@ class RowBlock {
     return run;
   }
   PETX_DEVICE static void store_run(void* data, int64_t i, int64_t left, const Run& run) {
-    constexpr int kPack = 16 / sizeof(T);
     T* to = static_cast<T*>(data) + i;
     if (left >= kRun && reinterpret_cast<uintptr_t>(to) % 16 == 0) {
-#pragma unroll
-      for (int j = 0; j < kRun; j += kPack) {
-        Pack<T> pack;
-#pragma unroll
-        for (int u = 0; u < kPack; ++u) store(pack.value[u], run.value[j + u]);
-        write(reinterpret_cast<Pack<T>*>(to + j), pack);
-      }
+      write(reinterpret_cast<Pack<T>*>(to), pack<T>(run.value));
     } else {
 #pragma unroll
       for (int j = 0; j < kRun; ++j) {

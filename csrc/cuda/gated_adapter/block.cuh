@@ -1,13 +1,15 @@
 // The VL-PET site as a block of rows sees it: what forward and backward compute alike.
 //
 // Products are made by the whole block, a tile of columns at a time. Everything else is done by the four threads that
-// own a row: its sums are two shuffles away, and what belongs to a row (gate, statistics) is one number in a register.
+// own a row, in runs of sixteen bytes: its sums are two shuffles away, and what belongs to a row (gate, statistics) is
+// one number in a register. A thread has the same columns in every pass, so what it left in memory it finds again
+// without a barrier.
 #pragma once
 
+#include "cuda/common/dropout.cuh"
 #include "cuda/common/row_block.cuh"
 #include "cuda/gated_adapter/plan.h"
 #include "kernels/gated_adapter.h"
-#include "kernels/philox.h"
 
 namespace petx::cuda {
 
@@ -18,26 +20,32 @@ struct Hidden {
   T* gate_a;
 };
 
-template <class C>
-PETX_DEVICE C activate(Activation kind, C z) {
-  return kind == Activation::gelu ? gelu<Activation::gelu>(z) : gelu<Activation::gelu_tanh>(z);
-}
+// The parameters' doubles in the type that the kernels compute in.
+template <class T>
+struct SiteConstants {
+  using C = Compute<T>;
+  C scale, eps;
+  Dropout<C> dropout;  // keeps by scale / (1 - p)
+
+  explicit SiteConstants(const GatedAdapterParams& p) : scale(C(p.scale)), eps(C(p.eps)), dropout(p.dropout, p.seed) {
+    dropout.keep *= scale;
+  }
+};
 
 template <class S>
 class Site : public RowBlock<S> {
   using Base = RowBlock<S>;
 
  public:
-  using Base::first, Base::rows, Base::row, Base::sharer, Base::token, Base::valid, Base::row_sum, Base::block_rows,
+  using Base::add_to, Base::block_rows, Base::each_run, Base::first, Base::kRun, Base::load_run, Base::multiply_by,
+      Base::result, Base::row, Base::row_sum, Base::rows, Base::sharer, Base::store_run, Base::token, Base::valid,
       Base::weight_rows;
-  using typename Base::C, typename Base::T, typename Base::Tile;
+  using typename Base::C, typename Base::Run, typename Base::T, typename Base::Tile;
+  static constexpr bool kRough = sizeof(T) == 2;  // of functions whose results are rounded to 16 bits
 
-  PETX_DEVICE Site(const GatedAdapterParams& params, const Hidden<T>& hidden, int64_t block)
-      : Base(params.rows, block),
-        p(params),
-        hidden(hidden),
-        seed_(p.dropout > 0 ? static_cast<uint64_t>(read(p.seed)) : 0),
-        threshold_(dropout_threshold(p.dropout)) {}
+  PETX_DEVICE Site(const GatedAdapterParams& params, const SiteConstants<T>& constants, const Hidden<T>& hidden,
+                   int64_t block)
+      : Base(params.rows, block), p(params), constants(constants), hidden(hidden) {}
 
   PETX_DEVICE bool large() const { return p.granularity == Granularity::large; }
   PETX_DEVICE bool has_token_gate() const {
@@ -47,53 +55,79 @@ class Site : public RowBlock<S> {
   PETX_DEVICE const void* gate_of_s() const {
     return static_cast<const T*>(p.gate_weight) + (p.granularity == Granularity::small ? p.d : 0);
   }
-  // Makes the products of every tile of columns and calls visit(begin, end) once they are there: up's in slot 0,
-  // where `modified` asks for it, the large gate's in slot 1.
+
+  // Calls visit(begin, end) for every tile of columns. If they are wanted, the products of the tile are there by then:
+  // up's in slot 0, the large gate's in slot 1.
   template <class Visit>
-  PETX_DEVICE void each_tile(bool modified, const Visit& visit) const {
-    int64_t width = p.d / p.heads, rank = p.r / p.heads;
-    for (int64_t head = 0; head < p.heads; ++head) {
-      int64_t end = (head + 1) * width;
-      for (int64_t begin = head * width; begin < end; begin += Tile::kN) {
-        if (modified)
+  PETX_DEVICE void each_tile(bool products, const Visit& visit) const {
+    const int width = static_cast<int>(p.d / p.heads), rank = static_cast<int>(p.r / p.heads);
+#pragma unroll 1
+    for (int head = 0; head < p.heads; ++head) {
+      const int end = (head + 1) * width;
+#pragma unroll 1
+      for (int begin = head * width; begin < end; begin += Tile::kN) {
+        if (products) {
           Tile::multiply(0, block_rows(hidden.a, p.r, head * rank), weight_rows(p.up_weight, begin, end, rank), rank);
-        if (large())
-          Tile::multiply(1, block_rows(hidden.gate_a, p.r_g), weight_rows(p.gate_weight, begin, end, p.r_g), p.r_g);
+          if (large())
+            Tile::multiply(1, block_rows(hidden.gate_a, p.r_g), weight_rows(p.gate_weight, begin, end, p.r_g), p.r_g);
+        }
         visit(begin, end);
       }
     }
   }
 
-  // S of this row, and the large gate's logit, at column `c` of the tile.
-  PETX_DEVICE C modified(int64_t column, int c) const {
-    return at<T>(p.h, token * p.d + column) + Tile::result(0, row, c) + at_or_zero<T>(p.up_bias, column);
-  }
-  PETX_DEVICE C logit(int64_t column, int c) const {
-    return large() ? Tile::result(1, row, c) + at_or_zero<T>(p.gate_bias, column) : C(0);
-  }
-
-  // G of one value for the channel-wise levels; 1 for the others, whose gate belongs to the row.
-  PETX_DEVICE C channel_gate(int64_t column, C logit) const {
-    if (large()) return sigmoid(logit);
-    if (p.granularity != Granularity::middle_y) return C(1);
-    C z = at<T>(p.gate_weight, column);
-    return C(1) + (p.middle_y == MiddleY::linear ? z : sigmoid(z));
+  // gelu(z), of z as it is stored.
+  PETX_DEVICE void activate(Run& z) const {
+    if (p.activation == Activation::gelu) {
+#pragma unroll
+      for (int j = 0; j < kRun; ++j) z.value[j] = gelu<Activation::gelu, kRough>(z.value[j]);
+    } else {
+#pragma unroll
+      for (int j = 0; j < kRun; ++j) z.value[j] = gelu<Activation::gelu_tanh, kRough>(z.value[j]);
+    }
   }
 
-  // 0 or 1 / (1 - p). A thread's runs of columns mostly share a counter, so the last one's words are kept.
-  PETX_DEVICE C dropout(int64_t column) {
-    if (p.dropout <= 0) return C(1);
-    uint64_t element = static_cast<uint64_t>(token) * p.d + column;
-    if (element / 4 != counter_) words_ = philox(seed_, counter_ = element / 4);
-    uint32_t low = element & 1 ? words_.word[1] : words_.word[0], high = element & 1 ? words_.word[3] : words_.word[2];
-    return ((element & 2 ? high : low) >> 8) >= threshold_ ? C(1.0 / (1.0 - p.dropout)) : C(0);
+  // S of this row from its product.
+  PETX_DEVICE Run modified(int64_t column, int c, int64_t left) const {
+    Run s = result(0, c);
+    add_to(s, load_run(p.h, token * p.d + column, left));
+    if (p.up_bias) add_to(s, load_run(p.up_bias, column, left));
+    return s;
   }
 
-  // What is normalised: x + dropout(s G S).
-  PETX_DEVICE C tail(int64_t column, C s, C gate, C dropped) const {
-    C y = C(p.scale) * gate * s * dropped;
-    return p.residual ? at<T>(p.x, token * p.d + column) + y : y;
+  // G for the channel-wise levels, large's from its product; 1 for the others, whose gate belongs to the row.
+  PETX_DEVICE Run channel_gate(int64_t column, int c, int64_t left) const {
+    Run gate;
+    if (large()) {
+      gate = result(1, c);
+      if (p.gate_bias) add_to(gate, load_run(p.gate_bias, column, left));
+#pragma unroll
+      for (int j = 0; j < kRun; ++j) gate.value[j] = sigmoid<kRough>(gate.value[j]);
+    } else if (p.granularity == Granularity::middle_y) {
+      gate = load_run(p.gate_weight, column, left);
+#pragma unroll
+      for (int j = 0; j < kRun; ++j)
+        gate.value[j] = C(1) + (p.middle_y == MiddleY::linear ? gate.value[j] : sigmoid<kRough>(gate.value[j]));
+    } else {
+#pragma unroll
+      for (int j = 0; j < kRun; ++j) gate.value[j] = C(1);
+    }
+    return gate;
   }
+
+  // What G S is multiplied by: the scale, and 0 or 1 / (1 - p).
+  PETX_DEVICE Run factors(int64_t column) const {
+    Run factor;
+    if (constants.dropout.drops()) {
+      constants.dropout.factors(factor.value, token * p.d + column);
+    } else {
+#pragma unroll
+      for (int j = 0; j < kRun; ++j) factor.value[j] = constants.scale;
+    }
+    return factor;
+  }
+  // That of one value, bit j of Dropout::kept.
+  PETX_DEVICE C factor(uint32_t bits, int j) const { return bits >> j & 1 ? constants.dropout.keep : C(0); }
 
   // A sum over the row's sample, divided by the number of tokens that count: small's gate, to which only these
   // contribute, and the gate's gradient, to which all do.
@@ -112,12 +146,8 @@ class Site : public RowBlock<S> {
   PETX_DEVICE bool counts(int64_t t) const { return !p.mask || read(p.mask + t); }
 
   const GatedAdapterParams& p;
+  const SiteConstants<T>& constants;
   const Hidden<T>& hidden;
-
- private:
-  uint64_t seed_, counter_ = ~uint64_t(0);
-  Philox4 words_ = {};
-  uint32_t threshold_;
 };
 
 }  // namespace petx::cuda

@@ -21,34 +21,46 @@ CHECKS = [
 ]
 
 SITE, FORWARD, BACKWARD = "gated_adapter/block.cuh", "gated_adapter/forward.cu", "gated_adapter/backward.cu"
-ROWS = "common/row_block.cuh"
+ROWS, DROPOUT = "common/row_block.cuh", "common/dropout.cuh"
 
 MUTATIONS = [
-    Mutation("lost scale", SITE, r"C\(p.scale\) \* gate \* s", "gate * s"),
-    Mutation("dropout does not scale up", SITE, r"C\(1.0 / \(1.0 - p.dropout\)\)", "C(1)"),
-    Mutation("dropout's complement", SITE, r">= threshold_", "< threshold_"),
-    Mutation("dropout one word off", SITE, r"element & 2 \? high : low", "element & 2 ? low : high"),
+    Mutation("lost scale", SITE, r"dropout.keep \*= scale;", ";"),
+    Mutation("lost scale without dropout", SITE, r"factor.value\[j\] = constants.scale;", "factor.value[j] = C(1);"),
+    Mutation("dropout does not scale up", DROPOUT, r"C\(1.0 / \(1.0 - p\)\)", "C(1)"),
+    Mutation("dropout's complement", DROPOUT, r">= least \? keep", "< least ? keep"),
+    Mutation("backward keeps what the forward drops", DROPOUT, r">= least \? 1u", "< least ? 1u"),
+    Mutation("every value kept in the backward", DROPOUT, r"if \(!drops\(\)\) return", "if (true) return"),
+    Mutation("dropout one word off", DROPOUT, r"if \(element & 1\) words.template skip<1>\(\);", ""),
+    Mutation("dropout two words off", DROPOUT, r"if \(element & 2\) words.template skip<2>\(\);", ""),
+    Mutation("one counter for all of a run", DROPOUT, r"element / 4 \+ n\)", "element / 4)"),
+    Mutation("run's last counter is its first", DROPOUT, r"element / 4 \+ kCounters\)", "element / 4)"),
+    Mutation(
+        "seed's high word dropped",
+        DROPOUT,
+        r"static_cast<uint64_t>\(read\(seed\)\)",
+        "static_cast<uint32_t>(read(seed))",
+    ),
     Mutation(
         "dropout by row only",
         SITE,
-        r"static_cast<uint64_t>\(token\) \* p.d \+ column",
-        "static_cast<uint64_t>(token) * (p.d - 1) + column",
-    ),
-    Mutation(
-        "stale counter of the dropout", SITE, r"if \(element / 4 != counter_\)", "if (element / 8 != counter_ / 2)"
+        r"factor.value, token \* p.d",
+        "factor.value, token * (p.d - 1)",
     ),
     Mutation("rows past the end", ROWS, r"if \(!valid\(\)\) return;(\s+#pragma unroll 1\s+for \(int run)", r"\1"),
     Mutation("one column too far", ROWS, r"kRun && begin \+ c < end", "kRun && begin + c <= end"),
     Mutation("sum of two threads instead of four", ROWS, r"value \+= shuffle_xor\(value, 1\);", ""),
     Mutation("sum of the wrong four", ROWS, r"shuffle_xor\(value, 2\)", "shuffle_xor(value, 4)"),
+    Mutation(
+        "mean of a padded sample divides by zero", SITE, r"sum / \(count > C\(1\) \? count : C\(1\)\)", "sum / count"
+    ),
     Mutation("padding counts", SITE, r"!only_counting \|\| counts\(t\)", "true"),
     Mutation("mean by the length", SITE, r"if \(counts\(t\)\) count \+= C\(1\);", "count += C(1);"),
     Mutation("mean of another sample", SITE, r"token / p.length \* p.length", "token / (p.length + 1) * p.length"),
     Mutation("mean of all but the last token", SITE, r"t < begin \+ p.length", "t < begin + p.length - 1"),
     Mutation("second head multiplies the first's rank", SITE, r"head \* rank\)", "0)"),
     Mutation("gate from the adapter's rows", SITE, r"block_rows\(hidden.gate_a, p.r_g\)", "block_rows(hidden.a, p.r)"),
-    Mutation("lost bias", SITE, r" \+ at_or_zero<T>\(p.up_bias, column\)", ""),
-    Mutation("lost residual", SITE, r"return p.residual \?", "return false ?"),
+    Mutation("lost bias", SITE, r"if \(p.up_bias\)", "if (false)"),
+    Mutation("lost residual", FORWARD, r"if \(p.residual\)", "if (false)"),
     Mutation(
         "last rows of the wrong block", ROWS, r"all_rows - first < Tile::kM \? all_rows - first : Tile::kM", "Tile::kM"
     ),
@@ -58,13 +70,17 @@ MUTATIONS = [
     Mutation(
         "gelu of the unrounded z",
         FORWARD,
-        r"activate\(p.activation, at<T>\(z, i\)\)",
-        "activate(p.activation, Tile::result(0, row, c))",
+        r"run = Base::rounded\(run\);",
+        ";",
     ),
-    Mutation("mean not subtracted", FORWARD, r"\(y - mean_\) \* rstd_ \*", "y * rstd_ *"),
-    Mutation("norm without eps", FORWARD, r" \+ C\(p.eps\)", ""),
-    Mutation("deviations of the old mean", FORWARD, r"apart \* \(y - mean_\)", "apart * apart"),
-    Mutation("means not joined", FORWARD, r" \+ seen_ \* apart \* apart", ""),
+    Mutation("mean not subtracted", FORWARD, r"\(y.value\[j\] - mean_\) \* rstd_", "y.value[j] * rstd_"),
+    Mutation("norm without eps", FORWARD, r" \+ constants.eps\)", ")"),
+    Mutation("runs' means not joined", FORWARD, r"squares \+ apart \* apart \* seen_ \* part", "squares"),
+    Mutation("mean of the last run", FORWARD, r"mean_ \+= apart \* part", "mean_ += apart"),
+    Mutation("mean of eight columns at the end", FORWARD, r"mean = sum / C\(count\)", "mean = sum / C(kRun)"),
+    Mutation("deviations past the end", FORWARD, r"apart = j < count \? y", "apart = true ? y"),
+    Mutation("S not kept for the result", FORWARD, r"Base::store_run\(out_, i, left, s\);", ""),
+    Mutation("threads' means not joined", FORWARD, r" \+ seen_ \* apart \* apart", ""),
     Mutation(
         "norm of rms subtracts the mean", FORWARD, r"p.norm == Norm::layer \? this->row_sum", "true ? this->row_sum"
     ),
@@ -81,46 +97,47 @@ MUTATIONS = [
         "tiles_along(p.rows - 1)",
     ),
     Mutation("small in one launch", FORWARD, r"if \(!plan_.two_steps\) return", "return"),
-    Mutation(
-        "missing dropout scale in the backward", BACKWARD, r"dy \*= C\(p.scale\) \* dropped;", "dy *= C(p.scale);"
-    ),
-    Mutation("missing scale in the backward", BACKWARD, r"dy \*= C\(p.scale\) \* dropped;", "dy *= dropped;"),
+    Mutation("missing scale and dropout in the backward", BACKWARD, r"dy.value\[j\] \*= this->factor\(kept, j\);", ";"),
+    Mutation("dot without dropout", BACKWARD, r"dy.value\[j\] \* this->factor\(kept, j\) \* s", "dy.value[j] * s"),
     Mutation(
         "residual after the scale",
         BACKWARD,
-        r"C dresidual = p.residual \? dy : C\(0\);",
-        "C dresidual = p.residual ? dy * C(p.scale) : C(0);",
+        r"(if \(g.dx && begins_dx\(\)\) \{)",
+        r"for (int j = 0; j < kRun; ++j) dy.value[j] *= this->factor(kept, j); \1",
     ),
-    Mutation("lost projection on the norm", BACKWARD, r" - hat \* along_\)", ")"),
-    Mutation("lost mean in the norm", BACKWARD, r"dy - mean_part_ - hat", "dy - hat"),
-    Mutation(
-        "gate's slope of one sign", BACKWARD, r"dgate \* channel \* \(C\(1\) - channel\)", "dgate * channel * channel"
-    ),
+    Mutation("lost projection on the norm", BACKWARD, r" - hat.value\[j\] \* along_\)", ")"),
+    Mutation("lost mean in the norm", BACKWARD, r"dy.value\[j\] - mean_part_ - hat", "dy.value[j] - hat"),
+    Mutation("gate's slope of one sign", BACKWARD, r"\(C\(1\) - channel.value\[j\]\)", "channel.value[j]"),
     Mutation("lost slope of the token gate", BACKWARD, r"dgate \* sigma \* \(C\(1\) - sigma\)", "dgate * sigma"),
     Mutation("padding's gate has a gradient", BACKWARD, r"if \(!this->counts\(token\)\) dgate = C\(0\);", ""),
     Mutation(
         "gradient through the gate lost",
         BACKWARD,
-        r"if \(p.gate_input == GateInput::modified\) ds \+=",
-        "if (false) ds +=",
+        r"if \(token_gate && p.gate_input == GateInput::modified\)",
+        "if (false)",
     ),
-    Mutation("gate's gradient to h lost", BACKWARD, r"if \(through_gate\) dh \+=", "if (false) dh +="),
-    Mutation("gate's gradient to x lost", BACKWARD, r"dresidual \+= dlogit_ \* at<T>\(p.gate_weight, column\);", ";"),
-    Mutation("lost slope of gelu", BACKWARD, r"Tile::result\(0, row, c\) \* slope", "Tile::result(0, row, c)"),
+    Mutation("gate's gradient to h lost", BACKWARD, r"if \(through_gate\) add_times", "if (false) add_times"),
+    Mutation("gate's gradient to x lost", BACKWARD, r"if \(token_gate\) add_times\(dx", "if (false) add_times(dx"),
+    Mutation(
+        "lost slope of gelu",
+        BACKWARD,
+        r"Base::multiply_by\(slope, this->result\(0, c\)\);",
+        "slope = this->result(0, c);",
+    ),
     Mutation(
         "slope of the other gelu",
         BACKWARD,
-        r"p.activation == Activation::gelu \? gelu_derivative",
-        "p.activation != Activation::gelu ? gelu_derivative",
+        r"if \(p.activation == Activation::gelu\)",
+        "if (p.activation != Activation::gelu)",
     ),
     Mutation("dz of the first head only", BACKWARD, r"\+ head \* width \* rank \+ begin", "+ begin"),
-    Mutation("x begun from nothing", BACKWARD, r"begun \? at<T>\(g.dx, i\) \+ product : product", "product"),
-    Mutation("column sums of all 64 rows", BACKWARD, r"i < this->rows; \+\+i", "i < Tile::kM; ++i"),
+    Mutation("x begun from nothing", BACKWARD, r"if \(begun\) Base::add_to", "if (false) Base::add_to"),
+    Mutation("column sums of all 64 rows", BACKWARD, r"of < this->rows && begin", "begin"),
     Mutation(
         "column sums of the other slot",
         BACKWARD,
-        r"sum \+= Tile::result\(slot, i, c\)",
-        "sum += Tile::result(1 - slot % 2, i, c)",
+        r"sum \+= Tile::result\(slot, of, c\)",
+        "sum += Tile::result(1 - slot % 2, of, c)",
     ),
     Mutation(
         "adapter's sum from the gate's",

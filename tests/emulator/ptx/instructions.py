@@ -207,6 +207,9 @@ def conversion(at):
     *words, to = at.words
     at.words = words
     at.knows("sat", "ftz", *ROUNDINGS)
+    if (to, at.type) in (("bf16x2", "f32"), ("f16x2", "f32")) and words == ["rn"]:
+        upper, lower = (f"{to[:-2]}_of_float({at.value(i)})" for i in (1, 2))
+        return at.to(f"uint32_t({upper}) << 16 | {lower}", "b32")
     if (to, at.type) in (("bf16", "f32"), ("f16", "f32")) and words == ["rn"]:
         return at.to(f"{to}_of_float({at.value(1)})", "b16")
     if (to, at.type, words) == ("f32", "f16", []):

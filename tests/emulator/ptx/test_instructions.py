@@ -144,6 +144,8 @@ NUMBERS = {
     f"cvt.rn.f16.f32 {{h}}, {f32(2047.6 * 2.0**-25)};": 0x0400,
     f"cvt.rn.f16.f32 {{h}}, {f32(5 * 2.0**-25)};": 0x0002,
     f"cvt.rn.f16.f32 {{h}}, {f32(math.nan)};": 0x7FFF,
+    f"cvt.rn.bf16x2.f32 {{r}}, {f32(1)}, {f32(-2)};": 0x3F80C000,
+    f"cvt.rn.f16x2.f32 {{r}}, {f32(1)}, {f32(-2)};": 0x3C00C000,
     "mov.b16 %h2, 1; cvt.f32.f16 {f}, %h2;": bits(2.0**-24),
     "mov.b16 %h2, 48128; cvt.f32.f16 {f}, %h2;": bits(-1.0),
     "mov.b16 %h2, 31744; cvt.f32.f16 {f}, %h2;": bits(math.inf),

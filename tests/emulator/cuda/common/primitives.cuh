@@ -132,9 +132,27 @@ struct alignas(16) Pack {
   T value[16 / sizeof(T)];
 };
 
+struct FourWords {
+  uint32_t word[4];
+};
+template <class T>
+PETX_DEVICE uint32_t pair_of(float first, float second, T) {
+  T low, high;
+  store(low, first), store(high, second);
+  return low.bits | static_cast<uint32_t>(high.bits) << 16;
+}
+template <class T>
+PETX_DEVICE float lower(uint32_t pair, T) {
+  return load(T{static_cast<uint16_t>(pair)});
+}
+template <class T>
+PETX_DEVICE float upper(uint32_t pair, T) {
+  return load(T{static_cast<uint16_t>(pair >> 16)});
+}
+
 template <class T>
 PETX_DEVICE void copy_async(Shared<Pack<T>> to, int i, const T* from, bool wanted,
-                                     simt::Line line = simt::Line::current()) {
+                            simt::Line line = simt::Line::current()) {
   simt::copy_async(to.address(i), from, 16, line, wanted ? 16 : 0);
 }
 PETX_DEVICE void commit_copies() { simt::commit_copies(); }
@@ -213,8 +231,7 @@ int launch(void (*kernel)(Parameters...), int64_t grid_x, int64_t grid_y, int th
            Arguments... arguments) {
   auto launched = [&](Parameters... values) {
     void* addresses[] = {&values...};
-    simt::Body other =
-        simt::other_body({reinterpret_cast<const void*>(kernel), grid_x, grid_y, threads, shared_bytes});
+    simt::Body other = simt::other_body({reinterpret_cast<const void*>(kernel), grid_x, grid_y, threads, shared_bytes});
     auto run = [&] { other ? other(addresses) : kernel(values...); };
     return simt::launch(grid_x, grid_y, threads, shared_bytes, run);
   };

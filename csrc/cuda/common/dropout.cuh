@@ -1,0 +1,75 @@
+// Dropout by kernels/philox.h, as kernels apply it to runs of consecutive values.
+#pragma once
+
+#include "cuda/common/primitives.cuh"
+#include "kernels/philox.h"
+
+namespace petx::cuda {
+
+// What p comes to, made once on the host and handed to the kernel, which then computes nothing in double.
+template <class C>
+struct Dropout {
+  const int64_t* seed;  // null: nothing is dropped
+  uint32_t least;       // a word below it drops its value; of the word only the upper 24 bits count
+  C keep;               // what the others are multiplied by, 1 / (1 - p)
+
+  PETX_HD Dropout(double p, const int64_t* seed)
+      : seed(p > 0 ? seed : nullptr), least(dropout_threshold(p) << 8), keep(C(1.0 / (1.0 - p))) {}
+
+  PETX_DEVICE bool drops() const { return seed != nullptr; }
+
+  // factor[j] = 0 or `keep`, of the values from `element` on.
+  template <int size>
+  PETX_DEVICE void factors(C (&factor)[size], uint64_t element) const {
+    Words<size> words = draw<size>(element);
+#pragma unroll
+    for (int j = 0; j < size; ++j) factor[j] = words.word[j] >= least ? keep : C(0);
+  }
+
+  // Bit j is set if the value at `element` + j is kept: for whom eight factors are too many registers.
+  template <int size>
+  PETX_DEVICE uint32_t kept(uint64_t element) const {
+    if (!drops()) return ~0u;
+    Words<size> words = draw<size>(element);
+    uint32_t bits = 0;
+#pragma unroll
+    for (int j = 0; j < size; ++j) bits |= words.word[j] >= least ? 1u << j : 0u;
+    return bits;
+  }
+
+ private:
+  template <int size>
+  struct Words {
+    static constexpr int kCounters = (size + 3) / 4;
+    uint32_t word[4 * kCounters + 4] = {};
+
+    PETX_DEVICE void put(int counter, const Philox4& from) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) word[4 * counter + i] = from.word[i];
+    }
+    template <int by>
+    PETX_DEVICE void skip() {
+#pragma unroll
+      for (int i = 0; i + by < 4 * kCounters + 4; ++i) word[i] = word[i + by];
+    }
+  };
+
+  // The words of `size` values. Four have one counter; a run that begins amid them reaches into one counter more. The
+  // seed is read each time, since registers are short.
+  template <int size>
+  PETX_DEVICE Words<size> draw(uint64_t element) const {
+    constexpr int kCounters = Words<size>::kCounters;
+    const uint64_t value = static_cast<uint64_t>(read(seed));
+    Words<size> words;
+#pragma unroll
+    for (int n = 0; n < kCounters; ++n) words.put(n, philox(value, element / 4 + n));
+    if (element % 4) {
+      words.put(kCounters, philox(value, element / 4 + kCounters));
+      if (element & 1) words.template skip<1>();
+      if (element & 2) words.template skip<2>();
+    }
+    return words;
+  }
+};
+
+}  // namespace petx::cuda
