@@ -4,7 +4,7 @@
 //   hard     c if |c| > t, else 0; straight-through gradient to c, the soft gate's to t
 //   sigmoid  c sigma((|c| - t) / temperature)
 //
-// t may be negative. NaN stays NaN.
+// t may be negative or infinite. NaN stays NaN, in c and in t.
 #pragma once
 
 #include "kernels/math.h"
@@ -29,8 +29,10 @@ template <Gate kind, class C>
 PETX_INLINE C gated(C c, C t, C inverse_temperature) {
   if constexpr (kind == Gate::none) return c;
   if constexpr (kind == Gate::sigmoid) return c * sigmoid((magnitude(c) - t) * inverse_temperature);
-  C kept = magnitude(c) <= t ? C(0) : c;
-  return kind == Gate::hard ? kept : kept - t * sign_above(c, t);
+  bool below = magnitude(c) - t <= C(0);
+  if constexpr (kind == Gate::hard) return (below ? C(0) : c) + C(0) * t;  // not a number if t is none
+  C sign = c > C(0) ? C(1) : c < C(0) ? C(-1) : C(0);
+  return below ? C(0) : c - t * sign;
 }
 
 // By c and by t.

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from petx import functional
+from petx import functional, reference
 from tests.cases.mode_cores import CASES
 
+INF, NAN = float("inf"), float("nan")
 BY_NAME = {case.name: case for case in CASES}
 
 
@@ -71,3 +72,22 @@ def test_bad_input(changes, message, path):
     functional.mode_cores(**good)
     with pytest.raises(ValueError, match=f"mode_cores: .*{message}"):
         functional.mode_cores(**good | changes)
+
+
+@pytest.mark.parametrize("gate", ["soft", "hard", "sigmoid"])
+@pytest.mark.parametrize("where, value", [("threshold", v) for v in (NAN, INF, -INF)] + [("core", NAN), ("core", INF)])
+@pytest.mark.parametrize("where_too", [None, "modes"])
+def test_not_finite_exactly_where_the_reference_is_not(gate, where, value, where_too):
+    found = []
+    for operation in (functional.mode_cores, reference.mode_cores):
+        draw = torch.Generator().manual_seed(0)
+        core, modes = (torch.randn(shape, generator=draw) for shape in ((4, 4, 4), (3, 4)))
+        leaves = {"core": core, "modes": modes, "threshold": torch.tensor([0.3])}
+        for name in {where, where_too} - {None}:
+            leaves[name].view(-1)[0] = value if name == where else NAN
+        leaves = {name: leaf.requires_grad_(True) for name, leaf in leaves.items()}
+        out = operation(**leaves, gate=gate)
+        out.sum().backward()
+        found.append([out.detach(), *(leaf.grad for leaf in leaves.values())])
+    for got, wanted in zip(*found, strict=True):
+        assert torch.equal(got.isfinite(), wanted.isfinite())

@@ -141,9 +141,14 @@ static void hidden_bwd_as(const ExpertMixtureBlock<T, G>& b, G* q, Compute<T>* d
         store(q[stacked + k], C(0));
       }
     }
+    if constexpr (kind == ExpertActivation::relu) {  // what it cuts off gets zero whatever comes, as from torch's
 #pragma omp simd
-    for (int64_t j = 0; j < stacked; ++j)
-      store(q[j], scale[j] * load(q[j]) * expert_activation_slope<kind>(C(load(u[j]))));
+      for (int64_t j = 0; j < stacked; ++j) store(q[j], load(u[j]) <= C(0) ? C(0) : scale[j] * load(q[j]));
+    } else {
+#pragma omp simd
+      for (int64_t j = 0; j < stacked; ++j)
+        store(q[j], scale[j] * load(q[j]) * expert_activation_slope<kind>(C(load(u[j]))));
+    }
   }
 }
 

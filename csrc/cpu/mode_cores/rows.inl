@@ -14,6 +14,12 @@ static void gate_rows(Gate gate, const T* core, const C* thresholds, C inverse, 
   with_gate(gate, [&]<Gate kind>() { gate_as<kind>(core, thresholds, inverse, rows, rank, to); });
 }
 
+// The gradient that a slope lets through; what a soft threshold cuts off gets zero whatever comes, as torch's relu.
+template <Gate kind, class C>
+static inline C passed(C grad, C slope, C value) {
+  return kind == Gate::soft && slope == C(0) && value == value ? C(0) : grad * slope;
+}
+
 template <Gate kind, class T, class G, class C>
 static void slopes_as(const T* core, const C* thresholds, C inverse, const G* grad, int64_t rows, int64_t rank,
                       C* dcore, C* dthresholds) {
@@ -22,13 +28,15 @@ static void slopes_as(const T* core, const C* thresholds, C inverse, const G* gr
 #pragma omp simd
       for (int64_t k = 0; k < rank; ++k)
         dcore[i * rank + k] =
-            C(load(grad[k])) *
-            gate_slopes<kind>(C(load(core[k])), kind == Gate::none ? C(0) : thresholds[k], inverse).value;
+            passed<kind>(C(load(grad[k])),
+                         gate_slopes<kind>(C(load(core[k])), kind == Gate::none ? C(0) : thresholds[k], inverse).value,
+                         C(load(core[k])));
     }
     if (kind != Gate::none && dthresholds) {
 #pragma omp simd
       for (int64_t k = 0; k < rank; ++k)
-        dthresholds[k] += C(load(grad[k])) * gate_slopes<kind>(C(load(core[k])), thresholds[k], inverse).threshold;
+        dthresholds[k] += passed<kind>(
+            C(load(grad[k])), gate_slopes<kind>(C(load(core[k])), thresholds[k], inverse).threshold, C(load(core[k])));
     }
   }
 }
