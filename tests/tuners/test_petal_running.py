@@ -111,6 +111,24 @@ def test_a_step_between_checkpointed_passes_is_seen():
     assert_same_gradients(*found, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("first", [False, True])
+def test_checkpointed_passes_on_one_image_of_which_one_runs_under_autocast(first):
+    """The image's projection that a layer gets again is in the dtype of the pass that is recomputed."""
+    model = without_host_dropout(petal("instructblip-t5", dropout=0.0))
+    plain = copy.deepcopy(model)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    inputs, found = qformer_inputs("instructblip-t5", model.base_model.model), []
+    for one in (model, plain):
+        losses = []
+        for enabled in (first, not first):
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                out = one.base_model.model.qformer(**inputs).last_hidden_state
+            losses.append(out.float().square().mean())
+        sum(losses).backward()
+        found.append(gradients(one))
+    assert_same_gradients(*found, rtol=1e-4, atol=1e-6)
+
+
 class Narrowed(TorchDispatchMode):
     """Keeps the shapes of the float32 matrices and core tensors that were cast to bfloat16."""
 

@@ -96,7 +96,7 @@ class RunningTower:
         """``x Uᵀ`` and None if that is computed once for several groups, else ``x`` and ``u`` themselves."""
         if compiling:
             return project(x, u), None  # equal products, which the compiler makes one
-        current, key = self._current(), (adapter, factors)
+        current, key = self._current(), (adapter, factors, autocast_dtype(x))
         if current is None:
             return self._projected_again(key, x, u) if packing() and self._recomputed.has_seen(x) else (x, u)
         here = current.is_here()
@@ -111,7 +111,7 @@ class RunningTower:
             self._recomputed.keep_projected(key, x, [u], held[2])
         return held[2], None
 
-    def _projected_again(self, key: tuple[str, str], x: torch.Tensor, u: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def _projected_again(self, key: Any, x: torch.Tensor, u: torch.Tensor) -> tuple[torch.Tensor, None]:
         value = self._recomputed.projected(key, x, [u]) if recomputing() else None
         if value is None:
             with unseen():

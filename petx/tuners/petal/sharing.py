@@ -22,7 +22,7 @@ class Pass:
     def __init__(self, given: dict[str, Any]) -> None:
         self.state = autograd_state()
         self.cores: dict[Any, Cores] = {}  # (adapter, factors) -> those of all groups
-        self.projected: dict[Any, Any] = {}  # (adapter, factors) -> (x, its state, x Uᵀ)
+        self.projected: dict[Any, Any] = {}  # (adapter, factors, dtype) -> (x, its state, x Uᵀ)
         self.seeds: dict[Any, Tensor] | None = None  # group -> the seed of its dropout, until it is taken
         self._copies: dict[Any, tuple[Tensor, Tensor]] = {}
         self._given = given
@@ -97,7 +97,7 @@ class Recomputed:
 
     def __init__(self) -> None:
         self._cores: dict[Any, Any] = {}
-        self._projected = WeakTensorKeyDictionary()  # x -> {(adapter, factors): (versions, x Uᵀ)}
+        self._projected = WeakTensorKeyDictionary()  # x -> {(adapter, factors, dtype): (versions, x Uᵀ)}
 
     def keep_cores(self, key: Any, sources: list[Tensor], cores: Cores) -> None:
         self._cores[key] = versions(sources), cores.values()
