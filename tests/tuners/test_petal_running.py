@@ -1,5 +1,6 @@
 """Models with PETAL adapters at work: checkpointing, dropout, generating, low precision, compiling, loading."""
 
+import contextlib
 import copy
 
 import pytest
@@ -190,6 +191,31 @@ def test_a_whole_tower_under_a_checkpoint(use_reentrant):
     wanted = backward(run(image))
     found = backward(torch.utils.checkpoint.checkpoint(run, image, use_reentrant=use_reentrant))
     assert_same_gradients(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("around", ["checkpoint", "save_on_cpu"])
+def test_checkpointed_layers_whose_inputs_are_packed_by_hooks_around_the_tower(around):
+    """The layer that is recomputed then gets another tensor than the image that it was given before."""
+    plain = without_host_dropout(petal("instructblip-t5", dropout=0.3))
+    inputs = qformer_inputs("instructblip-t5", plain.base_model.model)
+    checkpointed = copy.deepcopy(plain)
+    checkpointed.gradient_checkpointing_enable({"use_reentrant": False})
+    found = []
+    for model, around_it in ((checkpointed, around), (plain, None)):
+
+        def run(image, qformer=model.base_model.model.qformer):
+            return qformer(**inputs | {"encoder_hidden_states": image}).last_hidden_state
+
+        image = inputs["encoder_hidden_states"].clone().requires_grad_()
+        torch.manual_seed(0)
+        if around_it == "checkpoint":
+            out = torch.utils.checkpoint.checkpoint(run, image, use_reentrant=False)
+        else:
+            with torch.autograd.graph.save_on_cpu() if around_it else contextlib.nullcontext():
+                out = run(image)
+        out.square().sum().backward()
+        found.append(gradients(model) | {"image": image.grad})
+    assert_same_gradients(*found, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", QFORMERS)

@@ -100,7 +100,7 @@ class RunningTower:
         if current is None:
             return self._projected_again(key, x, u) if packing() and self._recomputed.has_seen(x) else (x, u)
         here = current.is_here()
-        if not here and not current.was_given(x):
+        if not here and not current.gives_again(x):
             return x, u  # the checkpointed layer's own, to be dropped with it
         state = _state_of(x)
         held = current.projected.get(key)

@@ -39,9 +39,11 @@ class Pass:
     def mask(self) -> Tensor | None:
         return self._given.get("attention_mask")
 
-    def was_given(self, x: Tensor) -> bool:
-        """Whether ``x`` is an argument of the pass, which lives as long as the pass does."""
-        return any(x is value for value in self._given.values())
+    def gives_again(self, x: Tensor) -> bool:
+        """Whether a checkpointed layer that is recomputed gets ``x`` itself again: an argument of the pass, unless
+        hooks around the pass pack what is saved, the layer's inputs too, into other tensors."""
+        unpacked = self.state is not None and self.state[2] is None
+        return unpacked and any(x is value for value in self._given.values())
 
     def shares(self) -> bool:
         """Whether what is computed here may be used elsewhere in the pass: also inside a checkpointed layer whose
