@@ -31,8 +31,8 @@ def _no_dropout(kind):
     return dict(dropout=0.0) if kind == "bart" else dict(dropout_rate=0.0)
 
 
-def call(part, kind, length):
-    """The result that everything adapted leads to, for a text of ``length`` tokens."""
+def arguments(kind, length):
+    """The arguments of a text of ``length`` tokens."""
     draw = torch.Generator().manual_seed(length)
 
     def words(count):
@@ -40,11 +40,17 @@ def call(part, kind, length):
 
     if kind in ("bart", "t5"):
         ids = words(length)
-        return part(input_ids=ids, attention_mask=torch.ones_like(ids), decoder_input_ids=words(length - 2)).logits
+        return dict(input_ids=ids, attention_mask=torch.ones_like(ids), decoder_input_ids=words(length - 2))
     image = torch.randn(2, 5, IMAGE_WIDTH, generator=draw)
     seen = dict(query_embeds=torch.randn(2, QUERIES, WIDTH, generator=draw), encoder_hidden_states=image)
     mask = torch.ones(2, length + QUERIES, dtype=torch.long)
-    return part(input_ids=words(length), attention_mask=mask, **seen).last_hidden_state
+    return dict(input_ids=words(length), attention_mask=mask, **seen)
+
+
+def call(part, kind, length):
+    """The result that everything adapted leads to, for a text of ``length`` tokens."""
+    out = part(**arguments(kind, length))
+    return out.logits if kind in ("bart", "t5") else out.last_hidden_state
 
 
 class Graphs:
@@ -128,6 +134,21 @@ def test_a_layer_is_exported_with_a_dynamic_length(name):
     for length in LENGTHS:
         given = inputs(count, 2, length)
         torch.testing.assert_close(program.module()(*given), layer(*given))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", HOSTS)
+def test_a_tuned_model_is_exported_with_a_dynamic_length(kind):
+    _, model = frozen_and_tuned(kind)
+    for module in model.eval().modules():
+        if hasattr(module, "config"):
+            module.config.use_cache = False
+    dynamic, texts = {1: torch.export.Dim.AUTO}, ("input_ids", "attention_mask", "decoder_input_ids")
+    given = arguments(kind, 9)
+    shapes = {name: dynamic if name in texts else None for name in given}
+    program = torch.export.export(model, (), given, dynamic_shapes=shapes, strict=False)
+    for length in LENGTHS:
+        torch.testing.assert_close(call(program.module(), kind, length), call(model, kind, length))
 
 
 @pytest.mark.slow
