@@ -27,6 +27,19 @@ def test_pre_commit_runs_the_versions_that_ci_runs():
     assert [text for text in pinned if text != wanted[text.partition("=")[0]]] == []
 
 
+@pytest.mark.parametrize(
+    ("line", "refused"),
+    [("x" * 72, False), ("x" * 73, True), ("ä" * 72, False), ("# " + "x" * 80, False), ("", False)],
+)
+def test_pre_commit_refuses_a_wide_message(line, refused):
+    """As pre-commit reads the entry of a pygrep hook: a pattern over the bytes of each line."""
+    config = load(".pre-commit-config.yaml")
+    assert "commit-msg" in config["default_install_hook_types"]
+    (hook,) = (hook for hook in config["repos"][0]["hooks"] if hook["language"] == "pygrep")
+    assert hook["stages"] == ["commit-msg"]
+    assert bool(re.search(hook["entry"].encode(), f"{line}\n".encode())) == refused
+
+
 def test_citation_is_of_this_version():
     citation = load("CITATION.cff")
     assert citation["version"] == petx.__version__
