@@ -5,7 +5,7 @@
 docs/certify.md has the whole of it.
 """
 
+from petx.certify._record import differences, record
 from petx.certify.api import certify
-from petx.certify.record import differences, record
 
 __all__ = ["certify", "differences", "record"]

@@ -113,7 +113,14 @@ OPEN = {
 }
 
 
-@pytest.mark.parametrize("name", [name for name in FACES if name != "reference"])
+@pytest.mark.parametrize("name", [*FACES, "certify"])
+def test_no_public_name_is_a_module_too(name):
+    """Else which of the two ``petx.name.thing`` is hangs on what was imported last."""
+    package = importlib.import_module(f"petx.{name}")
+    assert set(package.__all__) & {info.name for info in pkgutil.iter_modules(package.__path__)} == set()
+
+
+@pytest.mark.parametrize("name", [*(name for name in FACES if name != "reference"), "certify"])
 def test_api_site_has_a_page(name):
     page = (ROOT / "docs" / "api" / f"{name}.md").read_text(encoding="utf-8")
     assert f"::: petx.{name}\n" in page
