@@ -60,7 +60,7 @@ class NoExperts(Ablation):
 
 
 class NoGate(Ablation):
-    """PETAL with all experts weighed alike."""
+    """PETAL with all experts weighted equally."""
 
     name, title, colour, order = "no-gate", "PETAL, experts without gate", "#8B4513", 71
     setting, value = "expert_gate", "uniform"

@@ -56,7 +56,7 @@ class ImageEncoder:
 
 
 def _cached(file: Path, shape: list[int]) -> torch.Tensor | None:
-    """The features in ``file``; None if it is not there or damaged, and they are to be computed anew."""
+    """The features in ``file``; None if it is not there or damaged, and they are to be computed again."""
     try:
         features = load_file(file)["features"]
     except (OSError, ValueError, KeyError, SafetensorError):

@@ -56,7 +56,7 @@ class Job:
             return
         for name, was, value in changed(json.loads(note.read_text(encoding="utf-8")), self.settings):
             raise UserError(
-                f"{self.folder} was run with {name}={was!r}, not {value!r}: remove that folder to run it anew, or "
+                f"{self.folder} was run with {name}={was!r}, not {value!r}: remove that folder to run it again, or "
                 "choose another --output_dir"
             )
 

@@ -79,7 +79,7 @@ def test_a_missing_tensor_is_refused_in_words(stem, cards):
 
 
 def test_fake_tensors_certify_nothing(cards, paths):
-    """Without a certificate they take the reference, and a tensor of the card that comes after them asks anew."""
+    """Without a certificate they take the reference, and a tensor of the card that comes after them asks again."""
     with pytest.warns(choice.CertificateWarning, match="not certified yet"):
         assert paths(CALLS["mode_update"](HIGH)) == "reference"
     assert cards.started == 0 and not certificate.folder().exists()

@@ -1,4 +1,4 @@
-"""The choice inside torch.compile: a constant of the graph, which breaks nothing, compiles nothing anew and stays."""
+"""The choice inside torch.compile: a constant of the graph, which breaks nothing, compiles nothing again and stays."""
 
 import pytest
 import torch

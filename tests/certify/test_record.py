@@ -77,7 +77,7 @@ def test_certifying_by_hand_is_used_at_once(cards):
 
 
 def test_a_checkpoint_says_what_a_resume_does_otherwise(cards, tmp_path):
-    """As the recipes' checkpoints are written and asked: a run of two dtypes whose card is certified anew meanwhile."""
+    """As the recipes' checkpoints are written and asked: a run of two dtypes whose card is certified again later."""
     other = OnGPU(torch.float32, 8, 512, 768)
     assert ops.takes("mode_update", X, 64) and ops.takes("mode_update", other, 64)
     checkpoints.mark_whole(tmp_path, 1.0)

@@ -60,7 +60,7 @@ def tiles_of_a_share(blocks, works, again):
 
 
 def forward_cost(n, d_in, d_out, rank, count, dropout):
-    """Whole tiles; a block of rows is shared by as many blocks as fill the card, which make h anew."""
+    """Whole tiles; a block of rows is shared by as many blocks as fill the card, which recompute h."""
     cost, works = Cost(), count * tiles(d_out)
     of_tile = tiles(rank) + 3
     each = tiles_of_a_share(tiles(n), works, -(-tiles(d_in) * tiles(rank) // of_tile) + 1)
@@ -81,7 +81,7 @@ def forward_cost(n, d_in, d_out, rank, count, dropout):
 
 
 def backward_cost(n, d_in, d_out, rank, count, dropout):
-    """dx's columns are shared by blocks, which make dh anew."""
+    """dx's columns are shared by blocks, which recompute dh."""
     cost, shares = Cost(), -(-tiles(d_in) // tiles_of_a_share(tiles(n), tiles(d_in), count * tiles(rank)))
     for _ in range(count):
         cost.product(n, rank, d_out)  # dg

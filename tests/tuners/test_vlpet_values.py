@@ -92,7 +92,7 @@ def test_lets_go_of_what_nobody_took():
 
 
 def test_follows_the_frozen_weights():
-    """The stacked copy of the projections is made anew when they change."""
+    """The stacked copy of the projections is made again when they change."""
     model = tuned(make_host("bart"))
     before = logits(model, "bart")
     with torch.no_grad():

@@ -1,6 +1,6 @@
 // One tile of a matrix product on the plain arithmetic units, for any shape and any dtype.
 //
-// A block of 256 threads computes 64 x 64 results, 4 x 4 a thread: 8 values read from shared memory serve 16
+// A block of 256 threads computes 64 x 64 results, 4 x 4 per thread: 8 values read from shared memory serve 16
 // multiply-adds, which is what the units can be fed. Operands pass through shared memory 16 deep and already in the
 // compute type, transposed so that a warp reads consecutive words.
 // The result lands in shared memory, where each thread finds whole pieces of one row for the work that follows.

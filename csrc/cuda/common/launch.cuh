@@ -20,8 +20,8 @@ struct Launch {
   PETX_HD constexpr int registers() const { return kRegisters / (threads * blocks) / 8 * 8; }
 };
 
-// Products by tiles: 16 results a thread of 64 x 64, so 256 threads. Two blocks: one multiplies while the other waits
-// at a barrier or for its copies, and 128 registers a thread are what a fragment's loop needs without spills.
+// Products by tiles: 16 results per thread of 64 x 64, so 256 threads. Two blocks: one multiplies while the other waits
+// at a barrier or for its copies, and 128 registers per thread are what a fragment's loop needs without spills.
 constexpr Launch kTileLaunch = {256, 2};
 // Sums over tokens: a few instructions between two loads, so as many threads as there are; 256 because the last step
 // adds up eight warps. Four blocks leave 64 registers.
@@ -63,7 +63,7 @@ constexpr int64_t kMultiprocessors = 132;
 // How many of `tiles` a block takes where `most` blocks at most share them, and there are `blocks` such groups: the
 // number that leaves the busiest of an H100's multiprocessors least to do. It does the work of its blocks, and that of
 // one more while nobody hides its last block's waits; a block costs a quarter of a tile before it begins, and `again`
-// tiles that each makes anew.
+// tiles that each recomputes.
 inline int64_t tiles_of_a_share(int64_t blocks, int64_t tiles, int64_t again, int64_t most) {
   int64_t least = INT64_MAX, best = tiles;
   for (int64_t shares = 1; shares <= tiles && shares <= most; ++shares) {

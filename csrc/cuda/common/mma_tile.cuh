@@ -1,6 +1,6 @@
 // One tile of a matrix product on the matrix units, for 16-bit types and any shape; the interface of fma_tile.cuh.
 //
-// A block of 8 warps computes 64 x 64 results, 16 x 32 a warp. Operands pass through shared memory 64 deep in two
+// A block of 8 warps computes 64 x 64 results, 16 x 32 per warp. Operands pass through shared memory 64 deep in two
 // stages, the next one on its way while one is multiplied. A stage is 64 lines of 128 bytes, along whichever index runs
 // through memory; ldmatrix turns it if that is not the depth. Pack c of line i lies at c ^ (i % 8), so that the
 // eight packs of an ldmatrix, one below the other, start in eight different groups of banks.

@@ -6,9 +6,9 @@
 // Launches, each left out where nobody wants its result: A of all modules; blocks of 64 rows for dA and the threshold;
 // blocks of 64 columns for dU; and what these leave, finished and added up.
 // Bytes: dW' twice from memory or the second-level cache, once by its rows and once by its columns. The other way, dU
-// in the row blocks, would write R x d_in floats for every 64 rows. A, dA (R values a row of a module) and the
+// in the row blocks, would write R x d_in floats for every 64 rows. A, dA (R values per row of a module) and the
 // splits of dU stay in the cache.
-// Tiling: both kinds of block make the update's 64 x 64 tile anew, turn it into D in the block's own 64 x 64 values of
+// Tiling: both kinds of block recompute the update's 64 x 64 tile, turn it into D in the block's own 64 x 64 values of
 // the workspace, and read it back as operand. A block sums 64 columns of dA, or 64 x 64 values of dU, in shared memory;
 // a rank above 64 takes more blocks, each of which makes the tile again. Nothing of a weight's size is stored.
 

@@ -5,9 +5,9 @@
 //
 // Launches: q, a pass over the rows, for a sample's gate its sums over the sample's tokens, dx, then the sums over
 // tokens (token_sums.cuh). Bytes: dout, x and dx once from memory, du and the hidden values written once and read twice
-// more from the cache, u once. The hidden values are made anew from u, as in the forward, whose tiling and whose choice
-// of products this has. In the hybrid path the host library makes q, du A and the two wide weights' gradients, each in
-// the storage type as torch's own are; all that is K wide stays here.
+// more from the cache, u once. The hidden values are recomputed from u, as in the forward, whose tiling and choice of
+// products this has. In the hybrid path torch (cuBLAS) makes q, du A and the two wide weights' gradients, each in the
+// storage type as its own are; all that is K wide stays here.
 
 #include "cuda/common/token_sums.cuh"
 #include "cuda/expert_mixture/block.cuh"
@@ -22,12 +22,12 @@ struct Work {
   T* hidden;       // [N, K r] beta g act(u)
   T* scaled_gate;  // [N, K] beta g, zeros out of scope: up_bias' gradient is its product with dout
   C* dgates;       // [N, K]
-  T* raw_dgates;   // [N, K] dout . b_k from the host library
+  T* raw_dgates;   // [N, K] dout . b_k by cuBLAS
   T* dlogits;      // [N, K]
   C* sample;       // [samples, K] gradients of samples' logits
   C* token;        // [samples, K] the part of each token that counts
   T* down_weight;  // [K r, d] and
-  T* up_weight;    // [d, K r] from the host library
+  T* up_weight;    // [d, K r] by cuBLAS
 };
 
 // The products of 64 rows.
@@ -74,7 +74,7 @@ class Backward : Mixture<T> {
     });
   }
 
-  // After the host library's product, which lies in dx.
+  // After torch's product, which lies in dx.
   PETX_DEVICE void finish(const ColumnShares& shares) const {
     Base::each_tile(shares, [&](int64_t tile) {
       this->each_run(tile * Tile::kN, p.d, [&](int64_t column, int, int64_t left) {
@@ -222,7 +222,7 @@ PETX_KERNEL void __launch_bounds__(kSumLaunch.threads, kSumLaunch.blocks)
   }
 }
 
-// What the host library left in the storage type becomes a gradient in the compute type.
+// What cuBLAS left in the storage type becomes a gradient in the compute type.
 template <class T>
 PETX_KERNEL void __launch_bounds__(kSumLaunch.threads, kSumLaunch.blocks)
     widen(const T* from, Compute<T>* to, int64_t count) {
@@ -300,7 +300,7 @@ class BackwardCall {
     return rows(mixture_finish_bwd<T>, 0);
   }
 
-  // The host library's.
+  // Products by cuBLAS.
   int multiply(const host::Matrix& a, const host::Matrix& b, T* to) const {
     return products_.multiply(products_.context, p.dtype, a, b, host::matrix(to, a.rows, b.cols));
   }

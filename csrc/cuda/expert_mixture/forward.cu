@@ -5,13 +5,13 @@
 // Fused. Launches: the down projection, a pass over the rows where gates are not equal, the up projection. Bytes: x
 // once from memory (a second time from the cache for alpha x), y once, u and the gates once for the backward, the
 // scaled hidden values written and read back through the second-level cache; the weights, 2 K r d values at most, come
-// from the cache once a block. Tiling: a block owns 64 rows and a share of the columns, as many shares as fill the
+// from the cache once per block. Tiling: a block owns 64 rows and a share of the columns, as many shares as fill the
 // machine; that is what a launch between the two projections is for. Equal gates let the down projection make the
 // hidden values itself. The gate's K columns follow the K r of the down projection in the same tiles of 64, and cost a
 // pass over x only where they do not fit beside the last of these. A sample's gate, the softmax of its tokens' mean
 // logits, takes a launch more.
 //
-// Hybrid. The wide products belong to the host library; what lies between is one pass over u and, after the last
+// Hybrid. The wide products are torch's (cuBLAS, same stream); what lies between is one pass over u and, after the last
 // product, one over x and y. The gate's K columns are a tile here and a pass over x.
 
 #include "cuda/expert_mixture/block.cuh"
@@ -85,7 +85,7 @@ class Forward : Mixture<T> {
     });
   }
 
-  // After the host library's last product, which lies in out.
+  // After torch's last product, which lies in out.
   PETX_DEVICE void finish(const ColumnShares& shares) const {
     Base::each_tile(shares, [&](int64_t tile) {
       mean_biases(tile);
@@ -129,7 +129,7 @@ class Forward : Mixture<T> {
   Shared<C> biases_;
 };
 
-// Between the projections: a token's gates, u with its bias where the host library has left it without, and what goes
+// Between the projections: a token's gates, u with its bias if cuBLAS has left it without, and what goes
 // into the up product, beta g act(u) or, for tokens out of scope, nothing.
 template <class T>
 class Between : MixtureRow<T> {
@@ -241,7 +241,7 @@ class ForwardCall {
   }
 
  private:
-  // By the host library: to [N, columns] = a [N, depth] b^T.
+  // By torch (cuBLAS): to [N, columns] = a [N, depth] b^T.
   int multiply(const void* a, int64_t depth, const void* b, int64_t columns, void* to) const {
     return products_.multiply(products_.context, p.dtype, host::matrix(static_cast<const T*>(a), p.rows, depth),
                               host::matrix(static_cast<const T*>(b), columns, depth).transposed(),

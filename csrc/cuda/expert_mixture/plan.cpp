@@ -5,8 +5,8 @@
 
 namespace petx::cuda {
 
-// The host library's larger tiles make more operations per byte of shared memory than 64 x 64 do; the fused kernel
-// spares launches and passes over x, y and u. So the library wins if operations bound the whole (a rank of 192 and
+// cuBLAS' larger tiles make more operations per byte of shared memory than 64 x 64 do; the fused kernel
+// spares launches and passes over x, y and u. So cuBLAS wins if operations bound the whole (a rank of 192 and
 // more) and there are rows enough that launches do not count: 4096 for the released K r = 384, more for a lower rank.
 // From a model of bytes and operations; no card has measured it yet.
 ExpertMixturePlan::ExpertMixturePlan(const ExpertMixtureParams& p)
@@ -35,8 +35,7 @@ static const Planner planner("expert_mixture", {{"rows", 4112}, {"stacked", 384}
                                p.rows = sizes.at("rows"), p.stacked = sizes.at("stacked"), p.d = sizes.at("d");
                                ExpertMixturePlan plan(p);
                                return {plan.hybrid ? "hybrid" : "fused",
-                                       plan.why + "; " +
-                                           (plan.hybrid ? "wide products by the host library" : units_of(dtype)),
+                                       plan.why + "; " + (plan.hybrid ? "wide products by cuBLAS" : units_of(dtype)),
                                        plan.blocks, plan.shares.count};
                              });
 

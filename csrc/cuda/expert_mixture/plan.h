@@ -1,4 +1,4 @@
-// How a call of expert_mixture is launched: fused, or hybrid with the wide products made by the host library.
+// How a call of expert_mixture is launched: fused, or hybrid with the wide products made by torch (cuBLAS).
 #pragma once
 
 #include "cuda/common/plan.h"

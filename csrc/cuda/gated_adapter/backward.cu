@@ -5,7 +5,7 @@
 // Launches: one over blocks of rows for all that a row needs alone (two for `small`, whose gate's gradient is a sum
 // over a sample), then the sums over tokens (token_sums.cuh): weights, vectors, and their splits added up.
 // Bytes: h, x, dout, dh and dx once from memory, dS (and the gate's gradient) written once and read twice more, all
-// but the first time from the cache. S and G are made anew from z, as in the forward, whose tiling this is. A norm and
+// but the first time from the cache. S and G are recomputed from z, as in the forward, whose tiling this is. A norm and
 // a token's gate take sums over the row before anything can be stored: then S and G wait, as they would be stored, in
 // the places of dS and the gate's gradient, and the next look finds them there.
 

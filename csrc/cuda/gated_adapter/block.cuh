@@ -13,7 +13,7 @@
 
 namespace petx::cuda {
 
-// gelu(z) of adapter and gate, [N, r] and [N, r_g]: made once a call, then an operand like any other.
+// gelu(z) of adapter and gate, [N, r] and [N, r_g]: made once per call, then an operand like any other.
 template <class T>
 struct Hidden {
   T* a;

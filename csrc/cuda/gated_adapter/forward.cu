@@ -3,7 +3,7 @@
 //   z = down(h or x);  S = h + up(gelu(z));  Y = s * G * S;  out = norm(x + dropout(Y))
 //
 // Bytes: h, x and out once from memory; a block's second look at h and x, and at out if there is a norm, finds them in
-// the cache; the weights, 4 d r values at most, come from the second-level cache once a block.
+// the cache; the weights, 4 d r values at most, come from the second-level cache once per block.
 // Tiling: a block owns 64 rows from the first product to the last store, because a row's norm and gate need all of
 // it. z goes to memory anyway, for the backward; gelu(z) goes to a workspace and is read back from the second-level
 // cache, so that no width or rank is too large.

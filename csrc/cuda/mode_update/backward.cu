@@ -3,7 +3,7 @@
 //   dg_k = dy_k V;  dV = sum_k dy_k^T g_k;  dM_k = drop_k(h)^T dg_k;  dh = sum_k drop_k(dg_k M_k^T)
 //   dU = dh^T x;  dx = dh U
 //
-// Launches: one over blocks of rows and projections (dg_k, and g_k made anew from h), one over blocks of rows and
+// Launches: one over blocks of rows and projections (dg_k, and g_k recomputed from h), one over blocks of rows and
 // shares of dx's columns (dh, which each share makes for itself, and dx), then the sums over tokens (token_sums.cuh):
 // the products, and their splits added up. A diagonal core's gradient is a sum of columns, one launch more. Bytes: the
 // dy_k and x twice, the second time mostly from the cache, dx once; beside them [N, R] tensors only. What nobody asked

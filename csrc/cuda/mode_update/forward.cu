@@ -3,11 +3,11 @@
 //   h = x U^T;  g_k = drop_k(h) M_k;  y_k = base_k + g_k V^T
 //
 // Bytes: x, the bases and the results once from memory, h once to it; U, V and the cores come from the second-level
-// cache, once a block.
+// cache, once per block.
 // Tiling: a block owns 64 rows from x U^T to the last store, so that one launch does it all: at PETAL's sizes launches
 // cost more than the arithmetic. drop_k(h) and g_k go through a workspace and are read back from the second-level
 // cache, so that no rank is too large. Few rows make too few blocks: then several share the rows, each with a part of
-// the K d_out columns, and make h anew, which costs a K-th part of the whole at most.
+// the K d_out columns, and recompute h, which costs a K-th part of the whole at most.
 
 #include "cuda/mode_update/block.cuh"
 

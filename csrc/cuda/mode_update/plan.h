@@ -9,8 +9,8 @@ namespace petx::cuda {
 struct ModeUpdatePlan {
   int64_t blocks;       // of rows
   int64_t tiles;        // of a result's columns
-  ColumnShares shares;  // of the K results' columns; each makes h anew
-  ColumnShares dx;      // of dx's columns; each makes dh anew
+  ColumnShares shares;  // of the K results' columns; each recomputes h
+  ColumnShares dx;      // of dx's columns; each recomputes dh
 
   explicit ModeUpdatePlan(const ModeUpdateParams& p)
       : blocks(tiles_along(p.rows)),

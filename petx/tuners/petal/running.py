@@ -122,7 +122,7 @@ class RunningTower:
         self, adapter: str, group: ProjectionGroup, x: torch.Tensor, u: torch.Tensor | None, v: torch.Tensor
     ) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor] | None:
         """``u``, ``v`` and the cores of all layers of ``group`` in the dtype in which an update of ``x`` is computed,
-        made once a pass; None if they have it, or outside of a pass."""
+        made once per pass; None if they have it, or outside of a pass."""
         current, dtype = None if torch.compiler.is_compiling() else self._current(), autocast_dtype(x)
         key = adapter, self.parts[adapter].core_of[group.spec.factors]
         if current is None:

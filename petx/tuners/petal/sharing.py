@@ -56,7 +56,7 @@ class Pass:
         return self.state is not None and autograd_state() == self.state
 
     def copy(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-        """``tensor`` in ``dtype``, without its graph: made once a pass."""
+        """``tensor`` in ``dtype``, without its graph: made once per pass."""
         if tensor.dtype == dtype:
             return tensor
         key = (id(tensor), dtype)

@@ -25,7 +25,7 @@ static ExpertMixtureParams params(const int64_t* integers, const double* reals, 
   return p;
 }
 
-// In place of the host library's products on a GPU: a launch whose first thread does it all, and which is counted as
+// In place of torch's products (cuBLAS) on a GPU: a launch whose first thread does it all, and which is counted as
 // one that writes its result; not where nvcc's kernels are told one by one, among whose counts it would be.
 template <class T>
 static int multiply_as(const host::Matrix& a, const host::Matrix& b, const host::Matrix& out) {
