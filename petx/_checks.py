@@ -1,4 +1,4 @@
-"""Checks of arguments at the public border: one for every kind, in the user's words.
+"""Checks of arguments at the public interface: one for every kind, in the user's words.
 
 All raise ValueError that names the function or layer (``owner``), the argument, what came and what was wanted.
 """

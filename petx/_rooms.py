@@ -16,4 +16,9 @@ def modules(package: str) -> dict[str, ModuleType]:
 
 def first_line(thing: object) -> str:
     """First line of a docstring, for listings."""
-    return (thing.__doc__ or "").strip().partition("\n")[0]
+    return as_text((thing.__doc__ or "").strip().partition("\n")[0])
+
+
+def as_text(docstring: str) -> str:
+    """A docstring as a terminal shows it: code in one backtick, as in all messages, and not in two."""
+    return docstring.replace("``", "`")

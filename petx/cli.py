@@ -11,7 +11,7 @@ import pkgutil
 import sys
 from pathlib import Path
 
-from petx import commands
+from petx import _rooms, commands
 from petx._quiet import ignore_known_warnings
 from petx.errors import UserError
 from petx.version import __version__
@@ -33,7 +33,7 @@ def help_line(name: str) -> str:
         for source in (Path(folder, f"{name}.py"), Path(folder, name, "__init__.py")):
             if source.is_file():
                 docstring = ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or ""
-                return docstring.partition("\n")[0]
+                return _rooms.as_text(docstring.partition("\n")[0])
     return ""
 
 
@@ -91,7 +91,9 @@ def _run_command(name: str, arguments: list[str], names: list[str]) -> int:
         raise UserError(f"unknown command {name!r}; {hint}")
     module = importlib.import_module(f"{commands.__name__}.{name}")
     parser = argparse.ArgumentParser(
-        prog=f"petx {name}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=f"petx {name}",
+        description=_rooms.as_text(module.__doc__ or ""),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     module.add_arguments(parser)
     return module.run(parser.parse_args(arguments))

@@ -57,7 +57,7 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 def user_path(text: str | os.PathLike, argument: str) -> Path:
     """The path that a user wrote, with the home folder for ``~``; :class:`UserError` naming ``argument`` if it is none.
 
-    Every path that petx takes goes through here once, at the border, so that no part of a run reads it otherwise.
+    Every path that petx takes goes through here once, as it comes in, so that no part of a run reads it otherwise.
     """
     written = os.fspath(text)
     if not written.strip():

@@ -24,6 +24,7 @@ def test_help_lists_every_command_with_its_line(capsys):
     for name in COMMANDS:
         line = cli.help_line(name)
         assert line.endswith(".") and f"{name}  " in text and line in text
+    assert "``" not in text
 
 
 def test_no_command_prints_help(capsys):
