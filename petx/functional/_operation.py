@@ -224,7 +224,7 @@ def copied(
         for i, (t, dtype) in enumerate(zip(found, dtypes, strict=False))
         if t is not None and dtype is not None and not (t.dtype == dtype and (t.is_contiguous() or not contiguous))
     ]
-    if len(others) < 2 or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if len(others) < 2 or torch.compiler.is_compiling() or _is_vmapped(found[i] for i in others):
         for i in others:
             found[i] = found[i].to(dtypes[i]).contiguous()
         return found
@@ -233,3 +233,9 @@ def copied(
         found[i] = torch.empty_like(found[i], dtype=dtypes[i], memory_format=torch.contiguous_format)
     torch._foreach_copy_([found[i] for i in others], before)
     return found
+
+
+def _is_vmapped(tensors: Iterable[torch.Tensor]) -> bool:
+    """Whether torch.func's transforms or ``torch.autograd.grad(is_grads_batched=True)`` must see one operation each."""
+    batched = torch._C._functorch.is_legacy_batchedtensor
+    return torch._C._are_functorch_transforms_active() or any(map(batched, tensors))

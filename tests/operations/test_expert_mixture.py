@@ -190,6 +190,19 @@ def test_function_transforms():
     torch.testing.assert_close(batched, case.run(t))
 
 
+def test_gradients_in_a_batch_beside_parameters_of_another_dtype():
+    """As torch.autograd.functional.jacobian(vectorize=True) asks for them."""
+    case = mixture("batch", gate="token")
+    t = case.inputs(torch.float32)
+    t = {name: v if name == "x" else v.detach().bfloat16().requires_grad_() for name, v in t.items()}
+    out, leaves = case.run(t), list(t.values())
+    weights = torch.randn(3, *out.shape, generator=torch.Generator().manual_seed(0))
+    each = [torch.autograd.grad(out, leaves, w, retain_graph=True) for w in weights]
+    batched = torch.autograd.grad(out, leaves, weights, is_grads_batched=True)
+    for got, wanted in zip(batched, zip(*each, strict=True), strict=True):
+        assert torch.equal(got, torch.stack(wanted))
+
+
 BAD = {
     "x-integer": (dict(x=torch.ones(3, 7, 24, dtype=torch.int64)), r"x must be floating \[\.\.\., L, d\].*int64"),
     "x-one-dimension": (dict(x=torch.ones(24)), r"x must be floating \[\.\.\., L, d\].*\[24\]"),
