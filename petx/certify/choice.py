@@ -195,10 +195,10 @@ def _current() -> int:
 def why_not(stem: str, device: int | None = None, dtype: torch.dtype | None = None) -> str | None:
     """Why not every call of operation ``stem`` may take the kernel on a card (the current one) in ``dtype`` (None: in
     any), or None. Certifies nothing."""
-    from petx.certify import first_use
+    from petx.certify import lookup
 
     device = _current() if device is None else device
-    choices = _of.get(device) or first_use.known(device)
+    choices = _of.get(device) or lookup.known(device)
     if choices.all is not None:
         return None if choices.all else choices.why
     by = choices.findings.get(stem, {})

@@ -16,7 +16,7 @@ from torch import distributed
 
 from petx.certify import cards as machine
 from petx.certify import certificate as file
-from petx.certify import first_use as first
+from petx.certify import lookup
 from petx.certify.cards import Card
 from petx.certify.choice import Choices
 
@@ -71,10 +71,10 @@ def first_use(card: Card) -> Choices:
         )
         return Choices(False, why, card=card)
     if _first_of_node():
-        return agreed(first.certified(card))
-    end = time.monotonic() + first.WAIT
+        return agreed(lookup.certified(card))
+    end = time.monotonic() + lookup.WAIT
     while True:
-        found = first.known(card.index)
+        found = lookup.known(card.index)
         if found.certificate is not None or found.settled:
             return agreed(found)
         if _decision(None) == "reference" or time.monotonic() > end:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from petx import ops
-from petx.certify import cards, choice, first_use, table
+from petx.certify import cards, choice, lookup, table
 from petx.certify.certificate import from_json
 from petx.version import __version__
 
@@ -78,7 +78,7 @@ def as_text(facts: dict[str, Any]) -> str:
 
 def _certificate(index: int) -> dict[str, Any]:
     """What is known of a card, certifying nothing: its certificate, or why there is none in use."""
-    found = choice._of.get(index) or first_use.known(index)
+    found = choice._of.get(index) or lookup.known(index)
     values = None if found.certificate is None else found.certificate.as_json()
     path = found.certificate.path if found.certificate is not None else None
     why = found.why if found.all is False else "PETX_CUDA_KERNELS=1 is set" if found.all else None

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from petx import ops
-from petx.certify import api, certificate, choice, first_use
+from petx.certify import api, certificate, choice, lookup
 from petx.certify import cards as machine
 from petx.certify.certificate import Certificate, Finding
 from petx.certify.choice import CertificateWarning, slower
@@ -328,12 +328,12 @@ def test_two_processes_at_once(cards):
 
 
 def test_a_process_that_waits_too_long_takes_the_reference(cards, monkeypatch):
-    monkeypatch.setattr(first_use, "WAIT", 0.3)
+    monkeypatch.setattr(lookup, "WAIT", 0.3)
     card = cards.card(0)
     lock = certificate.path_of(certificate.facts_of(card)).with_suffix(".lock")
     with certificate.lock(lock):
-        assert "another process has been certifying it" in first_use.certified(card, wait=0.3).why
-    assert first_use.certified(card).certificate is not None
+        assert "another process has been certifying it" in lookup.certified(card, wait=0.3).why
+    assert lookup.certified(card).certificate is not None
 
 
 @pytest.mark.parametrize("holder", ['{"pid": 999999999, "machine": "%s"}', "", "old"])

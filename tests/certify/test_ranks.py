@@ -10,7 +10,7 @@ import torch
 
 from petx import ops
 from petx.certify import cards as machine
-from petx.certify import certificate, choice, first_use, ranks
+from petx.certify import certificate, choice, lookup, ranks
 from petx.certify.choice import CertificateWarning
 from tests.certify.fake import H100, MIG, T4, OnGPU
 
@@ -77,7 +77,7 @@ def test_the_first_of_a_node_certifies_and_all_take_the_kernels(cards):
 )
 def test_processes_that_were_spawned(cards, monkeypatch, seconds, wait, found):
     """As torch.multiprocessing.spawn makes them; a certificate that comes too late is for the next run."""
-    monkeypatch.setattr(first_use, "WAIT", wait)
+    monkeypatch.setattr(lookup, "WAIT", wait)
     cards.script = ("fake_child.py", "slow", seconds)
     context = multiprocessing.get_context("fork")
     results = context.Queue()
@@ -92,14 +92,14 @@ def test_processes_that_were_spawned(cards, monkeypatch, seconds, wait, found):
 
 def test_all_take_the_reference_if_one_gave_up_waiting(cards, monkeypatch):
     """The first comes so late that another has decided; its own certificate is for the next run."""
-    monkeypatch.setattr(first_use, "WAIT", 0.5)
+    monkeypatch.setattr(lookup, "WAIT", 0.5)
     assert run(3, late=(2.0, 0, 0)) == {0: (False, 1), 1: (False, 0), 2: (False, 0)}
     assert len(list(certificate.folder().glob("*.json"))) == 1
 
 
 def test_nobody_is_waited_for_without_end(cards, monkeypatch):
     """A rank that never uses the card stops no other: the one that is here decides by itself."""
-    monkeypatch.setattr(first_use, "WAIT", 0.5)
+    monkeypatch.setattr(lookup, "WAIT", 0.5)
     results = multiprocessing.get_context("fork").Queue()
     alone = multiprocessing.get_context("fork").Process(target=one_rank, args=(1, 2, 0, results))
     alone.start()
@@ -115,7 +115,7 @@ def test_all_take_the_kernels_of_a_certificate_that_is_there(cards):
 
 def test_a_late_comer_keeps_to_the_reference(cards, monkeypatch):
     """The certificate is there when the last comes, and the run goes without it."""
-    monkeypatch.setattr(first_use, "WAIT", 0.5)
+    monkeypatch.setattr(lookup, "WAIT", 0.5)
     assert {taken for taken, _ in run(3, late=(1.5, 0, 3.5)).values()} == {False}
 
 

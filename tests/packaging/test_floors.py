@@ -1,6 +1,7 @@
 """The floors of CONTRIBUTING.md in Python: what a module up to the tuners may import of petx."""
 
 import ast
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -39,3 +40,28 @@ def test_a_room_imports_what_lies_below_it(room):
     assert files
     wrong = {str(path): extra for path in files if (extra := set(imported(path)) - MAY[room] - {room})}
     assert not wrong
+
+
+def imported_first(path, modules):
+    """The modules of petx that a file imports when it is imported itself: not in functions, not for types alone."""
+    waiting = [ast.parse(path.read_text(encoding="utf-8"))]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in modules)
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from (name if name in modules else node.module for name in names if {name, node.module} & modules)
+        elif not isinstance(node, ast.FunctionDef) and not (
+            isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        ):
+            waiting.extend(ast.iter_child_nodes(node))
+
+
+def test_no_modules_import_each_other():
+    """A module that needs itself, through others, works or not by which of them was imported first."""
+    files = {}
+    for path in sorted((ROOT / "petx").rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    TopologicalSorter({name: {*imported_first(path, set(files))} - {name} for name, path in files.items()}).prepare()
