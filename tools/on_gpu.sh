@@ -4,7 +4,8 @@
 #   tools/on_gpu.sh OUT [build] [certify] [test] [sanitize] [bench] [model] [profile]    default: all, in this order
 #
 # Writes logs and reports into OUT and a summary, OUT/summary.md, after every step, so that an interrupted run keeps
-# what it learnt. Needs torch with CUDA, nvcc of the same major version and pytest; nothing is downloaded.
+# what it learnt. Needs torch with CUDA, nvcc of the same major version, and what `pip install -e ".[test]" setuptools
+# ninja pybind11 packaging` brings; nothing is downloaded.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=$(mkdir -p "$1" && cd "$1" && pwd)
