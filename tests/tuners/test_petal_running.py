@@ -6,6 +6,7 @@ import copy
 import pytest
 import torch
 from peft import get_peft_model
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import offload_wrapper
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import petx.functional
@@ -193,29 +194,33 @@ def test_a_whole_tower_under_a_checkpoint(use_reentrant):
     assert_same_gradients(found, wanted, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("around", ["checkpoint", "save_on_cpu"])
-def test_checkpointed_layers_whose_inputs_are_packed_by_hooks_around_the_tower(around):
+@pytest.mark.parametrize("around", ["checkpoint", "save_on_cpu", "save_on_cpu, layer by layer"])
+def test_checkpointed_layers_whose_inputs_are_packed_by_hooks_around_them(around):
     """The layer that is recomputed then gets another tensor than the image that it was given before."""
     plain = without_host_dropout(petal("instructblip-t5", dropout=0.3))
     inputs = qformer_inputs("instructblip-t5", plain.base_model.model)
     checkpointed = copy.deepcopy(plain)
     checkpointed.gradient_checkpointing_enable({"use_reentrant": False})
-    found = []
-    for model, around_it in ((checkpointed, around), (plain, None)):
 
-        def run(image, qformer=model.base_model.model.qformer):
+    def gradients_of(model, around):
+        qformer, image = model.base_model.model.qformer, inputs["encoder_hidden_states"].clone().requires_grad_()
+        parameters = dict(model.named_parameters())
+        if "layer by layer" in around:
+            qformer.encoder.layer = torch.nn.ModuleList(map(offload_wrapper, qformer.encoder.layer))
+
+        def run(image):
             return qformer(**inputs | {"encoder_hidden_states": image}).last_hidden_state
 
-        image = inputs["encoder_hidden_states"].clone().requires_grad_()
         torch.manual_seed(0)
-        if around_it == "checkpoint":
+        if around == "checkpoint":
             out = torch.utils.checkpoint.checkpoint(run, image, use_reentrant=False)
         else:
-            with torch.autograd.graph.save_on_cpu() if around_it else contextlib.nullcontext():
+            with torch.autograd.graph.save_on_cpu() if around == "save_on_cpu" else contextlib.nullcontext():
                 out = run(image)
         out.square().sum().backward()
-        found.append(gradients(model) | {"image": image.grad})
-    assert_same_gradients(*found, rtol=1e-4, atol=1e-5)
+        return {name: p.grad for name, p in parameters.items() if p.grad is not None} | {"image": image.grad}
+
+    assert_same_gradients(gradients_of(checkpointed, around), gradients_of(plain, ""), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", QFORMERS)

@@ -98,10 +98,13 @@ class RunningTower:
             return project(x, u), None  # equal products, which the compiler makes one
         current, key = self._current(), (adapter, factors, autocast_dtype(x))
         if current is None:
-            return self._projected_again(key, x, u) if packing() and self._recomputed.has_seen(x) else (x, u)
-        here = current.is_here()
-        if not here and not current.gives_again(x):
-            return x, u  # the checkpointed layer's own, to be dropped with it
+            again = packing() and (self._recomputed.shares(key) or self._recomputed.has_seen(x))
+            return self._projected_again(key, x, u) if again else (x, u)
+        here, given = current.is_here(), current.was_given(x)
+        if not here:
+            self._recomputed.keep_shares(key, given)
+            if not given:
+                return x, u  # the checkpointed layer's own, to be dropped with it
         state = _state_of(x)
         held = current.projected.get(key)
         if held is None or held[0] is not x or held[1] != state:

@@ -39,11 +39,9 @@ class Pass:
     def mask(self) -> Tensor | None:
         return self._given.get("attention_mask")
 
-    def gives_again(self, x: Tensor) -> bool:
-        """Whether a checkpointed layer that is recomputed gets ``x`` itself again: an argument of the pass, unless
-        hooks around the pass pack what is saved, the layer's inputs too, into other tensors."""
-        unpacked = self.state is not None and self.state[2] is None
-        return unpacked and any(x is value for value in self._given.values())
+    def was_given(self, x: Tensor) -> bool:
+        """Whether ``x`` is an argument of the pass, which lives as long as the pass does."""
+        return any(x is value for value in self._given.values())
 
     def shares(self) -> bool:
         """Whether what is computed here may be used elsewhere in the pass: also inside a checkpointed layer whose
@@ -99,6 +97,7 @@ class Recomputed:
 
     def __init__(self) -> None:
         self._cores: dict[Any, Any] = {}
+        self._shares: set[Any] = set()  # (adapter, factors, dtype) that the last pass projected once for all layers
         self._projected = WeakTensorKeyDictionary()  # x -> {(adapter, factors, dtype): (versions, x Uᵀ)}
 
     def keep_cores(self, key: Any, sources: list[Tensor], cores: Cores) -> None:
@@ -107,6 +106,14 @@ class Recomputed:
     def cores(self, key: Any, sources: list[Tensor]) -> Cores | None:
         made, values = self._cores.get(key, (None, None))
         return values if made is not None and made == versions(sources) else None
+
+    def keep_shares(self, key: Any, given: bool) -> None:
+        (self._shares.add if given else self._shares.discard)(key)
+
+    def shares(self, key: Any) -> bool:
+        """Whether a layer found its input projected, which then has to be so again, whatever tensor it gets now: hooks
+        around that pack what is saved (save_on_cpu, another checkpoint) pack the layer's inputs, too."""
+        return key in self._shares
 
     def has_seen(self, x: Tensor) -> bool:
         return x in self._projected
