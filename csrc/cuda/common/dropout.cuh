@@ -16,12 +16,19 @@ struct Dropout {
   PETX_HD Dropout(double p, const int64_t* seed)
       : seed(p > 0 ? seed : nullptr), least(dropout_threshold(p) << 8), keep(C(1.0 / (1.0 - p))) {}
 
-  PETX_DEVICE bool drops() const { return seed != nullptr; }
+  PETX_HD bool drops() const { return seed != nullptr; }
+
+  // For whom has a register for it; 0 if nothing is dropped.
+  PETX_DEVICE uint64_t seed_value() const { return drops() ? static_cast<uint64_t>(read(seed)) : 0; }
 
   // factor[j] = 0 or `keep`, of the values from `element` on.
   template <int size>
   PETX_DEVICE void factors(C (&factor)[size], uint64_t element) const {
-    Words<size> words = draw<size>(element);
+    factors(factor, element, seed_value());
+  }
+  template <int size>
+  PETX_DEVICE void factors(C (&factor)[size], uint64_t element, uint64_t value) const {
+    Words<size> words = draw<size>(element, value);
 #pragma unroll
     for (int j = 0; j < size; ++j) factor[j] = words.word[j] >= least ? keep : C(0);
   }
@@ -30,7 +37,7 @@ struct Dropout {
   template <int size>
   PETX_DEVICE uint32_t kept(uint64_t element) const {
     if (!drops()) return ~0u;
-    Words<size> words = draw<size>(element);
+    Words<size> words = draw<size>(element, seed_value());
     uint32_t bits = 0;
 #pragma unroll
     for (int j = 0; j < size; ++j) bits |= words.word[j] >= least ? 1u << j : 0u;
@@ -54,12 +61,10 @@ struct Dropout {
     }
   };
 
-  // The words of `size` values. Four have one counter; a run that begins amid them reaches into one counter more. The
-  // seed is read each time, since registers are short.
+  // The words of `size` values. Four have one counter; a run that begins amid them reaches into one counter more.
   template <int size>
-  PETX_DEVICE Words<size> draw(uint64_t element) const {
+  PETX_DEVICE static Words<size> draw(uint64_t element, uint64_t value) {
     constexpr int kCounters = Words<size>::kCounters;
-    const uint64_t value = static_cast<uint64_t>(read(seed));
     Words<size> words;
 #pragma unroll
     for (int n = 0; n < kCounters; ++n) words.put(n, philox(value, element / 4 + n));

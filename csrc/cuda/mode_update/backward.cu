@@ -51,7 +51,7 @@ class Backward : ModeBlock<T> {
     if (p.diagonal) {
       this->keep(h, k, true, of_mode(to_.mixed, k));
     } else {
-      this->mix(p.drops ? of_mode(to_.kept, k) : h, k, of_mode(to_.mixed, k));
+      this->mix(p.mask.drops() ? of_mode(to_.kept, k) : h, k, of_mode(to_.mixed, k));
     }
   }
 
@@ -152,7 +152,7 @@ class BackwardCall {
     for (int64_t k = 0; k < p.count; ++k) {
       if (!g.dy[k]) continue;
       // Diagonal cores need the kept h only beside the core or dg_k, where it is made in passing.
-      to_.kept[k] = take(p.drops && !p.diagonal && (g.dv || g.dcores));
+      to_.kept[k] = take(p.mask.drops() && !p.diagonal && (g.dv || g.dcores));
       to_.mixed[k] = take(g.dv);
       to_.dg[k] = take(dh || g.dcores);
       to_.by_core[k] = take(p.diagonal && g.dcores);
@@ -161,7 +161,7 @@ class BackwardCall {
       if (p.diagonal) {
         sums_.column(dcore, to_.by_core[k], nullptr, p.rank);
       } else {
-        sums_.product(dcore, p.drops ? to_.kept[k] : p.h, to_.dg[k], p.rank, p.rank);
+        sums_.product(dcore, p.mask.drops() ? to_.kept[k] : p.h, to_.dg[k], p.rank, p.rank);
       }
     }
     sums_.product_of_pairs(g.dv, pairs, dy, mixed, p.d_out, p.rank);

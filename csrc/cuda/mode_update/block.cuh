@@ -5,25 +5,19 @@
 // counters.
 #pragma once
 
+#include "cuda/common/dropout.cuh"
 #include "cuda/common/row_block.cuh"
 #include "cuda/mode_update/plan.h"
 #include "kernels/mode_update.h"
-#include "kernels/philox.h"
 
 namespace petx::cuda {
 
 // The call as kernels see it: constants in the type that they are used in, so that no kernel computes in double.
 template <class C>
 struct ModeCall : ModeUpdateParams {
-  bool drops;
-  uint32_t threshold;
-  C keep;  // what is not dropped is multiplied by it
+  Dropout<C> mask;
 
-  explicit ModeCall(const ModeUpdateParams& p)
-      : ModeUpdateParams(p),
-        drops(p.dropout > 0),
-        threshold(dropout_threshold(p.dropout)),
-        keep(C(1.0 / (1.0 - p.dropout))) {}
+  explicit ModeCall(const ModeUpdateParams& p) : ModeUpdateParams(p), mask(p.dropout, p.seed) {}
 };
 
 // Projection k's pointer, chosen and not indexed, for which the table would be copied into local memory.
@@ -45,21 +39,16 @@ class ModeBlock : public RowBlock<S> {
   using typename Base::C, typename Base::Run, typename Base::T, typename Base::Tile;
 
   PETX_DEVICE ModeBlock(const ModeCall<C>& call, int64_t block)
-      : Base(call.rows, block), p(call), seed_(p.drops ? static_cast<uint64_t>(read(p.seed)) : 0) {}
+      : Base(call.rows, block), p(call), seed_(call.mask.seed_value()) {}
 
   PETX_DEVICE const T* core(int64_t k) const { return static_cast<const T*>(p.cores) + k * p.core_size(); }
 
-  // Times projection k's mask at this row and columns [column, column + 8).
+  // Times projection k's mask at this row and the run of columns from `column` on.
   PETX_DEVICE void drop(Run& run, int64_t k, int64_t column) const {
-    if (!p.drops) return;
-    uint64_t element = p.mask_begin(k) + static_cast<uint64_t>(token) * p.rank + column, counter = ~uint64_t(0);
-    Philox4 words = {};
-#pragma unroll
-    for (int j = 0; j < kRun; ++j, ++element) {
-      if (element / 4 != counter) words = philox(seed_, counter = element / 4);
-      uint32_t low = element & 1 ? words.word[1] : words.word[0], high = element & 1 ? words.word[3] : words.word[2];
-      run.value[j] *= ((element & 2 ? high : low) >> 8) >= p.threshold ? p.keep : C(0);
-    }
+    if (!p.mask.drops()) return;
+    Run factor;
+    p.mask.factors(factor.value, p.mask_begin(k) + static_cast<uint64_t>(token) * p.rank + column, seed_);
+    multiply_by(run, factor);
   }
 
   // drop_k(h), and for diagonal cores times the core, of the block's rows.

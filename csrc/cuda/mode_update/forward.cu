@@ -44,7 +44,7 @@ class Forward : ModeBlock<T> {
     for (int64_t k = begin / tiles; k * tiles < end; ++k) {
       if (p.diagonal) {
         this->keep(h_, k, true, mixed_);
-      } else if (p.drops) {
+      } else if (p.mask.drops()) {
         this->keep(h_, k, false, kept_);
         this->mix(kept_, k, mixed_);
       } else {
@@ -105,7 +105,7 @@ class ForwardCall {
       : p(params), plan_(params), out_(out) {
     int64_t size = p.rows * p.rank;
     passing_.h = workspace.take<T>(p.x ? (plan_.shares.count - 1) * size : 0);
-    passing_.kept = workspace.take<T>(p.drops && !p.diagonal ? plan_.shares.count * size : 0);
+    passing_.kept = workspace.take<T>(p.mask.drops() && !p.diagonal ? plan_.shares.count * size : 0);
     passing_.mixed = workspace.take<T>(plan_.shares.count * size);
   }
 

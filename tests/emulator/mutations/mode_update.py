@@ -25,7 +25,7 @@ CHECKS = [
 
 BLOCK, FORWARD, BACKWARD = "mode_update/block.cuh", "mode_update/forward.cu", "mode_update/backward.cu"
 SUMS = "common/token_sums.cuh"
-ROWS = "common/row_block.cuh"
+ROWS, DROPOUT = "common/row_block.cuh", "common/dropout.cuh"
 
 MUTATIONS = [
     # dropout
@@ -39,15 +39,15 @@ MUTATIONS = [
         r"static_cast<uint64_t>\(token\) \* p.rank",
         "static_cast<uint64_t>(token) * (p.rank - 1)",
     ),
-    Mutation("dropout does not scale up", BLOCK, r"C\(1.0 / \(1.0 - p.dropout\)\)", "C(1)"),
-    Mutation("dropout's complement", BLOCK, r">= p.threshold", "< p.threshold"),
-    Mutation("dropout one word off", BLOCK, r"element & 2 \? high : low", "element & 2 ? low : high"),
-    Mutation("stale counter of the dropout", BLOCK, r"element / 4 != counter\)", "element / 8 != counter / 2)"),
+    Mutation("dropout does not scale up", DROPOUT, r"C\(1.0 / \(1.0 - p\)\)", "C(1)"),
+    Mutation("dropout's complement", DROPOUT, r">= least \? keep", "< least ? keep"),
+    Mutation("dropout one word off", DROPOUT, r"if \(element & 1\) words.template skip<1>\(\);", ""),
+    Mutation("one counter for all of a run", DROPOUT, r"element / 4 \+ n\)", "element / 4)"),
     Mutation(
         "seed's high word lost",
-        BLOCK,
-        r"static_cast<uint64_t>\(read\(p.seed\)\)",
-        "static_cast<uint32_t>(read(p.seed))",
+        DROPOUT,
+        r"static_cast<uint64_t>\(read\(seed\)\)",
+        "static_cast<uint32_t>(read(seed))",
     ),
     # rows and runs
     Mutation(
@@ -88,7 +88,7 @@ MUTATIONS = [
         "missing dropout scale in the backward",
         BACKWARD,
         r"this->drop\(part, k, column\);",
-        "this->drop(part, k, column); for (C& value : part.value) value /= p.keep;",
+        "this->drop(part, k, column); for (C& value : part.value) value /= p.mask.keep;",
     ),
     Mutation("dh by the first projection's mask", BACKWARD, r"drop\(part, k, column\)", "drop(part, 0, column)"),
     Mutation(
@@ -103,7 +103,7 @@ MUTATIONS = [
         "to_.dh",
     ),
     Mutation("every share of dx the first", ROWS, r"block_y\(\) \* shares.each", "0"),
-    Mutation("dM by the whole h", BACKWARD, r"p.drops \? to_.kept\[k\] : p.h", "p.h"),
+    Mutation("dM by the whole h", BACKWARD, r"p.mask.drops\(\) \? to_.kept\[k\] : p.h", "p.h"),
     Mutation("diagonal's gradient by the whole h", BACKWARD, r"this->drop\(kept, k, column\);", ";"),
     Mutation(
         "diagonal core lost in dh",
@@ -114,12 +114,12 @@ MUTATIONS = [
     Mutation(
         "dM turned",
         BACKWARD,
-        r"product\(dcore, (p.drops \? to_.kept\[k\] : p.h), to_.dg\[k\],",
+        r"product\(dcore, (p.mask.drops\(\) \? to_.kept\[k\] : p.h), to_.dg\[k\],",
         r"product(dcore, to_.dg[k], \1,",
     ),
     Mutation("dM numbered by the given dy", BACKWARD, r" \+ k \* p.core_size\(\)", " + (pairs - 1) * p.core_size()"),
     Mutation("all dM in one place", BACKWARD, r" \+ k \* p.core_size\(\)", ""),
-    Mutation("dV by the whole h", BACKWARD, r"mix\(p.drops \? of_mode\(to_.kept, k\) : h,", "mix(h,"),
+    Mutation("dV by the whole h", BACKWARD, r"mix\(p.mask.drops\(\) \? of_mode\(to_.kept, k\) : h,", "mix(h,"),
     Mutation("dV by the first g", BACKWARD, r"mixed\[pairs\+\+\] = to_.mixed\[k\]", "mixed[pairs++] = to_.mixed[0]"),
     Mutation("last rank left out of dx", BACKWARD, r"(p.d_in, p.d_in\)),\s*p.rank\);", r"\1, p.rank - (p.rank > 1));"),
     # sums of several products
