@@ -1,5 +1,5 @@
 # The few commands of daily work; CONTRIBUTING.md explains them. They use the activated environment.
-.PHONY: help build test test-fast style fix types kernels mutants docs bench ci
+.PHONY: help build test test-fast nightly style fix types kernels mutants docs bench ci
 
 help:  ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' Makefile | expand -t 14
@@ -29,6 +29,9 @@ types:  ## mypy
 kernels:  ## compile the CUDA kernels without a GPU (needs nvcc), and run them in the emulator
 	PETX_CUDA=check python -m pip install -q -e . --no-build-isolation --no-deps
 	python -m pytest -q tests/emulator
+
+nightly:  ## the tests that the whole suite leaves out (long; before a release, or after a change below csrc/cuda)
+	python -m pytest -q -n auto -m nightly
 
 mutants:  ## mutation tests of the CUDA kernels (hours; --only NAME in tests/emulator/mutants.py runs some)
 	python -m tests.emulator.mutants
