@@ -1,7 +1,7 @@
 // The expert mixture as a block of rows sees it: what forward and backward, fused and hybrid, compute alike.
 //
 // Products as wide as the experts' rank are made by the whole block, a tile of columns at a time; what follows a
-// product is done by the four threads that own a row, in runs of eight columns. What needs a whole row between two
+// product is done by the four threads that own a row, in runs of sixteen bytes. What needs a whole row between two
 // products (gates, and all that is K wide) has a launch of its own, eight lanes a row.
 #pragma once
 
@@ -118,7 +118,7 @@ class Mixture : public RowBlock<S> {
   C* const gates;    // its own
 };
 
-// Rows without a product, eight lanes each, which take an expert's runs of eight columns in turns.
+// Rows without a product, eight lanes each, which take an expert's runs of sixteen bytes in turns.
 template <class S>
 class MixtureRow {
  public:

@@ -17,7 +17,7 @@ namespace petx::cuda {
 namespace {
 
 // What the row blocks leave for each other and for the sums over tokens, [N, R] each, null where not needed. Without
-// dropout the kept h is h, with a shared mask it is the same for all projections.
+// dropout the kept h is h.
 template <class T>
 struct Intermediate {
   T* kept[kMostModes];

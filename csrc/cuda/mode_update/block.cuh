@@ -1,7 +1,7 @@
 // mode_update as a block of rows sees it: what forward and backward compute alike.
 //
 // Products are made by the whole block, a tile of columns at a time. Everything else is done by the four threads that
-// own a row, each in runs of eight columns: sixteen bytes of a 16-bit type, and eight masks from two of Philox's
+// own a row, each in runs of sixteen bytes: eight columns of a 16-bit type, whose masks come from two of Philox's
 // counters.
 #pragma once
 
