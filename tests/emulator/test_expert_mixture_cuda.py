@@ -12,7 +12,7 @@ PER_CHUNK = 4 * 8 * 4  # matrix products of a tile 64 deep: four steps of eight 
 
 N, D, K, R = 128, 128, 4, 16  # two blocks of rows, two tiles of columns, one of the rank
 S, BLOCKS, TILES = K * R, N // 64, D // 64
-LANES, RUN = 8, 8  # threads of a row where no product is, and columns that a thread takes at a time
+LANES = 8  # threads of a row where no product is
 
 
 def run(emulator, dtype, backward=False, **options):
@@ -72,7 +72,8 @@ def test_cost_of_the_backward(dtype, emulator):
     q = N * D + BLOCKS * S * D
     between = 2 * N * S  # u and q
     between_gates = N * K * (LANES + 1 + 1)  # each lane a gate, then its own gates and their gradients
-    dx = TILES * N * S + BLOCKS * S * D + N * D + N * D * K + N * D // RUN * K  # with the gate's part, K values of two
+    column_runs = N * D // (16 // size)  # of sixteen bytes
+    dx = TILES * N * S + BLOCKS * S * D + N * D + N * D * K + column_runs * K  # with the gate's part, K values of two
     sums = 2 * TILES * 2 * N * 64 + TILES * (N * K + N * 64)  # two weights, and the gate's
     grads = 2 * S * D + K * D
     assert counters.launches == 5  # q, rows, dx, products over tokens, splits added up

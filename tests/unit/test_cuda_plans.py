@@ -66,7 +66,7 @@ def test_old_cards_take_the_reference():
 def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match="no operation is called lora"):
         plan("lora")
-    with pytest.raises(ValueError, match="mode_update has no size width; it has count, d_out, rows"):
+    with pytest.raises(ValueError, match="mode_update has no size width; it has count, d_in, d_out, rank, rows"):
         plan("mode_update", width=3)
     with pytest.raises(ValueError, match="dtype must be .* got int8"):
         plan("mode_update", "int8")
