@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -36,7 +37,12 @@ def written_whole(path: str | os.PathLike) -> Iterator[Path]:
                     os.fsync(file.fileno())
         if path.is_dir() and target.is_dir():  # a folder cannot be renamed over a filled one
             os.replace(path, scratch / "replaced")
-        os.replace(target, path)
+        try:
+            os.replace(target, path)
+        except BaseException:  # a signal, too, comes between the two
+            if (scratch / "replaced").is_dir() and not path.exists():
+                os.replace(scratch / "replaced", path)
+            raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -71,29 +77,48 @@ def user_path(text: str | os.PathLike, argument: str) -> Path:
 
 
 LOCK = ".petx-lock"
+_HOLDING: set[tuple[int, str]] = set()  # process and folder: a record lock does not keep its own process out
 
 
 @contextlib.contextmanager
 def held(folder: str | os.PathLike, argument: str) -> Iterator[None]:
-    """Hold ``folder`` alone; :class:`UserError` naming ``argument`` if another process holds it.
+    """Hold ``folder`` alone; :class:`UserError` naming ``argument`` if another run holds it, of this process too.
 
     The system's own record lock: it ends with the process, however that ends, and worker processes do not inherit it.
     The file that a killed process leaves behind means nothing. A file system without locks is used without one.
     """
-    path = Path(folder, LOCK)
+    path, holding = Path(folder, LOCK), (os.getpid(), os.path.realpath(folder))
+    if holding in _HOLDING:  # before the file is opened: closing it again would end the lock
+        raise _in_use(folder, argument, f"process {os.getpid()}, this one")
     while True:
-        with open(path, "a+", encoding="utf-8") as file:
+        with _opened(path, argument) as file:
             _lock(file, folder, argument)
             if not _is_at(file, path):  # its holder removed it between the two lines above: another may have made one
                 continue
             file.truncate(0)
             file.write(f"process {os.getpid()} on {os.uname().nodename}")
             file.flush()
+            _HOLDING.add(holding)
             try:
                 yield
             finally:
+                _HOLDING.discard(holding)
                 path.unlink(missing_ok=True)
             return
+
+
+def _opened(path: Path, argument: str) -> IO[str]:
+    try:
+        return open(path, "a+", encoding="utf-8")
+    except OSError as error:  # another user's, left behind
+        raise UserError(f"{argument}: cannot write {path} ({error.strerror or error}): remove that file") from error
+
+
+def _in_use(folder: str | os.PathLike, argument: str, holder: str) -> UserError:
+    return UserError(
+        f"{argument} {str(folder)!r} is in use: another run is writing there ({holder}). Wait for its end, "
+        "or choose another folder"
+    )
 
 
 def _lock(file: IO[str], folder: str | os.PathLike, argument: str) -> None:
@@ -102,10 +127,7 @@ def _lock(file: IO[str], folder: str | os.PathLike, argument: str) -> None:
     except (BlockingIOError, PermissionError) as error:
         file.seek(0)
         holder = file.read().strip() or "another process"
-        raise UserError(
-            f"{argument} {str(folder)!r} is in use: another run is writing there ({holder}). Wait for its end, "
-            "or choose another folder"
-        ) from error
+        raise _in_use(folder, argument, holder) from error
     except OSError:  # the file system has no locks
         pass
 
@@ -136,7 +158,7 @@ def what_is_damaged(file: str | os.PathLike) -> str | None:
                 broken = archive.testzip()
             if broken is not None:
                 return f"{broken} in it has another checksum"
-    except (OSError, ValueError, EOFError, SafetensorError, zipfile.BadZipFile, NotImplementedError) as error:
+    except (OSError, ValueError, EOFError, SafetensorError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         return f"{type(error).__name__}: {error}"
     return None
 

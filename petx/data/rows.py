@@ -94,7 +94,7 @@ def json_rows(path: Path, *needed: str, key: str | None = None) -> list[Row]:
 def json_lines(path: Path, *needed: str) -> list[Row]:
     """The objects of a file of JSON lines; every one has the fields ``needed``."""
     places, rows = [], []
-    for number, line in enumerate(_read(path, str.splitlines), 1):
+    for number, line in enumerate(_read(path, lambda text: text.split("\n")), 1):  # a text may hold other line ends
         if line.strip():
             try:
                 rows.append(json.loads(line))

@@ -16,7 +16,7 @@ from petx.data.pictures import _TURNED, ORIENTATION, check_picture, read_picture
 from petx.data.rows import json_lines, json_rows
 from petx.data.stores import H5Features, ImageFiles, NpzFeatures
 from petx.errors import UserError
-from petx.files import damaged_files, held, read_json, user_path, what_is_damaged, written_whole
+from petx.files import LOCK, damaged_files, held, read_json, user_path, what_is_damaged, written_whole
 from tests.fixtures.image_text import WIDTH, write_data
 
 # ---- pictures ----
@@ -196,6 +196,14 @@ def test_a_byte_order_mark_is_skipped_and_another_encoding_told(tmp_path):
             json_rows(path, "a")
 
 
+def test_a_line_of_json_ends_at_a_line_feed_alone(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    texts = [f"a{mark}b" for mark in ("\u2028", "\u2029", "\x85")]
+    lines = [json.dumps({"a": text}, ensure_ascii=False) for text in texts]
+    path.write_bytes("\r\n\n".join(lines).encode())
+    assert [row["a"] for row in json_lines(path, "a")] == texts
+
+
 @pytest.mark.parametrize(
     "content, message",
     [
@@ -298,6 +306,47 @@ def test_a_folder_is_held_by_one_process(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_folder_is_held_once_in_a_process(tmp_path):
+    """A record lock lets its own process in, and is lost as soon as that closes the file again."""
+    with held(tmp_path, "output_dir"):
+        for same in (tmp_path, tmp_path / "." / "x" / ".."):
+            with pytest.raises(UserError, match="is in use: .*this one"), held(same, "output_dir"):
+                pass
+        child = os.fork()
+        if child == 0:
+            try:
+                with held(tmp_path, "output_dir"):
+                    os._exit(1)
+            except UserError:
+                os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+    with held(tmp_path, "output_dir"):
+        pass
+
+
+def test_a_lock_that_cannot_be_opened_is_named(tmp_path):
+    (tmp_path / LOCK).mkdir()  # as another user's file is: nobody here may write it
+    with pytest.raises(UserError, match=r"output_dir: cannot write .*petx-lock .*: remove that file"):
+        with held(tmp_path, "output_dir"):
+            pass
+
+
+def test_an_interruption_between_two_renamings_loses_nothing(tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old").write_text("x")
+    replace = os.replace
+
+    def stopped(source, target):
+        if os.path.basename(os.path.dirname(source)).startswith(".out-") and not str(source).endswith("replaced"):
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", stopped)
+    with pytest.raises(KeyboardInterrupt), written_whole(tmp_path / "out") as target:
+        target.mkdir()
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "old"]
+
+
 def test_a_killed_process_holds_nothing(tmp_path):
     ready, told = os.pipe()
     child = os.fork()
@@ -326,6 +375,12 @@ def test_damaged_files_are_named(tmp_path):
         for content in (b"", whole[: len(whole) // 2], b"\0" * len(whole)):
             (tmp_path / name).write_bytes(content)
             assert what_is_damaged(tmp_path / name) is not None, (name, content)
+    np.savez_compressed(tmp_path / "b.npz", a=np.arange(4096))
+    content = bytearray((tmp_path / "b.npz").read_bytes())
+    content[200:240] = b"\xff" * 40
+    (tmp_path / "b.npz").write_bytes(content)
+    assert what_is_damaged(tmp_path / "b.npz") is not None
+    (tmp_path / "b.npz").unlink()
     assert set(damaged_files(tmp_path)) == {"a.safetensors", "a.pt", "a.json"}
     for content in ("", "[]", "{}", "{"):
         (tmp_path / "a.json").write_text(content)
