@@ -17,11 +17,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from pathlib import Path
-
     from petx import studies
     from petx.errors import UserError
+    from petx.files import user_path
     from petx.studies import plan, results, running
+    from petx.train import stopping
 
     if args.study is None:
         if not args.list:
@@ -31,18 +31,23 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.jobs < 1:
         raise UserError(f"--jobs must be at least 1, got {args.jobs}")
-    study = studies.read(args.study, seeds=_seeds(args.seeds), assignments=args.set)
+    name = str(user_path(args.study, "NAME")) if args.study.startswith("~") else args.study
+    study = studies.read(name, seeds=_seeds(args.seeds), assignments=args.set)
     if args.list:
         print(f"{study.name}: {study.description}")
         print(f"petx train {study.method} --preset {study.preset}, seeds {', '.join(map(str, study.seeds))}")
         print("\n".join(f"  {cell.name}" for cell in study.cells))
         return 0
-    out = Path(args.output_dir or f"petx-runs/study-{study.name}")
+    folder = f"petx-runs/study-{study.name}" if args.output_dir is None else args.output_dir
+    out = user_path(folder, "--output_dir")
     try:
-        failed = running.run(study, out, at_once=args.jobs, say=lambda text: print(text, flush=True))
-    except KeyboardInterrupt:
-        print(f"\nInterrupted. What was finished is in {out}; the same command goes on from there.")
-        return 130
+        with stopping.as_interruption():  # a scheduler's SIGTERM must not leave the children running
+            failed = running.run(study, out, at_once=args.jobs, say=lambda text: print(text, flush=True))
+    except KeyboardInterrupt as stop:
+        stopping.last_words(
+            f"\n{stopping.name(stop)}. What was finished is in {out}; the same command goes on from there."
+        )
+        return stopping.exit_code(stop)
     text, files = results.write(study, out)
     print(f"\n{text}")
     for file in files:

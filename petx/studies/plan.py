@@ -9,7 +9,7 @@ from typing import Any
 
 from petx.errors import UserError
 from petx.train import METHODS, recipes
-from petx.train.settings import Common, assigned, checked, laid_over, presets, read_preset, read_yaml
+from petx.train.settings import MOST_SEED, Common, assigned, checked, laid_over, presets, read_preset, read_yaml
 
 FOLDER = Path(__file__).parents[1] / "recipes" / "studies"
 KEYS = {  # of the file -> its type; those of _OPTIONAL may be left out
@@ -45,7 +45,7 @@ class Cell:
     @property
     def folder(self) -> str:
         """Its name as a folder's."""
-        return re.sub(r"[^\w.,=+-]+", "_", self.name)
+        return re.sub(r"[^\w.,=+-]+|^\.+", "_", self.name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,9 +127,9 @@ def _check_keys(path: Path, values: dict[str, Any]) -> None:
 
 
 def _seeds(seeds: list[Any], where: str) -> list[int]:
-    good = all(isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0 for seed in seeds)
+    good = all(isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed <= MOST_SEED for seed in seeds)
     if not seeds or not good or len(set(seeds)) < len(seeds):
-        raise UserError(f"{where} must be different integers that are not negative, at least one; got {seeds!r}")
+        raise UserError(f"{where} must be different integers from 0 to {MOST_SEED}, at least one; got {seeds!r}")
     return list(seeds)
 
 

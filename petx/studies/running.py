@@ -22,7 +22,7 @@ import torch
 import yaml
 
 from petx.errors import UserError
-from petx.files import require_writable, write_json, written_whole
+from petx.files import held, read_json, require_writable, write_json, written_whole
 from petx.studies.plan import Cell, Study
 from petx.train.settings import Common, checked, laid_over, read_preset
 from petx.train.stages import SETTINGS, changed
@@ -45,7 +45,7 @@ class Job:
         """Whether it ended well, and its report has all its baselines."""
         try:
             arms = json.loads((self.folder / RESULTS).read_text(encoding="utf-8"))["arms"]
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             return False
         return (self.folder / DONE).is_file() and set(self.settings.all_arms) <= set(arms)
 
@@ -54,7 +54,8 @@ class Job:
         note = self.folder / SETTINGS
         if not note.is_file():
             return
-        for name, was, value in changed(json.loads(note.read_text(encoding="utf-8")), self.settings):
+        before = read_json(note, hint=f"remove {self.folder} to run it anew, or choose another --output_dir")
+        for name, was, value in changed(before, self.settings):
             raise UserError(
                 f"{self.folder} was run with {name}={was!r}, not {value!r}: remove that folder to run it again, or "
                 "choose another --output_dir"
@@ -104,10 +105,15 @@ def _host_job(study: Study, cell: Cell, folder: Path, seed: int) -> Job:
 def run(study: Study, out: Path, *, at_once: int, say: Callable[[str], None]) -> list[str]:
     """Run what is not finished, ``at_once`` at a time; titles of what failed, in order.
 
-    Raises UserError before anything runs if ``out`` cannot be written or holds runs with other settings.
-    KeyboardInterrupt ends the children first; what they had finished stays.
+    Raises UserError before anything runs if ``out`` cannot be written, is in use by another study or holds runs with
+    other settings. KeyboardInterrupt ends the children first; what they had finished stays.
     """
     require_writable(out, "output_dir")
+    with held(out, "output_dir"):
+        return _run(study, out, at_once, say)
+
+
+def _run(study: Study, out: Path, at_once: int, say: Callable[[str], None]) -> list[str]:
     hosts, cells = jobs(study, out)
     for job in (*hosts, *cells):
         job.check()
@@ -198,8 +204,9 @@ class _Children:
         return f"failed with exit code {code}: {last[-1] if last else 'nothing was printed'} ({log})"
 
     def stop(self) -> None:
-        """End the children as Ctrl-C does, so that they leave whole checkpoints."""
+        """End the children as Ctrl-C does, so that they leave whole checkpoints; by SIGTERM, since a shell's background
+        jobs ignore SIGINT."""
         with self.lock:
             self.stopped = True
             for child in self.running:
-                child.send_signal(signal.SIGINT)
+                child.send_signal(signal.SIGTERM)

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import signal
 import time
 
 import pytest
@@ -14,6 +16,7 @@ from petx import baselines, hosts, studies
 from petx.baselines._sizes import counts
 from petx.cli import main as petx
 from petx.errors import UserError
+from petx.files import held
 from petx.studies import plan, results, running
 from petx.train import petal, recipes, stages, vlpet
 from petx.train.run import Run
@@ -98,7 +101,7 @@ def test_axes_are_combined_and_settings_laid_over(tmp_path):
         (dict(metrics="accuracy"), "unknown key 'metrics'; there are: description, method, "),
         (dict(metric=None), "mine.yaml: metric is missing"),
         (dict(seeds=3), "seeds must be a list, got 3"),
-        (dict(seeds=[0, 0]), r"seeds must be different integers that are not negative, at least one; got \[0, 0\]"),
+        (dict(seeds=[0, 0]), r"seeds must be different integers from 0 to 4294967295, at least one; got \[0, 0\]"),
         (dict(seeds=[]), "at least one; got"),
         (dict(method="lora"), "method must be one of vlpet, petal; got 'lora'"),
         (dict(preset="smoky"), "unknown preset 'smoky' of vlpet; there are: easy-vqa, "),
@@ -126,6 +129,8 @@ def test_what_is_wrong_in_a_file_is_named(tmp_path, changes, message):
         ("nowhere.yaml", "cannot read settings from nowhere.yaml"),
         ("smoke --jobs 0", "--jobs must be at least 1, got 0"),
         ("smoke --seeds 1,b", "--seeds must be integers with commas between them, such as 0,1,2; got '1,b'"),
+        ("smoke --seeds 4294967296", "--seeds must be different integers from 0 to 4294967295"),
+        ("smoke --output_dir=", "--output_dir must be a path, got ''"),
         ("smoke --seeds 1,1", "--seeds must be different integers"),
         ("smoke --set rank", "--set wants KEY=VALUE, got 'rank'"),
         ("", "name a study; there are: designs, "),
@@ -248,7 +253,7 @@ def test_an_unfinished_cell_is_finished_and_a_failing_one_is_named(smoke, petx_c
 CHILD = """#!/bin/sh
 case "$*" in *level=large*) exit 3;; esac
 sleep 60 &
-trap 'kill $!; echo interrupted; exit 130' INT
+trap 'kill $!; echo interrupted; exit 130' TERM
 echo ready
 wait
 """
@@ -278,6 +283,48 @@ def test_an_interruption_ends_the_children(tmp_path, monkeypatch):
     assert log.read_text() == "ready\ninterrupted\n"
     assert said[1] == "no cells of this study, left alone: level=huge"
     assert "level=large, seed 0: failed with exit code 3: nothing was printed" in said[2]
+
+
+def test_a_tilde_is_the_home_folder_for_a_study_too(tmp_path, monkeypatch):
+    """The children expand it: what the study reads must be what they wrote."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(running, "run", lambda study, out, **_: seen.append((study.name, out)) or [])
+    monkeypatch.setattr(results, "write", lambda study, out: ("", []))
+    write(tmp_path)
+    seen = []
+    assert petx(["study", "~/mine.yaml", "--output_dir=~/out"]) == 0
+    assert seen == [("mine", tmp_path / "out")]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_study_ends_by_a_signal_as_by_an_interruption(tmp_path, monkeypatch, capsys, number):
+    before = signal.getsignal(number)
+    monkeypatch.setattr(running, "run", lambda *_, **__: os.kill(os.getpid(), number) or time.sleep(30))
+    assert petx(["study", write(tmp_path), "--output_dir", str(tmp_path / "out")]) == 128 + number
+    assert f"Stopped by {number.name}. What was finished is in " in capsys.readouterr().out
+    assert signal.getsignal(number) is before
+
+
+def test_two_studies_do_not_share_a_folder(tmp_path):
+    with held(tmp_path, "output_dir"), pytest.raises(UserError, match="output_dir .* is in use"):
+        running.run(studies.read(write(tmp_path)), tmp_path, at_once=1, say=print)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{"])
+def test_damaged_notes_of_a_cell_are_named(tmp_path, content):
+    study, folder = studies.read(write(tmp_path)), tmp_path / "out" / "cells" / "level=none" / "seed-0"
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text(content)
+    (folder / "settings.json").write_text(content)
+    with pytest.raises(UserError, match=r"level=none/seed-0/settings\.json is damaged.*; remove .* to run it anew"):
+        running.run(study, tmp_path / "out", at_once=1, say=print)
+    assert results.collect(study, tmp_path / "out")["missing"]
+
+
+def test_a_cells_folder_lies_below_its_study(tmp_path):
+    for name in ("..", ".", "../x"):
+        (cell,) = studies.read(write(tmp_path, axes=None, cells={name: {}})).cells
+        assert not cell.folder.startswith(".") and "/" not in cell.folder
 
 
 def test_a_run_that_does_not_reproduce_its_score_is_not_finished(tmp_path, monkeypatch):
