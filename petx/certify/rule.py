@@ -84,8 +84,8 @@ def wrong(got: Found, case: Case, tensors: Tensors) -> str | None:
 
 # In one draw of the inputs torch's own error may be small by luck, the more so for the fewer values. A result near its
 # bound is therefore held to it over several draws. It was found where nvcc contracts products and sums into one
-# instruction: the three values of gate_bias's gradient, expert_mixture's few-rows in float32, were over the bound of one
-# draw, though no operation in them rounds more than torch's. The bound was wrong, not the kernel.
+# instruction: the three values of gate_bias's gradient, in expert_mixture's few-rows in float32, were over the bound of
+# one draw, though no operation in them rounds more than torch's. The bound was wrong, not the kernel.
 FEW_VALUES, DRAWS = 8, 16
 
 
