@@ -66,6 +66,10 @@ class Case:
         return type(self)(self.name, shapes, self.options)
 
 
+# Blocks take all of a row block's column tiles in turns, as with many rows; with few, each tile has a block of its own.
+ONE_SHARE = {"PETX_CUDA_SHARES": "1"}
+
+
 @dataclass(frozen=True)
 class Trial:
     """A case that certifies: run twice, in guarded memory, against the rule.

@@ -7,7 +7,7 @@ import torch
 
 from petx import reference
 from petx.bench.case import BenchCase
-from petx.certify.cases.case import Case, Device, Results, Tensors, Trial
+from petx.certify.cases.case import ONE_SHARE, Case, Device, Results, Tensors, Trial
 
 DROPOUT_SEED = (5 << 40) + 20_231_215  # both words count
 
@@ -73,6 +73,7 @@ CERTIFIED = [
     Trial(modes("misaligned", batch=(2, 33), d_in=72, d_out=64, rank=16, dropout=0.1), misaligned=True),
     Trial(modes("odd", batch=(3, 43), d_in=37, d_out=35, rank=5, dropout=0.1)),
     Trial(modes("wide", batch=(1, 70), d_in=131, d_out=67, rank=65, count=2, dropout=0.1, shared_mask=True)),
+    Trial(modes("one-share", batch=(1, 70), d_in=150, d_out=140, rank=9, count=2, dropout=0.1), environment=ONE_SHARE),
     Trial(modes("splits", batch=(5, 113), d_in=24, d_out=20, rank=8, dropout=0.1)),
 ]
 
