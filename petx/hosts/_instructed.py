@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoProcessor, PreTrainedModel
+from transformers import AutoConfig, AutoProcessor, PreTrainedModel
 from transformers.utils import logging
 
 from petx.data.batches import IGNORED
@@ -38,7 +38,7 @@ class Instructed(Host):
     def __init__(self, config: Any, tokenizers: Tokenizers) -> None:
         self.pad = tokenizers.pad_token_id
         self.start = getattr(config.text_config, "decoder_start_token_id", None)
-        self.image_tokens = torch.full((self.visual_tokens(config),), config.image_token_id)
+        self.image_tokens = torch.full((self.visual_tokens(config),), image_token(config))
         self.decoder_only = self.is_decoder_only(config)
 
     @classmethod
@@ -69,6 +69,11 @@ class Instructed(Host):
             ) from error
         finally:
             logging.set_verbosity_warning()
+
+    @classmethod
+    def pretrained_tokenizers(cls, settings: Any) -> Tokenizers:
+        image_token(AutoConfig.from_pretrained(settings.host))  # told before any work
+        return cls.tokenizers(settings.host)
 
     @classmethod
     def load(cls, folder: str | Path, settings: Any) -> nn.Module:
@@ -170,6 +175,16 @@ class Instructed(Host):
 
     def _images_and_instructions(self, items: list[dict]) -> dict[str, torch.Tensor]:
         return {"pixel_values": torch.stack([item["pixel_values"] for item in items])}
+
+
+def image_token(config: Any) -> int:
+    """The token that stands for an image; :class:`UserError` if ``config`` is of a transformers that wrote none."""
+    if config.image_token_id is None:
+        raise UserError(
+            f"host: image_token_index of its {config.model_type} config.json is missing, as an older transformers "
+            "wrote it: take a newer revision, or add the token <image> to tokenizer, embedding and config"
+        )
+    return config.image_token_id
 
 
 def _first_answer(example: Example) -> Example:

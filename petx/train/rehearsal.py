@@ -9,10 +9,8 @@ from torch import nn
 from petx._memory import memory
 from petx.errors import UserError
 
-TRAINED, KEPT = (
-    16,
-    2,
-)  # bytes a parameter at least: weight, gradient and AdamW's moments; a frozen one in half precision
+# Bytes per parameter at least: weight, gradient and AdamW's two moments; a frozen one in half precision.
+TRAINED, TRAINED_HALF, KEPT = 16, 8, 2
 
 
 def check(run: Any) -> None:
@@ -41,7 +39,8 @@ def _built(settings: Any, what: str, build: Any) -> Any:
 def _fits(settings: Any, what: str, model: nn.Module, trained: bool = False) -> None:
     there = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else memory()
     counted = [(parameter.numel(), trained or parameter.requires_grad) for parameter in model.parameters()]
-    wanted = sum(count * (TRAINED if learns else KEPT) for count, learns in counted)
+    half = settings.host is not None and getattr(settings, "dtype", "float32") != "float32"
+    wanted = sum(count * ((TRAINED_HALF if half else TRAINED) if learns else KEPT) for count, learns in counted)
     if wanted > there:
         total = sum(count for count, _ in counted)
         raise UserError(

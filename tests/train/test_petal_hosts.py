@@ -1,6 +1,8 @@
 """``petx train petal --host``: BLIP-2 and LLaVA, tiny and of random weights, on image files; InstructBLIP is beside."""
 
 import json
+import shutil
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from safetensors.torch import load_file
 from petx import hosts
 from petx.cli import main as petx
 from petx.errors import UserError
-from petx.train import petal, tuned
+from petx.train import petal, rehearsal, tuned
 from petx.train.run import Run
 from tests.fixtures import instruct_blip as fixture
 
@@ -133,3 +135,25 @@ def test_petxs_own_kinds_are_known_in_a_fresh_process(tmp_path):
     VLBartConfig().save_pretrained(tmp_path)
     code = f"from petx import hosts; print(hosts.of_checkpoint({str(tmp_path)!r}, 'vlpet').words)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "BART\n"
+
+
+def test_a_host_without_an_image_token_is_refused_by_name(places, tmp_path):
+    """As transformers wrote InstructBLIP's and BLIP-2's configurations before they had one."""
+    shutil.copytree(places["blip2-opt"] / "host", tmp_path / "host")
+    config = tmp_path / "host" / "config.json"
+    kept = json.loads(config.read_text())
+    del kept["image_token_index"]
+    config.write_text(json.dumps(kept))
+    settings = fixture.settings(places["blip2-opt"], tmp_path / "out", host=str(tmp_path / "host"))
+    with pytest.raises(UserError, match="image_token_index of its blip-2 config.json is missing"):
+        petal.run(settings)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("dtype", "fits"), [("float32", False), ("bfloat16", True)])
+def test_half_precision_needs_half_of_the_memory(places, tmp_path, monkeypatch, dtype, fits):
+    model = torch.nn.Linear(100, 100, device="meta")
+    monkeypatch.setattr(rehearsal, "memory", lambda: 12 * 10_100)
+    settings = fixture.settings(places["llava"], tmp_path / "out", dtype=dtype)
+    with nullcontext() if fits else pytest.raises(UserError, match="10,100 parameters would take 161,600 bytes"):
+        rehearsal._fits(settings, "arm full", model)
