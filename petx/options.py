@@ -69,6 +69,11 @@ def _typed(name: str, value: Any, wanted: type) -> Any:
     if wanted is int and isinstance(value, int):
         return value
     try:
+        if wanted is int and isinstance(value, str):
+            return int(value)  # not by way of a float, which rounds what is beyond 2^53
+    except ValueError:
+        pass  # such as 1e3
+    try:
         number = float(value)
     except (ValueError, OverflowError):
         _refuse(name, words, value)

@@ -30,7 +30,11 @@ class Row(dict[str, Any]):
 
     def question(self, field: str) -> str:
         """A text for a model, without the placeholder of the image, which every host puts where it wants it."""
-        return self.text(field).replace(PLACEHOLDER, "").strip()
+        given = self.text(field)
+        asked = given.replace(PLACEHOLDER, "").strip()
+        if not asked and PLACEHOLDER in given:
+            self.refuse(field, f"a text beside {PLACEHOLDER}", given)
+        return asked
 
     def name(self, field: str) -> str:
         """The name or number of an image or a video."""

@@ -111,6 +111,7 @@ def test_settings_that_yaml_cannot_read_are_named(tmp_path):
 def test_values_are_taken_from_text_as_yaml_writes_them():
     assert checked_value("lr", "1e-3", float, {}) == 1e-3
     assert checked_value("steps", "1e3", int | None, {}) == 1000
+    assert checked_value("seed", "9007199254740993", int, {}) == 2**53 + 1
     assert checked_value("steps", None, int | None, {}) is None
     assert checked_value("ib", False, str, {"choices": ("off", "on")}) == "off"
     assert yaml.safe_load("lr: 1e-3") == {"lr": "1e-3"}

@@ -186,6 +186,12 @@ def test_the_placeholder_of_an_image_is_taken_out_of_a_question(data, text):
     assert examples("gqa", data, "train")[1].text == "which color?"
 
 
+def test_a_question_of_the_placeholder_alone_is_refused(data):
+    change(data / "GQA" / "train.json", sent=" <image>\n")
+    with pytest.raises(UserError, match=r"sent must be a text beside <image>, got ' <image>\\n'"):
+        examples("gqa", data, "train")
+
+
 def test_a_byte_order_mark_is_skipped_and_another_encoding_told(tmp_path):
     path = tmp_path / "rows.json"
     path.write_text('[{"a": "é"}]', encoding="utf-8-sig")
