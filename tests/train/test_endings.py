@@ -33,7 +33,7 @@ def begun(run, **changes):
 
 
 @pytest.mark.parametrize("number", stopping.SIGNALS)
-def test_a_signal_ends_a_run_in_words(made, monkeypatch, capsys, number):
+def test_a_signal_ends_a_run_in_words(made, monkeypatch, capsys, number, usual_signals):
     run, before = made(), signal.getsignal(number)
     monkeypatch.setattr(run, "execute", lambda: os.kill(os.getpid(), number))
     assert run.main() == 128 + number

@@ -297,7 +297,7 @@ def test_a_tilde_is_the_home_folder_for_a_study_too(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_study_ends_by_a_signal_as_by_an_interruption(tmp_path, monkeypatch, capsys, number):
+def test_a_study_ends_by_a_signal_as_by_an_interruption(tmp_path, monkeypatch, capsys, number, usual_signals):
     before = signal.getsignal(number)
     monkeypatch.setattr(running, "run", lambda *_, **__: os.kill(os.getpid(), number) or time.sleep(30))
     assert petx(["study", write(tmp_path), "--output_dir", str(tmp_path / "out")]) == 128 + number
