@@ -45,6 +45,7 @@ CASES = [
     # dropout
     site("dropout-0.9", granularity="large", dropout=0.9, residual=True),
     site("dropout-no-residual", granularity="middleX", dropout=0.5),
+    site("scale-alone", granularity="large", residual=True, scale=0.3),
     # odd sizes: widths that no vector divides, one token, rows that straddle blocks and splits
     site("one-token", batch=(1, 1), granularity="large", **BART_TAIL),
     site("no-batch", batch=(7,), granularity="small", mask=True),

@@ -43,16 +43,6 @@ class RowBlock {
     return {static_cast<const T*>(data) + begin, width, end - begin};
   }
 
-  // Calls visit(column, column in the tile) for this thread's columns of a tile that begins at `begin`.
-  template <class Visit>
-  PETX_DEVICE void each_column(int64_t begin, int64_t end, const Visit& visit) const {
-    if (!valid()) return;
-#pragma unroll 1
-    for (int run = kRun * sharer; run < Tile::kN; run += kRun * kSharers)
-#pragma unroll 1
-      for (int c = run; c < run + kRun && begin + c < end; ++c) visit(begin + c, c);
-  }
-
   // Calls visit(tile) for the tiles of columns that are this block's share.
   template <class Visit>
   PETX_DEVICE static void each_tile(const ColumnShares& shares, const Visit& visit) {

@@ -91,6 +91,7 @@ CERTIFIED = [
     Trial(site("large-bart", granularity="large", **BART_TAIL), each_gradient=True),
     Trial(site("middleX", granularity="middleX", **BART_TAIL)),
     Trial(site("middleY-sigmoid", granularity="middleY", middle_y="sigmoid", **T5_TAIL)),
+    Trial(site("scale-alone", granularity="middleY", residual=True, scale=0.3)),
     Trial(site("small-masked", granularity="small", mask=True, **BART_TAIL), each_gradient=True),
     Trial(site("small-original", granularity="small", gate_input="original", bias=False)),
     Trial(site("large-rms", granularity="large", residual=True, norm="rms", eps=1e-6, activation="gelu")),

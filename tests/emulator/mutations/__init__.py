@@ -7,7 +7,8 @@ A file has
 - ``MUTATIONS``: named changes;
 - ``CHECKS``: what must notice them, from cheap to dear. A check takes the emulator and returns what is wrong, or None.
 
-Files are found by their names; there is no list to extend.
+Files are found by their names; there is no list to extend. A name with an underscore in front is no module: _common.py
+has the mistakes that several list.
 """
 
 import importlib
@@ -112,8 +113,9 @@ def of_assertions(name, test, *arguments):
 
 
 def modules():
-    """Name -> module of every file here."""
-    return {info.name: importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)}
+    """Name -> module of every file here but those that begin with an underscore."""
+    names = [info.name for info in pkgutil.iter_modules(__path__) if not info.name.startswith("_")]
+    return {name: importlib.import_module(f"{__name__}.{name}") for name in names}
 
 
 def mutations(module):

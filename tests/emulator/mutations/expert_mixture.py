@@ -4,6 +4,7 @@ import torch
 
 from tests.cases.expert_mixture import CASES, WIDE
 from tests.emulator.mutations import Mutation, of_assertions, of_case, under
+from tests.emulator.mutations._common import ROWS, SHARES
 from tests.emulator.test_emulated_kernels import test_gradients_of_every_subset, test_inputs_may_begin_anywhere
 from tests.emulator.test_expert_mixture_cuda import test_large_logits, test_ties
 
@@ -35,9 +36,10 @@ CHECKS = [
 
 SITE, FORWARD, BACKWARD = "expert_mixture/block.cuh", "expert_mixture/forward.cu", "expert_mixture/backward.cu"
 OPERAND = "common/operand.cuh"
-ROWS = "common/row_block.cuh"
 
 MUTATIONS = [
+    *ROWS,
+    *SHARES,
     # the softmax
     Mutation("softmax without the largest", SITE, r"most = value > most \? value : most;", "most = C(0);"),
     Mutation("largest of the first logit", SITE, r"most = value > most \? value : most;", ";"),
@@ -65,18 +67,9 @@ MUTATIONS = [
     Mutation("a tile's biases over those of the last", FORWARD, r"static_cast<int>\(tile % 2\) \* Tile::kN \+ c", "c"),
     Mutation("gate's part of dx lost", BACKWARD, r"if \(p.gated\(\)\) \{", "if (false) {"),
     Mutation("sum of four lanes instead of eight", SITE, r"mask < kLanes; mask \*= 2", "mask < kLanes / 2; mask *= 2"),
-    Mutation(
-        "rows past the end take part", ROWS, r"if \(!valid\(\)\) return;(\s+#pragma unroll 1\s+for \(int c)", r"\1"
-    ),
     Mutation("rows past the end take part between", SITE, r"if \(!valid\) return;", ""),
     Mutation("an expert's last value left out", SITE, r"p.expert_rank - c\);", "p.expert_rank - c - 1);"),
     Mutation("a lane's first run alone", SITE, r"c \+= kRun \* kLanes", "c += p.expert_rank"),
-    Mutation("a block's last tile left out", ROWS, r"n < left; \+\+n", "n < left - 1; ++n"),
-    Mutation("a block's first tile alone", ROWS, r"n < shares.each && n < left", "n < 1 && n < left"),
-    Mutation("every share the first", ROWS, r"block_y\(\) \* shares.each", "0"),
-    Mutation(
-        "last rows of the wrong block", ROWS, r"all_rows - first < Tile::kM \? all_rows - first : Tile::kM", "Tile::kM"
-    ),
     # two weights as one operand
     Mutation(
         "second weight's rows by the first's", OPERAND, r"second \+ \(l - head\) \* stride", "second + l * stride"

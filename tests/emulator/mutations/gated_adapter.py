@@ -4,13 +4,15 @@ import torch
 
 from tests.cases import BY_NAME
 from tests.emulator.mutations import Mutation, of_assertions, of_case
+from tests.emulator.mutations._common import DROPOUT, MASK, ROW_SUMS, ROWS
 from tests.emulator.test_gated_adapter_cuda import SITES, test_cost, test_dropout_mask
 
 OPERATION = "gated_adapter"
 FILES = ("gated_adapter/forward.cu", "gated_adapter/backward.cu", "gated_adapter/block.cuh")
 
-NAMES = """large-bart middleX-bart small-masked middleY-sigmoid parallel-large-wide-x parallel-large pair odd-pair
-large-rms middleX-original small-masked-original large-t5 large-exact odd large-unbiased splits-small""".split()
+NAMES = """scale-alone large-bart middleX-bart small-masked middleY-sigmoid parallel-large-wide-x parallel-large pair
+odd-pair large-rms middleX-original small-masked-original large-t5 large-exact odd large-unbiased
+splits-small""".split()
 SITE_BY_NAME = {case.name: case for case in SITES}
 
 CHECKS = [
@@ -21,35 +23,21 @@ CHECKS = [
 ]
 
 SITE, FORWARD, BACKWARD = "gated_adapter/block.cuh", "gated_adapter/forward.cu", "gated_adapter/backward.cu"
-ROWS, DROPOUT = "common/row_block.cuh", "common/dropout.cuh"
 
 MUTATIONS = [
+    *MASK,
+    *ROWS,
+    *ROW_SUMS,
     Mutation("lost scale", SITE, r"dropout.keep \*= scale;", ";"),
     Mutation("lost scale without dropout", SITE, r"factor.value\[j\] = constants.scale;", "factor.value[j] = C(1);"),
-    Mutation("dropout does not scale up", DROPOUT, r"C\(1.0 / \(1.0 - p\)\)", "C(1)"),
-    Mutation("dropout's complement", DROPOUT, r">= least \? keep", "< least ? keep"),
     Mutation("backward keeps what the forward drops", DROPOUT, r">= least \? 1u", "< least ? 1u"),
     Mutation("every value kept in the backward", DROPOUT, r"if \(!drops\(\)\) return", "if (true) return"),
-    Mutation("dropout one word off", DROPOUT, r"if \(element & 1\) words.template skip<1>\(\);", ""),
-    Mutation("dropout two words off", DROPOUT, r"if \(element & 2\) words.template skip<2>\(\);", ""),
-    Mutation("one counter for all of a run", DROPOUT, r"element / 4 \+ n\)", "element / 4)"),
-    Mutation("run's last counter is its first", DROPOUT, r"element / 4 \+ kCounters\)", "element / 4)"),
-    Mutation(
-        "seed's high word dropped",
-        DROPOUT,
-        r"static_cast<uint64_t>\(read\(seed\)\)",
-        "static_cast<uint32_t>(read(seed))",
-    ),
     Mutation(
         "dropout by row only",
         SITE,
         r"factor.value, token \* p.d",
         "factor.value, token * (p.d - 1)",
     ),
-    Mutation("rows past the end", ROWS, r"if \(!valid\(\)\) return;(\s+#pragma unroll 1\s+for \(int run)", r"\1"),
-    Mutation("one column too far", ROWS, r"kRun && begin \+ c < end", "kRun && begin + c <= end"),
-    Mutation("sum of two threads instead of four", ROWS, r"value \+= shuffle_xor\(value, 1\);", ""),
-    Mutation("sum of the wrong four", ROWS, r"shuffle_xor\(value, 2\)", "shuffle_xor(value, 4)"),
     Mutation(
         "mean of a padded sample divides by zero", SITE, r"sum / \(count > C\(1\) \? count : C\(1\)\)", "sum / count"
     ),
@@ -61,9 +49,6 @@ MUTATIONS = [
     Mutation("gate from the adapter's rows", SITE, r"block_rows\(hidden.gate_a, p.r_g\)", "block_rows(hidden.a, p.r)"),
     Mutation("lost bias", SITE, r"if \(p.up_bias\)", "if (false)"),
     Mutation("lost residual", FORWARD, r"if \(p.residual\)", "if (false)"),
-    Mutation(
-        "last rows of the wrong block", ROWS, r"all_rows - first < Tile::kM \? all_rows - first : Tile::kM", "Tile::kM"
-    ),
     Mutation(
         "small gate reads the first half for S", SITE, r"Granularity::small \? p.d : 0", "Granularity::small ? 0 : 0"
     ),

@@ -4,6 +4,7 @@ import torch
 
 from tests.cases.mode_update import CASES, WIDE
 from tests.emulator.mutations import Mutation, of_assertions, of_case, under
+from tests.emulator.mutations._common import MASK, ROWS, SHARES
 from tests.emulator.test_mode_update_cuda import (
     test_gradients_from_some_results,
     test_nothing_is_made_for_gradients_that_nobody_asks_for,
@@ -25,9 +26,11 @@ CHECKS = [
 
 BLOCK, FORWARD, BACKWARD = "mode_update/block.cuh", "mode_update/forward.cu", "mode_update/backward.cu"
 SUMS = "common/token_sums.cuh"
-ROWS, DROPOUT = "common/row_block.cuh", "common/dropout.cuh"
 
 MUTATIONS = [
+    *MASK,
+    *ROWS,
+    *SHARES,
     # dropout
     Mutation("every projection has the first's mask", BLOCK, r"p.mask_begin\(k\)", "p.mask_begin(0)"),
     Mutation(
@@ -39,27 +42,6 @@ MUTATIONS = [
         r"static_cast<uint64_t>\(token\) \* p.rank",
         "static_cast<uint64_t>(token) * (p.rank - 1)",
     ),
-    Mutation("dropout does not scale up", DROPOUT, r"C\(1.0 / \(1.0 - p\)\)", "C(1)"),
-    Mutation("dropout's complement", DROPOUT, r">= least \? keep", "< least ? keep"),
-    Mutation("dropout one word off", DROPOUT, r"if \(element & 1\) words.template skip<1>\(\);", ""),
-    Mutation("one counter for all of a run", DROPOUT, r"element / 4 \+ n\)", "element / 4)"),
-    Mutation(
-        "seed's high word lost",
-        DROPOUT,
-        r"static_cast<uint64_t>\(read\(seed\)\)",
-        "static_cast<uint32_t>(read(seed))",
-    ),
-    # rows and runs
-    Mutation(
-        "rows past the end take part", ROWS, r"if \(!valid\(\)\) return;(\s+#pragma unroll 1\s+for \(int c)", r"\1"
-    ),
-    Mutation(
-        "last rows of the wrong block", ROWS, r"all_rows - first < Tile::kM \? all_rows - first : Tile::kM", "Tile::kM"
-    ),
-    Mutation("run read one value too far", ROWS, r"j < left \? load", "j <= left ? load"),
-    Mutation("run's last value not written", ROWS, r"if \(j < left\) write", "if (j + 1 < left) write"),
-    Mutation("whole packs at a ragged end", ROWS, r"left >= kRun && (reinterpret_cast<uintptr_t>\(from\))", r"\1"),
-    Mutation("missing alignment test", ROWS, r" && reinterpret_cast<uintptr_t>\(to\) % 16 == 0", ""),
     # cores
     Mutation("core of the first projection", BLOCK, r"k \* p.core_size\(\)", "0 * p.core_size()"),
     Mutation("turned core", BLOCK, r"weight_columns\(core\(k\),", "weight_rows(core(k),"),
@@ -102,7 +84,6 @@ MUTATIONS = [
         r"to_.more_dh \+ \(block_y\(\) - 1\) \* p.rows \* p.rank",
         "to_.dh",
     ),
-    Mutation("every share of dx the first", ROWS, r"block_y\(\) \* shares.each", "0"),
     Mutation("dM by the whole h", BACKWARD, r"p.mask.drops\(\) \? to_.kept\[k\] : p.h", "p.h"),
     Mutation("diagonal's gradient by the whole h", BACKWARD, r"this->drop\(kept, k, column\);", ";"),
     Mutation(
