@@ -2,11 +2,14 @@
 
     python -m tests.emulator.mutants [--only MODULE] [--report FILE]
     python -m tests.emulator.mutants --join FILES --report docs/mutants.md
+    python -m tests.emulator.mutants --behind
 
 The mutants are those of tests/emulator/mutations. A survivor is a missing test or dead code (exit code 1).
 """
 
 import argparse
+import datetime
+import functools
 import importlib
 import multiprocessing
 import os
@@ -20,11 +23,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.emulator import CSRC, HERE, Emulator, KernelFault, compile_unit, link, object_name
+from tests.emulator import mutants_page as page
 from tests.emulator.mutations import modules, mutations
 from tests.emulator.operations import in_place_of_cpu_kernels
 from tests.emulator.ptx import PtxEmulator, why_absent
 from tests.emulator.ptx.operands import Untranslatable
 
+PAGE = HERE.parents[1] / "docs" / "mutants.md"
 SECONDS = 120  # of a processor that the checks of one mutant may take, most of them under two
 WAIT = 4 * SECONDS  # by the clock
 FLAGS = ["-std=c++20", "-O1", "-fPIC", "-w"]
@@ -158,49 +163,40 @@ def run_module(name, module, chosen, report):
             report(mutation, found)
 
 
-SURVIVES = "SURVIVES"
-
-
-def table_row(mutation, found):
-    check, said = found or (SURVIVES, "")
-    said = said if len(said) < 150 else said[:147] + "..."
-    return f"| {mutation.name} | `{mutation.file}` | {check or 'any'} | {said.replace('|', '/')} |"
-
-
-def report_of(rows, survivors):
-    return (
-        "# Mutants of the CUDA kernels\n\n"
-        "Made with `python -m tests.emulator.mutants`, in several runs (`--only`, `--named`) whose tables `--join`\n"
-        "put together; [kernels.md](kernels.md) says how. Line numbers are those of the run.\n"
-        "Of each mutant the first check that killed it, and what it said.\n\n"
-        f"{len(rows)} mutants, {len(rows) - survivors} killed.\n\n"
-        "| mutant | file | killed by | which says |\n| --- | --- | --- | --- |\n" + "\n".join(rows) + "\n"
-    )
-
-
 def main():
     parser = argparse.ArgumentParser(prog="python -m tests.emulator.mutants", description=__doc__.partition("\n")[0])
     parser.add_argument("--only", help="the mutations of one module", choices=sorted(modules()))
     parser.add_argument("--named", help="mutations whose name has this text", default="")
-    parser.add_argument("--report", type=Path, help="write the table into this Markdown file")
-    parser.add_argument("--join", type=Path, nargs="+", help="run nothing: write the rows of these reports")
+    parser.add_argument("--report", type=Path, help="write the tables into this Markdown file")
+    parser.add_argument("--join", type=Path, nargs="+", help="run nothing: write the tables of these reports")
+    parser.add_argument(
+        "--behind", action="store_true", help=f"run nothing: what has changed since {PAGE.name} was made"
+    )
     arguments = parser.parse_args()
-    rows = []
+    if arguments.behind:
+        lines = list(page.behind(PAGE.read_text()))
+        print("\n".join(lines) or "every table is of today's kernels and mutants")
+        return len(lines) > 0
+    sections = page.joined(path.read_text() for path in arguments.join or ())
 
-    def report(mutation, found):
-        rows.append(table_row(mutation, found))
-        print(rows[-1], flush=True)
+    def report(section, mutation, found):
+        print(section.add(mutation, found), flush=True)
+        write()  # a run may be broken off
+
+    def write():
+        if arguments.report:
+            arguments.report.write_text(page.page_of(section for section in sections if section.rows))
 
     for name, module in modules().items() if not arguments.join else ():
-        if arguments.only in (None, name):
-            chosen = [mutation for mutation in mutations(module) if arguments.named in mutation.name]
-            run_module(name, module, chosen, report)
-    for path in arguments.join or ():
-        rows += [row for row in path.read_text().splitlines() if re.match(r"\| (?!mistake |mutant |---)", row)]
-    survivors = [row.split(" | ")[0][2:] for row in rows if f" | {SURVIVES} | " in row]
-    print(f"{len(rows)} mutants, {len(survivors)} survive: {', '.join(survivors) or 'none'}")
-    if arguments.report:
-        arguments.report.write_text(report_of(rows, len(survivors)))
+        chosen = [mutation for mutation in mutations(module) if arguments.named in mutation.name]
+        if arguments.only not in (None, name) or not chosen:
+            continue
+        section = page.Section(name, str(datetime.date.today()), page.digest(module))
+        sections.append(section)
+        run_module(name, module, chosen, functools.partial(report, section))
+    survivors = [name for section in sections for name in section.survivors]
+    print(f"{sum(len(s.rows) for s in sections)} mutants, {len(survivors)} survive: {', '.join(survivors) or 'none'}")
+    write()
     return len(survivors) > 0
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from petx import ops
-from tests.emulator import CSRC
+from tests.emulator import CSRC, mutants, mutants_page
 from tests.emulator.mutants import Bench, executes_ptx, noticed
 from tests.emulator.mutations import MissingBarrier, modules, mutations
 from tests.emulator.ptx import why_absent
@@ -31,3 +31,48 @@ def test_sample_is_noticed(name, tmp_path):
     chosen = next((mutation for mutation in found if isinstance(mutation, MissingBarrier)), found[0])
     library = Bench(module, tmp_path).library("mutant", chosen)
     assert noticed(module, library), f"{chosen.name} goes unnoticed"
+
+
+def section(name, module, *rows, sources=None):
+    made = mutants_page.Section(name, "2026-01-02", sources or mutants_page.digest(module))
+    for mutation, found in rows:
+        made.add(mutation, found)
+    return made
+
+
+def test_page_is_read_as_it_was_written():
+    module = MODULES["mode_cores"]
+    first, second, third = mutations(module)[:3]
+    old = section("mode_cores", module, (first, ("a case", "says | so")), (second, None))
+    new = section("mode_cores", module, (second, ("other", "it")), (third, ("", "not done")))
+    tiles = section("tiles", MODULES["tiles"], (mutations(MODULES["tiles"])[0], ("a", "b")), sources="0" * 12)
+    assert old.survivors == [second.name]
+    [joined, untouched] = mutants_page.joined(map(mutants_page.page_of, ([old, tiles], [new])))
+    assert str(untouched) == str(tiles)
+    assert list(joined.rows) == [first.name, second.name, third.name] and not joined.survivors
+    assert "3 mutants, 3 killed" in str(joined)
+    old.sources = "0" * 12
+    [alone] = mutants_page.joined(map(mutants_page.page_of, ([old], [new])))
+    assert list(alone.rows) == [second.name, third.name]  # rows of other sources are left out
+
+
+def test_page_says_what_it_is_behind():
+    of = {
+        name: section(name, module, *((m, ("a", "b")) for m in mutations(module))) for name, module in MODULES.items()
+    }
+    assert not list(mutants_page.behind(mutants_page.page_of(of.values())))
+    of["tiles"].sources = "0" * 12
+    of["mode_cores"].rows.pop(mutations(MODULES["mode_cores"])[0].name)
+    of["mode_update"].rows["gone"] = "`a` | b | c |"
+    del of["cp_reconstruct"]
+    assert list(mutants_page.behind(mutants_page.page_of(of.values()))) == [
+        "cp_reconstruct: not run",
+        "mode_cores (2026-01-02): 1 mutants are not in its table",
+        "mode_update (2026-01-02): 1 of its table are listed no more",
+        "tiles (2026-01-02): its kernels have changed",
+    ]
+
+
+def test_page_counts_what_it_lists():
+    text = mutants.PAGE.read_text()
+    assert text == mutants_page.page_of(mutants_page.joined([text]))

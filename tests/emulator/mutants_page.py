@@ -1,0 +1,100 @@
+"""The page of the mutants (docs/mutants.md): of every module a table of its own, as of the kernels it was run on.
+
+A module's run takes up to half an hour, and kernels change one at a time; so each table says when it was made and of
+which sources, and what has changed since is asked of the page (``python -m tests.emulator.mutants --behind``).
+"""
+
+import hashlib
+import re
+from dataclasses import dataclass, field
+
+from tests.emulator import CSRC
+from tests.emulator.mutations import modules, mutations
+
+SURVIVES = "SURVIVES"
+HEAD = """# Mutants of the CUDA kernels
+
+Made with `python -m tests.emulator.mutants`, a module at a time, and joined with `--join`; [kernels.md](kernels.md)
+says how. Of each mutant the first check that killed it, and what it said; line numbers are those of the run. A table is
+of the sources that it names (`earlier`: made before tables named them), and `python -m tests.emulator.mutants --behind`
+says which modules have changed since.
+"""
+TABLE = "| mutant | file | killed by | which says |\n| --- | --- | --- | --- |\n"
+SECTION = re.compile(
+    r"^## (\w+)\n\n(\S+): \d+ mutants, \d+ killed; sources `(\w+)`\.\n\n" + re.escape(TABLE) + r"((?:\| .*\n)*)",
+    re.MULTILINE,
+)
+
+
+@dataclass
+class Section:
+    """What a run of a module's mutants found: its day, the sources' digest, and mutant -> the rest of its row."""
+
+    module: str
+    day: str
+    sources: str
+    rows: dict[str, str] = field(default_factory=dict)
+
+    def add(self, mutation, found):
+        check, said = found or (SURVIVES, "")
+        said = said if len(said) < 150 else said[:147] + "..."
+        self.rows[mutation.name] = f"`{mutation.file}` | {check or 'any'} | {said.replace('|', '/')} |"
+        return f"| {mutation.name} | {self.rows[mutation.name]}"
+
+    @property
+    def survivors(self):
+        return [name for name, rest in self.rows.items() if f" | {SURVIVES} | " in rest]
+
+    def __str__(self):
+        count, killed = len(self.rows), len(self.rows) - len(self.survivors)
+        said = f"{self.day}: {count} mutants, {killed} killed; sources `{self.sources}`."
+        rows = "".join(f"| {name} | {rest}\n" for name, rest in self.rows.items())
+        return f"## {self.module}\n\n{said}\n\n{TABLE}{rows}"
+
+
+def page_of(sections):
+    return "\n".join([HEAD, *map(str, sections)])
+
+
+def read(text):
+    """The sections of a page by their modules."""
+    found = {}
+    for module, day, sources, table in SECTION.findall(text):
+        rows = (line[2:].split(" | ", 1) for line in table.splitlines())
+        found[module] = Section(module, day, sources, dict(rows))
+    return found
+
+
+def joined(pages):
+    """The pages' sections: of a module the last one, to which those before it on the same sources add their rows."""
+    found = {}
+    for page in pages:
+        for name, section in read(page).items():
+            if name in found and found[name].sources == section.sources:
+                section.rows = found[name].rows | section.rows
+            found[name] = section
+    return [found[name] for name in sorted(found)]
+
+
+def digest(module):
+    """Of the kernels that a module changes: those of its operation and what they may include."""
+    state = hashlib.sha256()
+    for folder in (f"cuda/{module.OPERATION}", "cuda/common", "kernels"):
+        for path in sorted((CSRC / folder).glob("*.*")):
+            state.update(path.name.encode() + b"\0" + path.read_bytes())
+    return state.hexdigest()[:12]
+
+
+def behind(page):
+    """A line for every module whose table is missing, of other sources, or of other mutants than today's."""
+    sections = read(page)
+    for name, module in modules().items():
+        if name not in sections:
+            yield f"{name}: not run"
+            continue
+        listed, seen = {mutation.name for mutation in mutations(module)}, set(sections[name].rows)
+        reasons = ["its kernels have changed"] if sections[name].sources != digest(module) else []
+        reasons += [f"{len(listed - seen)} mutants are not in its table"] if listed - seen else []
+        reasons += [f"{len(seen - listed)} of its table are listed no more"] if seen - listed else []
+        if reasons:
+            yield f"{name} ({sections[name].day}): {', '.join(reasons)}"
