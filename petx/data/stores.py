@@ -2,7 +2,9 @@
 
 import math
 import random
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,19 +17,33 @@ from petx.errors import UserError
 _SUFFIXES = ("", ".jpg", ".jpeg", ".png", ".webp", ".JPG", ".JPEG", ".PNG")
 
 
+def _check_layout(shape: tuple[int, ...], dtype: np.dtype, path: Path, rows: str, width: int) -> None:
+    """Raise :class:`UserError` with the file, the shape and the type unless it is real numbers ``[rows, width]``."""
+    wanted = f"wanted [{rows}, {width}] (feature_width)"
+    if dtype.kind not in "fiu":
+        raise UserError(f"{path}: features are {list(shape)} of {dtype}, not real numbers; {wanted}")
+    if len(shape) != 2 or shape[1] != width or not shape[0]:
+        last = f", of width {shape[-1]}" if shape else ", one number"
+        raise UserError(f"{path}: features are {list(shape)}{last}; {wanted}")
+
+
 def _features(values: Any, path: Path, rows: str, width: int) -> torch.Tensor:
     """``values`` of a file as float32 ``[rows, width]``; :class:`UserError` names the file, the shape and the type."""
     array = np.asarray(values)
-    wanted = f"wanted [{rows}, {width}] (feature_width)"
-    if array.dtype.kind not in "fiu":
-        raise UserError(f"{path}: features are {list(array.shape)} of {array.dtype}, not real numbers; {wanted}")
-    if array.ndim != 2 or array.shape[1] != width or not len(array):
-        last = f", of width {array.shape[-1]}" if array.ndim else ", one number"
-        raise UserError(f"{path}: features are {list(array.shape)}{last}; {wanted}")
+    _check_layout(array.shape, array.dtype, path, rows, width)
     features = torch.from_numpy(array.astype(np.float32))  # of either byte order
     if not torch.isfinite(features).all():
         raise UserError(f"{path}: features have values that are not finite")
     return features
+
+
+def _npy_layout(archive: Any) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and type of ``features`` in an opened npz file, by the header alone."""
+    with archive.zip.open("features.npy") as file:
+        version = np.lib.format.read_magic(file)
+        reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = reader(file)
+    return shape, dtype
 
 
 class ArrayFeatures:
@@ -61,34 +77,45 @@ class H5Features:
         return self.folder / f"{image}.h5"
 
     def check(self, images: Any) -> None:
-        """Raise :class:`UserError` if a file is missing, or the first is not as wanted."""
+        """Raise :class:`UserError` if a file is missing or damaged, or of another layout; values are read later."""
         for image in images:
             if not self.path(image).is_file():
                 raise UserError(f"no feature file {self.path(image)}")
-        for image in list(images)[:1]:
-            self(image)
+        for image in images:
+            path = self.path(image)
+            found = self._read(image, lambda data: SimpleNamespace(shape=data.shape or (), dtype=data.dtype))
+            _check_layout(found.shape, found.dtype, path, "V", self.width)
+            self._check_pooling(found.shape[0], path)
 
     def __call__(self, image: str) -> tuple:
+        path = self.path(image)
+        features = _features(self._read(image, lambda data: data[()]), path, "V", self.width)
+        return self._pooled(features, path), self.boxes
+
+    def _read(self, image: str, part: Callable[[Any], Any]) -> Any:
         path, name = self.path(image), f"{image}/features"
         try:
             with self.h5py.File(path, "r") as file:
                 found = file[name]
                 if not isinstance(found, self.h5py.Dataset):
                     raise UserError(f"{path}: {name} must be a data set [V, {self.width}], got a group")
-                values = found[()]
+                return part(found)
         except UserError:
             raise
         except Exception as error:  # h5py raises what its filters and types raise
             raise UserError(f"{path}: cannot read {name}: {error}") from error
-        features = _features(values, path, "V", self.width)
-        return self._pooled(features, path), self.boxes
+
+    def _check_pooling(self, count: int, path: Path) -> None:
+        side, wanted = math.isqrt(count), math.isqrt(self.tokens)
+        square = side * side == count and wanted * wanted == self.tokens
+        if count != self.tokens and not (square and side >= wanted):
+            raise UserError(f"{path}: {count} visual tokens cannot be pooled to visual_tokens={self.tokens}")
 
     def _pooled(self, features: torch.Tensor, path: Path) -> torch.Tensor:
         if len(features) == self.tokens:
             return features
+        self._check_pooling(len(features), path)
         side, wanted = math.isqrt(len(features)), math.isqrt(self.tokens)
-        if side * side != len(features) or wanted * wanted != self.tokens or side < wanted:
-            raise UserError(f"{path}: {len(features)} visual tokens cannot be pooled to visual_tokens={self.tokens}")
         grid = features.T.reshape(1, self.width, side, side)
         return torch.nn.functional.adaptive_max_pool2d(grid, wanted).flatten(2)[0].T.contiguous()
 
@@ -110,20 +137,25 @@ class NpzFeatures:
         return self.folder / videos / "clip-vit" / f"{video}.npz"
 
     def check(self, keys: Any) -> None:
-        """Raise :class:`UserError` if a file is missing, or the first is not as wanted."""
+        """Raise :class:`UserError` if a file is missing or damaged, or of another layout; values are read later."""
         for key in keys:
             if not self.path(key).is_file():
                 raise UserError(f"no feature file {self.path(key)}")
-        for key in list(keys)[:1]:
-            self(key)
+        for key in keys:
+            path = self.path(key)
+            shape, dtype = self._read(path, _npy_layout)
+            _check_layout(shape, dtype, path, "T", self.width)
+
+    def _read(self, path: Path, part: Callable[[Any], Any]) -> Any:
+        try:
+            with np.load(path) as file:
+                return part(file)
+        except Exception as error:  # numpy raises what zip, zlib and its headers raise
+            raise UserError(f"{path}: cannot read features: {error}") from error
 
     def __call__(self, key: Any) -> tuple:
         path = self.path(key)
-        try:
-            with np.load(path) as file:
-                values = file["features"]
-        except Exception as error:  # numpy raises what zip, zlib and its headers raise
-            raise UserError(f"{path}: cannot read features: {error}") from error
+        values = self._read(path, lambda file: file["features"])
         features = _features(values, path, "T", self.width)
         if len(features) > self.tokens:
             return torch.nn.functional.adaptive_max_pool1d(features.T, self.tokens).T.contiguous(), self.boxes

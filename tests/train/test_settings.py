@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 
 import pytest
 import yaml
@@ -124,3 +125,35 @@ def test_tasks_are_those_of_the_data():
     assert tasks.names("easy-vqa", "vlpet") == ("vqa",)
     assert {"vqa", "gqa", "nlvr", "caption"} <= set(tasks.names("image-text", "vlpet"))
     assert "nlvr" not in tasks.names("image-text", "petal")
+
+
+def test_text_is_taken_as_it_is_written():
+    """Where YAML reads numbers, dates, truths and nothing; by a flag and by --set alike."""
+    for text in ("2024", "~", "1e3", "off", "2024-01-02", "no: 1"):
+        assert parsed("petal", notice=text).notice == text
+        assert petal.parse([f"--set=notice={text}"]).notice == text
+    assert petal.parse(["--set=host=~"]).host == os.path.expanduser("~")  # a path: the home folder, not the default
+    assert petal.parse(["--set=host=null"]).host is None and parsed("petal", host="null").host is None
+    for nothing in ("null", "none"):
+        assert parsed("petal", amp=nothing).amp is None
+    with pytest.raises(UserError, match="amp must be one of none, fp16, bf16; got '~'"):
+        parsed("petal", amp="~")
+
+
+def test_lists_are_taken_by_commas_spaces_or_as_yaml():
+    for text in ("frozen,vlpet", "frozen vlpet", "[frozen, vlpet]", '["frozen", "vlpet"]'):
+        assert parsed("vlpet", arms=text).arms == ["frozen", "vlpet"]
+        assert vlpet.parse([f"--set=arms={text}"]).arms == ["frozen", "vlpet"]
+    with pytest.raises(UserError, match=r"--arms: cannot read '\[frozen'"):
+        parsed("vlpet", arms="[frozen")
+    with pytest.raises(UserError, match=r"arms\[0\] must be text, got 1"):
+        parsed("vlpet", arms="[1]")
+
+
+def test_an_output_folder_of_nothing_is_the_default(tmp_path):
+    default = vlpet.parse([]).output_dir
+    (tmp_path / "own.yaml").write_text("output_dir: ~\n")
+    assert vlpet.parse(["--config", str(tmp_path / "own.yaml")]).output_dir == default
+    assert vlpet.parse(["--set=output_dir=null"]).output_dir == default
+    with pytest.raises(UserError, match="output_dir must be a path, got ''"):
+        vlpet.parse(["--set=output_dir="])

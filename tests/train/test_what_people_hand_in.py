@@ -5,7 +5,6 @@ import json
 import os
 import stat
 
-import h5py
 import numpy as np
 import pytest
 import torch
@@ -14,10 +13,10 @@ from PIL import Image
 from petx import tasks
 from petx.data.pictures import _TURNED, ORIENTATION, check_picture, read_picture
 from petx.data.rows import json_lines, json_rows
-from petx.data.stores import H5Features, ImageFiles, NpzFeatures
+from petx.data.stores import ImageFiles
 from petx.errors import UserError
 from petx.files import LOCK, damaged_files, held, read_json, user_path, what_is_damaged, written_whole
-from tests.fixtures.image_text import WIDTH, write_data
+from tests.fixtures.image_text import write_data
 
 # ---- pictures ----
 
@@ -227,47 +226,6 @@ def test_a_file_that_is_no_list_of_entries_is_told(tmp_path, content, message):
     (tmp_path / "rows.jsonl").write_text('{"a": 1}\n\n{"a"\n')
     with pytest.raises(UserError, match=r"rows\.jsonl: line 3"):
         json_lines(tmp_path / "rows.jsonl", "a")
-
-
-# ---- feature files ----
-
-
-@pytest.mark.parametrize(
-    "make, message",
-    [
-        (lambda: np.float32(1), r"\[\], one number; wanted \[V, 8\]"),
-        (lambda: np.zeros((4, 8), "S3"), "not real numbers"),
-        (lambda: np.zeros((4, 8), np.complex64), "not real numbers"),
-        (lambda: np.zeros((4, 8), bool), "not real numbers"),
-        (lambda: np.full((4, 8), np.nan, np.float32), "values that are not finite"),
-        (lambda: np.zeros((0, 8), np.float32), r"are \[0, 8\]"),
-        (lambda: np.zeros(8, np.float32), r"are \[8\], of width 8"),
-        (lambda: None, "must be a data set .*, got a group"),
-    ],
-)
-def test_feature_files_name_shape_and_type(tmp_path, make, message):
-    values = make()
-    with h5py.File(tmp_path / "a.h5", "w") as file:
-        if values is None:
-            file.create_group("a/features")
-        else:
-            file["a/features"] = values
-    with pytest.raises(UserError, match=rf"a\.h5: .*{message}"):
-        H5Features(tmp_path, WIDTH, 4)("a")
-    if values is not None:
-        store = NpzFeatures(tmp_path, WIDTH, 4)
-        store.path(("tv", "a")).parent.mkdir(parents=True)
-        np.savez(store.path(("tv", "a")), features=values)
-        with pytest.raises(UserError, match=rf"a\.npz: .*{message.replace('V, 8', 'T, 8')}"):
-            store(("tv", "a"))
-
-
-@pytest.mark.parametrize("kind", ["<f4", ">f4", "<f2", ">f8", "<i2", "u1"])
-def test_features_of_every_number_are_read(tmp_path, kind):
-    values = np.arange(32).reshape(4, 8).astype(kind)
-    with h5py.File(tmp_path / "a.h5", "w") as file:
-        file["a/features"] = values
-    assert torch.equal(H5Features(tmp_path, WIDTH, 4)("a")[0], torch.arange(32.0).view(4, 8))
 
 
 # ---- files and folders ----
