@@ -95,7 +95,7 @@ def read(name: str, *, seeds: list[int] | None = None, assignments: list[str] | 
     for cell_name, place, changes in placed:
         changes = laid_over(values.get("settings", {}), changes)
         for assignment in assignments or []:
-            changes = laid_over(changes, assigned(read_preset(kind, values["preset"]) | changes, assignment))
+            changes = laid_over(changes, assigned(kind, read_preset(kind, values["preset"]) | changes, assignment))
         for own in OWN:
             if own in changes:
                 raise UserError(f"{path}: {own} is not a setting of a cell; a study gives seeds and folders itself")

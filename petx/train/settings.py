@@ -159,10 +159,14 @@ def parse(kind: Any, argv: list[str] | None = None, description: str | None = No
     if config is not None:
         values = laid_over(values, _extended(kind, user_path(config, "--config"), ()))
     for assignment in assignments:
-        values = laid_over(values, assigned(values, assignment))
+        values = laid_over(values, assigned(kind, values, assignment))
     fields = {field.name: field for field in dataclasses.fields(kind)}
-    flags = {name: value if name in PLAIN else _from_text(kind, fields[name], value) for name, value in given.items()}
-    return checked(kind, {"output_dir": kind.default_folder(preset)} | laid_over(values, flags))
+    flags = {
+        name: value if name in PLAIN else _from_text(kind, fields[name], value, f"--{name}")
+        for name, value in given.items()
+    }
+    settings = checked(kind, laid_over(values, flags))
+    return settings if settings.output_dir else dataclasses.replace(settings, output_dir=kind.default_folder(preset))
 
 
 class _List(argparse.Action):
@@ -248,12 +252,15 @@ def laid_over(values: Values, layer: Values) -> Values:
     return values | layer
 
 
-def assigned(values: Values, assignment: str) -> Values:
-    """The setting that one ``KEY=VALUE`` or ``KEY.SUBKEY=VALUE`` makes of ``values``, as a mapping."""
+def assigned(kind: Any, values: Values, assignment: str) -> Values:
+    """The setting that one ``KEY=VALUE`` or ``KEY.SUBKEY=VALUE`` makes of ``values``, as a mapping; read as a flag."""
     key, equals, text = assignment.partition("=")
     name, *subkeys = key.split(".")
     if not equals or not all([name, *subkeys]):
         raise UserError(f"--set wants KEY=VALUE, got {assignment!r}")
+    field = next((field for field in dataclasses.fields(kind) if field.name == name), None)
+    if field is not None and not subkeys:
+        return {name: _from_text(kind, field, text, f"--set {assignment}")}
     value = _yaml(text, f"--set {assignment}")
     for i in reversed(range(len(subkeys))):
         inside = values.get(name)
@@ -267,13 +274,17 @@ def _hint(kind: type[Common], name: str) -> Any:
     return typing.get_type_hints(kind)[name]
 
 
-def _from_text(kind: type[Common], field: dataclasses.Field, text: str) -> Any:
+def _from_text(kind: type[Common], field: dataclasses.Field, text: str, where: str) -> Any:
+    """What a command line gives for a setting: text as it is (YAML would read a bare ~ as nothing, and 2024 as a
+    number), ``null`` for nothing where that is a value, a list by commas or spaces too, and else YAML."""
     hint = _hint(kind, field.name)
-    if field.metadata.get("path"):  # as the shell gives it: YAML would read a bare ~ as nothing, and 2024 as a number
-        return None if text == "null" else text
-    if hint is list and not field.metadata.get("sentences"):
-        return text.strip("[] ").replace(",", " ").split()
-    return text if hint is str else _yaml(text, f"--{field.name}")
+    kinds = typing.get_args(hint) or (hint,)
+    if str in kinds:
+        nothing = ("null", "none") if None in field.metadata.get("choices", ()) else ("null",)
+        return None if type(None) in kinds and text in nothing else text
+    if hint is list and not field.metadata.get("sentences") and not text.lstrip().startswith("["):
+        return text.replace(",", " ").split()
+    return _yaml(text, where)
 
 
 def _yaml(text: str, where: str) -> Any:
