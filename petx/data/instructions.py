@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 
-from petx.data.examples import sampled_answer
 from petx.data.stores import ImageFiles
 from petx.data.task import Task
 from petx.errors import UserError
@@ -55,9 +54,7 @@ class InstructTask(Task):
         self.tokenizers, self.templates, self.clean = tokenizers, tuple(templates), clean
 
     def __getitem__(self, key: Any) -> dict[str, Any]:
-        index, draw = key if isinstance(key, tuple) else (key, "")
-        example = self.examples[index]
-        answer, score = sampled_answer(example.answers, f"{self.name} {draw} {index}")
+        example, answer, score, draw = self.drawn(key)
         (image,) = example.images
         pixels, _ = self.features(image, draw) if isinstance(self.features, ImageFiles) else self.features(image)
         return self.item(pixels, example.text, answer, score)

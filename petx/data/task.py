@@ -45,10 +45,14 @@ class Task(Dataset):
     def __len__(self) -> int:
         return len(self.examples)
 
-    def __getitem__(self, key: Any) -> dict[str, Any]:
+    def drawn(self, key: Any) -> tuple[Example, str, float, str]:
+        """``(example, answer, score, draw)`` of an index or (index, draw), which decides which of its answers it is."""
         index, draw = key if isinstance(key, tuple) else (key, "")
         example = self.examples[index]
-        answer, score = sampled_answer(example.answers, f"{self.name} {draw} {index}")
+        return example, *sampled_answer(example.answers, f"{self.name} {draw} {index}"), draw
+
+    def __getitem__(self, key: Any) -> dict[str, Any]:
+        example, answer, score, _ = self.drawn(key)
         features, boxes = zip(*map(self.features, example.images), strict=True)
         return {
             "input_ids": self.encode(example.text, self.max_text),

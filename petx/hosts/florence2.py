@@ -8,7 +8,7 @@ from PIL import Image
 from torch import nn
 from transformers import Florence2ForConditionalGeneration
 
-from petx.data.examples import Example, sampled_answer
+from petx.data.examples import Example
 from petx.data.stores import ImageFiles
 from petx.data.task import Task
 from petx.data.tokenizers import Tokenizers
@@ -98,9 +98,7 @@ class ImageTask(Task):
         self.prompt = prompt
 
     def __getitem__(self, key: Any) -> dict[str, Any]:
-        index, draw = key if isinstance(key, tuple) else (key, "")
-        example = self.examples[index]
-        answer, score = sampled_answer(example.answers, f"{self.name} {draw} {index}")
+        example, answer, score, _ = self.drawn(key)
         pixels, _ = self.features(example.images[0])
         return self.item(pixels, example.text, answer, score)
 

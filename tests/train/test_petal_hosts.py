@@ -14,6 +14,7 @@ from petx.errors import UserError
 from petx.train import petal, rehearsal, tuned
 from petx.train.run import Run
 from tests.fixtures import instruct_blip as fixture
+from tests.fixtures.padding import assert_padding_changes_nothing
 
 KINDS = ("blip2-t5", "blip2-opt", "llava")
 
@@ -72,24 +73,8 @@ def test_a_batch_is_the_sum_of_its_samples(places, kind):
     """Padding of instructions of different lengths changes nothing, left (to generate) or right (to train)."""
     run = Run(petal.RECIPE, fixture.settings(places[kind], "unused"))
     run.prepare()
-    data = run.load_data()
-    model = run.host.load(run.settings.host, run.settings)
-    host, task = hosts.bound(model, data.tokenizer), data.train[0]
-    texts = {"what color is it?": "red", "color?": "a dark thing", "what the color of the dark thing is": ""}
-    items = [task.item(task[i]["pixel_values"], text, answer) for i, (text, answer) in enumerate(texts.items())]
-
-    def losses(chosen):
-        batch = {k: v for k, v in host.collate(chosen).items() if torch.is_tensor(v) and k != "loss_weight"}
-        labels = batch.pop("labels")
-        with torch.no_grad():
-            return host.token_losses(model(**batch).logits, labels).sum(1)
-
-    torch.testing.assert_close(losses(items), torch.cat([losses([item]) for item in items]), rtol=1e-4, atol=1e-4)
-    together = host.generate(model, host.prompts(items), max_new_tokens=4, num_beams=2)
-    for i, item in enumerate(items):
-        alone = host.generate(model, host.prompts([item]), max_new_tokens=4, num_beams=2)[0]
-        decode = data.tokenizer.decode
-        assert decode(alone, skip_special_tokens=True) == decode(together[i], skip_special_tokens=True)
+    run.load_data()
+    assert_padding_changes_nothing(run, run.host.load(run.settings.host, run.settings))
 
 
 def test_the_images_tokens_go_where_the_instruction_says(places):
