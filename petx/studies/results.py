@@ -1,6 +1,5 @@
 """What a study found: a row for each cell and baseline, its mean and spread over seeds, as table, JSON and plot."""
 
-import json
 import statistics
 from pathlib import Path
 from typing import Any
@@ -28,10 +27,10 @@ def collect(study: Study, out: Path) -> dict[str, Any]:
     for cell in study.cells:
         for seed in study.seeds:
             job = by_cell[cell.name, seed]
-            if not job.finished():
+            found = job.results()
+            if found is None:
                 missing.append(job.title)
                 continue
-            found = _read(job.folder)
             beside |= {name: scores["test"] for name, scores in found["baselines"].items()}
             for arm in cell.settings.all_arms:
                 for record in found["arms"][arm]:
@@ -41,7 +40,8 @@ def collect(study: Study, out: Path) -> dict[str, Any]:
                     row = rows.setdefault((cell.name, arm), new)
                     kept = ("seed", "steps", "seconds", "dev", "test")
                     row["runs"].append({name: record[name] for name in kept})
-    frozen = [record["test"] for job in hosts if job.finished() for record in _read(job.folder)["arms"]["frozen"]]
+    pretrained = [found for job in hosts if (found := job.results()) is not None]
+    frozen = [record["test"] for found in pretrained for record in found["arms"]["frozen"]]
     if frozen:
         beside["frozen host"] = {name: statistics.mean(scores[name] for scores in frozen) for name in frozen[0]}
     for row in rows.values():
@@ -51,10 +51,6 @@ def collect(study: Study, out: Path) -> dict[str, Any]:
             row[split] = {"mean": statistics.mean(values), "spread": spread}
     plain = {name: getattr(study, name) for name in ("name", "description", "method", "preset", "metric", "seeds")}
     return plain | {"axes": study.axes, "rows": list(rows.values()), "beside": beside, "missing": missing}
-
-
-def _read(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / RESULTS).read_text(encoding="utf-8"))
 
 
 def _score(scores: dict[str, float], metric: str, cell: str) -> float:

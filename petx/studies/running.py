@@ -41,13 +41,18 @@ class Job:
     changes: dict[str, Any]  # over the preset; the seed is a flag
     host: "Job | None" = None
 
+    def results(self) -> dict[str, Any] | None:
+        """What its report holds, if it ended well and has all its baselines; else None."""
+        try:
+            found = json.loads((self.folder / RESULTS).read_text(encoding="utf-8"))
+            whole = (self.folder / DONE).is_file() and set(self.settings.all_arms) <= set(found["arms"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return found if whole else None
+
     def finished(self) -> bool:
         """Whether it ended well, and its report has all its baselines."""
-        try:
-            arms = json.loads((self.folder / RESULTS).read_text(encoding="utf-8"))["arms"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return False
-        return (self.folder / DONE).is_file() and set(self.settings.all_arms) <= set(arms)
+        return self.results() is not None
 
     def check(self) -> None:
         """Raise UserError if the folder holds a run with other settings."""
