@@ -18,6 +18,7 @@ from petx.train import checkpoints, petal, stages, tuned
 from petx.train.run import Run
 from petx.train.trainer import Progress
 from tests.fixtures import instruct_blip as fixture
+from tests.fixtures.padding import assert_padding_changes_nothing
 
 
 @pytest.fixture(scope="module")
@@ -158,28 +159,7 @@ def test_a_batch_is_the_sum_of_its_samples(tmp_path, language_model):
     fixture.write_host(tmp_path / "host", language_model)
     fixture.write_data(tmp_path / "data")
     settings = fixture.settings(tmp_path, tmp_path / "out")
-    run_data = loaded_run(settings).data
-    model = HOST.load(settings.host, settings)
-    host = hosts.bound(model, run_data.tokenizer)
-    task = run_data.train[0]
-    texts = ["what color is it?", "color?", "what the color of the dark thing is"]
-    items = [
-        task.item(task[i]["pixel_values"], text, answer)
-        for i, (text, answer) in enumerate(zip(texts, ("red", "a dark thing", ""), strict=True))
-    ]
-
-    def losses(chosen):
-        batch = {k: v for k, v in host.collate(chosen).items() if torch.is_tensor(v) and k != "loss_weight"}
-        labels = batch.pop("labels")
-        return host.token_losses(model(**batch).logits, labels).sum(1)
-
-    torch.testing.assert_close(losses(items), torch.cat([losses([item]) for item in items]), rtol=1e-4, atol=1e-4)
-    assert losses(items[2:]).item() > 0  # of an empty answer: its end alone
-    together = host.generate(model, host.prompts(items), max_new_tokens=4, num_beams=2)
-    for i, item in enumerate(items):
-        alone = host.generate(model, host.prompts([item]), max_new_tokens=4, num_beams=2)[0]
-        decode = run_data.tokenizer.decode
-        assert decode(alone, skip_special_tokens=True) == decode(together[i], skip_special_tokens=True)
+    assert_padding_changes_nothing(loaded_run(settings), HOST.load(settings.host, settings))
 
 
 def test_long_instructions_lose_their_beginning(mine, tmp_path):
