@@ -12,7 +12,6 @@ from petx.nn.expert_mixture import ACTIVATIONS, GATES
 from petx.nn.mode_cores import FORMS, THRESHOLDS
 from petx.tuners._common.config import check_fields, takes_no
 from petx.tuners._register import add_peft_type
-from petx.tuners.petal.hosts import TOWERS
 
 __all__ = ["PETAL_PRESETS", "PetalConfig"]
 
@@ -105,7 +104,12 @@ class PetalConfig(PeftConfig):
     init_modes: str = field(default="xavier", metadata={"help": "Mode vectors start xavier (uniform), ones or zeros."})
     init_output: str = field(default="zeros", metadata={"help": "V starts at zeros, or uniform as U does."})
     towers: list[str] | None = field(
-        default=None, metadata={"help": "Parts of the model to adapt, by name; default: by the model's type."}
+        default=None,
+        metadata={"help": "Parts of the model to adapt, by name; default: the Q-Former, else the language model."},
+    )
+    projector: str | None = field(
+        default=None,
+        metadata={"help": "Module whose output the experts read as the image's; default: found by name and width."},
     )
     modules_to_save: list[str] | None = field(default=None, metadata={"help": "Modules to train whole and save."})
     host: dict | None = field(
@@ -180,15 +184,9 @@ class PetalConfig(PeftConfig):
             _refuse("with expert_beta=0 the experts would never train; set experts=0 for none")
 
     def resolve(self, model_type: str | None) -> None:
-        """Fill ``towers`` from the model's type; raises UserError if there is no default for it."""
-        if self.towers is None:
-            if model_type not in TOWERS:
-                _refuse(
-                    f"towers has a default for the model types {', '.join(TOWERS)}, not for {model_type!r}; "
-                    "name the parts of this model that are to be adapted"
-                )
-            self.towers = list(TOWERS[model_type])
-        self.towers = list(dict.fromkeys(self.towers))
+        """Nothing depends on the model's type alone: ``towers`` is filled in from the model (places.find_places)."""
+        if self.towers is not None:
+            self.towers = list(dict.fromkeys(self.towers))
 
 
 def _refuse(why: str) -> NoReturn:

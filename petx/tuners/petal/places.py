@@ -7,8 +7,9 @@ from peft.utils import AuxiliaryTrainingWrapper
 from torch import nn
 
 from petx.errors import UserError
-from petx.tuners._common.paths import covered, parents, plain_modules
+from petx.tuners._common.paths import base_of, covered, parents, plain_modules
 from petx.tuners.petal.config import PetalConfig
+from petx.tuners.petal.hosts import default_towers, find_projector
 from petx.tuners.petal.plan import Plan
 from petx.tuners.petal.towers import Modules, find_root, find_tower, layers_read
 
@@ -16,7 +17,7 @@ __all__ = ["find_places"]
 
 
 def find_places(model: nn.Module, config: PetalConfig) -> Plan:
-    """:class:`Plan` of ``config`` (resolved) in ``model``.
+    """:class:`Plan` of ``config`` in ``model``; fills ``config.towers`` if it names none.
 
     Raises UserError if a tower does not exist or has no attention that can be adapted, or a part that ``config``
     asks for has no place in the model.
@@ -26,8 +27,10 @@ def find_places(model: nn.Module, config: PetalConfig) -> Plan:
         for path, module in plain_modules(model).items()
         if not re.search(r"(^|\.)(original_module|modules_to_save|petal_\w+|base_layer)(\.|$)", path)
     }
+    if config.towers is None:
+        config.towers = default_towers(model, modules)
     plan = Plan()
-    for name in config.towers or ():
+    for name in config.towers:
         root = find_root(model, modules, name)
         plan.towers[name] = find_tower(name, root, modules, layers_read(model, root, modules))
     _check_parts(plan, config)
@@ -69,12 +72,12 @@ def _place_experts(model: Any, modules: Modules, plan: Plan, config: PetalConfig
             )
         plan.mixed, plan.width = {place: "qformer"}, qformer.layers[0].width
         return
-    projectors = [path for path in modules if path.rpartition(".")[2] == "multi_modal_projector"]
-    words = next((p for p, m in modules.items() if m is model.get_input_embeddings()), None) if projectors else None
-    if not projectors or words is None:
+    root = next(iter(plan.towers.values())).root
+    projector = find_projector(model, modules, root, config.projector)
+    words = next((p for p, m in modules.items() if m is base_of(model.get_input_embeddings())), None)
+    if words is None:
         raise UserError(
-            f"PETAL: experts read the embeddings of a Q-Former, or a projector's output and the word embeddings; "
-            f"{type(model).__name__} with towers={list(plan.towers)} has neither; set experts=0"
+            f"PETAL: experts read the word embeddings, which are not in {type(model).__name__}; set experts=0"
         )
     if config.expert_gate == "sample" and config.expert_scope != "image":
         raise UserError(
@@ -84,7 +87,7 @@ def _place_experts(model: Any, modules: Modules, plan: Plan, config: PetalConfig
     embedding: Any = modules[words]
     plan.width = embedding.weight.shape[1]
     if config.expert_scope in ("all", "image"):
-        plan.mixed[projectors[0]] = "image"
+        plan.mixed[projector] = "image"
     if config.expert_scope in ("all", "text"):
         plan.mixed[words] = "text"
 

@@ -41,6 +41,7 @@ class Tower:
     kind: str  # "qformer" or "transformer"
     groups: tuple[Group, ...]
     layers: tuple[Layer, ...]
+    fused: tuple[str, ...] = ()  # paths of linears that hold query, key and value in one, and stay as they are
 
     @property
     def key(self) -> str:

@@ -117,6 +117,12 @@ def describe(model: nn.Module, adapter_name: str | None = None) -> str:
         lines.append("  explicit: every adapted weight is written out in each pass, and gets a gradient of its size")
     for (kind, of), number in Counter((p.kind, p.factors) for p in places if p.rank is not None).items():
         lines.append(f"  {number} x {kind}, by factors {of!r}: {number * parts.rank:,} parameters")
+    for tower in (one for one in tuner._towers.values() if one.spec.name in config.towers):
+        names = Counter(path.rpartition(".")[2] for path in tower.spec.fused)
+        lines += [
+            f"  {n} x {linear} of {tower.spec.root}: query, key and value in one, left as they are"
+            for linear, n in names.items()
+        ]
     for kind in ("query transformation", "cross query transformation", "module trained whole"):
         some = [place.parameters for place in places if place.kind == kind]
         if some:

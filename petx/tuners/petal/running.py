@@ -278,7 +278,10 @@ class ExpertPlace:
         while self._hooks:
             self._hooks.pop().remove()
 
-    def _mix(self, module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor | None:
+    def _mix(self, module: nn.Module, args: tuple, output: Any) -> Any:
+        if not isinstance(output, torch.Tensor):  # a ModelOutput, whose projected image is its first tensor
+            mixed = self._mix(module, args, output.last_hidden_state)
+            return None if mixed is None else type(output)(**{**output, "last_hidden_state": mixed})
         working = ((tower, tower.adapter()) for tower in self.towers.values())
         parts = next((tower.parts[adapter] for tower, adapter in working if adapter is not None), None)
         if parts is None or parts.experts is None or self.path not in parts.mixed:

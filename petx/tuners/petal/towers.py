@@ -15,6 +15,11 @@ Modules = dict[str, nn.Module]  # by path
 
 # Names of an attention's projections of its input, in the order query, key, value.
 PROJECTIONS = (("query", "key", "value"), ("q_proj", "k_proj", "v_proj"), ("q", "k", "v"))
+OUTPUTS = ("o_proj", "out_proj", "dense")  # of an attention
+FUSED = re.compile(r"qkv|query_key_value|c_attn|att_proj|^in_proj$|^kv_a_proj|^kv_b_proj", re.IGNORECASE)
+FEED_FORWARD = ("mlp", "feed_forward", "ffn", "block_sparse_moe")
+# Norms between a feed-forward and the residual sum, as in Gemma 2 and later: what they return is the last summand.
+AFTER_FEED_FORWARD = ("post_feedforward_layernorm", "post_mlp_layernorm")
 CROSS = re.compile(r"cross|encdec|encoder_attn", re.IGNORECASE)
 NUMBER = re.compile(r"\.(\d+)(?=\.|$)")
 
@@ -40,13 +45,35 @@ def _what_there_is(modules: Modules) -> str:
     return f"query, key and value linear layers are in {', '.join(holders)}"
 
 
-def _projections(path: str, modules: Modules) -> tuple[str, str, str] | None:
-    """Names of the query, key and value linears directly under ``path``, or None."""
+def _projections(path: str, modules: Modules) -> tuple[str, ...] | None:
+    """Names of the query, key and value linears directly under ``path``, or None.
+
+    Key and value, or the value alone, may be missing if the attention projects its input by nothing else: some layers
+    of Gemma 4 read another layer's keys and values, or take the keys for values.
+    """
     for names in PROJECTIONS:
-        linears = [base_of(modules.get(f"{path}.{name}")) for name in names]
-        if all(isinstance(linear, nn.Module) and hasattr(linear, "out_features") for linear in linears):
+        there = tuple(name for name in names if _is_linear(modules.get(f"{path}.{name}")))
+        if there == names:
             return names
+        if there and there == names[: len(there)] and _linears(path, modules) <= {*there, *OUTPUTS}:
+            if any(f"{path}.{out}" in modules for out in OUTPUTS):
+                return there
     return None
+
+
+def _is_linear(module: nn.Module | None) -> bool:
+    linear = base_of(module)
+    return isinstance(linear, nn.Module) and hasattr(linear, "out_features")
+
+
+def _linears(path: str, modules: Modules) -> set[str]:
+    """Names of the linears directly under ``path``."""
+    return {name for name, child in modules[path].named_children() if _is_linear(modules.get(f"{path}.{name}", child))}
+
+
+def _fused(inside: list[str], modules: Modules) -> list[str]:
+    """Paths of the linears that hold more than one of query, key and value, as far as their names tell."""
+    return [path for path in inside if FUSED.search(path.rpartition(".")[2]) and _is_linear(modules[path])]
 
 
 def layers_read(model: nn.Module, root: str, modules: Modules) -> int | None:
@@ -72,9 +99,7 @@ def find_tower(name: str, root: str, modules: Modules, read: int | None = None) 
     inside = [path for path in inside if _is_read(path, read)]
     attentions = {path: names for path in inside if (names := _projections(path, modules))}
     if not attentions:
-        fused = sorted(
-            {path.rpartition(".")[2] for path in inside if re.search(r"(^|\.)(qkv|c_attn|in_proj)\w*$", path)}
-        )
+        fused = sorted({path.rpartition(".")[2] for path in _fused(inside, modules)})
         why = f" (its projections are in one: {', '.join(fused)})" if fused else ""
         raise UserError(f"PETAL: no attention in {root} has query, key and value linear layers of its own{why}")
     qformer = any(path.endswith(".output_query") for path in inside)
@@ -82,35 +107,38 @@ def find_tower(name: str, root: str, modules: Modules, read: int | None = None) 
     for path, names in attentions.items():
         groups += _groups(root.replace(".", "_"), path, names, modules, qformer)
     layers = _qformer_layers(root, modules) if qformer else _transformer_layers(attentions, modules)
-    return Tower(name, root, "qformer" if qformer else "transformer", tuple(groups), tuple(layers))
+    kind = "qformer" if qformer else "transformer"
+    return Tower(name, root, kind, tuple(groups), tuple(layers), tuple(_fused(inside, modules)))
 
 
 def _is_cross(attention: str) -> bool:
     return bool(CROSS.search(".".join(attention.split(".")[-2:])))
 
 
-def _groups(tower: str, path: str, names: tuple[str, str, str], modules: Modules, qformer: bool) -> list[Group]:
+def _groups(tower: str, path: str, names: tuple[str, ...], modules: Modules, qformer: bool) -> list[Group]:
     sizes = {}
     for name in names:
         linear = base_of(modules[f"{path}.{name}"])
         sizes[name] = (linear.in_features, linear.out_features)
-    query, key, value = names
+    query, *others = names
     cross = _is_cross(path)
     text, image = ("text", "image") if qformer else (tower, f"{tower}_cross")
     kind = "cross-attention" if cross else "self-attention"
-    if cross:
+    rest = " and ".join(("key", "value")[: len(others)])
+    if cross and others:
         # Key and value read what every cross-attention reads: its projection is shared by all of them.
         return [
             Group(path, (query,), f"{kind} query", text, *sizes[query]),
-            Group(path, (key, value), f"{kind} key and value", image, *sizes[key], True),
+            Group(path, tuple(others), f"{kind} {rest}", image, *sizes[others[0]], True),
         ]
     if len(set(sizes.values())) == 1:
-        return [Group(path, names, f"{kind} query, key and value", text, *sizes[query])]
-    if sizes[key] != sizes[value] or sizes[key][0] != sizes[query][0]:
+        joint = ", " if len(others) == 2 else " and " if others else ""
+        return [Group(path, names, f"{kind} query{joint}{rest}", text, *sizes[query])]
+    if len({sizes[name] for name in others}) > 1 or sizes[others[0]][0] != sizes[query][0]:
         raise UserError(f"PETAL: {path} has projections of different shapes that share no factors: {sizes}")
     return [  # grouped-query attention: fewer heads for key and value
         Group(path, (query,), f"{kind} query", text, *sizes[query], True),
-        Group(path, (key, value), f"{kind} key and value", text, *sizes[key], True),
+        Group(path, tuple(others), f"{kind} {rest}", text, *sizes[others[0]], True),
     ]
 
 
@@ -136,17 +164,19 @@ def _qformer_layers(root: str, modules: Modules) -> list[Layer]:
 
 
 def _transformer_layers(attentions: Iterable[str], modules: Modules) -> list[Layer]:
-    """Layers with a self-attention and a child ``mlp``, which in a pre-norm layer returns the last summand."""
+    """Layers with a self-attention and a feed-forward, whose last summand, in a pre-norm layer, is what that returns,
+    or the norm behind it."""
     found = []
     for path in attentions:
         layer = path.rpartition(".")[0]
-        if f"{layer}.mlp" in modules and not _is_cross(path):
-            found.append(Layer(layer, path, (f"{layer}.mlp",), None, None, _width(path, modules)))
+        last = [f"{layer}.{name}" for name in (*AFTER_FEED_FORWARD, *FEED_FORWARD) if f"{layer}.{name}" in modules]
+        if any(f"{layer}.{name}" in modules for name in FEED_FORWARD) and not _is_cross(path):
+            found.append(Layer(layer, path, (last[0],), None, None, _width(path, modules)))
     return found
 
 
 def _width(attention: str, modules: Modules) -> int:
-    for out in ("o_proj", "out_proj", "dense"):
+    for out in OUTPUTS:
         if f"{attention}.{out}" in modules:
             return base_of(modules[f"{attention}.{out}"]).out_features
     names = _projections(attention, modules)
