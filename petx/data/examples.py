@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -11,6 +12,14 @@ class Example:
     answers: tuple  # (answer, score) pairs; training samples one in proportion to its score
     references: tuple = ()  # annotators' answers or reference captions, if the metric wants them
     kind: str = ""  # questions of one kind are also scored apart
+    id: Any = None  # of its row, as the file has it; prediction files name it
+    choices: tuple = ()  # texts of which one is the answer, if the task gives them
+    group: str = ""  # examples of one group are right together or not at all, for a metric of consistency
+
+    @property
+    def answered(self) -> bool:
+        """Whether its answer is known; those of a test split are often withheld."""
+        return bool(self.answers or self.references)
 
 
 def sampled_answer(answers: tuple[tuple[str, float], ...], seed: str) -> tuple[str, float]:
@@ -18,6 +27,6 @@ def sampled_answer(answers: tuple[tuple[str, float], ...], seed: str) -> tuple[s
     if len(answers) == 1:
         return answers[0]
     total = sum(score for _, score in answers)
-    if total <= 0:  # no answer was agreed on: the example carries no loss
+    if total <= 0:  # no answer was agreed on, or none is known: the example carries no loss
         return "", 0.0
     return random.Random(seed).choices(answers, [score for _, score in answers])[0]

@@ -128,10 +128,8 @@ def _common_subsequence(first: list[str], second: list[str]) -> int:
 
 
 def score(predictions: list[str], examples: list[Example]) -> dict[str, float]:
-    """``cider``, ``bleu4`` and ``rouge_l`` in per cent; the first is the main one."""
+    """``cider``, ``bleu1`` to ``bleu4`` and ``rouge_l`` in per cent; the first is the main one."""
     references = [example.references for example in examples]
-    return {
-        "cider": 100 * cider_d(predictions, references),
-        "bleu4": 100 * bleu(predictions, references)[3],
-        "rouge_l": 100 * rouge_l(predictions, references),
-    }
+    scores = {"cider": 100 * cider_d(predictions, references)}
+    scores |= {f"bleu{i}": 100 * value for i, value in enumerate(bleu(predictions, references), 1)}
+    return scores | {"rouge_l": 100 * rouge_l(predictions, references)}

@@ -11,21 +11,28 @@ REFERENCES = True
 __all__ = ["match_accuracy", "score"]
 
 
-def match_accuracy(predictions: list[str], annotations: list[Iterable[str]]) -> float:
+def match_accuracy(predictions: list[str], annotations: list[Iterable[str]], *, normalised: bool = True) -> float:
     """Mean of min(matches / 3, 1) over all annotators' answers, as A-OKVQA's direct answers are scored.
 
-    Raises ValueError unless ``annotations`` has a list of texts for each of ``predictions``.
+    ``normalised``: both sides as the VQA evaluation normalises them; A-OKVQA itself compares them as they are. Raises
+    ValueError unless ``annotations`` has a list of texts for each of ``predictions``.
     """
     check_texts("match_accuracy", "predictions", predictions)
     check_text_lists("match_accuracy", "annotations", annotations)
     check_as_many("match_accuracy", "predictions", predictions, "annotations", annotations)
     scores = []
     for prediction, answers in zip(predictions, annotations, strict=True):
-        given = [normalize_answer(answer) for answer in answers]
-        scores.append(min(given.count(normalize_answer(prediction)) / 3, 1.0))
+        given, text = list(answers), prediction
+        if normalised:
+            given, text = [normalize_answer(answer) for answer in answers], normalize_answer(prediction)
+        scores.append(min(given.count(text) / 3, 1.0))
     return mean(scores)
 
 
 def score(predictions: list[str], examples: list[Example]) -> dict[str, float]:
-    """``accuracy`` in per cent against each example's references."""
-    return {"accuracy": 100 * match_accuracy(predictions, [example.references for example in examples])}
+    """In per cent ``accuracy``, texts compared as they are (released and official), and ``normalised``."""
+    given: list[Iterable[str]] = [example.references for example in examples]
+    return {
+        "accuracy": 100 * match_accuracy(predictions, given, normalised=False),
+        "normalised": 100 * match_accuracy(predictions, given),
+    }

@@ -12,10 +12,10 @@ from petx.metrics._mean import mean
 REFERENCES = True
 __all__ = ["normalize_answer", "score", "vqa_accuracy", "vqa_scores"]
 
-_NUMBERS = {word: str(i) for i, word in enumerate("zero one two three four five six seven eight nine ten".split())}
-_NUMBERS["none"] = "0"
-_ARTICLES = {"a", "an", "the"}
-_CONTRACTIONS = {
+NUMBERS = {word: str(i) for i, word in enumerate("zero one two three four five six seven eight nine ten".split())}
+NUMBERS["none"] = "0"
+ARTICLES = {"a", "an", "the"}
+CONTRACTIONS = {
     word.replace("'", ""): word
     for word in (
         "ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd how'll how's "
@@ -41,8 +41,8 @@ def normalize_answer(text: str) -> str:
     text = re.sub(rf"(?<=\S){_PUNCTUATION}(?=\S)", " ", text)
     text = re.sub(_PUNCTUATION, "", text)
     text = re.sub(r"(?<!\d)\.|\.(?!\d)", "", text)
-    kept = [_NUMBERS.get(word, word) for word in text.split() if word not in _ARTICLES]
-    return " ".join(_CONTRACTIONS.get(word, word) for word in kept)
+    kept = [NUMBERS.get(word, word) for word in text.split() if word not in ARTICLES]
+    return " ".join(CONTRACTIONS.get(word, word) for word in kept)
 
 
 def vqa_scores(annotations: Iterable[str]) -> dict[str, float]:
@@ -69,5 +69,13 @@ def vqa_accuracy(predictions: list[str], annotations: list[Iterable[str]]) -> fl
 
 
 def score(predictions: list[str], examples: list[Example]) -> dict[str, float]:
-    """``accuracy`` in per cent: soft accuracy over each example's references."""
-    return {"accuracy": 100 * vqa_accuracy(predictions, [example.references for example in examples])}
+    """In per cent ``accuracy``, as the released evaluation computes it, that of each kind of answer, and
+    ``normalised``, for which both sides are normalised (:func:`vqa_accuracy`)."""
+    from petx.metrics import _official
+
+    each = [_official.soft_accuracy(text, one.references) for text, one in zip(predictions, examples, strict=True)]
+    scores = {"accuracy": 100 * mean(each)}
+    for kind in sorted({example.kind for example in examples} - {""}):
+        scores[kind] = 100 * mean([value for value, one in zip(each, examples, strict=True) if one.kind == kind])
+    scores["normalised"] = 100 * vqa_accuracy(predictions, [example.references for example in examples])
+    return scores

@@ -5,6 +5,7 @@ import math
 import pytest
 
 from petx import metrics
+from petx.metrics import _official
 
 # BLEU-1 to 4, CIDEr and ROUGE-L below are pycocoevalcap 1.2's for these captions.
 CAPTIONS = ["a red circle on a table", "two dogs run in the park", "a man rides a horse", "the cat sleeps", "a"]
@@ -78,3 +79,27 @@ def test_exact_match():
     assert metrics.exact_match(["a", "b", "c", "d"], ["a", "b", "x", "D"]) == 0.5
     with pytest.raises(ValueError):
         metrics.exact_match(["a"], [])
+
+
+@pytest.mark.parametrize(
+    "given, wanted",
+    [
+        ("The Red Car.", "red car"),
+        ("two", "2"),
+        ("dont know", "don't know"),
+        ("t-shirt", "t shirt"),
+        ("black - white t-shirt", "black white tshirt"),  # a mark beside a space goes wherever it stands
+        ("1,000 t-shirts", "1000 tshirts"),  # and with a comma between digits every mark does
+        ("3.5 m.", "3.5 m"),
+        ("it's 5:30", "it's 5:30"),
+    ],
+)
+def test_predictions_are_changed_as_the_released_evaluation_does(given, wanted):
+    assert _official.prediction(given) == wanted
+
+
+def test_the_released_accuracy_leaves_one_annotator_out():
+    given = ("yes",) * 2 + ("no",) * 8
+    assert _official.soft_accuracy("Yes!", given) == pytest.approx(0.6)
+    assert _official.soft_accuracy("no", given) == pytest.approx(1.0)
+    assert _official.soft_accuracy("no.", ("no.",) * 10) == 0.0  # annotators who agree are taken as they are
