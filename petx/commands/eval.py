@@ -1,4 +1,4 @@
-"""Score a tuned model again: ``petx eval --adapter DIR``, greedily or with beams."""
+"""Score a tuned model again: ``petx eval --adapter DIR``, greedily or with beams; its predictions are written."""
 
 import argparse
 
@@ -7,27 +7,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--adapter", required=True, metavar="DIR", help="folder 'tuned' written by petx train")
     parser.add_argument("--num_beams", "--num-beams", type=int, metavar="N", help="beams (default: as it was trained)")
     parser.add_argument("--split", choices=("dev", "test"), default="test", help="default: test")
+    parser.add_argument("--output", metavar="DIR", help="folder of the predictions (default: eval beside DIR)")
 
 
 def run(args: argparse.Namespace) -> int:
+    from petx.data import predictions
     from petx.errors import UserError
-    from petx.files import user_path
+    from petx.files import require_writable, user_path
     from petx.train import scoring, tuned
     from petx.train.run import Run
 
     if args.num_beams is not None and args.num_beams < 1:
         raise UserError(f"--num_beams must be at least 1, got {args.num_beams}")
-    loaded = tuned.load(user_path(args.adapter, "--adapter"))
+    adapter = user_path(args.adapter, "--adapter")
+    loaded = tuned.load(adapter)
+    output = user_path(args.output or adapter.resolve().parent / "eval", "--output")
+    require_writable(output, "--output")
     run = Run(loaded.recipe, loaded.settings)
     run.prepare()
     tasks = getattr(run.load_data(), args.split)
     beams = args.num_beams or loaded.settings.num_beams
-    scored = scoring.scores(
+    scored, texts = scoring.evaluate(
         loaded.model, tasks, loaded.tokenizer, batch_size=loaded.settings.eval_batch_size, num_beams=beams
     )
     trained = loaded.manifest
     searched = "default search" if beams is None else f"{beams} beam{'s' if beams > 1 else ''}"
     print(f"{trained['arm']}, seed {trained['seed']}: {sum(map(len, tasks)):,} examples of {args.split}, {searched}")
     for name, value in scored.items():
-        print(f"  {name:<12} {value:.4f}   (when trained {trained['scores'][args.split][name]:.4f})")
+        before = trained["scores"][args.split].get(name)
+        print(f"  {name:<12} {value:.4f}" + ("" if before is None else f"   (when trained {before:.4f})"))
+    if not scored:
+        print("  no answers to score")
+    predictions.write(output, args.split, tasks, texts)
+    for task in tasks:
+        print(f"predictions  {predictions.path_of(output, args.split, task)}")
     return 0

@@ -83,9 +83,14 @@ def _is_score(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
 
 
-def json_rows(path: Path, *needed: str, key: str | None = None) -> list[Row]:
-    """The list in a JSON file, or at ``key`` of it; every entry is a mapping with the fields ``needed``."""
+def json_rows(path: Path, *needed: str, key: str | None = None, name: str | None = None) -> list[Row]:
+    """The list in a JSON file, or at ``key`` of it; every entry is a mapping with the fields ``needed``.
+
+    ``name``: the file may also be a mapping of such entries, whose keys become this field.
+    """
     rows = _read(path, json.loads)
+    if name is not None and isinstance(rows, dict):
+        return _named(path, rows, needed, name)
     if key is not None:
         if not isinstance(rows, dict) or key not in rows:
             raise UserError(f"cannot read annotations from {path}: it has no list {key!r}")
@@ -93,6 +98,49 @@ def json_rows(path: Path, *needed: str, key: str | None = None) -> list[Row]:
     if not isinstance(rows, list):
         raise UserError(f"cannot read annotations from {path}: wanted a list of entries, got {type(rows).__name__}")
     return _checked(path, rows, needed, lambda i: f"entry {i}")
+
+
+def _named(path: Path, found: dict[str, Any], needed: Iterable[str], name: str) -> list[Row]:
+    keys = list(found)
+    rows = _checked(path, list(found.values()), needed, lambda i: f"entry {keys[i]}")
+    for key, row in zip(keys, rows, strict=True):
+        row.setdefault(name, key)
+    return rows
+
+
+def json_either(path: Path, *needed: str) -> list[Row]:
+    """The entries of a JSON list or of JSON lines, whichever the file begins with."""
+    begins = _read(path, lambda text: text.lstrip()[:1])
+    return json_lines(path, *needed) if begins == "{" else json_rows(path, *needed)
+
+
+def json_object(path: Path) -> dict[str, Any]:
+    """The mapping in a JSON file."""
+    found = _read(path, json.loads)
+    if not isinstance(found, dict):
+        raise UserError(f"{path} must hold a mapping, got {type(found).__name__}")
+    return found
+
+
+def text_lines(path: Path) -> list[str]:
+    """The lines of a text file."""
+    return _read(path, str.splitlines)
+
+
+def answered(rows: list[Row], *fields: str, training: bool) -> bool:
+    """Whether ``rows`` tell the answers: all of them have ``fields``, or none has, as in a test split.
+
+    Raises :class:`UserError` naming the first row that lacks what others have, or what training needs.
+    """
+    have = [all(field in row for field in fields) for row in rows]
+    if all(have):
+        return True
+    if training or any(have):
+        row = rows[have.index(False)]
+        (field, *_) = [field for field in fields if field not in row]
+        some = "" if training else ", and other entries have"
+        raise UserError(f"{row.place} has no {field!r}{some}")
+    return False
 
 
 def json_lines(path: Path, *needed: str) -> list[Row]:

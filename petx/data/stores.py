@@ -2,7 +2,8 @@
 
 import math
 import random
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,24 @@ from petx.data.pictures import check_picture, read_picture
 from petx.errors import UserError
 
 _SUFFIXES = ("", ".jpg", ".jpeg", ".png", ".webp", ".JPG", ".JPEG", ".PNG")
+_COCO = re.compile(r"COCO_(\w+)_\d{12}")  # images of COCO's first release, in a folder of that name
+
+
+def folders_of(given: str | None, data_dir: str, known: Sequence[str], usual: str) -> list[Path]:
+    """Where to look: in ``given`` alone, or else in ``usual`` and those of ``known`` that are below ``data_dir``."""
+    if given:
+        return [Path(given)]
+    return [Path(data_dir, usual), *(folder for name in known if (folder := Path(data_dir, name)).is_dir())]
+
+
+def _found(folders: Sequence[Path], names: Sequence[str], suffixes: Sequence[str]) -> Path | None:
+    """The first file that is there, of ``names`` with one of ``suffixes`` in ``folders``."""
+    paths = (folder / f"{name}{end}" for folder in folders for name in names for end in suffixes)
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _paths(folder: Any) -> list[Path]:
+    return [Path(one) for one in folder] if isinstance(folder, list | tuple) else [Path(folder)]
 
 
 def _check_layout(shape: tuple[int, ...], dtype: np.dtype, path: Path, rows: str, width: int) -> None:
@@ -60,27 +79,38 @@ class ArrayFeatures:
 class H5Features:
     """Grid features read from ``<folder>/<image>.h5`` when asked for; larger square grids are max-pooled to ``tokens``.
 
+    ``folder``: one, or several, of which the first that has the file counts. ``image``: its name, or the path of its
+    picture, whose name without folder and suffix it is.
     ``self(image)`` gives features ``[tokens, width]`` and boxes ``[tokens, 4]``, all zero as CLIP grids have none.
     """
 
     default_folder = "features"  # below the data folder
 
-    def __init__(self, folder: str | Path, width: int, tokens: int) -> None:
+    def __init__(self, folder: Any, width: int, tokens: int) -> None:
         try:
             import h5py
         except ImportError as error:
             raise UserError("image-text features are h5 files, read by h5py; get it with: pip install h5py") from error
-        self.h5py, self.folder, self.width, self.tokens = h5py, Path(folder), width, tokens
+        self.h5py, self.folders, self.width, self.tokens = h5py, _paths(folder), width, tokens
         self.boxes = torch.zeros(tokens, 4)
 
+    @staticmethod
+    def name(image: str) -> str:
+        """``image`` without the folder and the suffix of a picture."""
+        last = image.rpartition("/")[2]
+        suffix = next((end for end in _SUFFIXES[1:] if last.endswith(end)), "")
+        return last.removesuffix(suffix)
+
     def path(self, image: str) -> Path:
-        return self.folder / f"{image}.h5"
+        name = self.name(image)
+        return _found(self.folders, [name], [".h5"]) or self.folders[0] / f"{name}.h5"
 
     def check(self, images: Any) -> None:
         """Raise :class:`UserError` if a file is missing or damaged, or of another layout; values are read later."""
         for image in images:
             if not self.path(image).is_file():
-                raise UserError(f"no feature file {self.path(image)}")
+                others = "".join(f", nor in {folder}" for folder in self.folders[1:])
+                raise UserError(f"no feature file {self.path(image)}{others}")
         for image in images:
             path = self.path(image)
             found = self._read(image, lambda data: SimpleNamespace(shape=data.shape or (), dtype=data.dtype))
@@ -93,7 +123,7 @@ class H5Features:
         return self._pooled(features, path), self.boxes
 
     def _read(self, image: str, part: Callable[[Any], Any]) -> Any:
-        path, name = self.path(image), f"{image}/features"
+        path, name = self.path(image), f"{self.name(image)}/features"
         try:
             with self.h5py.File(path, "r") as file:
                 found = file[name]
@@ -128,8 +158,8 @@ class NpzFeatures:
 
     default_folder = "vis_features"  # below the data folder
 
-    def __init__(self, folder: str | Path, width: int, tokens: int) -> None:
-        self.folder, self.width, self.tokens = Path(folder), width, tokens
+    def __init__(self, folder: Any, width: int, tokens: int) -> None:
+        (self.folder,), self.width, self.tokens = _paths(folder), width, tokens
         self.boxes = torch.zeros(tokens, 4)
 
     def path(self, key: Any) -> Path:
@@ -165,17 +195,24 @@ class NpzFeatures:
 class ImageFiles:
     """Pixels of ``<folder>/<image>``, with or without a suffix, as the host's image processor makes them.
 
+    ``folder``: one, or several, of which the first that has the file counts. An image ``part/name`` may also lie there
+    as ``name``, and COCO's ``COCO_val2014_…`` as ``val2014/COCO_val2014_…``.
     ``augment``: ``"none"``, ``"crop"`` (a random part of half to all of the area, resized) or ``"crop-flip"``, for the
     keys that come with a draw: :meth:`__call__` with ``draw`` gives the same pixels for the same draw.
     """
 
-    def __init__(self, folder: str | Path, processor: Any, augment: str = "none") -> None:
-        self.folder, self.processor, self.augment = Path(folder), processor, augment
+    def __init__(self, folder: Any, processor: Any, augment: str = "none") -> None:
+        self.folders, self.processor, self.augment = _paths(folder), processor, augment
 
     def path(self, image: str) -> Path:
-        found = next((path for end in _SUFFIXES if (path := self.folder / f"{image}{end}").is_file()), None)
+        last = image.rpartition("/")[2]
+        coco = _COCO.match(last)
+        names = dict.fromkeys([image, last, *([f"{coco[1]}/{last}"] if coco else [])])
+        found = _found(self.folders, list(names), _SUFFIXES)
         if found is None:
-            raise UserError(f"no image file {self.folder / str(image)}, nor with one of {', '.join(_SUFFIXES[1:])}")
+            others = "".join(f", nor in {folder}" for folder in self.folders[1:])
+            wanted = self.folders[0] / image
+            raise UserError(f"no image file {wanted}, nor with one of {', '.join(_SUFFIXES[1:])}{others}")
         return found
 
     def check(self, images: Any) -> None:

@@ -9,6 +9,7 @@ from torch.utils.data import Dataset
 
 from petx import metrics
 from petx.data.examples import Example, sampled_answer
+from petx.data.predictions import PredictionFile
 
 
 class Task(Dataset):
@@ -18,6 +19,8 @@ class Task(Dataset):
         metric: name of a module of :mod:`petx.metrics`.
         loss: ``sample`` averages the token loss of each example, weights it by the answer's score and averages those;
             ``token`` averages over all tokens of the batch.
+        predictions: the format of its prediction files.
+        max_new: longest generated answer in tokens, if that is not ``max_target``.
         choices: answers whose first tokens' logits are compared, instead of generating; None to generate.
         generation: further arguments of ``generate``, such as ``length_penalty``.
     """
@@ -35,11 +38,15 @@ class Task(Dataset):
         loss: str = "sample",
         num_beams: int = 1,
         choices: Sequence[str] | None = None,
+        predictions: PredictionFile | None = None,
+        max_new: int | None = None,
         generation: dict[str, Any] | None = None,
     ) -> None:
         self.name, self.examples, self.features, self.tokenizer = name, examples, features, tokenizer
         self.max_text, self.max_target, self.num_beams, self.choices = max_text, max_target, num_beams, choices
         self.metric, self.loss, self.generation = metric, loss, generation or {}
+        self.predictions = predictions or PredictionFile()
+        self.max_new = max_new or max_target
         self.encode = functools.lru_cache(maxsize=4096)(self._encode)  # easy-VQA has 107 questions
 
     def __len__(self) -> int:
@@ -68,6 +75,16 @@ class Task(Dataset):
         read = self.tokenizer if tokenizer is None else tokenizer
         return torch.tensor(read(text, truncation=limit is not None, max_length=limit)["input_ids"])
 
+    @property
+    def answered(self) -> bool:
+        """Whether the answers are known; those of test splits are often withheld, and then nothing is scored."""
+        return any(example.answered for example in self.examples)
+
     def score(self, predictions: list[str]) -> dict[str, float]:
-        """``{metric: value}`` of one generated text per example, in order; the first is the task's own metric."""
+        """``{metric: value}`` of one generated text per example, in order; the first is the task's own metric.
+
+        Nothing if the answers are not known.
+        """
+        if not self.answered:
+            return {}
         return metrics.find(self.metric)(predictions, self.examples)

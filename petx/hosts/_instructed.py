@@ -12,13 +12,14 @@ from transformers.utils import logging
 
 from petx.data.batches import IGNORED
 from petx.data.examples import Example
-from petx.data.instructions import InstructTask
-from petx.data.stores import ImageFiles
+from petx.data.instructions import InstructTask, plain
+from petx.data.stores import ImageFiles, folders_of
 from petx.data.task import Task
 from petx.data.tokenizers import Tokenizers, unknown_words
 from petx.errors import UserError
 from petx.hosts.base import Host
 
+CAPTION_WORDS = 50  # of a cleaned caption
 MAX_ANSWER = 4  # tokens of an answer of petx predict, unless settings allow more
 
 
@@ -95,7 +96,9 @@ class Instructed(Host):
     @classmethod
     def adapted(cls, spec: Any, settings: Any) -> Any:
         target = settings.max_target.get(spec.name, spec.max_target)
-        return dataclasses.replace(spec, max_target=target, metric=settings.metrics.get(spec.name, spec.metric))
+        loss = spec.loss if settings.loss == "task" else settings.loss
+        metric = settings.metrics.get(spec.name, spec.metric)
+        return dataclasses.replace(spec, max_target=target, metric=metric, loss=loss)
 
     @classmethod
     def store(cls, spec: Any, settings: Any, tokenizer: Tokenizers, split: str) -> ImageFiles:
@@ -104,8 +107,8 @@ class Instructed(Host):
             raise UserError(
                 f"host: {settings.host} was trained on features; data {settings.data} needs one that reads images"
             )
-        folder = Path(settings.images_dir or Path(settings.data_dir, "images"))
-        return ImageFiles(folder, tokenizer.image_processor, settings.augment if split == "train" else "none")
+        folders = folders_of(settings.images_dir, settings.data_dir, spec.images, "images")
+        return ImageFiles(folders, tokenizer.image_processor, settings.augment if split == "train" else "none")
 
     @classmethod
     def dataset(
@@ -113,13 +116,15 @@ class Instructed(Host):
     ) -> Task:
         """The question stands in the templates of ``spec``, or in those of ``settings`` for ``split``."""
         if settings.targets == "first" if split == "train" else spec.metric == "exact":
-            examples = [_first_answer(example) for example in examples]
+            examples = [_first_answer(example) if example.answers else example for example in examples]
+        if split == "train" and settings.clean_captions and spec.metric == "caption":
+            examples = [_cleaned(example) for example in examples]
         templates = spec.templates or settings.task_instructions.get(spec.name, settings.instructions)
         if split == "pretraining" and not spec.templates:
             templates = settings.instructions[:1]
         elif split in ("dev", "test") and settings.eval_instructions:
             templates = settings.eval_instructions
-        limits = dict(metric=spec.metric, max_target=spec.max_target, loss=spec.loss)
+        limits = dict(metric=spec.metric, max_target=spec.max_target, loss=spec.loss, predictions=spec.predictions)
         return _task(settings, spec.name, examples, store, tokenizer, templates, **limits)
 
     @classmethod
@@ -185,6 +190,12 @@ def image_token(config: Any) -> int:
             "wrote it: take a newer revision, or add the token <image> to tokenizer, embedding and config"
         )
     return config.image_token_id
+
+
+def _cleaned(example: Example) -> Example:
+    """``example`` with its caption as PETAL's released code trains on it."""
+    answers = tuple((" ".join(plain(text).split()[:CAPTION_WORDS]), score) for text, score in example.answers)
+    return dataclasses.replace(example, answers=answers)
 
 
 def _first_answer(example: Example) -> Example:

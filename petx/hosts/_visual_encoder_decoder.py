@@ -14,6 +14,7 @@ from transformers.utils import logging
 
 from petx.data.batches import IGNORED
 from petx.data.examples import Example
+from petx.data.stores import folders_of
 from petx.data.task import Task
 from petx.data.tokenizers import unknown_words, word_tokenizer
 from petx.errors import UserError
@@ -93,8 +94,8 @@ class VisualEncoderDecoder(Host):
 
     @classmethod
     def store(cls, spec: Any, settings: Any, tokenizer: Any, split: str) -> Any:
-        folder = Path(settings.features_dir or Path(settings.data_dir, spec.store.default_folder))
-        return spec.store(folder, settings.feature_width, settings.visual_tokens)
+        folders = folders_of(settings.features_dir, settings.data_dir, spec.features, spec.store.default_folder)
+        return spec.store(folders, settings.feature_width, settings.visual_tokens)
 
     @classmethod
     def dataset(cls, spec: Any, examples: list[Example], store: Any, tokenizer: Any, settings: Any, split: str) -> Task:

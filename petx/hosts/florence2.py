@@ -9,7 +9,7 @@ from torch import nn
 from transformers import Florence2ForConditionalGeneration
 
 from petx.data.examples import Example
-from petx.data.stores import ImageFiles
+from petx.data.stores import ImageFiles, folders_of
 from petx.data.task import Task
 from petx.data.tokenizers import Tokenizers
 from petx.errors import UserError
@@ -39,7 +39,8 @@ class Florence2(Instructed):
 
     @classmethod
     def check(cls, settings: Any) -> None:
-        return None
+        if settings.data == "video-text":
+            raise UserError("data video-text: its videos come as frame features, and Florence-2 reads one image file")
 
     @classmethod
     def load(cls, folder: str | Path, settings: Any = None) -> nn.Module:
@@ -51,8 +52,9 @@ class Florence2(Instructed):
 
     @classmethod
     def store(cls, spec: Any, settings: Any, tokenizer: Tokenizers, split: str) -> ImageFiles:
-        """Image files, below ``features_dir`` or in ``images`` of the data folder."""
-        return ImageFiles(Path(settings.features_dir or Path(settings.data_dir, "images")), tokenizer.image_processor)
+        """Image files, below ``features_dir`` or in the data folder."""
+        folders = folders_of(settings.features_dir, settings.data_dir, spec.images, "images")
+        return ImageFiles(folders, tokenizer.image_processor)
 
     @classmethod
     def dataset(

@@ -4,9 +4,10 @@ A module may bring a whole kind of data in place of one task, as ``SOURCE``, suc
 """
 
 from petx import _rooms
+from petx.errors import UserError
 from petx.tasks.base import RunData, Source, TaskSpec
 
-__all__ = ["RunData", "Source", "TaskSpec", "find", "kinds", "names", "of_kind", "source"]
+__all__ = ["RunData", "Source", "TaskSpec", "find", "kinds", "named", "names", "of_kind", "source"]
 
 
 def of_kind(kind: str, method: str) -> dict[str, TaskSpec]:
@@ -18,6 +19,14 @@ def of_kind(kind: str, method: str) -> dict[str, TaskSpec]:
 def find(name: str) -> TaskSpec:
     """The task called ``name``."""
     return next(m.TASK for m in _rooms.modules(__name__).values() if hasattr(m, "TASK") and m.TASK.name == name)
+
+
+def named(name: str) -> TaskSpec:
+    """The task called ``name``, of any method; UserError if there is none."""
+    known = {m.TASK.name: m.TASK for m in _rooms.modules(__name__).values() if hasattr(m, "TASK")}
+    if name not in known:
+        raise UserError(f"unknown task {name!r}; there are: {', '.join(sorted(known))}")
+    return known[name]
 
 
 def kinds(method: str) -> tuple[str, ...]:

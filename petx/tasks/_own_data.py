@@ -1,15 +1,17 @@
 """Data of one's own: tasks in their published files below ``data_dir``, for a pretrained host."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 from petx import metrics, tasks
+from petx.data.examples import Example
 from petx.errors import UserError
-from petx.tasks.base import RunData, Source
+from petx.tasks.base import RunData, Source, TaskSpec
 
 
 class OwnData(Source):
-    """The tasks of one kind of data; ``wanted_host``: words for what ``--host`` must name."""
+    """The tasks of one kind of data, for the host that ``--host`` names."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -27,11 +29,19 @@ class OwnData(Source):
             raise UserError(f"tasks must name at least one of {', '.join(known)}; got none")
         for name in settings.tasks:
             if name not in known:
-                raise UserError(f"unknown task {name!r} of {settings.data}; there are: {', '.join(known)}")
+                raise UserError(
+                    f"unknown task {name!r} of {settings.data}; there are: {', '.join(known)}{_why_not(name)}"
+                )
             for split in ("train", "dev", "test"):
                 given = settings.splits.get(name, {}).get(split)
                 if not isinstance(given, list) or not given or not all(isinstance(one, str) for one in given):
                     raise UserError(f"splits.{name}.{split} must be a list of split names, got {given!r}")
+
+    def examples(self, settings: Any, task: str, split: str) -> tuple[TaskSpec, list[Example]]:
+        spec = tasks.of_kind(self.kind, settings.recipe)[task]
+        metric = getattr(settings, "metrics", {}).get(task, spec.metric)
+        spec = dataclasses.replace(spec, metric=metric)
+        return spec, _checked(spec, settings.data_dir, settings.splits[task][split], training=False)
 
     def load(self, settings: Any, host: Any) -> RunData:
         tokenizer = host.pretrained_tokenizers(settings)
@@ -43,16 +53,41 @@ class OwnData(Source):
                 spec = host.adapted(known[name], settings)
                 store = host.store(spec, settings, tokenizer, split)
                 chosen = settings.splits[name][split]
-                examples = spec.examples(settings.data_dir, chosen, split == "train", tokenizer)
-                if split != "train" and metrics.reads_references(spec.metric):
-                    bare = next((i for i, example in enumerate(examples) if not example.references), None)
-                    if bare is not None:
-                        raise UserError(
-                            f"metric {spec.metric} of task {name} compares with annotators' answers, and example "
-                            f"{bare} of {', '.join(chosen)} has none"
-                        )
+                examples = _checked(spec, settings.data_dir, chosen, training=split == "train", tokenizer=tokenizer)
                 store.check(dict.fromkeys(image for example in examples for image in example.images))
                 made.append(host.dataset(spec, examples, store, tokenizer, settings, split))
             return made
 
         return RunData(tokenizer, train=loaded("train"), dev=loaded("dev"), test=loaded("test"))
+
+
+def _checked(spec: TaskSpec, folder: str, splits: list[str], *, training: bool, tokenizer: Any = None) -> list[Example]:
+    """The examples of ``splits``; UserError unless they can be trained on, or scored and written."""
+    examples = spec.examples(folder, splits, training, tokenizer)
+    if training:
+        return examples
+    spec.predictions.check(spec.name, examples)
+    known = [example.answered for example in examples]
+    if any(known) and not all(known):
+        bare = known.index(False)
+        raise UserError(
+            f"task {spec.name}: example {bare} of {', '.join(splits)} has no answer, and others have; score the splits "
+            "whose answers are known by themselves"
+        )
+    if any(known) and metrics.reads_references(spec.metric):
+        missing = next((i for i, example in enumerate(examples) if not example.references), None)
+        if missing is not None:
+            raise UserError(
+                f"metric {spec.metric} of task {spec.name} compares with annotators' answers, and example "
+                f"{missing} of {', '.join(splits)} has none"
+            )
+    return examples
+
+
+def _why_not(name: str) -> str:
+    """Why a task of another method is not for this one, in words."""
+    try:
+        spec = tasks.named(name)
+    except UserError:
+        return ""
+    return f" ({name} is for {', '.join(spec.methods)} alone: {spec.only})" if spec.only else ""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from petx.data.examples import Example
+from petx.data.predictions import PredictionFile
 from petx.data.stores import H5Features
 from petx.errors import UserError
 
@@ -25,7 +26,10 @@ class TaskSpec:
         templates: instructions in place of the settings', for hosts that read instructions.
         metric: name of a module of :mod:`petx.metrics`.
         max_text, max_target: tokens of a text (prompt included) and of an answer (its end included).
-        loss, num_beams, choices: see :class:`petx.data.task.Task`.
+        images, features: folders below the data folder in which its image files, or released feature files, lie; the
+            first that is there is taken, or else ``images`` or ``features``.
+        only: why other methods cannot train on it.
+        loss, num_beams, choices, predictions, max_new: see :class:`petx.data.task.Task`.
     """
 
     name: str
@@ -42,6 +46,11 @@ class TaskSpec:
     loss: str = "sample"
     num_beams: int = 1
     choices: tuple[str, ...] | None = None
+    predictions: PredictionFile = dataclasses.field(default_factory=PredictionFile)
+    max_new: int | None = None
+    images: tuple[str, ...] = ()
+    features: tuple[str, ...] = ()
+    only: str = ""
 
     def examples(self, folder: str | Path, splits: list[str], training: bool, tokenizer: Any = None) -> list[Example]:
         """The examples in ``splits``, without a prompt; :class:`UserError` if there are none."""
@@ -53,7 +62,7 @@ class TaskSpec:
 
     def limits(self) -> dict[str, Any]:
         """Keyword arguments of :class:`petx.data.task.Task`."""
-        names = ("metric", "max_text", "max_target", "loss", "num_beams", "choices")
+        names = ("metric", "max_text", "max_target", "loss", "num_beams", "choices", "predictions", "max_new")
         return {name: getattr(self, name) for name in names}
 
 
@@ -79,6 +88,10 @@ class Source:
 
     def check(self, settings: Any) -> None:
         """Raise :class:`UserError` if something is missing or does not fit, before any work."""
+        raise NotImplementedError
+
+    def examples(self, settings: Any, task: str, split: str) -> tuple[TaskSpec, list[Example]]:
+        """The task and its examples in ``split`` (dev, test), as they are scored: without a model's tokenizer."""
         raise NotImplementedError
 
     def load(self, settings: Any, host: Any) -> RunData:

@@ -1,21 +1,16 @@
-"""Captions in Karpathy's file ``COCO/dataset_coco.json``: ``images: [{filename, split, sentences: [{raw}]}]``."""
+"""Captions in Karpathy's ``COCO/dataset_coco.json``: ``images: [{filename, cocoid, split, sentences: [{raw}]}]``."""
 
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from petx.data.examples import Example
-from petx.data.rows import json_rows
+from petx.tasks import _captions
 from petx.tasks.base import TaskSpec
 
 
 def _read(folder: Path, split: str, training: bool, tokenizer: Any) -> Iterator[Example]:
-    for row in json_rows(folder / "COCO" / "dataset_coco.json", "filename", "split", "sentences", key="images"):
-        if row["split"] == split:
-            images = (Path(row.text("filename")).stem,)
-            texts = tuple(text.strip() for text in row.texts("sentences", "raw"))
-            for text in texts if training else texts[:1]:  # trained on every sentence, scored once an image
-                yield Example("", images, ((text, 1.0),), references=texts)
+    return _captions.karpathy(folder / "COCO" / "dataset_coco.json", split, training)
 
 
 TASK = TaskSpec(
@@ -24,7 +19,11 @@ TASK = TaskSpec(
     read=_read,
     prompt="caption: ",
     max_target=40,
+    max_new=19,  # 20 with the decoder's first
     metric="caption",
     loss="token",
     num_beams=5,
+    predictions=_captions.PREDICTIONS,
+    images=("coco/images",),
+    features=("COCO/clip_features/data_clip_RN101_att",),
 )

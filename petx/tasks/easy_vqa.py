@@ -54,6 +54,11 @@ def read_questions(folder: str | Path, split: str) -> list[Question]:
         raise UserError(f"easy-vqa's {path} is damaged ({error}); {packages.again('easy-vqa')}") from error
 
 
+def examples_of(questions: list[Question]) -> list[Example]:
+    """``questions`` as examples, in order."""
+    return [Example(one.text, (one.image,), ((one.answer, 1.0),), kind=one.kind) for one in questions]
+
+
 def images_of(questions: list[Question]) -> list[str]:
     """The images of ``questions``, each once, in a fixed order."""
     return sorted({question.image for question in questions})
@@ -120,11 +125,8 @@ class EasyVQA:
         ]
 
     def questions(self, split: str, *, only_what: bool = False) -> list[Example]:
-        return [
-            Example(question.text, (question.image,), ((question.answer, 1.0),), kind=question.kind)
-            for question in getattr(self, split)
-            if not (only_what and question.kind == "yes/no")
-        ]
+        chosen = getattr(self, split)
+        return examples_of([one for one in chosen if not (only_what and one.kind == "yes/no")])
 
     def captions(self) -> list[Example]:
         """Examples that answer nothing with a training image's caption, such as "a red circle"."""
@@ -174,6 +176,10 @@ class EasyVQASource(Source):
                 f"image_size {settings.image_size}: {count:,} pictures would take {wanted:,} bytes, and this machine "
                 f"has {there:,}"
             )
+
+    def examples(self, settings: Any, task: str, split: str) -> tuple[TaskSpec, list[Example]]:
+        _, _, dev, test = _easy_vqa_questions(settings)
+        return QUESTIONS, examples_of(dev if split == "dev" else test)
 
     def load(self, settings: Any, host: Any) -> RunData:
         """The whole of VQA as the task to tune on; for a small host, its lessons to be pretrained on.

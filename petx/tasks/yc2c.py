@@ -2,4 +2,4 @@
 
 from petx.tasks._video import captions
 
-TASK = captions("yc2c", "YC2C: captions of cooking videos", videos="yc2")
+TASK = captions("yc2c", "YC2C: captions of cooking videos", videos="yc2", spans=False)

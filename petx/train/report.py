@@ -30,7 +30,7 @@ def rows(run: Any, results: dict[str, Any]) -> tuple[list[str], list[list[str]]]
                 f"{100 * one['trainable'] / one['total']:.2f} %",
                 *(f"{one[key]:,}" for _, key in columns),
                 *(score([record["test"].get(m) for record in records]) for m in metrics),
-                score([next(iter(record["dev"].values())) for record in records]),
+                score([next(iter(record["dev"].values()), None) for record in records]),
                 f"{one['steps']:,}",
                 f"{statistics.mean(record['seconds'] for record in records):.0f}",
                 score([record.get("step_ms") for record in records]),

@@ -18,7 +18,7 @@ def answers(model: nn.Module, task: Any, tokenizer: Any, *, batch_size: int, num
     state = PartialState()
     own = range(state.process_index, len(task), state.num_processes)
     host = hosts.bound(model, tokenizer)
-    options = dict(num_beams=task.num_beams, max_new_tokens=task.max_target) | task.generation
+    options = dict(num_beams=task.num_beams, max_new_tokens=task.max_new) | task.generation
     options |= {"num_beams": num_beams} if num_beams else {}
     training = model.training
     model.eval()
@@ -37,16 +37,22 @@ def answers(model: nn.Module, task: Any, tokenizer: Any, *, batch_size: int, num
     return [text for _, text in sorted(pairs)]
 
 
-def scores(
+def evaluate(
     model: nn.Module, tasks: Iterable[Any], tokenizer: Any, *, batch_size: int, num_beams: int | None = None
-) -> dict[str, float]:
-    """``{metric: value}``, the main one first: the task's metrics, or the tasks' average and ``"task metric"`` each."""
-    scored = {
-        task.name: task.score(answers(model, task, tokenizer, batch_size=batch_size, num_beams=num_beams))
-        for task in tasks
-    }
+) -> tuple[dict[str, float], dict[str, list[str]]]:
+    """``(scores, texts)``: scores as :func:`joined`, and by the task's name the text of each of its examples."""
+    tasks = list(tasks)
+    texts = {task.name: answers(model, task, tokenizer, batch_size=batch_size, num_beams=num_beams) for task in tasks}
+    return joined({task.name: task.score(texts[task.name]) for task in tasks}), texts
+
+
+def joined(scored: dict[str, dict[str, float]]) -> dict[str, float]:
+    """``{metric: value}``, the main one first: of one task its metrics, of several ``"task metric"`` and their average.
+
+    Tasks without a score, whose answers are not known, do not count; of none there is nothing.
+    """
     if len(scored) == 1:
         return next(iter(scored.values()))
-    average = sum(next(iter(values.values())) for values in scored.values()) / len(scored)
+    firsts = [next(iter(values.values())) for values in scored.values() if values]
     parts = {f"{name} {metric}": value for name, values in scored.items() for metric, value in values.items()}
-    return {"average": average, **parts}
+    return {"average": sum(firsts) / len(firsts), **parts} if firsts else {}

@@ -16,12 +16,13 @@ from transformers import set_seed
 
 from petx import hosts
 from petx.baselines._sizes import counts
+from petx.data import predictions
 from petx.data.batches import RoundRobinBatches
 from petx.errors import UserError
 from petx.files import damaged_files, read_json, write_json, written_whole
 from petx.train import checkpoints, scoring, tuned
 
-SETTINGS, RESULT = "settings.json", "result.json"
+SETTINGS, RESULT, PREDICTIONS = "settings.json", "result.json", "predictions"
 MAY_CHANGE = ("output_dir", "resume", "arms", "with_arms", "seeds")  # in these a resumed run may differ
 
 
@@ -160,8 +161,11 @@ def run_arm(run: Any, arm: str, seed: int, place: str) -> dict[str, Any]:
         record |= {"steps": steps, "seconds": trainer.seconds, "curve": curve(trainer.state.log_history)}
         record["step_ms"] = trainer.step_ms
     for split in ("dev", "test"):
-        record[split] = score(run, model, getattr(run.data, split), run.data.tokenizer)
-    say("  test: " + ", ".join(f"{name} {value:.1f}" for name, value in record["test"].items()))
+        record[split], texts = evaluate(run, model, getattr(run.data, split), run.data.tokenizer)
+        if PartialState().is_main_process:
+            predictions.write(folder / PREDICTIONS, split, getattr(run.data, split), texts)
+    scored = ", ".join(f"{name} {value:.1f}" for name, value in record["test"].items())
+    say(f"  test: {scored or f'no answers to score; predictions in {folder / PREDICTIONS}'}")
     if PartialState().is_main_process:
         if record["trainable"]:
             scores = {split: record[split] for split in ("dev", "test")}
@@ -194,17 +198,25 @@ def curve(history: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def score(run: Any, model: nn.Module, tasks: list, tokenizer: Any) -> dict[str, float]:
+def evaluate(run: Any, model: nn.Module, tasks: list, tokenizer: Any) -> tuple[dict[str, float], dict[str, list[str]]]:
     settings = run.settings
     model.to(PartialState().device)
-    return scoring.scores(model, tasks, tokenizer, batch_size=settings.eval_batch_size, num_beams=settings.num_beams)
+    return scoring.evaluate(model, tasks, tokenizer, batch_size=settings.eval_batch_size, num_beams=settings.num_beams)
 
 
 def reproduces(run: Any, arm: str) -> bool:
-    """Load the saved ``arm`` into a fresh model and score it again; whether every digit is the recorded one."""
+    """Load the saved ``arm`` into a fresh model and score it again; whether every digit is the recorded one.
+
+    Without a score, whether the predictions are the written ones.
+    """
     folder = run.arm_folder(arm, run.settings.seed) / "tuned"
     loaded = tuned.load(folder)
-    again, recorded = score(run, loaded.model, run.data.test, loaded.tokenizer), loaded.manifest["scores"]["test"]
+    again, texts = evaluate(run, loaded.model, run.data.test, loaded.tokenizer)
+    recorded = loaded.manifest["scores"]["test"]
+    if not again:
+        same_texts = predictions.same(folder.parent / PREDICTIONS, "test", run.data.test, texts)
+        say(f"Loaded {folder} into a fresh model: its predictions on test are {'' if same_texts else 'not '}the same.")
+        return same_texts
     name, value = next(iter(again.items()))
     same = "the same to the digit" if again == recorded else f"but {recorded[name]} was recorded"
     say(f"Loaded {folder} into a fresh model: {name} {value} on test, {same}.")

@@ -117,11 +117,12 @@ class PetTrainer(Seq2SeqTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Score the development tasks; the main score is logged as ``eval_score``."""
-        batch_size = self.args.eval_batch_size
-        name, value = next(
-            iter(scoring.scores(self._trained, self.dev_tasks, self.tokenizer, batch_size=batch_size).items())
-        )
+        """Score the development tasks whose answers are known; the main score is logged as ``eval_score``."""
+        known = [task for task in self.dev_tasks if task.answered]
+        if not known:
+            return {}
+        scores, _ = scoring.evaluate(self._trained, known, self.tokenizer, batch_size=self.args.eval_batch_size)
+        name, value = next(iter(scores.items()))
         scored: dict[str, Any] = {"eval_score": value, "eval_metric": name}
         self.log(scored)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, scored)

@@ -121,17 +121,26 @@ def load_video(name, folder, splits, tokenizer, tokens=4, width=video_text_fixtu
 def test_video_questions(video_text_dir, tokenizer):
     task = load_video("tvqa", video_text_dir, ["train"], tokenizer)
     example = task.examples[2]
-    listed = "a0: red a1: blue a2: green a3: dark a4: thing"
-    # The subtitle of seconds 5 to 6 is not in the question's span.
-    assert example.text == f"[Subs] red [Q] what color is it? [TS] (0.50-2.00) [Choices] {listed} tvqa: "
-    assert example.answers == (("a2", 1.0),) and example.images == (("tv", "c"),)
+    listed = "a0: red. a1: blue. a2: green. a3: dark. a4: thing."
+    # Every subtitle, inside the question's span or not, as the released code has it.
+    assert example.text == f"[Subs] red green [Q] what color is it? [TS] (0.50-2.00) [Choices] {listed} tvqa: "
+    assert example.answers == (("a2", 1.0),) and example.images == (("tv", "c"),) and example.id == 2
+    assert (task.num_beams, task.max_new) == (5, 19)
 
 
 def test_video_captions(video_text_dir, tokenizer):
     trained = load_video("yc2c", video_text_dir, ["train_release"], tokenizer, training=True)
     scored = load_video("yc2c", video_text_dir, ["val_release"], tokenizer)
     assert len(trained) == 6 and len(scored) == 3 and len(scored.examples[0].references) == 2
-    assert scored.examples[0].text == "[Subs]  [TS] (0.00-4.00) yc2c: " and scored.num_beams == 5
+    assert scored.examples[0].text == "[Subs]  yc2c: " and scored.num_beams == 5 and scored.loss == "sample"
+    rows = [json.loads(line) for line in (video_text_dir / "ann/yc2c/yc2c_val_release.jsonl").read_text().splitlines()]
+    folder = video_text_dir / "ann" / "tvc"
+    folder.mkdir()
+    bare = [{name: value for name, value in row.items() if name != "descs"} | {"ts": [35.73, 40.9]} for row in rows]
+    (folder / "tvc_test_release.jsonl").write_text("\n".join(map(json.dumps, bare)))
+    tvc = load_video("tvc", video_text_dir, ["test_release"], tokenizer)
+    assert tvc.examples[1].text == "[Subs] red green [TS] ([35.73, 40.9]) tvc: "
+    assert not tvc.answered and tvc.score(["a"] * 3) == {} and [example.id for example in tvc.examples] == [0, 1, 2]
 
 
 def test_frames_are_pooled_or_filled_up(video_text_dir):
@@ -145,12 +154,13 @@ def test_frames_are_pooled_or_filled_up(video_text_dir):
         store(("tv", "a"))
 
 
-def test_long_subtitles_are_cut_not_the_question(video_text_dir):
+def test_a_long_text_is_cut_at_its_end(video_text_dir):
     tokenizer = word_tokenizer(["[Subs] red [Q] what color is it? [TS] tvqa:"], visual_tokens=0)
     rows = [{"vid_name": name, "sub": [{"text": "red " * 900, "start": 0, "end": 9}]} for name in "abc"]
     (video_text_dir / "ann" / "tv_subtitles.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    text = load_video("tvqa", video_text_dir, ["val"], tokenizer).examples[0].text
-    assert len(tokenizer(text)["input_ids"]) == 600 and text.endswith("tvqa: ") and "what color is it?" in text
+    task = load_video("tvqa", video_text_dir, ["val"], tokenizer)
+    ids = task[0]["input_ids"]
+    assert len(ids) == 600 and tokenizer.decode(ids).startswith("[ subs ] red") and ids[-1] == tokenizer.eos_token_id
 
 
 def test_missing_video_files_are_named(video_text_dir, tokenizer):

@@ -31,9 +31,22 @@ def test_a_preset_says_only_what_differs(recipe):
 def test_extending_goes_over_what_is_extended():
     gqa, okvqa = (petal.checked(petal.read_preset(name)) for name in ("paper-gqa", "paper-okvqa"))
     assert (gqa.tasks, gqa.batch_size, gqa.generation["max_new_tokens"]) == (["gqa"], 256, 10)
-    assert (okvqa.tasks, okvqa.batch_size, okvqa.generation["max_new_tokens"]) == (["vqa"], 128, 100)
+    assert (okvqa.tasks, okvqa.batch_size, okvqa.generation["max_new_tokens"]) == (["okvqa"], 128, 100)
     assert gqa.schedule == okvqa.schedule == "cosine-by-epoch" and gqa.weight_decay == 0.02
     assert petal.checked(petal.read_preset("paper-textcaps")).weight_decay == 0.05
+
+
+def test_every_recipe_of_petal_reads_the_papers_data():
+    """Its own task, whose splits it names; answers drawn as often as given, but for TextVQA's first."""
+    for name in ("okvqa", "aokvqa", "gqa", "textvqa", "flickr30k", "textcaps"):
+        found = petal.checked(petal.read_preset(f"paper-{name}"))
+        assert found.tasks == list(found.splits) == list(found.max_target) == [name]
+        assert (found.loss, found.eval_batch_size, found.targets) == (
+            "token",
+            32,
+            "first" if name == "textvqa" else "sampled",
+        )
+        assert found.clean_captions == (name in ("flickr30k", "textcaps"))
 
 
 def test_a_file_extends_a_preset_or_a_file(tmp_path):

@@ -73,6 +73,11 @@ def test_tasks_of_questions_and_captions(mine, tmp_path, capsys):
     capsys.readouterr()
     assert petx(["eval", "--adapter", folder]) == 0
     assert f"average      {scores['average']:.4f}" in capsys.readouterr().out
+    written = tmp_path / "out" / "petal" / "seed-42"
+    for name, main in (("vqa.json", "accuracy"), ("caption.json", "cider")):
+        assert (written / "eval" / f"test-{name}").read_text() == (written / "predictions" / f"test-{name}").read_text()
+        assert petx(["score", str(written / "predictions" / f"test-{name}")]) == 0
+        assert f"{main:<12} {scores[f'{name[:-5]} {main}']:.4f}" in capsys.readouterr().out
     image = str(mine / "data" / "images" / "0.png")
     assert petx(["predict", image, "what color is it?", "--adapter", folder, "--output", str(tmp_path / "a.png")]) == 0
     assert tuned.load(folder).model.get_base_model().language_model.dtype == torch.bfloat16

@@ -82,6 +82,11 @@ def test_video_questions_and_captions(own, tmp_path):
     assert vlpet.run(settings) == 0
     scores = json.loads((tmp_path / "out" / "vlpet" / "seed-42" / "result.json").read_text())["test"]
     assert {"average", "tvqa accuracy", "yc2c cider"} <= set(scores)
+    written = tmp_path / "out" / "vlpet" / "seed-42" / "predictions"
+    numbers = json.loads((written / "test-tvqa.json").read_text())
+    assert set(numbers) == {"0", "1", "2"} and all(-1 <= number < 5 for number in numbers.values())
+    clips = [json.loads(line) for line in (written / "test-yc2c.jsonl").read_text().splitlines()]
+    assert [clip["clip_id"] for clip in clips] == [0, 1, 2] and clips[0]["vid_name"] == "a"
 
 
 def test_wrong_width_stops_before_any_work(own, tmp_path):

@@ -43,6 +43,14 @@ class Settings(Common):
         "none", "own data: augmentation of the training images", choices=("none", "crop", "crop-flip")
     )
     metrics: dict = option({}, "own data: {task: metric}, over the task's own", each=dict(kind=str))
+    loss: str = option(
+        "task",
+        "own data: mean over a batch's tokens, as released, or an example's, then examples; or the task's own",
+        choices=("task", "token", "sample"),
+    )
+    clean_captions: bool = option(
+        False, 'own data: captions trained on in lower case, without . ! " ( ) * # : ; ~, at most 50 words, as released'
+    )
     targets: str = option("sampled", "own data: which answer is trained on", choices=("sampled", "first"))
     instructions: list = option(
         ["{q}"],

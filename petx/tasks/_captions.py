@@ -1,0 +1,40 @@
+"""What tasks of captions share: trained on every caption of an image, scored once an image against all of them."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from petx.data.examples import Example
+from petx.data.predictions import JsonList
+from petx.data.rows import answered, json_rows
+
+PREDICTIONS = JsonList("image_id", "caption")
+
+
+def examples(rows: Iterable[tuple[Any, str, tuple[str, ...]]], training: bool) -> Iterator[Example]:
+    """Of ``(id, image, captions)``; several entries of one image are put together to be scored."""
+    if training:
+        for name, image, captions in rows:
+            for caption in captions:
+                yield Example("", (image,), ((caption, 1.0),), references=captions, id=name)
+        return
+    together: dict[str, tuple[Any, list[str]]] = {}
+    for name, image, captions in rows:
+        together.setdefault(image, (name, []))[1].extend(captions)
+    for image, (name, found) in together.items():
+        captions = tuple(dict.fromkeys(found))
+        yield Example("", (image,), tuple((one, 1.0) for one in captions[:1]), references=captions, id=name)
+
+
+def karpathy(path: Path, split: str, training: bool) -> Iterator[Example]:
+    """Karpathy's file, ``images: [{filename, cocoid, split, sentences: [{raw}]}]``."""
+    rows = [row for row in json_rows(path, "filename", "split", key="images") if row["split"] == split]
+    told = answered(rows, "sentences", training=training)
+
+    def found() -> Iterator[tuple[Any, str, tuple[str, ...]]]:
+        for row in rows:
+            image = Path(row.text("filename")).stem
+            captions = tuple(text.strip() for text in row.texts("sentences", "raw")) if told else ()
+            yield row.get("cocoid", image), image, captions
+
+    return examples(found(), training)

@@ -1,0 +1,44 @@
+"""Captions of Flickr30k: LAVIS's ``flickr30k/annotations/<split>.json`` of ``{image, caption, image_id}``, caption a
+text or a list of texts, or Karpathy's ``flickr30k/annotations/dataset_flickr30k.json``."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from petx.data.examples import Example
+from petx.data.rows import answered, json_rows
+from petx.tasks import _captions
+from petx.tasks.base import TaskSpec
+
+
+def _read(folder: Path, split: str, training: bool, tokenizer: Any) -> Iterator[Example]:
+    folder = folder / "flickr30k" / "annotations"
+    path, other = folder / f"{split}.json", folder / "dataset_flickr30k.json"
+    if not path.is_file() and other.is_file():
+        return _captions.karpathy(other, split, training)
+    rows = json_rows(path, "image")
+    told = answered(rows, "caption", training=training)
+
+    def found() -> Iterator[tuple[Any, str, tuple[str, ...]]]:
+        for row in rows:
+            image = row.name("image")
+            captions: tuple[str, ...] = ()
+            if told:
+                captions = (row.text("caption"),) if isinstance(row["caption"], str) else row.texts("caption")
+            yield row.get("image_id", Path(image).stem), image, captions
+
+    return _captions.examples(found(), training)
+
+
+TASK = TaskSpec(
+    "flickr30k",
+    "captions of Flickr30k, CIDEr-D",
+    read=_read,
+    prompt="caption: ",
+    max_target=40,
+    metric="caption",
+    loss="token",
+    num_beams=5,
+    predictions=_captions.PREDICTIONS,
+    images=("flickr30k/images", "flickr30k/images/flickr30k-images"),
+)
