@@ -11,7 +11,16 @@ from torch.autograd.function import once_differentiable
 from petx import reference
 from petx._checks import check_finite, check_shape, refuse_type
 from petx.functional._autograd import Differentiable, dtypes_of, wants_gradient
-from petx.functional._operation import Operation, as_leaves, cast, needed_bits, operands
+from petx.functional._operation import (
+    Operation,
+    as_leaves,
+    cast,
+    copied,
+    grads_by,
+    is_vmapped,
+    needed_bits,
+    operands,
+)
 from petx.functional._threshold import THRESHOLDS, check_threshold
 
 __all__ = ["cp_reconstruct"]
@@ -156,6 +165,8 @@ def _factor_grads(
     douts: list[Tensor], used: list[int], factors: list[Any], sides: Tensor, needs: Sequence[bool], ctx: Any
 ) -> list[Tensor | None]:
     """Gradients of the factors in their own dtypes, from those of the results that are ``used``."""
+    if is_vmapped(douts):
+        return copied(_batched_grads(dict(zip(used, douts, strict=True)), factors, needs, ctx), ctx.dtypes)
     made: list[Any] = operands(factors, douts[0].dtype)
     u, v, cores, threshold = made
     count, each = cores.shape[0], threshold is not None and threshold.shape[0] > 1
@@ -174,6 +185,20 @@ def _factor_grads(
                 whole = torch.zeros_like(factors[i], dtype=ctx.dtypes[i])
                 grads[i] = whole.index_put_((torch.tensor(used, device=u.device),), grad)
     return grads
+
+
+def _batched_grads(
+    given: dict[int, Tensor], factors: list[Any], needs: Sequence[bool], ctx: Any
+) -> list[Tensor | None]:
+    gate, temperature, scale = ctx.options
+    shape, like = (factors[1].shape[0], factors[0].shape[1]), next(iter(given.values()))
+    weights = [torch.zeros(shape, dtype=like.dtype, device=like.device)] * factors[2].shape[0]  # not read by a gradient
+
+    def definition(*leaves: Any) -> tuple[Tensor, ...]:
+        options: dict[str, Any] = dict(gate=THRESHOLDS[gate], temperature=temperature, scale=scale)
+        return reference.cp_reconstruct(weights, *leaves, **options)
+
+    return grads_by(definition, factors, needs, given)
 
 
 def _shapes(given: SimpleNamespace) -> list[Tensor]:

@@ -18,6 +18,9 @@ from petx.functional._operation import (
     as_leaves,
     autocast_dtype,
     cast,
+    copied,
+    grads_by,
+    is_vmapped,
     needed_bits,
     operands,
 )
@@ -198,6 +201,8 @@ class _ModeUpdate(Differentiable):
         given = {k: dout for k, dout in enumerate(douts) if dout is not None}
         bits = needed_bits(needs[:4])
         if given and bits:
+            if is_vmapped(given.values()):
+                return (*_batched_grads(given, ctx, needs), None, None, None, *_passed(douts, needs))
             # What the frozen projections get is contiguous, too, so that they need not copy it again.
             given = {k: dout.contiguous() for k, dout in given.items()}
             douts = tuple(given.get(k) for k in range(len(douts)))
@@ -213,8 +218,22 @@ class _ModeUpdate(Differentiable):
                 *ctx.options,
             )
             grads = as_leaves(found, ctx.dtypes, needs)
-        passed = [dout if need else None for dout, need in zip(douts, needs[7:], strict=False)]
-        return (*grads, None, None, None, *passed)
+        return (*grads, None, None, None, *_passed(douts, needs))
+
+
+def _passed(douts: Sequence[Tensor | None], needs: Sequence[bool]) -> list[Tensor | None]:
+    """The gradients of the bases."""
+    return [dout if need else None for dout, need in zip(douts, needs[7:], strict=False)]
+
+
+def _batched_grads(given: dict[int, Tensor], ctx: Any, needs: Sequence[bool]) -> list[Tensor | None]:
+    *leaves, seed, _ = ctx.saved_tensors
+    dropout, shared_mask = ctx.options
+
+    def definition(x: Tensor, u: Tensor | None, v: Tensor, cores: Tensor) -> tuple[Tensor, ...]:
+        return _by_reference(x, u, v, cores, (), seed, dropout, shared_mask)
+
+    return copied(grads_by(definition, leaves, needs[:4], given), ctx.dtypes)
 
 
 def _shapes(given: SimpleNamespace) -> list[Tensor]:

@@ -224,7 +224,7 @@ def copied(
         for i, (t, dtype) in enumerate(zip(found, dtypes, strict=False))
         if t is not None and dtype is not None and not (t.dtype == dtype and (t.is_contiguous() or not contiguous))
     ]
-    if len(others) < 2 or torch.compiler.is_compiling() or _is_vmapped(found[i] for i in others):
+    if len(others) < 2 or torch.compiler.is_compiling() or is_vmapped(found[i] for i in others):
         for i in others:
             found[i] = found[i].to(dtypes[i]).contiguous()
         return found
@@ -235,7 +235,28 @@ def copied(
     return found
 
 
-def _is_vmapped(tensors: Iterable[torch.Tensor]) -> bool:
+def is_vmapped(tensors: Iterable[torch.Tensor]) -> bool:
     """Whether torch.func's transforms or ``torch.autograd.grad(is_grads_batched=True)`` must see one operation each."""
     batched = torch._C._functorch.is_legacy_batchedtensor
     return torch._C._are_functorch_transforms_active() or any(map(batched, tensors))
+
+
+def grads_by(
+    definition: Callable[..., Sequence[torch.Tensor]],
+    leaves: Sequence[torch.Tensor | None],
+    needs: Sequence[bool],
+    douts: dict[int, torch.Tensor],
+) -> list[torch.Tensor | None]:
+    """Gradients of ``leaves`` by a readable definition, from those of its results by number.
+
+    For gradients in a batch, where the backward operator takes a list of tensors: vmap has no rule for it.
+    """
+    wanted = [i for i, leaf in enumerate(leaves) if leaf is not None and needs[i]]
+
+    def results(*given: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        found = definition(*(given[wanted.index(i)] if i in wanted else leaf for i, leaf in enumerate(leaves)))
+        return tuple(found[k] for k in douts)
+
+    pull = torch.func.vjp(results, *(leaves[i] for i in wanted))[1]
+    found = dict(zip(wanted, pull(tuple(douts.values())), strict=True))
+    return [found.get(i) for i in range(len(leaves))]

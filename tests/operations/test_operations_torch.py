@@ -135,3 +135,30 @@ def test_forward_mode_derivatives_are_not_dropped(case):
     for mine, wanted in zip(*tangents, strict=True):
         assert mine is not None
         torch.testing.assert_close(mine, wanted)
+
+
+OF_LISTS = [case for case in few() if case.operation in ("mode_update", "cp_reconstruct")]  # take lists of tensors
+
+
+@pytest.mark.parametrize("case", [*OF_LISTS, *{case.operation: case for case in few()}.values()], ids=str)
+def test_gradients_in_a_batch(case):
+    """As torch.autograd.functional.jacobian(vectorize=True) and torch.func.vmap over autograd.grad ask for them."""
+    tensors = case.inputs(torch.float32)
+    parameters = [name for name in tensors if name not in case.ACTIVATIONS and not name.startswith("weight")]
+    tensors[parameters[-1]] = tensors[parameters[-1]].detach().bfloat16().requires_grad_()
+    out = outputs(case.run(tensors))[-1]
+    leaves = {name: leaf for name, leaf in tensors.items() if _grads(out, [leaf], torch.ones_like(out))[0] is not None}
+    weights = torch.randn(2, *out.shape, generator=torch.Generator().manual_seed(0))
+    each = list(zip(*(_grads(out, leaves.values(), weight) for weight in weights), strict=True))
+    for batched in (
+        _grads(out, leaves.values(), weights, is_grads_batched=True),
+        torch.func.vmap(lambda weight: _grads(out, leaves.values(), weight))(weights),
+    ):
+        for name, got, wanted in zip(leaves, batched, each, strict=True):
+            assert got.dtype == leaves[name].dtype
+            close = dict.fromkeys(("rtol", "atol"), 2e-2 if got.dtype == torch.bfloat16 else 1e-3)
+            torch.testing.assert_close(got, torch.stack(wanted), **close, msg=name)
+
+
+def _grads(out, leaves, weight, **more):
+    return torch.autograd.grad(out, list(leaves), weight, retain_graph=True, allow_unused=True, **more)
