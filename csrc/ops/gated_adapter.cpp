@@ -75,7 +75,9 @@ GatedAdapterParams checked(const char* op, const SiteTensors& t, const SiteOptio
   p.up_weight = check("up_weight", t.up_weight, {p.d, p.r / p.heads});
   p.up_bias = check("up_bias", t.up_bias, {p.d});
   if (large) {
-    p.gate_down_weight = check.required("gate_down_weight", t.gate_down_weight, {p.r_g ? p.r_g : -1, p.d_x});
+    if (t.gate_down_weight && p.r_g < 1)
+      fail(op, "gate_down_weight must be [r_g, d_x] with r_g >= 1, got ", shape_text(*t.gate_down_weight));
+    p.gate_down_weight = check.required("gate_down_weight", t.gate_down_weight, {p.r_g, p.d_x});
     p.gate_down_bias = check("gate_down_bias", t.gate_down_bias, {p.r_g});
     p.gate_weight = check.required("gate_weight", t.gate_weight, {p.d, p.r_g});
     p.gate_bias = check("gate_bias", t.gate_bias, {p.d});

@@ -174,13 +174,17 @@ def _check_shapes(tensors: Mapping[str, Any], mask: Any, options: dict[str, Any]
     if reads_x and d_x != d and (residual or granularity in ("middleX", "small")):
         raise ValueError(f"gated_adapter: x must have h's width {d} here, got {d_x}")
     check_floating("gated_adapter", "down_weight", down, "[r, width]")
-    if down.dim() != 2:
-        raise ValueError(f"gated_adapter: down_weight must be [r, width], got {list(down.shape)}")
+    if down.dim() != 2 or down.shape[0] < 1:
+        raise ValueError(f"gated_adapter: down_weight must be [r, width] with r >= 1, got {list(down.shape)}")
     r = down.shape[0]
     if r % heads or d % heads:
         raise ValueError(f"gated_adapter: heads must divide r and d, got heads={heads}, r={r}, d={d}")
     gate_down = tensors["gate_down_weight"]
     gate_rank = gate_down.shape[0] if isinstance(gate_down, Tensor) and gate_down.dim() == 2 else "r_g"
+    if granularity == "large" and gate_rank == 0:
+        raise ValueError(
+            f"gated_adapter: gate_down_weight must be [r_g, d_x] with r_g >= 1, got {list(gate_down.shape)}"
+        )
     gates = {"large": [d, gate_rank], "middleX": [1, d], "middleY": [d], "small": [1, 2 * d]}
     wanted = {
         "down_weight": [r, d if placement == "sequential" else d_x],

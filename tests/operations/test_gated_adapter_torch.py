@@ -135,6 +135,14 @@ BAD = {
     "x-dtype": (dict(x=torch.ones(3, 5, 24, dtype=torch.float64)), "x must have h's dtype"),
     "down-width": (dict(down_weight=torch.ones(8, 20)), r"down_weight must be \[8, 24\], got \[8, 20\]"),
     "down-dims": (dict(down_weight=torch.ones(8)), r"down_weight must be \[r, width\].*got \[8\]"),
+    "down-rows": (
+        dict(down_weight=torch.ones(0, 24)),
+        r"down_weight must be \[r, width\] with r >= 1, got .*\[0, 24\]",
+    ),
+    "gate-rows": (
+        dict(gate_down_weight=torch.ones(0, 24), gate_down_bias=torch.ones(0), gate_weight=torch.ones(24, 0)),
+        r"gate_down_weight must be \[r_g, d_x\] with r_g >= 1, got .*\[0, 24\]",
+    ),
     "up-shape": (dict(up_weight=torch.ones(24, 4)), r"up_weight must be \[24, 8\], got \[24, 4\]"),
     "bias-shape": (dict(down_bias=torch.ones(7)), r"down_bias must be \[8\], got \[7\]"),
     "gate-missing": (dict(gate_weight=None), "gate_weight must be .*got None"),
