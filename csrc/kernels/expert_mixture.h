@@ -6,6 +6,8 @@
 // for f64, else float).
 #pragma once
 
+#include <cmath>
+
 #include "kernels/host.h"
 #include "kernels/math.h"
 #include "kernels/types.h"
@@ -75,6 +77,28 @@ PETX_INLINE C expert_activation_slope(C u) {
   if constexpr (kind == ExpertActivation::gelu) return gelu_derivative<Activation::gelu>(u);
   if constexpr (kind == ExpertActivation::gelu_tanh) return gelu_derivative<Activation::gelu_tanh>(u);
   return C(1);
+}
+
+// Whether logit a, number j, is taken before logit b, number k, where the largest are kept: NaN is larger than any
+// number, and of equal ones the first is, as torch sorts.
+template <class C>
+PETX_INLINE bool taken_before(C a, int64_t j, C b, int64_t k) {
+  const bool equal = a == b || (a != a && b != b);
+  return equal ? j < k : a > b || a != a;
+}
+
+// The gate of an expert that is not among the largest: a zero, and where the row's softmax is NaN not finite either, as
+// in the reference. Its sign says so to the backward, since its logit's gradient is zero whatever comes.
+template <class C>
+PETX_INLINE C gate_left_out(C sum) {
+  return sum == sum ? C(-0.0) : C(-INFINITY);
+}
+
+// The gradient of a logit from those of the gates and their mean.
+template <class C>
+PETX_INLINE C logit_grad(C gate, C dgate, C mean) {
+  const bool left_out = gate < C(0) || C(1) / gate < C(0);
+  return left_out ? C(0) : gate * (dgate - mean);
 }
 
 namespace cpu {

@@ -18,11 +18,9 @@ PETX_INLINE C magnitude(C c) {
   return c < C(0) ? -c : c;
 }
 
-// sign(c) if |c| > t, else 0.
 template <class C>
-PETX_INLINE C sign_above(C c, C t) {
-  C sign = c > C(0) ? C(1) : c < C(0) ? C(-1) : C(0);
-  return magnitude(c) <= t ? C(0) : sign;
+PETX_INLINE C sign_of(C c) {
+  return c > C(0) ? C(1) : c < C(0) ? C(-1) : C(0);
 }
 
 template <Gate kind, class C>
@@ -31,8 +29,7 @@ PETX_INLINE C gated(C c, C t, C inverse_temperature) {
   if constexpr (kind == Gate::sigmoid) return c * sigmoid((magnitude(c) - t) * inverse_temperature);
   bool below = magnitude(c) - t <= C(0);
   if constexpr (kind == Gate::hard) return (below ? C(0) : c) + C(0) * t;  // not a number if t is none
-  C sign = c > C(0) ? C(1) : c < C(0) ? C(-1) : C(0);
-  return below ? C(0) : c - t * sign;
+  return below ? C(0) : c - t * sign_of(c);
 }
 
 // By c and by t.
@@ -48,8 +45,10 @@ PETX_INLINE GateSlopes<C> gate_slopes(C c, C t, C inverse_temperature) {
     C s = sigmoid((magnitude(c) - t) * inverse_temperature), steep = s * (C(1) - s) * inverse_temperature;
     return {s + magnitude(c) * steep, -c * steep};
   }
-  C sign = sign_above(c, t);
-  return {kind == Gate::hard ? C(1) : sign * sign, -sign};
+  // Of a threshold of NaN the hard gate keeps nothing, and the soft one cuts nothing off.
+  if constexpr (kind == Gate::hard) return {C(1), magnitude(c) > t ? -sign_of(c) : C(0)};
+  C sign = magnitude(c) <= t ? C(0) : sign_of(c);
+  return {sign * sign, -sign};
 }
 
 // Calls f.operator()<kind>() with a gate known at run time, so that the choice stays outside the loops over values.

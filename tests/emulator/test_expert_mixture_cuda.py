@@ -6,6 +6,7 @@ import torch
 from tests.cases.expert_mixture import CASES, FEW, SAMPLE, WIDE, mixture
 from tests.checks import exact, outputs_and_grads, relative, wrong
 from tests.emulator import ORDERS
+from tests.operations.test_not_finite import INF, NAN, same_places
 
 DTYPES = [torch.float32, torch.bfloat16]
 PER_CHUNK = 4 * 8 * 4  # matrix products of a tile 64 deep: four steps of eight warps of 16 by 32, each 16 by 8
@@ -188,3 +189,11 @@ def test_large_logits(gate, emulator):
         with torch.no_grad():
             tensors["gate_bias"].copy_(sign * torch.tensor([-400.0, 400.0, 402.0, 401.0]))
         assert relative(case.run(tensors), exact(case, tensors)["out"]) < 1e-4
+
+
+@pytest.mark.parametrize("gate", ["token", "sample"])
+def test_not_finite_exactly_where_the_reference_is_not(gate, emulator):
+    emulator.order = "ascending"
+    for where, bad in (("x", NAN), ("x", INF), ("gate_bias", NAN), ("up_bias", NAN), ("down_bias", -INF)):
+        for top_k in (None, 2):
+            same_places(where, bad, gate=gate, top_k=top_k, activation="relu")

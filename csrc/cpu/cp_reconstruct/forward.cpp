@@ -26,7 +26,7 @@ void forward(const CpReconstructParams& p, const void* const* weights, void* con
         for (int64_t i = 0; i < rows; ++i) {
           int64_t row = tiles.first_row(item) + i, at = row * p.d_in + first;
           if (p.sides) {
-            cp_reconstruct_loops<T>().sides(update.get() + i * columns, columns, threshold,
+            cp_reconstruct_loops<T>().sides(p.gate, update.get() + i * columns, columns, threshold,
                                             call.sides(module, row, first));
           }
           cp_reconstruct_loops<T>().forward(p.gate, static_cast<const T*>(weights[module]) + at,

@@ -18,7 +18,7 @@ struct CpReconstructLoops {
   double (*backward)(Gate gate, const T* dout, int64_t count, C threshold, C inverse_temperature, C* update);
   // The sides of `count` updates, and the same gradients from them alone, of a soft or a hard gate. A byte has those of
   // one value from each quarter of the piece, so that a loop reads consecutive values.
-  void (*sides)(const C* update, int64_t count, C threshold, uint8_t* sides);
+  void (*sides)(Gate gate, const C* update, int64_t count, C threshold, uint8_t* sides);
   double (*backward_of_sides)(Gate gate, const T* dout, int64_t count, const uint8_t* sides, C* dupdate);
 };
 

@@ -45,10 +45,11 @@ struct Quarters {
 };
 
 template <class C>
-static void reconstruct_sides(const C* update, int64_t count, C threshold, uint8_t* sides) {
+static void reconstruct_sides(Gate gate, const C* update, int64_t count, C threshold, uint8_t* sides) {
   const Quarters quarters(count);
   const int64_t n = quarters.bytes;
-  const C high = threshold > C(0) ? threshold : C(0), low = -high;  // as sign_above
+  const bool keeps_none = gate == Gate::hard && threshold != threshold;  // as in gate_slopes
+  const C high = threshold > C(0) || keeps_none ? threshold : C(0), low = -high;
   const auto side = [=](C c, int bit) { return (c > high ? bit : 0) | (c < low ? 2 * bit : 0); };
 #pragma omp simd
   for (int64_t j = 0; j < quarters.full; ++j) {

@@ -21,21 +21,23 @@ static void pre_activation(const ExpertMixtureBlock<T, G>& b, const G* product, 
   }
 }
 
-// The softmax of the `top_k` largest of a row, the others exactly zero.
+// The softmax of the `top_k` largest of a row; the others are left out.
 template <class C>
 static inline void softmax_of_largest(C* row, int64_t experts, int64_t top_k, C most) {
   int64_t last = 0;  // the smallest that is kept
-  auto larger = [&](int64_t j, int64_t k) { return row[j] > row[k] || (row[j] == row[k] && j < k); };
   for (int64_t k = 0; k < experts; ++k) {
     int64_t rank = 0;
-    for (int64_t j = 0; j < experts; ++j) rank += larger(j, k);
+    for (int64_t j = 0; j < experts; ++j) rank += taken_before(row[j], j, row[k], k);
     if (rank == top_k - 1) last = k;
   }
-  C least = row[last];
+  C least = row[last], sum = 0;
+  constexpr C kLeftOut = C(-1);
   for (int64_t k = 0; k < experts; ++k) {
-    bool kept = !(row[k] < least) && !(row[k] == least && k > last);
-    row[k] = kept ? exponential(row[k] - most) : C(0);
+    bool kept = k == last || taken_before(row[k], k, least, last);
+    row[k] = kept ? exponential(row[k] - most) : kLeftOut;
+    if (kept) sum += row[k];
   }
+  for (int64_t k = 0; k < experts; ++k) row[k] = row[k] == kLeftOut ? gate_left_out(sum) : row[k] / sum;
 }
 
 template <class C>
@@ -50,10 +52,9 @@ static void softmax(C* logits, int64_t rows, int64_t experts, int64_t top_k) {
       for (int64_t k = 0; k < experts; ++k) row[k] -= most;
     }
   }
-  if (top_k == experts) {
+  if (top_k < experts) return;
 #pragma omp simd
-    for (int64_t j = 0; j < rows * experts; ++j) logits[j] = exponential(logits[j]);
-  }
+  for (int64_t j = 0; j < rows * experts; ++j) logits[j] = exponential(logits[j]);
   for (int64_t i = 0; i < rows; ++i) {
     C* row = logits + i * experts;
     C sum = 0;
@@ -204,7 +205,7 @@ static void softmax_bwd(C* dgates, const C* gates, int64_t rows, int64_t experts
   for (int64_t i = 0; i < rows; ++i, dgates += experts, gates += experts) {
     C mean = 0;
     for (int64_t k = 0; k < experts; ++k) mean += gates[k] * dgates[k];
-    for (int64_t k = 0; k < experts; ++k) dgates[k] = gates[k] * (dgates[k] - mean);
+    for (int64_t k = 0; k < experts; ++k) dgates[k] = logit_grad(gates[k], dgates[k], mean);
   }
 }
 

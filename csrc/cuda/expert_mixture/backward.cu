@@ -133,7 +133,11 @@ class Between : MixtureRow<T> {
 #pragma unroll
           for (int j = 0; j < kRun; ++j) {
             if (work_.dgates) along += q.value[j] * expert_activation<kind>(u.value[j]);
-            q.value[j] *= scale * expert_activation_slope<kind>(u.value[j]);
+            if constexpr (kind == ExpertActivation::relu) {
+              q.value[j] = u.value[j] <= C(0) ? C(0) : scale * q.value[j];  // what it cuts off gets zero whatever comes
+            } else {
+              q.value[j] *= scale * expert_activation_slope<kind>(u.value[j]);
+            }
           }
         });
         Base::store_run(work_.du, i, left, mixed ? q : Run{});
@@ -150,7 +154,7 @@ class Between : MixtureRow<T> {
     mean = Base::row_sum(mean);
     for (int64_t k = lane; valid && k < p.experts; k += kLanes)
       put<T>(work_.dlogits, first_gate + k,
-             mixed ? this->gate(k) * (read(work_.dgates + first_gate + k) - mean) : C(0));
+             mixed ? logit_grad(this->gate(k), read(work_.dgates + first_gate + k), mean) : C(0));
   }
 
  private:
@@ -206,7 +210,7 @@ PETX_KERNEL void __launch_bounds__(kSumLaunch.threads, kSumLaunch.blocks)
   for (int64_t k = 0; k < experts; ++k) mean += read(gates + k) * read(part + k);
   sync_block();
   for (int64_t k = thread_index(); k < experts; k += SampleSums::kThreads) {
-    C dlogit = read(gates + k) * (read(part + k) - mean), size = read(whole + k);
+    C dlogit = logit_grad(read(gates + k), read(part + k), mean), size = read(whole + k);
     write(whole + k, dlogit);
     write(part + k, dlogit / size);
   }

@@ -57,7 +57,7 @@ PETX_DEVICE Run scaled_activation(ExpertActivation kind, Run u, C scale) {
   return u;
 }
 
-// gates [K] = the softmax of the top_k largest of logit(k), of equal ones the first; the others exactly zero. Of K
+// gates [K] = the softmax of the top_k largest of logit(k), of equal ones the first; the others are left out. Of K
 // values this thread writes each `step`-th from `begin` on.
 template <class C, class Logit>
 PETX_DEVICE void softmax(const Logit& logit, int64_t experts, int64_t top_k, C* gates, int64_t begin, int64_t step) {
@@ -72,16 +72,17 @@ PETX_DEVICE void softmax(const Logit& logit, int64_t experts, int64_t top_k, C* 
   for (int64_t k = 0; top_k < experts && k < experts; ++k) {
     int64_t larger = 0;
 #pragma unroll 1
-    for (int64_t j = 0; j < experts; ++j) larger += logit(j) > logit(k) || (logit(j) == logit(k) && j < k);
+    for (int64_t j = 0; j < experts; ++j) larger += taken_before(logit(j), j, logit(k), k);
     if (larger == top_k - 1) last = k;
   }
   C least = logit(last), sum = 0;
-  auto kept = [&](int64_t k) { return top_k == experts || (!(logit(k) < least) && !(logit(k) == least && k > last)); };
+  auto kept = [&](int64_t k) { return top_k == experts || k == last || taken_before(logit(k), k, least, last); };
 #pragma unroll 1
   for (int64_t k = 0; k < experts; ++k)
     if (kept(k)) sum += exponential(logit(k) - most);
 #pragma unroll 1
-  for (int64_t k = begin; k < experts; k += step) write(gates + k, kept(k) ? exponential(logit(k) - most) / sum : C(0));
+  for (int64_t k = begin; k < experts; k += step)
+    write(gates + k, kept(k) ? exponential(logit(k) - most) / sum : gate_left_out(sum));
 }
 
 // 64 rows, four threads each: what a product's columns become.

@@ -6,7 +6,11 @@ from tests.cases.expert_mixture import CASES, WIDE
 from tests.emulator.mutations import Mutation, of_assertions, of_case, under
 from tests.emulator.mutations._common import ROWS, SHARES
 from tests.emulator.test_emulated_kernels import test_gradients_of_every_subset, test_inputs_may_begin_anywhere
-from tests.emulator.test_expert_mixture_cuda import test_large_logits, test_ties
+from tests.emulator.test_expert_mixture_cuda import (
+    test_large_logits,
+    test_not_finite_exactly_where_the_reference_is_not,
+    test_ties,
+)
 
 OPERATION = "expert_mixture"
 FILES = ("expert_mixture/block.cuh", "expert_mixture/forward.cu", "expert_mixture/backward.cu")
@@ -32,6 +36,10 @@ CHECKS = [
     of_assertions("inputs begin anywhere", test_inputs_may_begin_anywhere, BY_NAME["token-gelu"], torch.bfloat16),
     of_assertions("ties", test_ties),
     *(of_assertions(f"large logits of a {gate}", test_large_logits, gate) for gate in ("token", "sample")),
+    *(
+        of_assertions(f"not finite, gate of a {gate}", test_not_finite_exactly_where_the_reference_is_not, gate)
+        for gate in ("token", "sample")
+    ),
 ]
 
 SITE, FORWARD, BACKWARD = "expert_mixture/block.cuh", "expert_mixture/forward.cu", "expert_mixture/backward.cu"
@@ -43,13 +51,14 @@ MUTATIONS = [
     # the softmax
     Mutation("softmax without the largest", SITE, r"most = value > most \? value : most;", "most = C(0);"),
     Mutation("largest of the first logit", SITE, r"most = value > most \? value : most;", ";"),
-    Mutation("of equal logits the last", SITE, r"logit\(j\) == logit\(k\) && j < k", "logit(j) == logit(k) && j > k"),
-    Mutation("equal logits all kept", SITE, r" && !\(logit\(k\) == least && k > last\)", ""),
+    Mutation("of equal logits the last", SITE, r"logit\(j\), j, logit\(k\), k\)", "logit(j), k, logit(k), j)"),
+    Mutation("equal logits all kept", SITE, r"logit\(k\), k, least, last\)", "logit(k), 0, least, 1)"),
     Mutation("one expert more", SITE, r"larger == top_k - 1", "larger == top_k"),
     Mutation("sum over all experts", SITE, r"if \(kept\(k\)\) sum", "sum"),
     Mutation(
         "a row's every fourth gate", SITE, r"k = begin; k < experts; k \+= step", "k = begin; k < step; k += step"
     ),
+    Mutation("experts left out as the kept with a gate of zero", SITE, r"gate_left_out\(sum\)", "C(0)"),
     # the mixture
     Mutation("lost alpha", FORWARD, r"p.alpha \* y.value\[j\]", "y.value[j]"),
     Mutation("lost beta", FORWARD, r"mixed \? p.beta \* this->gate\(k\)", "mixed ? this->gate(k)"),
@@ -104,10 +113,17 @@ MUTATIONS = [
     # the backward
     Mutation("logits spread for dx alone", BACKWARD, r"if \(work_.sample\)", "if (work_.sample && g.dx)"),
     Mutation("lost slope", BACKWARD, r"scale \* expert_activation_slope<kind>\(u.value\[j\]\)", "scale"),
+    Mutation(
+        "relu passes what is not a number",
+        BACKWARD,
+        r"u.value\[j\] <= C\(0\) \? C\(0\) : scale",
+        "scale * (u.value[j] > C(0))",
+    ),
+    Mutation("relu cuts nothing off", BACKWARD, r"u.value\[j\] <= C\(0\) \? C\(0\) : scale", "scale"),
     Mutation("lost beta of the gates", BACKWARD, r"p.beta \* \(along", "(along"),
     Mutation("lost biases of the gates", BACKWARD, r"along \+ dout_along_bias\(first_gate \+ k\)", "along"),
-    Mutation("lost mean of a token", BACKWARD, r"first_gate \+ k\) - mean\)", "first_gate + k))"),
-    Mutation("lost mean of a sample", BACKWARD, r"\(read\(part \+ k\) - mean\)", "read(part + k)"),
+    Mutation("lost mean of a token", BACKWARD, r"first_gate \+ k\), mean\)", "first_gate + k), C(0))"),
+    Mutation("lost mean of a sample", BACKWARD, r"read\(part \+ k\), mean\)", "read(part + k), C(0))"),
     Mutation("sample's gradient not shared out", BACKWARD, r"dlogit / size", "dlogit"),
     Mutation("padding has a gradient", BACKWARD, r"p.in_pool\(token\) \?", "true ?"),
     Mutation("padding counts in the backward", BACKWARD, r"return p.in_pool\(t\)", "return true"),
