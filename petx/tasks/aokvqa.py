@@ -30,5 +30,5 @@ TASK = TaskSpec(
     max_target=10,
     metric="matches",
     predictions=JsonMapping("direct_answer"),
-    **_aokvqa.IMAGES,
+    **_aokvqa.FILES,
 )

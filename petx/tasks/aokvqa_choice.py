@@ -30,5 +30,5 @@ TASK = TaskSpec(
     max_target=10,
     metric="choice",
     predictions=JsonMapping("multiple_choice"),
-    **_aokvqa.IMAGES,
+    **_aokvqa.FILES,
 )

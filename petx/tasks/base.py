@@ -1,7 +1,7 @@
 """What a task says of itself, and what a run trains and scores on."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ class TaskSpec:
         max_text, max_target: tokens of a text (prompt included) and of an answer (its end included).
         images, features: folders below the data folder in which its image files, or released feature files, lie; the
             first that is there is taken, or else ``images`` or ``features``.
+        files: what it reads below the data folder, ``{path: split}``; ``<split>`` in both is the split's name, ``*`` as
+            a split says that the file's entries name theirs, and nothing that the file is read beside a split's.
         only: why other methods cannot train on it.
         loss, num_beams, choices, predictions, max_new: see :class:`petx.data.task.Task`.
     """
@@ -50,6 +52,7 @@ class TaskSpec:
     max_new: int | None = None
     images: tuple[str, ...] = ()
     features: tuple[str, ...] = ()
+    files: Mapping[str, str] = dataclasses.field(default_factory=dict)
     only: str = ""
 
     def examples(self, folder: str | Path, splits: list[str], training: bool, tokenizer: Any = None) -> list[Example]:

@@ -26,4 +26,5 @@ TASK = TaskSpec(
     predictions=_captions.PREDICTIONS,
     images=("coco/images",),
     features=("COCO/clip_features/data_clip_RN101_att",),
+    files={"COCO/dataset_coco.json": "*"},
 )

@@ -41,4 +41,8 @@ TASK = TaskSpec(
     num_beams=5,
     predictions=_captions.PREDICTIONS,
     images=("flickr30k/images", "flickr30k/images/flickr30k-images"),
+    files={
+        "flickr30k/annotations/dataset_flickr30k.json": "*",
+        "flickr30k/annotations/<split>.json": "<split>",
+    },
 )

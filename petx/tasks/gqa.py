@@ -54,4 +54,9 @@ TASK = TaskSpec(
     predictions=JsonList("questionId", "prediction"),
     images=("gqa/images",),
     features=("VG/clip_features/data_clip_RN101_att", "GQA/clip_features/data_clip_RN101_att"),
+    files={
+        "GQA/trainval_<split>.json": "",
+        "GQA/<split>.json": "<split>",
+        "gqa/annotations/<split>_balanced_questions.json": "<split>",
+    },
 )

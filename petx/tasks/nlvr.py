@@ -56,4 +56,5 @@ TASK = TaskSpec(
     choices=("false", "true"),
     predictions=Nlvr2Csv(),
     features=("nlvr/clip_features/data_clip_RN101_att",),
+    files={"nlvr/<split>.json": "<split>"},
 )

@@ -45,4 +45,9 @@ TASK = TaskSpec(
     predictions=JsonList(),
     images=("coco/images",),
     features=("COCO/clip_features/data_clip_RN101_att",),
+    files={
+        "okvqa/annotations/okvqa_<split>.json": "<split>",
+        "okvqa/annotations/vqa_val_eval.json": "val",
+        "okvqa/annotations/OpenEnded_mscoco_<split>_questions.json": "<split>",
+    },
 )

@@ -54,4 +54,8 @@ TASK = TaskSpec(
     num_beams=5,
     predictions=_captions.PREDICTIONS,
     images=FOLDERS,
+    files={
+        "textcaps/annotations/textcaps_<split>.json": "<split>",
+        "textcaps/annotations/TextCaps_0.1_<split>.json": "<split>",
+    },
 )

@@ -35,4 +35,9 @@ TASK = TaskSpec(
     metric="textvqa",
     predictions=JsonList(),
     images=(*FOLDERS, "textvqa/test_images"),
+    files={
+        "textvqa/TextVQA_0.5.1_<split>.json": "<split>",
+        "textvqa/TextVQA_<split>.json": "",
+        "textvqa/<split>.json": "<split>",
+    },
 )

@@ -55,4 +55,10 @@ TASK = TaskSpec(
     predictions=JsonList(),
     images=("coco/images",),
     features=("COCO/clip_features/data_clip_RN101_att",),
+    files={
+        "vqa/v2_OpenEnded_mscoco_<split>_questions.json": "<split>",
+        "vqa/v2_mscoco_<split>_annotations.json": "",
+        "vqa/trainval_<split>.json": "",
+        "vqa/<split>.json": "<split>",
+    },
 )
