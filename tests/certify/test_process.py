@@ -106,7 +106,7 @@ def test_shipped_cases_cover_what_matters(stem):
         assert 1 in sizes and max(sizes) > 512 and any(64 < n < 128 for n in sizes)  # a row, two splits, a ragged tile
 
 
-@pytest.mark.parametrize("stem", ["expert_mixture", "mode_update"])
+@pytest.mark.parametrize("stem", ["expert_mixture", "gated_adapter", "mode_update"])
 def test_a_block_with_several_column_tiles_is_certified(stem):
     """What every call of many rows takes, and a small one only if it is told to."""
     told = [t.case for t in CASES[stem] if t.environment.get("PETX_CUDA_SHARES") == "1"]

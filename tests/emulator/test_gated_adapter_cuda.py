@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from petx.reference import philox_uniform
-from tests.cases.gated_adapter import DROPOUT_SEED, site
-from tests.checks import outputs_and_grads
+from tests.cases.gated_adapter import BART_TAIL, DROPOUT_SEED, site
+from tests.checks import outputs_and_grads, wrong
 from tests.emulator.contracts import Cost, counted, hold, hold_conflicts
 
 # Whole tiles and ragged ones; several blocks, several tiles of every width, two splits of tokens.
@@ -18,6 +18,11 @@ SITES = [
     site("large-ragged", batch=(1, 70), d=136, r=72, r_g=80, granularity="large"),
     site("middleY", batch=(1, 128), d=72, r=16, granularity="middleY", x=False),
     site("middleY-residual", batch=(1, 70), d=128, r=16, granularity="middleY", residual=True),
+]
+# Six tiles of columns, three a head: a block takes all, or begins in the middle of a head.
+SHARED = [
+    site("shares", batch=(2, 35), d=300, r=10, r_g=70, heads=2, granularity="large", **BART_TAIL),
+    site("shares-small", batch=(2, 35), d=300, r=10, heads=2, granularity="small", mask=True, **BART_TAIL),
 ]
 
 
@@ -50,7 +55,7 @@ def cost_forward(case, size):
     cost_of_a_look(cost, case)
     cost.reads(n * d * case.options.get("residual", False))
     cost.writes(n * d)
-    return cost, 1
+    return cost, 2  # down and up
 
 
 def cost_backward(case, size):
@@ -61,9 +66,6 @@ def cost_backward(case, size):
         cost.reads(n * rank)  # gelu of z and, later, its slope
         cost.writes(n * rank)
     cost_of_a_look(cost, case)
-    for _ in range(1 + bool(r_g)):  # S and G wait in the places of their gradients
-        cost.writes(n * d)
-        cost.reads(n * d)
     cost.reads(n * d)  # dout
     begun = x and (case.options.get("residual", False) or not r_g)
     cost.writes(n * d, n * d * bool(r_g), n * d * begun)  # dS, the gate's, dx
@@ -87,7 +89,7 @@ def cost_backward(case, size):
     widths = [d, r, *([r_g, d] if r_g else [])] if bias else []
     finished = [(-(-n // 64), d)] if middle_y else []
     cost.token_sums(n, products, [(width, 1, 0) for width in widths], finished)
-    return cost, 3 + bool(widths)
+    return cost, 4 + 2 + bool(widths)  # gelu, dS, dz and what reaches h and x; the sums over tokens
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -114,6 +116,18 @@ def test_launches_do_not_depend_on_the_shape(granularity, emulator):
         outputs_and_grads(case.run, case.inputs(torch.float32))
         counts.add(emulator.counters().launches)
     assert len(counts) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", SHARED, ids=str)
+def test_shares_of_columns_change_no_bit(case, dtype, emulator, monkeypatch):
+    tensors, results = case.inputs(dtype), []
+    for shares in ("", "1", "4"):
+        monkeypatch.setenv("PETX_CUDA_SHARES", shares)
+        results.append(outputs_and_grads(case.run, tensors))
+    assert not wrong(results[0], case, tensors)
+    for name, value in results[0].items():
+        assert value is None or all(torch.equal(other[name], value) for other in results[1:]), name
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

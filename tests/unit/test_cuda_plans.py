@@ -43,9 +43,26 @@ def test_few_rows_share_the_columns_of_an_update(rows, grid):
     assert answer["kernel"] == ("column shares" if grid[1] > 1 else "whole rows")
 
 
-def test_small_gate_takes_two_steps():
-    granularities = {number: plan("gated_adapter", granularity=number)["kernel"] for number in range(5)}
-    assert granularities == dict.fromkeys(range(4), "one step") | {4: "two steps"}
+@pytest.mark.parametrize(
+    ("sizes", "grid"), [({}, (438, 3)), ({"rows": 1024}, (16, 12)), ({"rows": 1, "heads": 4}, (1, 12))]
+)
+def test_few_rows_share_the_columns_of_a_site(sizes, grid):
+    answer = plan("gated_adapter", **sizes)
+    assert answer["grid"] == grid
+    assert answer["kernel"] == ("column shares" if grid[1] > 1 else "whole rows")
+
+
+def test_a_site_passes_over_rows_for_what_needs_all_columns():
+    passes = {
+        (granularity, norm): plan("gated_adapter", granularity=granularity, norm=norm)["why"].partition("; then ")[2][
+            :8
+        ]
+        for granularity in range(5)
+        for norm in (0, 1)
+    }
+    without = [key for key, words in passes.items() if not words]
+    assert without == [(0, 0), (1, 0), (3, 0)]
+    assert [key for key, words in passes.items() if words == "two pass"] == [(4, 0), (4, 1)]
 
 
 def test_table_holds_240_modules():

@@ -1,9 +1,9 @@
-// The VL-PET site as a block of rows sees it: what forward and backward compute alike.
+// The VL-PET site as its kernels see it: what forward and backward compute alike.
 //
-// Products are made by the whole block, a tile of columns at a time. Everything else is done by the four threads that
-// own a row, in runs of sixteen bytes: its sums are two shuffles away, and what belongs to a row (gate, statistics) is
-// one number in a register. A thread has the same columns in every pass, so what it left in memory it finds again
-// without a barrier.
+// `Site` is a block of rows: products are made by the whole block, a tile of columns at a time; everything else is done
+// by the four threads that own a row, in runs of sixteen bytes. `SiteRow` is a row without a product, for what needs
+// all of its columns: sixteen lanes, whose sums are four shuffles away, and four rows a block, so that 1,000 rows fill
+// a card.
 #pragma once
 
 #include "cuda/common/dropout.cuh"
@@ -32,49 +32,40 @@ struct SiteConstants {
   }
 };
 
+// What both know of the call.
 template <class S>
-class Site : public RowBlock<S> {
-  using Base = RowBlock<S>;
-
+class SiteView {
  public:
-  using Base::add_to, Base::block_rows, Base::each_run, Base::first, Base::kRun, Base::load_run, Base::multiply_by,
-      Base::result, Base::row, Base::row_sum, Base::rows, Base::sharer, Base::store_run, Base::token, Base::valid,
-      Base::weight_rows;
-  using typename Base::C, typename Base::Run, typename Base::T, typename Base::Tile;
+  using T = S;
+  using C = Compute<T>;
+  using Run = typename RowBlock<T>::Run;
+  static constexpr int kRun = RowBlock<T>::kRun;
   static constexpr bool kRough = sizeof(T) == 2;  // of functions whose results are rounded to 16 bits
 
-  PETX_DEVICE Site(const GatedAdapterParams& params, const SiteConstants<T>& constants, const Hidden<T>& hidden,
-                   int64_t block)
-      : Base(params.rows, block), p(params), constants(constants), hidden(hidden) {}
+  PETX_DEVICE SiteView(const GatedAdapterParams& params, const SiteConstants<T>& constants)
+      : p(params), constants(constants) {}
 
   PETX_DEVICE bool large() const { return p.granularity == Granularity::large; }
-  PETX_DEVICE bool has_token_gate() const {
-    return p.granularity == Granularity::middle_x || p.granularity == Granularity::small;
-  }
+  PETX_DEVICE bool has_token_gate() const { return petx::cuda::has_token_gate(p); }
   // The gate's weights of S (or h): middle_x has one vector for x + S, small one for each.
   PETX_DEVICE const void* gate_of_s() const {
     return static_cast<const T*>(p.gate_weight) + (p.granularity == Granularity::small ? p.d : 0);
   }
+  PETX_DEVICE bool counts(int64_t t) const { return !p.mask || read(p.mask + t); }
 
-  // Calls visit(begin, end) for every tile of columns. If they are wanted, the products of the tile are there by then:
-  // up's in slot 0, the large gate's in slot 1.
-  template <class Visit>
-  PETX_DEVICE void each_tile(bool products, const Visit& visit) const {
-    const int width = static_cast<int>(p.d / p.heads), rank = static_cast<int>(p.r / p.heads);
-#pragma unroll 1
-    for (int head = 0; head < p.heads; ++head) {
-      const int end = (head + 1) * width;
-#pragma unroll 1
-      for (int begin = head * width; begin < end; begin += Tile::kN) {
-        if (products) {
-          Tile::multiply(0, block_rows(hidden.a, p.r, head * rank), weight_rows(p.up_weight, begin, end, rank), rank);
-          if (large())
-            Tile::multiply(1, block_rows(hidden.gate_a, p.r_g), weight_rows(p.gate_weight, begin, end, p.r_g), p.r_g);
-        }
-        visit(begin, end);
-      }
+  // What G S is multiplied by, of the run at `i`: the scale, and 0 or 1 / (1 - p).
+  PETX_DEVICE Run factors(int64_t i) const {
+    Run factor;
+    if (constants.dropout.drops()) {
+      constants.dropout.factors(factor.value, i);
+    } else {
+#pragma unroll
+      for (int j = 0; j < kRun; ++j) factor.value[j] = constants.scale;
     }
+    return factor;
   }
+  // That of one value, bit j of Dropout::kept.
+  PETX_DEVICE C factor(uint32_t bits, int j) const { return bits >> j & 1 ? constants.dropout.keep : C(0); }
 
   // gelu(z), of z as it is stored.
   PETX_DEVICE void activate(Run& z) const {
@@ -85,6 +76,45 @@ class Site : public RowBlock<S> {
 #pragma unroll
       for (int j = 0; j < kRun; ++j) z.value[j] = gelu<Activation::gelu_tanh, kRough>(z.value[j]);
     }
+  }
+
+  const GatedAdapterParams& p;
+  const SiteConstants<T>& constants;
+};
+
+template <class S>
+class Site : public RowBlock<S>, public SiteView<S> {
+  using Base = RowBlock<S>;
+  using View = SiteView<S>;
+
+ public:
+  using Base::add_to, Base::block_rows, Base::each_run, Base::first, Base::load_run, Base::multiply_by, Base::result,
+      Base::row, Base::row_sum, Base::rows, Base::sharer, Base::store_run, Base::token, Base::valid,
+      Base::weight_columns, Base::weight_rows;
+  using typename Base::C, typename Base::Run, typename Base::T, typename Base::Tile;
+  using View::constants, View::kRough, View::large, View::p;
+  static constexpr int kRun = Base::kRun;
+
+  PETX_DEVICE Site(const GatedAdapterParams& params, const SiteConstants<T>& constants)
+      : Base(params.rows, block_x()), View(params, constants) {}
+
+  // Calls visit(tile, head, begin, end) for the tiles of h's columns that are this block's share. A tile ends with its
+  // head; `end` is the head's.
+  template <class Visit>
+  PETX_DEVICE void each_tile(const ColumnShares& shares, const Visit& visit) const {
+    const int width = static_cast<int>(p.d / p.heads), tiles = (width + Tile::kN - 1) / Tile::kN;
+    Base::each_tile(shares, [&](int64_t tile) {
+      const int head = static_cast<int>(tile) / tiles, number = static_cast<int>(tile) % tiles;
+      visit(tile, head, head * width + number * Tile::kN, (head + 1) * width);
+    });
+  }
+
+  // A tile's up products, of S in slot 0 and of the large gate in slot 1.
+  PETX_DEVICE void multiply_up(const Hidden<T>& hidden, int head, int begin, int end) const {
+    const int rank = static_cast<int>(p.r / p.heads);
+    Tile::multiply(0, block_rows(hidden.a, p.r, head * rank), weight_rows(p.up_weight, begin, end, rank), rank);
+    if (large())
+      Tile::multiply(1, block_rows(hidden.gate_a, p.r_g), weight_rows(p.gate_weight, begin, end, p.r_g), p.r_g);
   }
 
   // S of this row from its product.
@@ -114,28 +144,46 @@ class Site : public RowBlock<S> {
     }
     return gate;
   }
+};
 
-  // What G S is multiplied by: the scale, and 0 or 1 / (1 - p).
-  PETX_DEVICE Run factors(int64_t column) const {
-    Run factor;
-    if (constants.dropout.drops()) {
-      constants.dropout.factors(factor.value, token * p.d + column);
-    } else {
-#pragma unroll
-      for (int j = 0; j < kRun; ++j) factor.value[j] = constants.scale;
-    }
-    return factor;
+template <class S>
+class SiteRow : public SiteView<S> {
+  using View = SiteView<S>;
+
+ public:
+  using typename View::C, typename View::Run, typename View::T;
+  using View::counts, View::p;
+  static constexpr int kRun = View::kRun, kLanes = 16, kRows = kRowLaunch.threads / kLanes;
+  static int64_t blocks(int64_t rows) { return (rows + kRows - 1) / kRows; }
+
+  PETX_DEVICE SiteRow(const GatedAdapterParams& params, const SiteConstants<T>& constants)
+      : View(params, constants),
+        lane(thread_index() % kLanes),
+        token(block_x() * kRows + thread_index() / kLanes),
+        valid(token < params.rows) {}
+
+  // Calls visit(column, columns left) for this lane's runs.
+  template <class Visit>
+  PETX_DEVICE void each_run(const Visit& visit) const {
+    if (!valid) return;
+#pragma unroll 1
+    for (int64_t column = kRun * lane; column < p.d; column += kRun * kLanes) visit(column, p.d - column);
   }
-  // That of one value, bit j of Dropout::kept.
-  PETX_DEVICE C factor(uint32_t bits, int j) const { return bits >> j & 1 ? constants.dropout.keep : C(0); }
+
+  // The sum of a row's lanes, in all of them.
+  PETX_DEVICE static C row_sum(C value) {
+#pragma unroll
+    for (int mask = 1; mask < kLanes; mask *= 2) value += shuffle_xor(value, mask);
+    return value;
+  }
 
   // A sum over the row's sample, divided by the number of tokens that count: small's gate, to which only these
   // contribute, and the gate's gradient, to which all do.
   PETX_DEVICE C sample_mean(const void* per_token, bool only_counting) const {
     C sum = 0, count = 0;
-    if (valid()) {
+    if (valid) {
       int64_t begin = token / p.length * p.length;
-      for (int64_t t = begin + sharer; t < begin + p.length; t += Base::kSharers) {
+      for (int64_t t = begin + lane; t < begin + p.length; t += kLanes) {
         if (!only_counting || counts(t)) sum += read(static_cast<const C*>(per_token) + t);
         if (counts(t)) count += C(1);
       }
@@ -143,11 +191,10 @@ class Site : public RowBlock<S> {
     sum = row_sum(sum), count = row_sum(count);
     return sum / (count > C(1) ? count : C(1));
   }
-  PETX_DEVICE bool counts(int64_t t) const { return !p.mask || read(p.mask + t); }
 
-  const GatedAdapterParams& p;
-  const SiteConstants<T>& constants;
-  const Hidden<T>& hidden;
+  const int lane;
+  const int64_t token;
+  const bool valid;
 };
 
 }  // namespace petx::cuda

@@ -2,113 +2,126 @@
 //
 //   z = down(h or x);  S = h + up(gelu(z));  Y = s * G * S;  out = norm(x + dropout(Y))
 //
-// Bytes: h, x and out once from memory; a block's second look at h and x, and at out if there is a norm, finds them in
-// the cache; the weights, 4 d r values at most, come from the second-level cache once per block.
-// Tiling: a block owns 64 rows from the first product to the last store, because a row's norm and gate need all of
-// it. z goes to memory anyway, for the backward; gelu(z) goes to a workspace and is read back from the second-level
-// cache, so that no width or rank is too large.
-// The up products are made once: a row of S in floats would not fit beside its neighbours, so what the norm needs of
-// all columns, x + dropout(Y) as it is stored, waits in out for the row's statistics, and S for a token's gate.
+// Launches: the down products of adapter and gate, the up products with what follows of a value from its own column,
+// and where there is a norm or a token's gate a pass over rows, which need all of their columns (`small` takes two,
+// since its gate is a mean over a sample: the tokens' gates, then the rest).
+// Bytes: h, x and out once from memory; out's second time, and h's and x's, from the cache if they fit. z goes to
+// memory anyway, for the backward; gelu(z) goes to a workspace and is read back from the second-level cache, so that no
+// width or rank is too large. The weights, 4 d r values at most, come from the cache once per block of rows.
+// Tiling: 64 rows by a tile of ranks, then 64 rows by a share of the columns, as many shares as fill the machine: that
+// is what a launch between down and up is for. What needs the whole row, x + dropout(Y) as it is stored or S of a
+// token's gate, waits in out.
 
 #include "cuda/gated_adapter/block.cuh"
 
 namespace petx::cuda {
 namespace {
 
-// `small` takes two launches, since its gate is a mean over a sample: the tokens' gates, then the rest.
-enum class Stage { whole, tokens, rest };
-enum class Pass { logits, result };
+enum class Stage { tokens, whole };
 
 template <class T>
 class Forward : Site<T> {
   using Base = Site<T>;
-  using Base::constants, Base::hidden, Base::kRun, Base::p, Base::row, Base::sharer, Base::token;
-  using typename Base::C;
+  using Base::kRun, Base::p, Base::token;
   using typename Base::Run;
   using typename Base::Tile;
 
  public:
-  PETX_DEVICE Forward(const GatedAdapterParams& params, const SiteConstants<T>& constants, const Hidden<T>& hidden,
-                      int64_t block, T* out)
-      : Base(params, constants, hidden, block), out_(out) {}
+  using Base::Base;
+
+  // z = in . weight^T + bias and gelu(z), a tile of the adapter's or, behind these, of the gate's.
+  PETX_DEVICE void down(const Hidden<T>& hidden, int64_t adapter_tiles) const {
+    const bool gate = block_y() >= adapter_tiles, reads_x = gate || p.reads_x_in_down();
+    const int64_t begin = (gate ? block_y() - adapter_tiles : block_y()) * Tile::kN;
+    const int64_t rank = gate ? p.r_g : p.r, width = reads_x ? p.d_x : p.d;
+    const void *in = reads_x ? p.x : p.h, *weight = gate ? p.gate_down_weight : p.down_weight;
+    const void* bias = gate ? p.gate_down_bias : p.down_bias;
+    void *z = gate ? p.gate_z : p.z, *a = gate ? hidden.gate_a : hidden.a;
+    Tile::multiply(0, this->block_rows(in, width), this->weight_rows(weight, begin, rank, width), width);
+    this->each_run(begin, rank, [&](int64_t column, int c, int64_t left) {
+      int64_t i = token * rank + column;
+      Run run = this->result(0, c);
+      if (bias) Base::add_to(run, Base::load_run(bias, column, left));
+      Base::store_run(z, i, left, run);
+      run = Base::rounded(run);  // as the backward will find it
+      this->activate(run);
+      Base::store_run(a, i, left, run);
+    });
+  }
+
+  // y = x + dropout(s G S); S where a token's gate, which follows from it, still misses.
+  PETX_DEVICE void up(const Hidden<T>& hidden, const ColumnShares& shares, T* out) const {
+    const bool whole = !this->has_token_gate();
+    this->each_tile(shares, [&](int64_t, int head, int begin, int end) {
+      this->multiply_up(hidden, head, begin, end);
+      this->each_run(begin, end, [&](int64_t column, int c, int64_t left) {
+        int64_t i = token * p.d + column;
+        Run y = this->modified(column, c, left);
+        if (whole) {
+          Base::multiply_by(y, this->channel_gate(column, c, left));
+          Base::multiply_by(y, this->factors(i));
+          if (p.residual) Base::add_to(y, Base::load_run(p.x, i, left));
+        }
+        Base::store_run(out, i, left, y);
+      });
+    });
+  }
+};
+
+// What follows from all columns of a row. A lane has the same columns in every pass, so what it left in out it finds
+// again without a barrier.
+template <class T>
+class ForwardRow : SiteRow<T> {
+  using Base = SiteRow<T>;
+  using Block = RowBlock<T>;
+  using Base::constants, Base::kRun, Base::lane, Base::p, Base::token, Base::valid;
+  using typename Base::C;
+  using typename Base::Run;
+
+ public:
+  PETX_DEVICE ForwardRow(const GatedAdapterParams& params, const SiteConstants<T>& constants, T* out)
+      : Base(params, constants), out_(out) {}
 
   PETX_DEVICE void run(Stage stage) {
-    const bool token_gate = this->has_token_gate(), gate_of_s = p.gate_input == GateInput::modified;
-    if (stage == Stage::rest) {
-      gate_ = this->sample_mean(p.token_gate, true);
-    } else {
-      down(p.reads_x_in_down() ? p.x : p.h, p.down_width(), p.down_weight, p.down_bias, p.r, p.z, hidden.a);
-      if (this->large()) down(p.x, p.d_x, p.gate_down_weight, p.gate_down_bias, p.r_g, p.gate_z, hidden.gate_a);
-      sync_block();  // other columns come from other threads
-    }
-#pragma unroll 1
-    for (int number = token_gate && stage != Stage::rest ? 0 : 1; number < 2; ++number) {
-      Pass which = static_cast<Pass>(number);
-      pass(which, which == Pass::logits ? gate_of_s : !(token_gate && gate_of_s));
-      if (which == Pass::logits) finish_gate();
-      if (stage == Stage::tokens) return;
-    }
+    const bool small = p.granularity == Granularity::small, token_gate = this->has_token_gate();
+    if (token_gate && small == (stage == Stage::tokens)) find_gate();
+    if (stage == Stage::tokens) return;
+    if (small) gate_ = this->sample_mean(p.token_gate, true);
+    this->each_run([&](int64_t column, int64_t left) {
+      const int64_t i = token * p.d + column;
+      Run y = Block::load_run(out_, i, left);
+      if (token_gate) put_result(y, i, left);
+      if (p.norm != Norm::none) join(y, left < kRun ? static_cast<int>(left) : kRun);
+    });
     if (p.norm == Norm::none) return;
     finish_statistics();
     normalise();
   }
 
  private:
-  // z = in . weight^T + bias and gelu(z) of the block's rows.
-  PETX_DEVICE void down(const void* in, int64_t width, const void* weight, const void* bias, int64_t rank, void* z,
-                        T* a) {
-    for (int64_t begin = 0; begin < rank; begin += Tile::kN) {
-      Tile::multiply(0, this->block_rows(in, width), this->weight_rows(weight, begin, rank, width), width);
-      this->each_run(begin, rank, [&](int64_t column, int c, int64_t left) {
-        int64_t i = token * rank + column;
-        Run run = this->result(0, c);
-        if (bias) Base::add_to(run, Base::load_run(bias, column, left));
-        Base::store_run(z, i, left, run);
-        run = Base::rounded(run);  // as the backward will find it
-        this->activate(run);
-        Base::store_run(a, i, left, run);
-      });
-    }
-  }
-
-  // One look at every value of the block. The passes share one loop, and with it the code of its products.
-  PETX_DEVICE void pass(Pass which, bool products) {
-    this->each_tile(products, [&](int64_t begin, int64_t end) {
-      this->each_run(begin, end, [&](int64_t column, int c, int64_t left) {
-        if (which == Pass::logits)
-          add_logits(products, column, c, left);
-        else
-          put_result(products, column, c, left);
-      });
-    });
-  }
-
-  PETX_DEVICE void add_logits(bool products, int64_t column, int c, int64_t left) {
-    int64_t i = token * p.d + column;
-    Run s;
-    if (products) {
-      s = this->modified(column, c, left);
-      Base::store_run(out_, i, left, s);
-    } else {
-      s = Base::load_run(p.h, i, left);
-    }
-    Run x = Base::load_run(p.x, i, left), of_x = Base::load_run(p.gate_weight, column, left);
-    Run of_s = Base::load_run(this->gate_of_s(), column, left);
+  // middle_x's gate is a token's own; small's is the mean of these, taken by the second launch.
+  PETX_DEVICE void find_gate() {
+    C logit = 0;
+    this->each_run([&](int64_t column, int64_t left) {
+      const int64_t i = token * p.d + column;
+      const Run s = Block::load_run(p.gate_input == GateInput::modified ? out_ : p.h, i, left);
+      const Run x = Block::load_run(p.x, i, left), of_x = Block::load_run(p.gate_weight, column, left);
+      const Run of_s = Block::load_run(this->gate_of_s(), column, left);
 #pragma unroll
-    for (int j = 0; j < kRun; ++j) logit_ += x.value[j] * of_x.value[j] + s.value[j] * of_s.value[j];
+      for (int j = 0; j < kRun; ++j) logit += x.value[j] * of_x.value[j] + s.value[j] * of_s.value[j];
+    });
+    gate_ = sigmoid(Base::row_sum(logit) + at_or_zero<T>(p.gate_bias, 0));
+    if (lane == 0 && valid) write(static_cast<C*>(p.token_gate) + token, gate_);
   }
 
-  // y = x + dropout(s G S), which waits in out if there is a norm; S lies there where the logits have been before.
-  PETX_DEVICE void put_result(bool products, int64_t column, int c, int64_t left) {
-    int64_t i = token * p.d + column;
-    Run y = products ? this->modified(column, c, left) : Base::load_run(out_, i, left);
-    Base::multiply_by(y, this->channel_gate(column, c, left));
-    Base::multiply_by(y, this->factors(column));
+  // y of S, which it takes the place of.
+  PETX_DEVICE void put_result(Run& y, int64_t i, int64_t left) const {
+    Block::multiply_by(y, this->factors(i));
 #pragma unroll
     for (int j = 0; j < kRun; ++j) y.value[j] *= gate_;
-    if (p.residual) Base::add_to(y, Base::load_run(p.x, i, left));
-    Base::store_run(out_, i, left, y);
-    if (p.norm != Norm::none) join(y, left < kRun ? static_cast<int>(left) : kRun);
+    if (p.residual) Block::add_to(y, Block::load_run(p.x, i, left));
+    Block::store_run(out_, i, left, y);
+    y = Block::rounded(y);
   }
 
   // Mean and squared deviations of a run of `count` values, joined with those before it.
@@ -128,46 +141,50 @@ class Forward : Site<T> {
     seen_ = all;
   }
 
-  PETX_DEVICE void normalise() const {
-    this->each_tile(false, [&](int64_t begin, int64_t end) {
-      this->each_run(begin, end, [&](int64_t column, int, int64_t left) {
-        int64_t i = token * p.d + column;
-        Run y = Base::load_run(out_, i, left), weight = Base::load_run(p.norm_weight, column, left);
-#pragma unroll
-        for (int j = 0; j < kRun; ++j) y.value[j] = (y.value[j] - mean_) * rstd_ * weight.value[j];
-        if (p.norm_bias) Base::add_to(y, Base::load_run(p.norm_bias, column, left));
-        Base::store_run(out_, i, left, y);
-      });
-    });
-  }
-
-  // middle_x's gate is a token's own; small's is the mean of these, taken by the second launch.
-  PETX_DEVICE void finish_gate() {
-    gate_ = sigmoid(this->row_sum(logit_) + at_or_zero<T>(p.gate_bias, 0));
-    if (sharer == 0 && this->valid()) write(static_cast<C*>(p.token_gate) + token, gate_);
-  }
-
-  // Each thread has mean and squared deviations of its own columns; together they are the row's.
+  // Each lane has mean and squared deviations of its own columns; together they are the row's.
   PETX_DEVICE void finish_statistics() {
-    C mean = p.norm == Norm::layer ? this->row_sum(seen_ * mean_) / C(p.d) : C(0);
+    C mean = p.norm == Norm::layer ? Base::row_sum(seen_ * mean_) / C(p.d) : C(0);
     C apart = mean_ - mean;
-    C squares = this->row_sum(squares_ + seen_ * apart * apart);
+    C squares = Base::row_sum(squares_ + seen_ * apart * apart);
     mean_ = mean, rstd_ = C(1) / sqrt(squares / C(p.d) + constants.eps);
-    if (sharer != 0 || !this->valid()) return;
+    if (lane != 0 || !valid) return;
     C* stats = static_cast<C*>(p.norm_stats) + 2 * token;
     write(stats, mean_);
     write(stats + 1, rstd_);
   }
 
+  PETX_DEVICE void normalise() const {
+    this->each_run([&](int64_t column, int64_t left) {
+      int64_t i = token * p.d + column;
+      Run y = Block::load_run(out_, i, left), weight = Block::load_run(p.norm_weight, column, left);
+#pragma unroll
+      for (int j = 0; j < kRun; ++j) y.value[j] = (y.value[j] - mean_) * rstd_ * weight.value[j];
+      if (p.norm_bias) Block::add_to(y, Block::load_run(p.norm_bias, column, left));
+      Block::store_run(out_, i, left, y);
+    });
+  }
+
   T* out_;
-  C logit_ = 0, gate_ = 1;
+  C gate_ = 1;
   C seen_ = 0, mean_ = 0, squares_ = 0, rstd_ = 0;
 };
 
 template <class T>
 PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
-    site_forward(GatedAdapterParams p, SiteConstants<T> constants, Hidden<T> hidden, T* out, Stage stage) {
-  Forward<T>(p, constants, hidden, block_x(), out).run(stage);
+    site_down(GatedAdapterParams p, SiteConstants<T> constants, Hidden<T> hidden, int64_t adapter_tiles) {
+  Forward<T>(p, constants).down(hidden, adapter_tiles);
+}
+
+template <class T>
+PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
+    site_up(GatedAdapterParams p, SiteConstants<T> constants, Hidden<T> hidden, ColumnShares shares, T* out) {
+  Forward<T>(p, constants).up(hidden, shares, out);
+}
+
+template <class T>
+PETX_KERNEL void __launch_bounds__(kRowLaunch.threads, kRowLaunch.blocks)
+    site_rows(GatedAdapterParams p, SiteConstants<T> constants, T* out, Stage stage) {
+  ForwardRow<T>(p, constants, out).run(stage);
 }
 
 // One call: where everything lies, and the launches in their order.
@@ -179,22 +196,34 @@ class ForwardCall {
   ForwardCall(Workspace& workspace, const GatedAdapterParams& params, void* out)
       : p(params),
         plan_(p),
+        constants_(p),
         hidden_{workspace.take<T>(p.rows * p.r), workspace.take<T>(p.rows * p.r_g)},
         out_(static_cast<T*>(out)) {}
 
   int run(void* stream) const {
-    auto rows = [&](Stage stage) {
-      return launch(site_forward<T>, plan_.blocks, 1, Tile::kThreads, Tile::shared_bytes(2), stream, p,
-                    SiteConstants<T>(p), hidden_, out_, stage);
-    };
-    if (!plan_.two_steps) return rows(Stage::whole);
-    int error = rows(Stage::tokens);
-    return error ? error : rows(Stage::rest);
+    const int64_t tiles = plan_.adapter_rank_tiles;
+    if (int error = launch(site_down<T>, plan_.blocks, tiles + plan_.gate_rank_tiles, Tile::kThreads,
+                           Tile::shared_bytes(1), stream, p, constants_, hidden_, tiles))
+      return error;
+    const int results = p.granularity == Granularity::large ? 2 : 1;
+    if (int error = launch(site_up<T>, plan_.blocks, plan_.shares.count, Tile::kThreads, Tile::shared_bytes(results),
+                           stream, p, constants_, hidden_, plan_.shares, out_))
+      return error;
+    const int passes = plan_.row_passes(p);
+    if (passes == 2)
+      if (int error = rows(Stage::tokens, stream)) return error;
+    return passes ? rows(Stage::whole, stream) : 0;
   }
 
  private:
+  int rows(Stage stage, void* stream) const {
+    return launch(site_rows<T>, SiteRow<T>::blocks(p.rows), 1, kRowLaunch.threads, 0, stream, p, constants_, out_,
+                  stage);
+  }
+
   const GatedAdapterParams& p;
   GatedAdapterPlan plan_;
+  SiteConstants<T> constants_;
   Hidden<T> hidden_;
   T* out_;
 };

@@ -2,17 +2,24 @@
 
 namespace petx::cuda {
 
-static const Planner planner("gated_adapter", {{"rows", 28000}, {"granularity", int64_t(Granularity::large)}},
-                             [](DType dtype, const Sizes& sizes) -> Plan {
-                               GatedAdapterParams p = {};
-                               p.rows = sizes.at("rows");
-                               p.granularity = static_cast<Granularity>(sizes.at("granularity"));
-                               GatedAdapterPlan plan(p);
-                               std::string why = units_of(dtype) + "; a block for each 64 rows, whose norm and gate " +
-                                                 "need a whole row";
-                               if (plan.two_steps)
-                                 why += "; two launches, because granularity small takes a sample's mean";
-                               return {plan.two_steps ? "two steps" : "one step", why, plan.blocks, 1};
-                             });
+static const Planner planner(
+    "gated_adapter",
+    {{"rows", 28000}, {"d", 768}, {"heads", 1}, {"granularity", int64_t(Granularity::large)}, {"norm", 1}},
+    [](DType dtype, const Sizes& sizes) -> Plan {
+      GatedAdapterParams p = {};
+      p.rows = sizes.at("rows"), p.d = sizes.at("d"), p.heads = sizes.at("heads");
+      p.granularity = static_cast<Granularity>(sizes.at("granularity"));
+      p.norm = static_cast<Norm>(sizes.at("norm"));
+      GatedAdapterPlan plan(p);
+      std::string why = units_of(dtype) + "; " + std::to_string(plan.blocks) + " blocks of 64 rows";
+      why += plan.shares.count > 1 ? ", " + std::to_string(plan.shares.count) +
+                                         " share the columns of each, so that the busiest multiprocessor of a large "
+                                         "card has least to do"
+                                   : ", each with all columns";
+      const int passes = plan.row_passes(p);
+      if (passes == 1) why += "; then a pass over rows, whose norm or gate needs all columns";
+      if (passes == 2) why += "; then two passes over rows, because granularity small takes a sample's mean";
+      return {plan.shares.count > 1 ? "column shares" : "whole rows", why, plan.blocks, plan.shares.count};
+    });
 
 }  // namespace petx::cuda

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from petx.bench.case import BenchCase
-from petx.certify.cases.case import Case, Device, Results, Tensors, Trial
+from petx.certify.cases.case import ONE_SHARE, Case, Device, Results, Tensors, Trial
 from petx.functional._gated_adapter import ARGUMENTS, _by_reference
 
 DROPOUT_SEED = 20_230_809 << 32 | 2_023  # both halves matter
@@ -102,6 +102,7 @@ CERTIFIED = [
     Trial(site("misaligned", batch=(2, 33), d=72, r=16, r_g=16, granularity="large", **BART_TAIL), misaligned=True),
     Trial(site("wide", batch=(1, 67), d=131, r=67, r_g=65, granularity="large", **BART_TAIL)),
     Trial(site("splits", batch=(5, 113), d=24, granularity="large", **BART_TAIL)),
+    Trial(site("one-share", batch=(1, 67), d=260, heads=2, granularity="large", **BART_TAIL), environment=ONE_SHARE),
 ]
 
 # BART's whole site; the rank is that of the adapter and of its gate.

@@ -3,12 +3,12 @@
 import torch
 
 from tests.cases import BY_NAME
-from tests.emulator.mutations import Mutation, of_assertions, of_case
-from tests.emulator.mutations._common import DROPOUT, MASK, ROW_SUMS, ROWS
-from tests.emulator.test_gated_adapter_cuda import SITES, test_cost, test_dropout_mask
+from tests.emulator.mutations import Mutation, of_assertions, of_case, under
+from tests.emulator.mutations._common import DROPOUT, MASK, ROW_SUMS, ROWS, SHARES
+from tests.emulator.test_gated_adapter_cuda import SHARED, SITES, test_cost, test_dropout_mask
 
 OPERATION = "gated_adapter"
-FILES = ("gated_adapter/forward.cu", "gated_adapter/backward.cu", "gated_adapter/block.cuh")
+FILES = tuple(f"gated_adapter/{name}" for name in ("forward.cu", "backward.cu", "block.cuh", "grads.cuh"))
 
 NAMES = """scale-alone large-bart middleX-bart small-masked middleY-sigmoid parallel-large-wide-x parallel-large pair
 odd-pair large-rms middleX-original small-masked-original large-t5 large-exact odd large-unbiased
@@ -17,26 +17,29 @@ SITE_BY_NAME = {case.name: case for case in SITES}
 
 CHECKS = [
     *(of_case(BY_NAME["gated_adapter", name], dtype) for name in NAMES for dtype in (torch.float32, torch.bfloat16)),
+    *(under(of_case(SHARED[0], torch.bfloat16), PETX_CUDA_SHARES=shares) for shares in ("1", "4")),
     of_assertions("cost of large-ragged", test_cost, SITE_BY_NAME["large-ragged"], torch.bfloat16),
     of_assertions("cost of middleY", test_cost, SITE_BY_NAME["middleY"], torch.float32),
     of_assertions("dropout mask", test_dropout_mask, 0.1, torch.float32),
 ]
 
 SITE, FORWARD, BACKWARD = "gated_adapter/block.cuh", "gated_adapter/forward.cu", "gated_adapter/backward.cu"
+GRADS, PLAN = "gated_adapter/grads.cuh", "gated_adapter/plan.h"
 
 MUTATIONS = [
     *MASK,
     *ROWS,
     *ROW_SUMS,
+    *SHARES,
     Mutation("lost scale", SITE, r"dropout.keep \*= scale;", ";"),
     Mutation("lost scale without dropout", SITE, r"factor.value\[j\] = constants.scale;", "factor.value[j] = C(1);"),
     Mutation("backward keeps what the forward drops", DROPOUT, r">= least \? 1u", "< least ? 1u"),
     Mutation("every value kept in the backward", DROPOUT, r"if \(!drops\(\)\) return", "if (true) return"),
     Mutation(
         "dropout by row only",
-        SITE,
-        r"factor.value, token \* p.d",
-        "factor.value, token * (p.d - 1)",
+        FORWARD,
+        r"Base::multiply_by\(y, this->factors\(i\)\)",
+        "Base::multiply_by(y, this->factors(i - token))",
     ),
     Mutation(
         "mean of a padded sample divides by zero", SITE, r"sum / \(count > C\(1\) \? count : C\(1\)\)", "sum / count"
@@ -48,7 +51,8 @@ MUTATIONS = [
     Mutation("second head multiplies the first's rank", SITE, r"head \* rank\)", "0)"),
     Mutation("gate from the adapter's rows", SITE, r"block_rows\(hidden.gate_a, p.r_g\)", "block_rows(hidden.a, p.r)"),
     Mutation("lost bias", SITE, r"if \(p.up_bias\)", "if (false)"),
-    Mutation("lost residual", FORWARD, r"if \(p.residual\)", "if (false)"),
+    Mutation("lost residual", FORWARD, r"if \(p.residual\) Base::", "if (false) Base::"),
+    Mutation("lost residual of a token's gate", FORWARD, r"if \(p.residual\) Block::", "if (false) Block::"),
     Mutation(
         "small gate reads the first half for S", SITE, r"Granularity::small \? p.d : 0", "Granularity::small ? 0 : 0"
     ),
@@ -64,63 +68,142 @@ MUTATIONS = [
     Mutation("mean of the last run", FORWARD, r"mean_ \+= apart \* part", "mean_ += apart"),
     Mutation("mean of eight columns at the end", FORWARD, r"mean = sum / C\(count\)", "mean = sum / C(kRun)"),
     Mutation("deviations past the end", FORWARD, r"apart = j < count \? y", "apart = true ? y"),
-    Mutation("S not kept for the result", FORWARD, r"Base::store_run\(out_, i, left, s\);", ""),
+    Mutation("a token's gate comes too late", FORWARD, r"whole = !this->has_token_gate\(\)", "whole = true"),
+    Mutation("lost gate of a token", FORWARD, r"y.value\[j\] \*= gate_;", ";"),
+    Mutation("dropout of a token's gate lost", FORWARD, r"Block::multiply_by\(y, this->factors\(i\)\);", ""),
+    Mutation("statistics of what was not stored", FORWARD, r"y = Block::rounded\(y\);", "y.value[0] += C(1);"),
+    Mutation("gate's tiles begin with the adapter's", FORWARD, r"gate \? block_y\(\) - adapter_tiles : ", ""),
+    Mutation(
+        "one tile too many is the adapter's", FORWARD, r"block_y\(\) >= adapter_tiles", "block_y() > adapter_tiles"
+    ),
+    Mutation("down reads h for x", FORWARD, r"gate \|\| p.reads_x_in_down\(\)", "gate"),
+    Mutation("gate reads h", FORWARD, r"reads_x = gate \|\| ", "reads_x = "),
+    Mutation("gate's bias is the adapter's", FORWARD, r"gate \? p.gate_down_bias : p.down_bias", "p.down_bias"),
+    Mutation(
+        "S of h for the gate of S", FORWARD, r"GateInput::modified \? out_ : p.h", "GateInput::modified ? p.h : p.h"
+    ),
+    Mutation(
+        "gate of small's own token",
+        FORWARD,
+        r"if \(small\) gate_ = this->sample_mean",
+        "if (false) gate_ = this->sample_mean",
+    ),
+    Mutation("rows without a pass", PLAN, r"return has_token_gate\(p\) \|\| p.norm", "return p.norm"),
+    Mutation("norm without a pass", PLAN, r" \|\| p.norm != Norm::none;", ";"),
+    Mutation("heads' last tiles left out", PLAN, r"p.heads \* tiles_along\(p.d / p.heads\)", "tiles_along(p.d)"),
+    Mutation("tiles begin with the first head", SITE, r"head \* width \+ number", "number"),
+    Mutation("tiles end with the first head", SITE, r"\(head \+ 1\) \* width", "width"),
+    Mutation("rows of the wrong block of rows", SITE, r"token\(block_x\(\) \* kRows \+", "token(block_x() +"),
+    Mutation("rows past the last", SITE, r"valid\(token < params.rows\)", "valid(token <= params.rows)"),
+    Mutation("row's last columns left out", SITE, r"column < p.d; column \+=", "column + kRun < p.d; column +="),
+    Mutation("sum of half the lanes", SITE, r"mask < kLanes", "mask < kLanes / 2"),
     Mutation("threads' means not joined", FORWARD, r" \+ seen_ \* apart \* apart", ""),
     Mutation(
-        "norm of rms subtracts the mean", FORWARD, r"p.norm == Norm::layer \? this->row_sum", "true ? this->row_sum"
+        "norm of rms subtracts the mean", FORWARD, r"p.norm == Norm::layer \? Base::row_sum", "true ? Base::row_sum"
     ),
     Mutation(
         "every sharer writes the gate",
         FORWARD,
-        r"if \(sharer == 0 && this->valid\(\)\) write\(static_cast<C\*>\(p.token_gate\)",
-        "if (this->valid()) write(static_cast<C*>(p.token_gate)",
+        r"if \(lane == 0 && valid\) write\(static_cast<C\*>\(p.token_gate\)",
+        "if (valid) write(static_cast<C*>(p.token_gate)",
     ),
     Mutation(
         "one block of rows too few",
-        "gated_adapter/plan.h",
+        PLAN,
         r"tiles_along\(p.rows\)",
         "tiles_along(p.rows - 1)",
     ),
-    Mutation("small in one launch", FORWARD, r"if \(!plan_.two_steps\) return", "return"),
-    Mutation("missing scale and dropout in the backward", BACKWARD, r"dy.value\[j\] \*= this->factor\(kept, j\);", ";"),
-    Mutation("dot without dropout", BACKWARD, r"dy.value\[j\] \* this->factor\(kept, j\) \* s", "dy.value[j] * s"),
+    Mutation("small in one launch", FORWARD, r"if \(passes == 2\)", "if (false)"),
+    Mutation("missing scale and dropout in the backward", GRADS, r"dy.value\[j\] \*= this->factor\(kept, j\);", ";"),
+    Mutation("dot without dropout", GRADS, r"dy.value\[j\] \* this->factor\(kept, j\) \* s", "dy.value[j] * s"),
     Mutation(
         "residual after the scale",
-        BACKWARD,
-        r"(if \(g.dx && begins_dx\(\)\) \{)",
+        GRADS,
+        r"(if \(g.dx && begins_dx\(p\)\) \{)",
         r"for (int j = 0; j < kRun; ++j) dy.value[j] *= this->factor(kept, j); \1",
     ),
-    Mutation("lost projection on the norm", BACKWARD, r" - hat.value\[j\] \* along_\)", ")"),
-    Mutation("lost mean in the norm", BACKWARD, r"dy.value\[j\] - mean_part_ - hat", "dy.value[j] - hat"),
-    Mutation("gate's slope of one sign", BACKWARD, r"\(C\(1\) - channel.value\[j\]\)", "channel.value[j]"),
-    Mutation("lost slope of the token gate", BACKWARD, r"dgate \* sigma \* \(C\(1\) - sigma\)", "dgate * sigma"),
-    Mutation("padding's gate has a gradient", BACKWARD, r"if \(!this->counts\(token\)\) dgate = C\(0\);", ""),
+    Mutation("lost projection on the norm", GRADS, r" - hat.value\[j\] \* along_\)", ")"),
+    Mutation("lost mean in the norm", GRADS, r"dy.value\[j\] - mean_part_ - hat", "dy.value[j] - hat"),
+    Mutation("gate's slope of one sign", GRADS, r"\(C\(1\) - channel.value\[j\]\)", "channel.value[j]"),
+    Mutation("lost slope of the token gate", GRADS, r"value \*= sigma \* \(C\(1\) - sigma\)", "value *= sigma"),
+    Mutation("padding's gate has a gradient", GRADS, r"if \(small && !this->counts\(token\)\) value = C\(0\);", ""),
     Mutation(
         "gradient through the gate lost",
-        BACKWARD,
+        GRADS,
         r"if \(token_gate && p.gate_input == GateInput::modified\)",
         "if (false)",
     ),
-    Mutation("gate's gradient to h lost", BACKWARD, r"if \(through_gate\) add_times", "if (false) add_times"),
-    Mutation("gate's gradient to x lost", BACKWARD, r"if \(token_gate\) add_times\(dx", "if (false) add_times(dx"),
+    Mutation("gate's gradient to h lost", GRADS, r"if \(through_gate\) add_times", "if (false) add_times"),
+    Mutation("gate's gradient to x lost", GRADS, r"if \(token_gate\) add_times\(dx", "if (false) add_times(dx"),
     Mutation(
         "lost slope of gelu",
-        BACKWARD,
+        GRADS,
         r"Base::multiply_by\(slope, this->result\(0, c\)\);",
         "slope = this->result(0, c);",
     ),
     Mutation(
         "slope of the other gelu",
-        BACKWARD,
+        GRADS,
         r"if \(p.activation == Activation::gelu\)",
         "if (p.activation != Activation::gelu)",
     ),
-    Mutation("dz of the first head only", BACKWARD, r"\+ head \* width \* rank \+ begin", "+ begin"),
-    Mutation("x begun from nothing", BACKWARD, r"if \(begun\) Base::add_to", "if (false) Base::add_to"),
-    Mutation("column sums of all 64 rows", BACKWARD, r"of < this->rows && begin", "begin"),
+    Mutation("dz of the first head's up projection", GRADS, r" \+ head \* width \* rank;", ";"),
+    Mutation("dz of the first head's dS", GRADS, r"block_rows\(d, p.d, head \* width\)", "block_rows(d, p.d)"),
+    Mutation("dz in the first head's place", GRADS, r"token \* all \+ head \* rank", "token * all"),
+    Mutation("dz's tiles of a head begin with the first", GRADS, r"block_y\(\) % head_tiles", "0"),
+    Mutation("gate's dz from dS", GRADS, r"gate \? to_.dgate : to_.ds", "to_.ds"),
+    Mutation(
+        "gate's dz from the first head's tiles",
+        GRADS,
+        r"gate \? block_y\(\) - p.heads \* head_tiles :",
+        "gate ? block_y() :",
+    ),
+    Mutation("S left as the result's pass left it", GRADS, r"Base::store_run\(to_.ds, i, left, s\);", ";"),
+    Mutation("G not left for the passes", GRADS, r"Base::store_run\(to_.dgate, i, left, channel\);", ";"),
+    Mutation("sums of all tiles so far", GRADS, r"first_sum_ = second_sum_ = 0;\n", "\n"),
+    Mutation(
+        "a row's last tile left out",
+        GRADS,
+        r"tile < tiles; tile \+= Base::kSharers",
+        "tile + 1 < tiles; tile += Base::kSharers",
+    ),
+    Mutation("sums of tiles in one place", GRADS, r"i = tile \* p.rows \+ token;", "i = token;"),
+    Mutation(
+        "every sharer leaves a sum",
+        GRADS,
+        r"if \(sharer != 0 \|\| !this->valid\(\)\) return;",
+        "if (!this->valid()) return;",
+    ),
+    Mutation("rms with a mean", GRADS, r"if \(p.norm == Norm::layer\) mean_part_", "mean_part_"),
+    Mutation("gate not read", GRADS, r"if \(this->valid\(\) && to_.gate\) gate_", "if (false) gate_"),
+    Mutation("a tile's dots left out", GRADS, r"valid && tile < tiles", "valid && tile + 1 < tiles"),
+    Mutation("dots of padding alone", GRADS, r"sample_mean\(to_.dot, false\)", "sample_mean(to_.dot, true)"),
+    Mutation("padding's gates count", GRADS, r"sample_mean\(p.token_gate, true\)", "sample_mean(p.token_gate, false)"),
+    Mutation(
+        "every lane writes the row's number",
+        GRADS,
+        r"if \(lane != 0 \|\| !valid\) return;\n    if",
+        "if (!valid) return;\n    if",
+    ),
+    Mutation("dh's last tile is dx's", GRADS, r"tile < h_tiles, adapter", "tile + 1 < h_tiles, adapter"),
+    Mutation("dx's tiles begin behind dh's", GRADS, r"of_h \? tile : tile - h_tiles", "tile"),
+    Mutation("adapter's part of the other input", GRADS, r"adapter = of_h != parallel", "adapter = of_h"),
+    Mutation("gate's part of dx lost", GRADS, r"gate = !of_h && this->large\(\)", "gate = false"),
+    Mutation("dx never begun", PLAN, r"p.d_x == p.d && ", "false && "),
+    Mutation("gelu of the adapter alone", BACKWARD, r"p.r_g \? 2 : 1", "1"),
+    Mutation("gelu's last block left out", BACKWARD, r"\(most \+ of_block - 1\) / of_block", "most / of_block"),
+    Mutation("gelu of as many as the adapter has", BACKWARD, r"gate \? p.r_g : p.r\)", "p.r)"),
+    Mutation("dS without a look", BACKWARD, r"first \? site_look<T> : site_pass<T>", "site_pass<T>"),
+    Mutation("every pass looks again", BACKWARD, r"first = false;", ";"),
+    Mutation("norm's sums not made", BACKWARD, r"p.norm == Norm::none\) continue", "true) continue"),
+    Mutation("no sums of a token's gate", BACKWARD, r"if \(which != SitePass::dots\) continue;", "continue;"),
+    Mutation("dx without the gate's launch", BACKWARD, r"adds = large \|\| ", "adds = "),
+    Mutation("dx of nothing not written", BACKWARD, r" \|\| !begins_dx\(p\);", ";"),
+    Mutation("x begun from nothing", GRADS, r"else if \(begins_dx\(p\)\)", "else if (false)"),
+    Mutation("column sums of all 64 rows", GRADS, r"of < this->rows && begin", "begin"),
     Mutation(
         "column sums of the other slot",
-        BACKWARD,
+        GRADS,
         r"sum \+= Tile::result\(slot, of, c\)",
         "sum += Tile::result(1 - slot % 2, of, c)",
     ),
