@@ -64,7 +64,7 @@ NOT_LINEAR = [dict(output=r"(.*encoder\.layers\.\d+)\.final_layer_norm", input=r
         (dict(design="across"), "design must be one of 'down'.*got 'across'"),
         (dict(modification="lora"), "modification must be one of"),
         (dict(init="ones"), "init must be one of"),
-        (dict(preset="gpt"), "preset must be one of 'auto', 'bart', 't5', got 'gpt'"),
+        (dict(preset="gpt"), "preset must be one of 'auto', 'bart', 't5', 't5gemma2', 'decoder', got 'gpt'"),
         (dict(encoder_sites=[dict(path="fc2")]), "every entry of encoder_sites is a dict with 'output'"),
         (dict(decoder_sites=[dict(output="(v")]), r"output '\(v' in decoder_sites is no pattern: missing \)"),
         (dict(heads=5), "heads must divide rank for design='down', got heads=5, rank=96"),
@@ -106,7 +106,7 @@ def test_adapters_of_one_site_agree_on_its_input():
 
 def test_unknown_model_type_and_missing_encoder_are_named():
     linear = torch.nn.Sequential(torch.nn.Linear(4, 4))
-    with pytest.raises(UserError, match="knows the model types bart, vl_bart, florence2, t5, vl_t5, not 'custom'"):
+    with pytest.raises(UserError, match="knows the model types bart, vl_bart, florence2, t5, vl_t5, t5gemma2, not 'custom'"):
         get_peft_model(linear, VLPetConfig())
     sites = [dict(output="0")]
     with pytest.raises(UserError, match=r"train_encoder_norms=True needs a model with get_encoder\(\)"):

@@ -13,7 +13,8 @@ from typing import Any
 from torch import nn
 
 from petx.errors import UserError
-from petx.tuners._common.paths import parents, plain
+from petx.tuners._common.language_model import language_model
+from petx.tuners._common.paths import parents
 
 __all__ = ["default_towers", "find_projector"]
 
@@ -47,12 +48,6 @@ def default_towers(model: nn.Module, modules: dict[str, nn.Module]) -> list[str]
         f"projector of images; {kind} has none: {why}. Name the parts of this model that are to be adapted in towers, "
         "and with projector the module whose output the experts read (or set experts=0)"
     )
-
-
-def language_model(model: Any) -> str | None:
-    """Path of the language model inside ``model``, or None."""
-    found = model.get_decoder() if hasattr(model, "get_decoder") else None
-    return next((plain(path) for path, module in model.named_modules() if path and module is found), None)
 
 
 def projectors(model: Any, modules: dict[str, nn.Module], root: str) -> list[str]:

@@ -29,7 +29,9 @@ class VLPetConfig(PeftConfig):
 
     A field left at None takes the preset's value: for ``"bart"`` rank 96, 4 heads, scale 1.0, N(0, 0.02²)
     initialisation; for ``"t5"`` rank 192, 4 heads, scale 0.3, torch's uniform initialisation with the up projections
-    and the gate's last layer at zero. ``gate_rank`` defaults to ``rank``.
+    and the gate's last layer at zero; for ``"t5gemma2"`` and ``"decoder"`` (a decoder-only language model) as for T5
+    with rank 96 and the scale at which it starts as the frozen model: 2 for a gate of one half, else 1. ``gate_rank``
+    defaults to ``rank``.
 
     Raises UserError (a ValueError) for an unknown option.
     """
@@ -77,7 +79,7 @@ class VLPetConfig(PeftConfig):
     modules_to_save: list[str] | None = field(
         default=None, metadata={"help": "Further modules to train and save; norms and visual embedding are added."}
     )
-    preset: str = field(default="auto", metadata={"help": "auto (by the model's type), bart or t5."})
+    preset: str = field(default="auto", metadata={"help": "auto (by the model's type), bart, t5, t5gemma2 or decoder."})
     encoder_sites: list[dict] | None = field(
         default=None,
         metadata={"help": "Where to adapt the encoder: dicts of output (pattern), input, mask, name; default: preset."},
@@ -146,15 +148,23 @@ class VLPetConfig(PeftConfig):
             if found is None:
                 known = ", ".join(kind for preset in PRESETS.values() for kind in preset["model_types"])
                 raise UserError(
-                    f"VLPetConfig: preset='auto' knows the model types {known}, not {model_type!r}; give preset='bart' "
-                    "or 't5' for the sizes, and encoder_sites and decoder_sites for this model's modules"
+                    f"VLPetConfig: preset='auto' knows the model types {known}, not {model_type!r}; give preset="
+                    "'decoder' for a decoder-only language model, or 'bart' or 't5' for the sizes with encoder_sites "
+                    "and decoder_sites for this model's modules"
                 )
             self.preset = found
         for name, value in PRESETS[self.preset]["defaults"].items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
+        if self.scale is None:  # a gate of one half starts as the frozen model
+            self.scale = 2.0 if self.granularity in ("large", "middleX", "small") else 1.0
         if self.gate_rank is None:
             self.gate_rank = self.rank
+        if self.preset == "decoder" and self.granularity == "small":
+            raise UserError(
+                "VLPetConfig: granularity='small' gates by a mean over all tokens of a sample, and in a decoder-only "
+                "model these are the answer's later tokens too; use 'large', 'middleX' or 'middleY'"
+            )
 
     def sites(self, side: str) -> list[dict[str, str]]:
         """Site descriptions for ``side`` ("encoder" or "decoder"): the field's, or the preset's."""

@@ -10,6 +10,9 @@ __all__ = ["PRESETS", "preset_of", "sites_named"]
 # frozen sub-layer ("output", a pattern for its full path); "input" is the module whose first input is the sub-layer's
 # residual input X, "mask" the one that is called with `attention_mask=`, both written in terms of the pattern's groups.
 # "further_decoder_sites" are the paper's other places, which only a configuration that asks for them adapts.
+# Sizes for models that nobody published VL-PET for: it starts as the frozen model, with scale 2 at a gate of one half.
+_AS_FROZEN = dict(rank=96, heads=4, decoder_rank=96, init="uniform", zero_init_up=True, zero_init_gate=True)
+
 PRESETS: dict[str, dict[str, Any]] = {
     "bart": {
         "model_types": ("bart", "vl_bart", "florence2"),
@@ -80,6 +83,32 @@ PRESETS: dict[str, dict[str, Any]] = {
             ),
         ],
     },
+    # A norm stands before and behind each sub-layer. The decoder's attention is merged: one value projection of its own
+    # tokens and of the encoder's, so the value adapter reads both.
+    "t5gemma2": {
+        "model_types": ("t5gemma2",),
+        "defaults": _AS_FROZEN,
+        "encoder_sites": [
+            dict(
+                name="attention output",
+                output=r"((?:.*\.)?encoder\.text_model\.layers\.\d+)\.self_attn\.o_proj",
+                input=r"\1.pre_self_attn_layernorm",
+            ),
+            dict(
+                name="feed-forward output",
+                output=r"((?:.*\.)?encoder\.text_model\.layers\.\d+)\.mlp\.down_proj",
+                input=r"\1.pre_feedforward_layernorm",
+            ),
+        ],
+        "decoder_sites": [
+            dict(name="merged attention value", output=r"(?:.*\.)?decoder\.layers\.\d+\.self_attn\.v_proj")
+        ],
+        "further_decoder_sites": [
+            dict(name="merged attention key", output=r"(?:.*\.)?decoder\.layers\.\d+\.self_attn\.k_proj")
+        ],
+    },
+    # A decoder-only language model, whose sites decoder_only.py finds; only if it is asked for.
+    "decoder": {"model_types": (), "defaults": _AS_FROZEN, "decoder_sites": [], "further_decoder_sites": []},
 }
 
 

@@ -93,7 +93,12 @@ class VLPetModel(AdapterModel):
         """Let sites run together with what is around them, if they can."""
         for layer in self._host_layers().values():
             fused.fuse(layer)
-        values = {path: layer for path, layer in self._layers().items() if isinstance(layer, ValueSite)}
+        # A merged attention (T5Gemma 2) projects its own tokens between the encoder's, so its values stay apart.
+        values = {
+            path: layer
+            for path, layer in self._layers().items()
+            if isinstance(layer, ValueSite) and ".self_attn." not in path
+        }
         decoder = decoder_of(model, list(values)) if len(values) > 1 else None
         if decoder is not None:
             ValueGroup(decoder, list(values.values()))

@@ -70,12 +70,13 @@ def parameter_counts(model: nn.Module, adapter_name: str | None = None) -> dict[
     """
     places = adapted(model, adapter_name)
 
-    def total(side: str, what: Callable[[Adapted], int]) -> int:
+    def total(side: str | tuple[str, ...], what: Callable[[Adapted], int]) -> int:
         return sum(what(place) for place in places if place.kind.startswith(side))
 
+    encoder = ("encoder", "language model")  # which takes the encoder's part in a decoder-only model
     counts: dict[str, Any] = {
-        "encoder_delta": total("encoder", lambda place: place.parameters - place.gate_parameters),
-        "encoder_gate": total("encoder", lambda place: place.gate_parameters),
+        "encoder_delta": total(encoder, lambda place: place.parameters - place.gate_parameters),
+        "encoder_gate": total(encoder, lambda place: place.gate_parameters),
         "decoder_value": total("decoder", lambda place: place.parameters),
         "norms": total("trained norm", lambda place: place.parameters),
         "visual": total("trained visual", lambda place: place.parameters),

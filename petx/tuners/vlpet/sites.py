@@ -15,6 +15,7 @@ from petx.nn import GatedAdapter, ValueAdapter
 from petx.tuners._common.model import check_host
 from petx.tuners._common.paths import base_of, covered, parents, plain, plain_modules
 from petx.tuners.vlpet.config import VLPetConfig
+from petx.tuners.vlpet.decoder_only import decoder_only_sites, norms_root
 
 __all__ = ["Site", "check_fit", "find_sites", "modules_to_train", "new_adapter"]
 
@@ -38,6 +39,8 @@ def find_sites(model: nn.Module, config: VLPetConfig) -> dict[str, Site]:
 
     Raises UserError if a pattern matches nothing or a tapped module does not exist.
     """
+    if config.preset == "decoder" and config.encoder_sites is None:
+        config.encoder_sites = decoder_only_sites(model)
     modules = plain_modules(model)
     sites = {}
     for side in ("encoder", "decoder"):
@@ -65,7 +68,8 @@ def find_sites(model: nn.Module, config: VLPetConfig) -> dict[str, Site]:
                 if isinstance(module, AuxiliaryTrainingWrapper) or not hasattr(base_of(module), "out_features"):
                     raise UserError(f"VL-PET: {path} must be a linear layer, got {type(base_of(module)).__name__}")
                 name = entry.get("name", "output" if side == "encoder" else "value")
-                sites[path] = Site(path, side, f"{side} {name}", **taps)
+                where = "language model" if config.preset == "decoder" else side
+                sites[path] = Site(path, side, f"{where} {name}", **taps)
             if not found:
                 linears = [path for path, module in modules.items() if hasattr(base_of(module), "out_features")]
                 raise UserError(
@@ -104,16 +108,16 @@ def modules_to_train(model: nn.Module, config: VLPetConfig) -> list[str]:
     wanted = [("encoder", config.train_encoder_norms), ("decoder", config.train_decoder_norms)]
     for side, train in wanted:
         if train:
-            chosen += [path for path in _norms(model, side) if not covered(path, chosen)]
+            chosen += [path for path in _norms(model, side, config.preset == "decoder") if not covered(path, chosen)]
     if config.train_visual_embedding:
         paths = [path for path in plain_modules(model) if path.rpartition(".")[2] == "visual_embedding"]
         chosen += [path for path in paths if not covered(path, chosen)]
     return chosen
 
 
-def _norms(model: nn.Module, side: str) -> list[str]:
-    """Paths of the normalisation layers in the model's encoder or decoder."""
-    stack = getattr(model, f"get_{side}", lambda: None)()
+def _norms(model: nn.Module, side: str, decoder_only: bool) -> list[str]:
+    """Paths of the normalisation layers in the model's encoder or decoder; a decoder-only model's are its encoder's."""
+    stack = norms_root(model, side, decoder_only)
     root = next((path for path, module in plain_modules(model).items() if module is stack), None)
     if stack is None or not root:
         raise UserError(
