@@ -92,7 +92,7 @@ def prepare_host(run: Any) -> str | Path:
     folder, settings, host = run.out / "host", run.settings, run.host
     if settings.host is not None and host.in_place:
         return Path(settings.host).resolve() if Path(settings.host).is_dir() else settings.host
-    if folder.is_dir():
+    if _is_there(folder):
         return folder
     set_seed(settings.seed)
     if settings.host is None:
@@ -113,6 +113,14 @@ def prepare_host(run: Any) -> str | Path:
     save_host(model, run.data.tokenizer, folder)
     discard(run.out / "host-training")
     return folder
+
+
+def _is_there(folder: Path) -> bool:
+    """Whether ``folder`` is there, before any process goes on to make it: else a late one would find what an early one
+    made, and not join in making it."""
+    found = folder.is_dir()
+    PartialState().wait_for_everyone()
+    return found
 
 
 def save_host(model: Any, tokenizer: Any, folder: str | Path) -> None:
@@ -142,7 +150,7 @@ def run_arm(run: Any, arm: str, seed: int, place: str) -> dict[str, Any]:
     set_seed(seed)
     if baseline.random_host:
         host_folder = folder / "host"
-        if not host_folder.is_dir():
+        if not _is_there(host_folder):
             save_host(run.host.small(settings, run.data), run.data.tokenizer, host_folder)
     model = baseline.build(run.host, hosts.load(run.host, host_folder, settings), settings)
     record = {"arm": arm, "seed": seed, **counts(run.host, model), **baseline.counts(model)}

@@ -205,3 +205,9 @@ def test_arms_and_seeds_are_added_to_a_finished_run(own, tmp_path):
         "vlpet": [42, 43],
     }
     assert first.stat().st_mtime_ns == before
+
+
+def test_a_late_process_makes_what_an_early_one_makes(tmp_path, monkeypatch):
+    """Otherwise one would wait in vain for the other, which found the host and went on."""
+    monkeypatch.setattr(stages.PartialState, "wait_for_everyone", lambda self: (tmp_path / "host").mkdir())
+    assert not stages._is_there(tmp_path / "host")
