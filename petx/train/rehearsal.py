@@ -1,6 +1,7 @@
 """What a run would build, built without memory first: what cannot work is told before the host's training begins."""
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -15,15 +16,30 @@ TRAINED, TRAINED_HALF, KEPT = 16, 8, 2
 
 def check(run: Any) -> None:
     """Raise :class:`UserError` if the host, or an arm of ``run``, cannot be built or is beyond the machine's memory."""
+    for _ in sketches(run):
+        pass
+
+
+def sketches(run: Any) -> Iterator[tuple[str, nn.Module]]:
+    """Every arm of ``run`` with its model, without memory; none if the host's shape is not known yet.
+
+    Raises :class:`UserError` as :func:`check`.
+    """
     arms = {arm: run.baseline(arm) for arm in run.settings.all_arms}
     for arm, baseline in arms.items():
-        host = _built(run.settings, "the host", lambda: run.host.sketch(run.settings, run.data))
+        host = host_sketch(run)
         if host is None:
             return
         if run.settings.host is None:
             _fits(run.settings, "the host", host, trained=True)
         tuned = _built(run.settings, f"arm {arm}", lambda: baseline.build(run.host, host, run.settings))  # noqa: B023
         _fits(run.settings, f"arm {arm}", tuned)
+        yield arm, tuned
+
+
+def host_sketch(run: Any) -> nn.Module | None:
+    """The host of ``run`` without memory; None if its shape is not known yet."""
+    return _built(run.settings, "the host", lambda: run.host.sketch(run.settings, run.data))
 
 
 def _built(settings: Any, what: str, build: Any) -> Any:
@@ -38,15 +54,20 @@ def _built(settings: Any, what: str, build: Any) -> Any:
 
 def _fits(settings: Any, what: str, model: nn.Module, trained: bool = False) -> None:
     there = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else memory()
-    counted = [(parameter.numel(), trained or parameter.requires_grad) for parameter in model.parameters()]
-    half = settings.host is not None and getattr(settings, "dtype", "float32") != "float32"
-    wanted = sum(count * ((TRAINED_HALF if half else TRAINED) if learns else KEPT) for count, learns in counted)
+    wanted = least_bytes(settings, model, trained)
     if wanted > there:
-        total = sum(count for count, _ in counted)
+        total = sum(parameter.numel() for parameter in model.parameters())
         raise UserError(
             f"{what}: {total:,} parameters would take {wanted:,} bytes in training, and there are {there:,}"
             f"{_large(settings)}"
         )
+
+
+def least_bytes(settings: Any, model: nn.Module, trained: bool = False) -> int:
+    """What training ``model`` takes at least, without activations; ``trained``: all of it."""
+    counted = [(parameter.numel(), trained or parameter.requires_grad) for parameter in model.parameters()]
+    half = settings.host is not None and getattr(settings, "dtype", "float32") != "float32"
+    return sum(count * ((TRAINED_HALF if half else TRAINED) if learns else KEPT) for count, learns in counted)
 
 
 def _large(settings: Any) -> str:

@@ -18,7 +18,7 @@ from petx.baselines import Baseline
 from petx.errors import UserError
 from petx.files import held, require_writable, write_json
 from petx.tasks import RunData
-from petx.train import plots, rehearsal, report, stages, stopping
+from petx.train import dry_run, plots, rehearsal, report, stages, stopping
 from petx.train.recipe import Recipe
 from petx.train.settings import Common
 from petx.train.trainer import PetTrainer, training_arguments
@@ -105,11 +105,16 @@ class Run:
             raise UserError(f"the disk is full: {error}. Make room first. {resume}") from error
 
     def execute(self) -> int:
-        """All stages; 0, or 1 if the saved adapter did not reproduce its score."""
+        """All stages; 0, or 1 if the saved adapter did not reproduce its score. A dry run says what they would do."""
         transformers.utils.logging.disable_progress_bar()  # of loading and saving, not of training
         ignore_known_warnings()
         state = PartialState(cpu=not torch.cuda.is_available())
         self.prepare()
+        if self.settings.dry_run:
+            self.load_data()
+            for line in dry_run.lines(self):
+                stages.say(line)
+            return 0
         require_writable(self.out, "output_dir")
         with held(self.out, "output_dir") if state.is_main_process else contextlib.nullcontext():
             return self._stages(state)

@@ -35,6 +35,8 @@ class Common:
         *("seeds", "output_dir", "resume"),
     )
 
+    dry_run = False  # asked for on the command line alone: nothing that a run depends on
+
     if typing.TYPE_CHECKING:  # what every recipe adds, with its own default
         data: str
         host: str | None
@@ -143,6 +145,8 @@ def parse(kind: Any, argv: list[str] | None = None, description: str | None = No
     parser.add_argument("--preset", default=kind.default_preset, metavar="NAME", help=names)
     parser.add_argument("--config", metavar="FILE", help="YAML file of settings, over the preset")
     parser.add_argument("--list", action=_List, kind=kind, help="show tasks, baselines, hosts and presets, and stop")
+    more_help = "say what would be trained, how long and on what, with first examples, and stop"
+    parser.add_argument("--dry-run", "--dry_run", action="store_true", help=more_help)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="one setting; KEY.SUBKEY too")
     for field in dataclasses.fields(kind):
         flag = field.metadata.get("flag", field.name)
@@ -155,6 +159,7 @@ def parse(kind: Any, argv: list[str] | None = None, description: str | None = No
     given = vars(parser.parse_args(argv))
 
     preset, config, assignments = given.pop("preset"), given.pop("config", None), given.pop("set")
+    dry_run = given.pop("dry_run", False)
     values = read_preset(kind, preset)
     if config is not None:
         values = laid_over(values, _extended(kind, user_path(config, "--config"), ()))
@@ -166,7 +171,10 @@ def parse(kind: Any, argv: list[str] | None = None, description: str | None = No
         for name, value in given.items()
     }
     settings = checked(kind, laid_over(values, flags))
-    return settings if settings.output_dir else dataclasses.replace(settings, output_dir=kind.default_folder(preset))
+    if not settings.output_dir:
+        settings = dataclasses.replace(settings, output_dir=kind.default_folder(preset))
+    settings.dry_run = dry_run
+    return settings
 
 
 class _List(argparse.Action):

@@ -160,13 +160,12 @@ def run_arm(run: Any, arm: str, seed: int, place: str) -> dict[str, Any]:
     say(f"\n{place} {title}, seed {seed}: {trained:,} of {total:,} parameters trained ({100 * trained / total:.2f} %)")
 
     if record["trainable"]:
-        sizes = [settings.batch_sizes.get(task.name, settings.batch_size) for task in run.data.train]
-        steps = settings.steps or settings.epochs * RoundRobinBatches.epoch_steps(list(map(len, run.data.train)), sizes)
-        lr = baseline.learning_rate(settings)
-        args = run.training_arguments(folder / "training", steps=steps, lr=lr, seed=seed)
+        sizes = batch_sizes(run)
+        planned, lr = steps(run, sizes), baseline.learning_rate(settings)
+        args = run.training_arguments(folder / "training", steps=planned, lr=lr, seed=seed)
         trainer = run.trainer(model, args, run.data.train, sizes, dev_tasks=run.data.dev)
         train(trainer)
-        record |= {"steps": steps, "seconds": trainer.seconds, "curve": curve(trainer.state.log_history)}
+        record |= {"steps": planned, "seconds": trainer.seconds, "curve": curve(trainer.state.log_history)}
         record["step_ms"] = trainer.step_ms
     for split in ("dev", "test"):
         record[split], texts = evaluate(run, model, getattr(run.data, split), run.data.tokenizer)
@@ -182,6 +181,17 @@ def run_arm(run: Any, arm: str, seed: int, place: str) -> dict[str, Any]:
     PartialState().wait_for_everyone()
     discard(folder / "training")
     return record
+
+
+def batch_sizes(run: Any) -> list[int]:
+    """Examples in a step, for each training task."""
+    return [run.settings.batch_sizes.get(task.name, run.settings.batch_size) for task in run.data.train]
+
+
+def steps(run: Any, sizes: list[int]) -> int:
+    """How many steps a training of ``run`` has."""
+    an_epoch = RoundRobinBatches.epoch_steps(list(map(len, run.data.train)), sizes)
+    return run.settings.steps or run.settings.epochs * an_epoch
 
 
 def train(trainer: Any) -> None:

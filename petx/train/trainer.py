@@ -213,6 +213,11 @@ class Progress(TrainerCallback):
         self.bar.close()
 
 
+def warmup_steps(settings: Any, steps: int) -> int:
+    """Steps of the warm-up, which ``settings`` give as a number or as a share of all."""
+    return round(settings.warmup if settings.warmup >= 1 else settings.warmup * steps)
+
+
 def training_arguments(
     output_dir: Path, settings: Any, *, steps: int, lr: float, seed: int, evaluates: bool = True, **more: Any
 ) -> Seq2SeqTrainingArguments:
@@ -225,7 +230,7 @@ def training_arguments(
         max_steps=steps,
         learning_rate=lr,
         lr_scheduler_type="linear",
-        warmup_steps=round(settings.warmup if settings.warmup >= 1 else settings.warmup * steps),
+        warmup_steps=warmup_steps(settings, steps),
         weight_decay=settings.weight_decay,
         adam_epsilon=settings.adam_epsilon,
         max_grad_norm=settings.clip,

@@ -8,7 +8,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from petx.baselines._sizes import ESTIMATORS
 from petx.data.batches import RoundRobinBatches
-from petx.train.trainer import PetTrainer
+from petx.train.trainer import PetTrainer, warmup_steps
 
 _EXEMPT = ("bias", "ln", "bn")  # parts of names, in the released code
 _MODES = "petal_mode"  # which are vectors here, and [R, 1] there: decayed
@@ -25,7 +25,7 @@ class PetalTrainer(PetTrainer):
         if self.lr_scheduler is None:
             settings, top = self.settings, self.args.learning_rate
             an_epoch = RoundRobinBatches.epoch_steps(list(map(len, self.tasks)), self.batch_sizes)
-            warm = round(settings.warmup if settings.warmup >= 1 else settings.warmup * num_training_steps)
+            warm = warmup_steps(settings, num_training_steps)
 
             def factor(step: int) -> float:
                 options = dict(warm=warm, low=settings.lr_warmup, end=settings.lr_min, an_epoch=an_epoch)

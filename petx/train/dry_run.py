@@ -1,0 +1,89 @@
+"""What a run would do, said and not done: host, data, steps, schedule, sizes, memory, and first examples as read."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from petx import hosts
+from petx.baselines._sizes import counts
+from petx.data.batches import RoundRobinBatches
+from petx.train import rehearsal, stages
+from petx.train.trainer import warmup_steps
+
+LONGEST = 400  # letters of a text that is shown
+
+
+def lines(run: Any) -> Iterator[str]:
+    """What ``run``, prepared and with its data loaded, would do; raises what it would raise before training."""
+    settings, data = run.settings, run.data
+    host = f"{run.host.words}, {settings.host}" if settings.host else f"a small {run.host.words}, pretrained here"
+    yield f"Nothing is trained, and nothing is written to {run.out}."
+    yield f"host      {host}"
+    sizes = stages.batch_sizes(run)
+    for i, task in enumerate(data.train):
+        dev, test = data.dev[i], data.test[i]
+        bare = [name for name, part in (("dev", dev), ("test", test)) if not part.answered]
+        unknown = f"; {' and '.join(bare)} predicted, not scored" if bare else ""
+        epoch = RoundRobinBatches.epoch_steps([len(task)], sizes[i : i + 1])
+        counted = f"{len(task):,} examples to train on, {len(dev):,} dev, {len(test):,} test{unknown}"
+        yield f"task      {task.name}: {counted}; batches of {sizes[i]}, {epoch:,} an epoch; metric {dev.metric}"
+    steps = stages.steps(run, sizes)
+    an_epoch = RoundRobinBatches.epoch_steps(list(map(len, data.train)), sizes)
+    schedule = getattr(settings, "schedule", "linear")
+    warm = f"{warmup_steps(settings, steps):,} to warm up, then {schedule} decay"
+    every = f"a score every {settings.eval_every:,}, a checkpoint every {settings.save_every:,}"
+    yield f"steps     {steps:,}, {steps / an_epoch:.2f} epochs of {an_epoch:,}; {warm}; {every}"
+    yield from _arms(run)
+    for split, parts in (("train", data.train), ("test", data.test)):
+        for task in parts:
+            yield from _example(run, task, split)
+
+
+def _arms(run: Any) -> Iterator[str]:
+    settings = run.settings
+    known = False
+    for arm, model in rehearsal.sketches(run):
+        known = True
+        size = counts(run.host, model)
+        trained, total = size["trainable"], size["total"]
+        rate = f", learning rate {run.baseline(arm).learning_rate(settings):g}" if trained else ""
+        memory = rehearsal.least_bytes(settings, model) / 2**20
+        seeds = settings.seeds if trained else 1
+        share = f"{trained:,} of {total:,} parameters trained ({100 * trained / total:.2f} %)"
+        needs = f"at least {memory:,.0f} MiB for weights, gradients and AdamW (modelled, activations beside)"
+        yield f"arm       {arm}: {share}{rate}, {seeds} seed{'s' if seeds > 1 else ''}; {needs}"
+    if not known:
+        yield "arms      " + ", ".join(settings.all_arms) + "; their sizes are known once the host is there"
+
+
+def _example(run: Any, task: Any, split: str) -> Iterator[str]:
+    """The first example of ``task``, its batch of one decoded again."""
+    example, tokenizer = task.examples[0], run.data.tokenizer
+    sketch = rehearsal.host_sketch(run)
+    if sketch is None:
+        yield f"{task.name}, {split}: {_short(example.text)!r}"
+        return
+    host = hosts.bound(sketch, tokenizer)
+    item = task[0]
+    batch = host.collate([item]) if split == "train" else host.prompts([item])
+    shapes = {name: list(value.shape) for name, value in batch.items() if torch.is_tensor(value)}
+    yield f"first example of {task.name}, {split}: id {example.id}, image {', '.join(map(str, example.images))}"
+    yield f"  read    {_short(tokenizer.decode(batch['input_ids'][0]))}"
+    if split == "train":
+        yield f"  answer  {_short(tokenizer.decode(item['labels']))}"
+    elif example.answered:
+        yield f"  known   {_short(', '.join(example.references or (example.answers[0][0],)))}"
+    yield f"  batch   {', '.join(f'{name} {shape}' for name, shape in shapes.items())}"
+
+
+def _short(text: str) -> str:
+    """``text`` on one line, with runs of one word, such as the image's places, counted and long middles left out."""
+    words: list[list[Any]] = []
+    for word in text.replace("><", "> <").split():
+        if words and words[-1][0] == word:
+            words[-1][1] += 1
+        else:
+            words.append([word, 1])
+    plain = " ".join(f"{word} (x {count})" if count > 3 else " ".join([word] * count) for word, count in words)
+    return plain if len(plain) <= LONGEST else f"{plain[: LONGEST // 2]} ... {plain[-LONGEST // 2 :]}"
