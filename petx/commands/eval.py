@@ -1,12 +1,14 @@
 """Score a tuned model again: ``petx eval --adapter DIR``, greedily or with beams; its predictions are written."""
 
 import argparse
+import dataclasses
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--adapter", required=True, metavar="DIR", help="folder 'tuned' written by petx train")
     parser.add_argument("--num_beams", "--num-beams", type=int, metavar="N", help="beams (default: as it was trained)")
     parser.add_argument("--split", choices=("dev", "test"), default="test", help="default: test")
+    parser.add_argument("--data_dir", "--data-dir", metavar="DIR", help="where the data lies now (default: as trained)")
     parser.add_argument("--output", metavar="DIR", help="folder of the predictions (default: eval beside DIR)")
 
 
@@ -23,7 +25,12 @@ def run(args: argparse.Namespace) -> int:
     loaded = tuned.load(adapter)
     output = user_path(args.output or adapter.resolve().parent / "eval", "--output")
     require_writable(output, "--output")
-    run = Run(loaded.recipe, loaded.settings)
+    settings = loaded.settings
+    if args.data_dir is not None:
+        if settings.data_dir is None:
+            raise UserError(f"--data_dir is for data of one's own, and this was trained on {settings.data}")
+        settings = dataclasses.replace(settings, data_dir=str(user_path(args.data_dir, "--data_dir")))
+    run = Run(loaded.recipe, settings)
     run.prepare()
     tasks = getattr(run.load_data(), args.split)
     beams = args.num_beams or loaded.settings.num_beams

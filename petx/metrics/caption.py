@@ -3,10 +3,10 @@
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from petx._checks import check_positive, check_size, refuse
+from petx._checks import check_positive, check_size, refuse, refuse_type
 from petx.data.examples import Example
 from petx.metrics._arguments import check_as_many, check_text_lists, check_texts
 from petx.metrics._mean import mean
@@ -67,8 +67,16 @@ def rouge_l(captions: list[str], references: Sequence[Iterable[str]], beta: floa
     return mean(scores)
 
 
-def cider_d(captions: list[str], references: Sequence[Iterable[str]], order: int = 4, sigma: float = 6.0) -> float:
+def cider_d(
+    captions: list[str],
+    references: Sequence[Iterable[str]],
+    order: int = 4,
+    sigma: float = 6.0,
+    words: Callable[[str], list[str]] = caption_words,
+) -> float:
     """Mean CIDEr-D (Vedantam et al., 2015), document frequencies from ``references``; 10 is a perfect match.
+
+    ``words`` cuts a text; the default is :func:`caption_words`.
 
     The mean over n-gram orders and references of the cosine of clipped tf-idf vectors, times a Gaussian penalty on the
     difference in length, times 10.
@@ -78,7 +86,9 @@ def cider_d(captions: list[str], references: Sequence[Iterable[str]], order: int
     check_positive("cider_d", sigma=sigma)
     if not 0 < sigma * sigma < math.inf:
         refuse("cider_d", "sigma", "a number whose square is positive and finite", sigma)
-    counted = [[_all_ngrams(caption_words(text), order) for text in texts] for texts in references]
+    if not callable(words):
+        refuse_type("cider_d", "words", "a function of a text", words)
+    counted = [[_all_ngrams(words(text), order) for text in texts] for texts in references]
     frequency = Counter(gram for texts in counted for gram in set().union(*texts))
     documents = math.log(max(len(references), 1))
 
@@ -91,7 +101,7 @@ def cider_d(captions: list[str], references: Sequence[Iterable[str]], order: int
 
     scores = []
     for caption, texts in zip(captions, counted, strict=True):
-        hypothesis, hypothesis_norms, hypothesis_length = vectors(_all_ngrams(caption_words(caption), order))
+        hypothesis, hypothesis_norms, hypothesis_length = vectors(_all_ngrams(words(caption), order))
         score = 0.0
         for reference, norms, length in map(vectors, texts):
             penalty = math.exp(-((hypothesis_length - length) ** 2) / (2 * sigma**2))
@@ -128,8 +138,10 @@ def _common_subsequence(first: list[str], second: list[str]) -> int:
 
 
 def score(predictions: list[str], examples: list[Example]) -> dict[str, float]:
-    """``cider``, ``bleu1`` to ``bleu4`` and ``rouge_l`` in per cent; the first is the main one."""
+    """``cider``, ``bleu1`` to ``bleu4``, ``rouge_l``, and ``cider raw``, of texts cut at their spaces alone, in per
+    cent; the first is the main one."""
     references = [example.references for example in examples]
     scores = {"cider": 100 * cider_d(predictions, references)}
     scores |= {f"bleu{i}": 100 * value for i, value in enumerate(bleu(predictions, references), 1)}
-    return scores | {"rouge_l": 100 * rouge_l(predictions, references)}
+    raw = cider_d(predictions, references, words=str.split)
+    return scores | {"rouge_l": 100 * rouge_l(predictions, references), "cider raw": 100 * raw}

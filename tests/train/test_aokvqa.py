@@ -97,3 +97,11 @@ def test_a_host_is_tuned_on_it_and_the_test_split_predicted(tmp_path, capsys):
     assert petx(["eval", "--adapter", str(folder / "tuned")]) == 0
     assert "no answers to score" in capsys.readouterr().out
     assert json.loads((folder / "eval" / "test-aokvqa.json").read_text()) == given
+    (tmp_path / "data").rename(tmp_path / "moved")
+    moved = ["--data_dir", str(tmp_path / "moved")]
+    assert petx(["score", str(folder / "predictions" / "dev-aokvqa.json"), *moved]) == 0
+    command = ["eval", "--adapter", str(folder / "tuned"), "--split", "dev", "--output", str(tmp_path / "again")]
+    assert petx(command) == 2
+    assert petx([*command, *moved]) == 0
+    wanted = (folder / "predictions" / "dev-aokvqa.json").read_text()
+    assert (tmp_path / "again" / "dev-aokvqa.json").read_text() == wanted

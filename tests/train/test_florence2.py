@@ -155,6 +155,10 @@ def test_a_batch_is_the_sum_of_its_samples(place):
     [
         (dict(arms=["prompt"]), "arm prompt needs a place for prompt tokens in its encoder, and Florence-2 has none"),
         (dict(arms=["projector"]), "arm projector needs a projector that is new to it, and Florence-2 has none"),
+        (
+            dict(data="video-text", tasks=["tvqa"], splits={"tvqa": {s: ["a"] for s in ("train", "dev", "test")}}),
+            "videos",
+        ),
         (dict(heads=3, design="up"), "VL-PET on a host of width 16: .*heads must divide features"),
     ],
 )

@@ -178,7 +178,7 @@ def test_captions_name_the_image_as_coco_does(tmp_path):
     write(tmp_path / "COCO" / "dataset_coco.json", {"images": [row]})
     (scored,) = given = examples("caption", tmp_path, "test")
     assert scored.id == 42
-    names = {"cider", "bleu1", "bleu2", "bleu3", "bleu4", "rouge_l"}
+    names = {"cider", "bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "cider raw"}
     assert set(score("caption", ["a"], given)) == names and tasks.find("caption").max_new == 19
 
 

@@ -48,6 +48,19 @@ def test_cider_d_by_hand():
     assert metrics.cider_d(["a b c d e", "v w x y z"], [["a b c d e"], ["v w x y z"]]) == pytest.approx(10)
 
 
+def test_cider_on_raw_text_counts_marks_and_capitals():
+    """As PETAL's released code scores captions: "A dog." is another pair of words than "a dog"."""
+    from petx.data.examples import Example
+
+    examples = [Example("", (), (), (text,)) for text in ("a dog runs far away", "one cat sleeps all day")]
+    scores = metrics.find("caption")(["A dog runs far away.", "one cat sleeps all day"], examples)
+    assert scores["cider"] == pytest.approx(1000)
+    # By hand, raw: of the first dog, runs and far match (3 of 5 words of equal weight), dog runs, runs far of 4 pairs,
+    # one of 3 triples and no quadruple; the second is perfect.
+    first = (3 / 5 + 2 / 4 + 1 / 3 + 0) / 4
+    assert scores["cider raw"] == pytest.approx(100 * (10 * first + 10) / 2)
+
+
 def test_vqa_accuracy_leaves_one_annotator_out():
     yes = {count: metrics.vqa_scores(["yes"] * count + ["no"] * (10 - count))["yes"] for count in range(1, 6)}
     assert yes == pytest.approx({1: 0.3, 2: 0.6, 3: 0.9, 4: 1.0, 5: 1.0})
