@@ -107,6 +107,8 @@ def read(name: str, *, seeds: list[int] | None = None, assignments: list[str] | 
     for one, other in itertools.combinations(cells, 2):
         if one.folder == other.folder:
             raise UserError(f"{path}: the cells {one.name} and {other.name} would share the folder {one.folder}")
+        if one.settings == other.settings:
+            raise UserError(f"{path}: the cells {one.name} and {other.name} have the same settings")
     plain = {key: values[key] for key in ("description", "method", "preset", "metric")}
     return Study(path.stem, **plain, seeds=seeds, axes=axes, cells=cells)
 
@@ -139,13 +141,19 @@ def _placed(path: Path, values: dict[str, Any]) -> tuple[list[str], list[tuple[s
         for name, changes in values["cells"].items():
             if not isinstance(name, str) or not isinstance(changes, dict):
                 raise UserError(f"{path}: cells must be {{name: {{setting: value}}}}, got {{{name!r}: {changes!r}}}")
+            if not name.strip():
+                raise UserError(f"{path}: a cell's name must not be empty, got {name!r}")
         if not values["cells"]:
             raise UserError(f"{path}: cells must name at least one, got none")
         return ["cell"], [(name, {"cell": name}, changes) for name, changes in values["cells"].items()]
+    if not values["axes"]:
+        raise UserError(f"{path}: axes must name at least one setting, got none")
     for name, along in values["axes"].items():
+        if not isinstance(name, str):
+            raise UserError(f"{path}: axes must be {{setting: [values]}}, got the name {name!r}")
         if not isinstance(along, list) or not along:
             raise UserError(f"{path}: axes.{name} must be a list of at least one value, got {along!r}")
-        if len({json.dumps(value) for value in along}) < len(along):
+        if len({json.dumps(value, default=repr) for value in along}) < len(along):
             raise UserError(f"{path}: axes.{name} has a value twice: {along!r}")
     placed = []
     for combination in itertools.product(*values["axes"].values()):

@@ -123,6 +123,8 @@ def _run(study: Study, out: Path, at_once: int, say: Callable[[str], None]) -> l
     for job in (*hosts, *cells):
         job.check()
     waiting = [job for job in cells if not job.finished()]
+    for job in cells:
+        check_metric(study, job)
     needed = {id(job.host) for job in waiting if not _has_host(job.folder)}
     begun = [job for job in hosts if id(job) in needed and not job.finished()]
     say(f"{len(cells)} runs, {len(cells) - len(waiting)} finished; writing to {out}")
@@ -138,6 +140,7 @@ def _run(study: Study, out: Path, at_once: int, say: Callable[[str], None]) -> l
             futures |= {pool.submit(children.run_cell, job, made.get(id(job.host))): job for job in waiting}
             for number, future in enumerate(as_completed(futures), 1):
                 job, problem = futures[future], future.result()
+                check_metric(study, job)  # after the first run, and not after the last
                 failed += [job.title] if problem else []
                 seconds = children.seconds.get(job.folder, 0.0)
                 say(f"[{number}/{len(futures)}] {job.title}: {problem or f'done in {seconds:.0f} s'}")
@@ -146,6 +149,15 @@ def _run(study: Study, out: Path, at_once: int, say: Callable[[str], None]) -> l
             pool.shutdown(cancel_futures=True)
             raise
     return failed
+
+
+def check_metric(study: Study, job: Job) -> None:
+    """Raise UserError if ``job`` is finished and the study's metric is not among its scores."""
+    found = job.results()
+    for record in [record for records in found["arms"].values() for record in records] if found else ():
+        if study.metric not in record["test"]:
+            known = ", ".join(record["test"])
+            raise UserError(f"metric {study.metric!r} is not a score of {job.title}; there are: {known}")
 
 
 def _has_host(folder: Path) -> bool:

@@ -233,6 +233,8 @@ def checked(kind: Any, values: dict[str, Any]) -> Any:
     """Settings of the dataclass ``kind`` from a mapping, every name, kind and choice checked."""
     fields = {field.name: field for field in dataclasses.fields(kind)}
     for name in values:
+        if not isinstance(name, str):
+            raise UserError(f"a setting's name must be text, got {name!r}")
         if name not in fields:
             close = difflib.get_close_matches(name, fields, n=1)
             raise UserError(f"unknown setting {name!r}" + (f"; did you mean {close[0]!r}?" if close else ""))

@@ -95,53 +95,6 @@ def test_axes_are_combined_and_settings_laid_over(tmp_path):
     assert one.batch_sizes == {"vqa": 2} and study.seeds == [4, 7]
 
 
-@pytest.mark.parametrize(
-    "changes, message",
-    [
-        (dict(metrics="accuracy"), "unknown key 'metrics'; there are: description, method, "),
-        (dict(metric=None), "mine.yaml: metric is missing"),
-        (dict(seeds=3), "seeds must be a list, got 3"),
-        (dict(seeds=[0, 0]), r"seeds must be different integers from 0 to 4294967295, at least one; got \[0, 0\]"),
-        (dict(seeds=[]), "at least one; got"),
-        (dict(method="lora"), "method must be one of vlpet, petal; got 'lora'"),
-        (dict(preset="smoky"), "unknown preset 'smoky' of vlpet; there are: easy-vqa, "),
-        (dict(axes=None), "one of axes and cells must be given, got none"),
-        (dict(cells={"a": {}}), "one of axes and cells must be given, got both"),
-        (dict(axes=None, cells={}), "cells must name at least one"),
-        (dict(axes=None, cells={"a": 3}), "cells must be {name: {setting: value}}, got {'a': 3}"),
-        (dict(axes={"level": "large"}), "axes.level must be a list of at least one value, got 'large'"),
-        (dict(axes={"level": ["large", "large"]}), "axes.level has a value twice"),
-        (dict(axes={"levels": ["large"]}), "cell levels=large: unknown setting 'levels'; did you mean 'level'"),
-        (dict(axes={"level": ["huge"]}), "cell level=huge: level must be one of large, "),
-        (dict(settings={"seed": 3}), "seed is not a setting of a cell"),
-        (dict(axes=None, cells={"a b": {}, "a/b": {}}), "the cells a b and a/b would share the folder a_b"),
-    ],
-)
-def test_what_is_wrong_in_a_file_is_named(tmp_path, changes, message):
-    with pytest.raises(UserError, match=message.replace("{", r"\{")):
-        studies.read(write(tmp_path, **changes))
-
-
-@pytest.mark.parametrize(
-    "command, message",
-    [
-        ("granularityy", "unknown study 'granularityy'; there are: designs, "),
-        ("nowhere.yaml", "cannot read settings from nowhere.yaml"),
-        ("smoke --jobs 0", "--jobs must be at least 1, got 0"),
-        ("smoke --seeds 1,b", "--seeds must be integers with commas between them, such as 0,1,2; got '1,b'"),
-        ("smoke --seeds 4294967296", "--seeds must be different integers from 0 to 4294967295"),
-        ("smoke --output_dir=", "--output_dir must be a path, got ''"),
-        ("smoke --seeds 1,1", "--seeds must be different integers"),
-        ("smoke --set rank", "--set wants KEY=VALUE, got 'rank'"),
-        ("", "name a study; there are: designs, "),
-    ],
-)
-def test_a_wrong_command_runs_nothing(tmp_path, capsys, monkeypatch, command, message):
-    monkeypatch.chdir(tmp_path)
-    assert petx(["study", *command.split()]) == 2
-    assert message in capsys.readouterr().err and not list(tmp_path.iterdir())
-
-
 def test_list_shows_studies_and_cells(capsys):
     assert petx(["study", "--list"]) == 0
     lines = capsys.readouterr().out.splitlines()
