@@ -197,5 +197,11 @@ def _lines(rows: Iterable[dict[str, Any]]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=0) + "\n"
+def _json(value: list | dict) -> str:
+    """JSON with an entry a line."""
+    if isinstance(value, list):
+        begin, rows, end = "[", [json.dumps(row, ensure_ascii=False) for row in value], "]"
+    else:
+        begin, end = "{", "}"
+        rows = [json.dumps({key: one}, ensure_ascii=False)[1:-1] for key, one in value.items()]
+    return "\n".join([begin, ",\n".join(rows), end]) + "\n"

@@ -27,8 +27,8 @@ def folders_of(given: str | None, data_dir: str, known: Sequence[str], usual: st
 
 
 def _found(folders: Sequence[Path], names: Sequence[str], suffixes: Sequence[str]) -> Path | None:
-    """The first file that is there, of ``names`` with one of ``suffixes`` in ``folders``."""
-    paths = (folder / f"{name}{end}" for folder in folders for name in names for end in suffixes)
+    """The first file that is there, of ``names`` in ``folders``, first with the first of ``suffixes``."""
+    paths = (folder / f"{name}{end}" for end in suffixes for folder in folders for name in names)
     return next((path for path in paths if path.is_file()), None)
 
 

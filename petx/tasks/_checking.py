@@ -59,9 +59,16 @@ def splits(folder: Path, spec: TaskSpec) -> dict[str, str]:
                 continue
             taken.add(path)
             file = path.relative_to(folder).as_posix()
-            for split in _inside(path) if name == INSIDE else [name.replace(SPLIT, match[1])] if name else []:
+            for split in _named(path, name, match):
                 found.setdefault(split, file)
     return found
+
+
+def _named(path: Path, name: str, match: re.Match) -> list[str]:
+    """The splits of the file that ``match`` found, by what :attr:`TaskSpec.files` says of it."""
+    if name == INSIDE:
+        return _inside(path)
+    return [name.replace(SPLIT, match[1]) if match.groups() else name] if name else []
 
 
 def _inside(path: Path) -> list[str]:

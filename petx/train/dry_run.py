@@ -1,5 +1,6 @@
 """What a run would do, said and not done: host, data, steps, schedule, sizes, memory, and first examples as read."""
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -51,7 +52,7 @@ def _arms(run: Any) -> Iterator[str]:
         memory = rehearsal.least_bytes(settings, model) / 2**20
         seeds = settings.seeds if trained else 1
         share = f"{trained:,} of {total:,} parameters trained ({100 * trained / total:.2f} %)"
-        needs = f"at least {memory:,.0f} MiB for weights, gradients and AdamW (modelled, activations beside)"
+        needs = f"at least {memory:,.1f} MiB for weights, gradients and AdamW (modelled, activations beside)"
         yield f"arm       {arm}: {share}{rate}, {seeds} seed{'s' if seeds > 1 else ''}; {needs}"
     if not known:
         yield "arms      " + ", ".join(settings.all_arms) + "; their sizes are known once the host is there"
@@ -73,7 +74,9 @@ def _example(run: Any, task: Any, split: str) -> Iterator[str]:
     if split == "train":
         yield f"  answer  {_short(tokenizer.decode(item['labels']))}"
     elif example.answered:
-        yield f"  known   {_short(', '.join(example.references or (example.answers[0][0],)))}"
+        given = Counter(example.references or (example.answers[0][0],))
+        shown = [f"{text} (x {count})" if count > 1 else text for text, count in given.items()]
+        yield f"  known   {_short(', '.join(shown))}"
     yield f"  batch   {', '.join(f'{name} {shape}' for name, shape in shapes.items())}"
 
 

@@ -49,6 +49,22 @@ def test_what_is_wrong_is_named_with_file_entry_and_field(tmp_path, capsys):
     assert f"wrong: cannot read annotations from {folder / 'nlvr' / 'dev.json'}" in shown
 
 
+def test_files_that_are_called_otherwise_than_their_split(tmp_path, capsys):
+    folder = tmp_path / "okvqa" / "annotations"
+    row = {"question_id": 9, "question": "what?", "answer": ["red"] * 10, "image": "COCO_val2014_000000000009.jpg"}
+    folder.mkdir(parents=True)
+    for name in ("okvqa_train", "vqa_val_eval"):
+        (folder / f"{name}.json").write_text(json.dumps([row]))
+    instruct_blip.write_data(tmp_path / "pictures")
+    place = tmp_path / "coco" / "images" / "val2014"
+    place.mkdir(parents=True)
+    (tmp_path / "pictures" / "images" / "0.png").rename(place / "COCO_val2014_000000000009.jpg")
+    code, shown = checked(capsys, tmp_path)
+    assert code == 0, shown
+    assert "train: okvqa/annotations/okvqa_train.json" in shown and "val: okvqa/annotations/vqa_val_eval.json" in shown
+    assert "pictures: 1 of 1 files" in shown
+
+
 def test_videos(tmp_path, capsys):
     folder = video_text.write_data(tmp_path / "video")
     sizes = ["--feature_width", str(video_text.WIDTH), "--visual_tokens", "4"]

@@ -33,7 +33,7 @@ def test_petal_on_pictures(tmp_path, capsys):
     shown = said(petal, instruct_blip.settings(tmp_path, tmp_path / "out"), capsys)
     assert "host      InstructBLIP, " in shown and "then cosine-by-epoch decay" in shown
     assert "<image> <image> <image> question what color is it ? short answer" in shown
-    assert "  answer  red </s>" in shown and "known   red, red, red" in shown and "pixel_values [1, 3, 32, 32]" in shown
+    assert "  answer  red </s>" in shown and "known   red (x 3)" in shown and "pixel_values [1, 3, 32, 32]" in shown
     assert not (tmp_path / "out").exists()
 
 
