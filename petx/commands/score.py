@@ -18,12 +18,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--split", nargs="+", metavar="NAME", help="splits that were predicted, as in their files' names"
     )
     parser.add_argument("--metric", metavar="NAME", help="another metric than the task's")
+    parser.add_argument("--meteor", action="store_true", help="captions: METEOR too, by pycocoevalcap and Java")
 
 
 def run(args: argparse.Namespace) -> int:
     from petx import metrics, tasks
     from petx.errors import UserError
     from petx.files import user_path
+    from petx.metrics._meteor import check_meteor, meteor
     from petx.train import predicted
 
     file = user_path(args.file, "FILE")
@@ -34,6 +36,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--data_dir must be the folder of the data, got {args.data_dir!r}")
     if args.metric is not None and args.metric not in metrics.names():
         raise UserError(f"--metric must be one of {', '.join(metrics.names())}; got {args.metric!r}")
+    if args.meteor:
+        check_meteor()
     if args.task is None:
         if args.split:
             raise UserError("--split is for a file with --task; the file of a run has its split in its name")
@@ -44,6 +48,8 @@ def run(args: argparse.Namespace) -> int:
         spec = tasks.named(args.task)
         examples = spec.examples(folder, args.split, training=False)
     scores = predicted.scored(file, spec, examples, args.metric)
+    if args.meteor:
+        scores["meteor"] = 100 * meteor(spec.predictions.matched(file, examples), [one.references for one in examples])
     print(f"{file}: {len(examples):,} examples of {spec.name}")
     for name, value in scores.items():
         print(f"  {name:<12} {value:.4f}")

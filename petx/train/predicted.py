@@ -39,7 +39,7 @@ def scored(file: Path, spec: TaskSpec, examples: list[Example], metric: str | No
     chosen = metric or spec.metric
     if metrics.reads_references(chosen) and not all(example.references for example in examples):
         raise UserError(f"metric {chosen} compares with annotators' answers, and {spec.name} has none here")
-    return metrics.find(chosen)(texts, examples)
+    return dict(metrics.find(chosen)(texts, examples))
 
 
 def _settings(note: Path) -> Common:

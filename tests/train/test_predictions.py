@@ -1,6 +1,10 @@
 """Prediction files: written, read again, matched with their examples, and scored without a model."""
 
+import importlib.util
 import json
+import shutil
+import sys
+import types
 
 import pytest
 
@@ -128,6 +132,36 @@ def test_what_cannot_be_scored_is_said(answered, capsys, more, message):
     more = [str(answered / "data") if one == "DATA" else one for one in more]
     assert petx(["score", str(answered / "given.json"), *more]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_meteor_says_what_it_needs(answered, capsys, monkeypatch):
+    """And where both are, gets each caption's words with its references' by the same number."""
+    folder = answered / "data" / "flickr30k" / "annotations"
+    folder.mkdir(parents=True)
+    (folder / "test.json").write_text(json.dumps([{"image": "1.jpg", "caption": ["A dog!", "one dog"]}]))
+    file = answered / "captions.json"
+    file.write_text(json.dumps([{"image_id": "1", "caption": "The Dog."}]))
+    command = ["score", str(file), "--task", "flickr30k", "--data_dir", str(answered / "data"), "--split", "test"]
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert petx([*command, "--meteor"]) == 2 and "METEOR needs Java" in capsys.readouterr().err
+    monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/java")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert petx([*command, "--meteor"]) == 2 and "pip install --no-deps pycocoevalcap" in capsys.readouterr().err
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    asked = {}
+
+    class Meteor:
+        def compute_score(self, given, plain):
+            asked.update(given=given, plain=plain)
+            return 0.25, [0.25]
+
+    monkeypatch.setitem(sys.modules, "pycocoevalcap", types.ModuleType("pycocoevalcap"))
+    monkeypatch.setitem(sys.modules, "pycocoevalcap.meteor", types.ModuleType("pycocoevalcap.meteor"))
+    module = types.ModuleType("pycocoevalcap.meteor.meteor")
+    module.Meteor = Meteor
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    assert petx([*command, "--meteor"]) == 0 and "meteor       25.0000" in capsys.readouterr().out
+    assert asked == {"given": {0: ["a dog", "one dog"]}, "plain": {0: ["the dog"]}}
 
 
 def test_the_splits_without_answers_are_predicted(answered):
