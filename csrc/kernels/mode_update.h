@@ -34,6 +34,7 @@ struct ModeUpdateParams {
 
 struct ModeUpdateOutputs {
   const void* base[kMostModes];  // [N, d_out] each, or all null
+  int64_t base_stride;           // values between two rows of a base: d_out, or more if bases lie side by side
   void* y[kMostModes];           // [N, d_out]
 };
 

@@ -76,7 +76,13 @@ Tensors fwd(Stack& stack) {
   if (u) p.h = results[0].mutable_data_ptr();
   for (int64_t k = 0; k < p.count; ++k) {
     static constexpr const char* names[] = {"bases[0]", "bases[1]", "bases[2]", "bases[3]"};
-    if (!bases.empty()) out.base[k] = check(names[k], bases[k], shape);
+    if (!bases.empty()) {
+      int64_t stride = 0;
+      out.base[k] = check.rows(names[k], bases[k], shape, stride);
+      if (k && stride != out.base_stride && p.rows > 1)
+        fail(op, names[k], " must have its rows ", out.base_stride, " values apart like bases[0], got ", stride);
+      out.base_stride = stride;
+    }
     results.push_back(empty(x, shape, x.scalar_type()));
     out.y[k] = results.back().mutable_data_ptr();
   }

@@ -143,6 +143,23 @@ class Checker {
     if (!t) fail(op_, name, " must be ", shape_text(shape.data(), shape.size()), ", got None");
     return checked(name, *t, shape, dtype_);
   }
+  // The data of `t`, whose rows (along its last dimension) may lie further apart, evenly: `stride` values from one to
+  // the next.
+  const void* rows(const char* name, const Tensor& t, const std::vector<int64_t>& shape, int64_t& stride) const {
+    fits(name, t, shape, dtype_);
+    auto sizes = t.sizes(), strides = t.strides();
+    int64_t width = sizes.back(), next = 0, dims = t.dim();
+    bool even = width <= 1 || strides[dims - 1] == 1;
+    stride = width;
+    for (int64_t i = dims - 2; i >= 0; --i) {
+      if (sizes[i] == 1) continue;
+      if (!next) stride = next = strides[i];
+      even = even && strides[i] == next && stride >= width;
+      next *= sizes[i];
+    }
+    if (!even) fail(op_, name, " must have dense rows that lie evenly apart");
+    return t.const_data_ptr();
+  }
   const void* of_type(const char* name, const OptionalTensor& t, std::vector<int64_t> shape, ScalarType dtype) const {
     return t ? checked(name, *t, shape, dtype) : nullptr;
   }
@@ -151,14 +168,17 @@ class Checker {
   }
 
  private:
-  const void* checked(const char* name, const Tensor& t, const std::vector<int64_t>& shape, ScalarType dtype) const {
+  void fits(const char* name, const Tensor& t, const std::vector<int64_t>& shape, ScalarType dtype) const {
     auto sizes = t.sizes();
-    bool fits = sizes.size() == shape.size();
-    for (size_t i = 0; fits && i < shape.size(); ++i) fits = shape[i] < 0 || shape[i] == sizes[i];
-    if (!fits) fail(op_, name, " must be ", shape_text(shape.data(), shape.size()), ", got ", shape_text(t));
+    bool alike = sizes.size() == shape.size();
+    for (size_t i = 0; alike && i < shape.size(); ++i) alike = shape[i] < 0 || shape[i] == sizes[i];
+    if (!alike) fail(op_, name, " must be ", shape_text(shape.data(), shape.size()), ", got ", shape_text(t));
     if (t.device() != device_) fail(op_, name, " must be on the same device as the first argument");
     if (t.scalar_type() != dtype)
       fail(op_, name, " must have scalar type ", int(dtype), " like the first argument, got ", int(t.scalar_type()));
+  }
+  const void* checked(const char* name, const Tensor& t, const std::vector<int64_t>& shape, ScalarType dtype) const {
+    fits(name, t, shape, dtype);
     if (!t.is_contiguous()) fail(op_, name, " must be contiguous");
     return t.const_data_ptr();
   }

@@ -160,6 +160,35 @@ def _by_reference(
     return tuple(y.reshape(shape) for y in outputs)
 
 
+def in_rows(bases: Sequence[Tensor], dtype: torch.dtype) -> list[Any]:
+    """``bases`` as the operator takes them: of ``dtype``, with dense rows as far apart in all of them."""
+    if torch.compiler.is_compiling():
+        return operands(bases, dtype)  # a look at strides would fix sizes
+    strides = {row_stride(base) for base in bases}
+    alike = len(strides) == 1 and None not in strides and all(base.dtype == dtype for base in bases)
+    return list(bases) if alike else operands(bases, dtype)
+
+
+def row_stride(base: Tensor) -> int | None:
+    """Values between two rows of ``base [..., d_out]``, or None if its rows are not dense or not evenly apart."""
+    if base.is_contiguous():
+        return base.shape[-1]
+    *outer, width = base.shape
+    *steps, last = base.stride()
+    if last != 1 and width > 1:
+        return None
+    stride = following = None
+    for size, step in zip(reversed(outer), reversed(steps), strict=True):
+        if size == 1:
+            continue
+        if stride is None:
+            stride = following = step
+        if step != following or stride < width:
+            return None
+        following = step * size
+    return width if stride is None else stride
+
+
 class _ModeUpdate(Differentiable):
     """(x Uᵀ, y_0, ..., y_(K-1)). Keeps what exists anyway (x, factors), x Uᵀ and the seed; the gradients of ``bases``
     are those of the results."""
@@ -170,7 +199,7 @@ class _ModeUpdate(Differentiable):
     def prepare(inputs: tuple[Any, ...], copies: Any) -> tuple[Any, ...]:
         x, *rest = inputs
         factors = operands(rest[:3], x.dtype) if copies is None else operands(copies, x.dtype)
-        return (*operands((x,), x.dtype), *factors, *rest[3:6], *operands(rest[6:], x.dtype))
+        return (*operands((x,), x.dtype), *factors, *rest[3:6], *in_rows(rest[6:], x.dtype))
 
     @staticmethod
     def forward(
@@ -183,7 +212,7 @@ class _ModeUpdate(Differentiable):
         shared_mask: bool,
         *bases: Tensor,
     ) -> tuple[Tensor, ...]:
-        factors, given = operands((x, u, v, cores), x.dtype), operands(bases, x.dtype)
+        factors, given = operands((x, u, v, cores), x.dtype), in_rows(bases, x.dtype)
         return tuple(torch.ops.petx.mode_update_fwd(*factors, given, seed, dropout, shared_mask))
 
     @staticmethod

@@ -14,6 +14,9 @@ CASES = [
     modes("diagonal-alone", core="diagonal", bases=False, count=2),
     modes("projected", u=False, count=2),
     modes("projected-diagonal", u=False, core="diagonal", bases=False),
+    modes("beside", batch=(2, 70), beside=True),
+    modes("beside-aligned", batch=(2, 35), d_out=64, rank=16, beside=True, dropout=0.1),
+    modes("beside-one-token", batch=(1, 1), beside=True, count=2),
     # dropout
     modes("dropout", dropout=0.1),
     modes("dropout-0.9", dropout=0.9),

@@ -61,18 +61,24 @@ class Forward : ModeUpdateCall<T, G> {
     host::Matrix right = (folded ? Call::folded_core(k) : this->v).transposed();
     const T* base = static_cast<const T*>(out_.base[k]);
     T* y = static_cast<T*>(out_.y[k]) + first * p_.d_out;
-    if (base) base += first * p_.d_out;
+    if (base) base += first * out_.base_stride;
     if constexpr (std::is_same_v<T, G>) {
-      if (base) std::copy_n(base, n * p_.d_out, y);
+      if (base) copy(base, n, y);
       gemm<G>(left, right, host::matrix(y, n, p_.d_out), base != nullptr);
     } else {
       gemm<G>(left, right, host::matrix(t.product.get(), n, p_.d_out));
       if (base) {
-        this->loops.add(base, t.product.get(), n * p_.d_out, y);
+        this->loops.add(base, out_.base_stride, t.product.get(), n, p_.d_out, y);
       } else {
         vectors<T, G>().narrow(t.product.get(), n * p_.d_out, y);
       }
     }
+  }
+
+  void copy(const T* base, int64_t n, T* y) const {
+    bool dense = out_.base_stride == p_.d_out;
+    int64_t count = dense ? n * p_.d_out : p_.d_out;
+    for (int64_t i = 0; i < (dense ? 1 : n); ++i) std::copy_n(base + i * out_.base_stride, count, y + i * count);
   }
 
   const ModeUpdateParams& p_;

@@ -18,8 +18,8 @@ struct ModeUpdateLoops {
   void (*keep)(const T* h, const C* mask, int64_t count, G* to);
   // to = from * a row of scales.
   void (*scale)(const G* from, const C* scales, int64_t rows, int64_t rank, G* to);
-  // y = base + product.
-  void (*add)(const T* base, const G* product, int64_t count, T* y);
+  // y = base + product, whose rows are `width` values; those of `base` lie `stride` apart.
+  void (*add)(const T* base, int64_t stride, const G* product, int64_t rows, int64_t width, T* y);
   // sum = part * mask, or sum += part * mask.
   void (*take)(const G* part, const C* mask, int64_t count, C* sum);
   void (*take_more)(const G* part, const C* mask, int64_t count, C* sum);

@@ -17,9 +17,12 @@ static void mode_scale(const G* from, const C* scales, int64_t rows, int64_t ran
 }
 
 template <class T, class G>
-static void mode_add(const T* base, const G* product, int64_t count, T* y) {
+static void mode_add(const T* base, int64_t stride, const G* product, int64_t rows, int64_t width, T* y) {
+  if (stride == width) width *= rows, rows = 1;
+  for (int64_t i = 0; i < rows; ++i, base += stride, product += width, y += width) {
 #pragma omp simd
-  for (int64_t j = 0; j < count; ++j) store(y[j], load(base[j]) + load(product[j]));
+    for (int64_t j = 0; j < width; ++j) store(y[j], load(base[j]) + load(product[j]));
+  }
 }
 
 template <bool more, class G, class C>

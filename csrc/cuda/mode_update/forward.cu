@@ -73,13 +73,12 @@ class Forward : ModeBlock<T> {
     void* to = of_mode(out_.y, k);
     this->each_run(begin, p.d_out, [&](int64_t column, int c, int64_t left) {
       Run y = this->result(0, c);
-      int64_t i = token * p.d_out + column;
       if (base) {
-        Run more = Base::load_run(base, i, left);
+        Run more = Base::load_run(base, token * out_.base_stride + column, left);
 #pragma unroll
         for (int j = 0; j < Base::kRun; ++j) y.value[j] += more.value[j];
       }
-      Base::store_run(to, i, left, y);
+      Base::store_run(to, token * p.d_out + column, left, y);
     });
   }
 

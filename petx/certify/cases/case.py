@@ -1,6 +1,6 @@
 """What a case is, whatever its operation."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -63,7 +63,7 @@ class Case:
     def empty(self, batch: tuple[int, ...]) -> "Case":
         """The same case with no rows: ``batch`` in place of the batch's dimensions."""
         shapes = {n: (*batch, s[-1]) if n in self.ACTIVATIONS else s for n, s in self.shapes.items()}
-        return type(self)(self.name, shapes, self.options)
+        return replace(self, shapes=shapes)
 
 
 # Blocks take all of a row block's column tiles in turns, as with many rows; with few, each tile has a block of its own.

@@ -14,17 +14,19 @@ DROPOUT_SEED = (5 << 40) + 20_231_215  # both words count
 
 @dataclass(frozen=True)
 class ModeCase(Case):
-    """Base k is the tensor ``base k``."""
+    """Base k is the tensor ``base k``. ``beside``: the call gets them as columns of one tensor."""
 
+    beside: bool = False
     operation = "mode_update"
     ACTIVATIONS = ("x", "base 0", "base 1", "base 2", "base 3")
 
     def extras(self, device: Device = "cpu") -> Tensors:
         return {"seed": torch.tensor([DROPOUT_SEED], device=device)}
 
-    @staticmethod
-    def arguments(tensors: Tensors) -> dict[str, Any]:
+    def arguments(self, tensors: Tensors) -> dict[str, Any]:
         bases = [t for name, t in tensors.items() if name.startswith("base ")]
+        if self.beside:
+            bases = list(torch.cat(bases, -1).split(bases[0].shape[-1], -1))
         return {name: tensors.get(name) for name in ("x", "u", "v", "cores")} | {"bases": bases or None}
 
     def call(self, tensors: dict[str, Any], extras: Tensors) -> Results:
@@ -50,6 +52,7 @@ def modes(
     core: str = "full",
     u: bool = True,
     bases: bool = True,
+    beside: bool = False,
     **options: Any,
 ) -> ModeCase:
     """``count`` projections of one input; without ``u`` the input comes projected."""
@@ -59,7 +62,7 @@ def modes(
     shapes |= {"v": (d_out, rank), "cores": (count, rank, rank) if core == "full" else (count, rank)}
     if bases:
         shapes |= {f"base {k}": (*batch, d_out) for k in range(count)}
-    return ModeCase(name, shapes, options)
+    return ModeCase(name, shapes, options, beside=beside)
 
 
 CERTIFIED = [
@@ -68,6 +71,7 @@ CERTIFIED = [
     Trial(modes("dropout", dropout=0.1), each_gradient=True),
     Trial(modes("dropout-shared-diagonal", core="diagonal", dropout=0.5, shared_mask=True), each_gradient=True),
     Trial(modes("alone", bases=False)),
+    Trial(modes("beside", batch=(2, 33), d_out=40, beside=True, dropout=0.1)),
     Trial(modes("projected", u=False, count=2, dropout=0.1)),
     Trial(modes("one-token", batch=(1, 1), dropout=0.1)),
     Trial(modes("misaligned", batch=(2, 33), d_in=72, d_out=64, rank=16, dropout=0.1), misaligned=True),

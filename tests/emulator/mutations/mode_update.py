@@ -15,7 +15,7 @@ FILES = ("mode_update/block.cuh", "mode_update/forward.cu", "mode_update/backwar
 
 BY_NAME = {case.name: case for case in [*CASES, *WIDE]}
 NAMES = """dropout dropout-shared dropout-diagonal four diagonal projected odd odd-diagonal wide-shares
-splits-shared""".split()
+beside splits-shared""".split()
 
 CHECKS = [
     *(of_case(BY_NAME[name], dtype) for name in NAMES for dtype in (torch.float32, torch.bfloat16)),
@@ -53,6 +53,7 @@ MUTATIONS = [
     # the forward
     Mutation("base not added", FORWARD, r"if \(base\) \{", "if (false) {"),
     Mutation("base of the first projection", FORWARD, r"of_mode\(out_.base, k\)", "of_mode(out_.base, 0)"),
+    Mutation("bases' rows taken as dense", FORWARD, r"out_.base_stride", "p.d_out"),
     Mutation("h not dropped", FORWARD, r"mix\(kept_, k, mixed_\)", "mix(h_, k, mixed_)"),
     Mutation("last rank left out of V", FORWARD, r"(p.d_out, p.rank\)), p.rank\);", r"\1, p.rank - (p.rank > 1));"),
     Mutation("one block of rows too few", "mode_update/plan.h", r"tiles_along\(p.rows\)", "tiles_along(p.rows - 1)"),

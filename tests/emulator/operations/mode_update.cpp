@@ -22,10 +22,11 @@ extern "C" int64_t mode_update_fwd_workspace(const int64_t* integers, const doub
   return cuda::mode_update_fwd_workspace(params(integers, reals, tensors));
 }
 
-// `results`: the bases, then y, four each.
+// `results`: the bases, then y, four each. The last of `integers` is the bases' row stride.
 extern "C" int mode_update_fwd(const int64_t* integers, const double* reals, void* const* tensors, void* const* results,
                                void* workspace) {
   ModeUpdateOutputs out = {};
+  out.base_stride = integers[8];
   for (int k = 0; k < kMostModes; ++k) out.base[k] = results[k], out.y[k] = results[kMostModes + k];
   return cuda::mode_update_fwd(params(integers, reals, tensors), out, workspace, nullptr);
 }

@@ -9,14 +9,14 @@ from tests.emulator.operations import addresses, integers, reals, workspace
 MOST = 4
 
 
-def described(emulator, x, u, v, cores, seed, hidden, dropout, shared_mask):
-    """The call as ModeUpdateParams has it: integers, reals, pointers."""
+def described(emulator, x, u, v, cores, seed, hidden, dropout, shared_mask, *more):
+    """The call as ModeUpdateParams has it: integers and ``more`` of them, reals, pointers."""
     sizes = [math.prod(x.shape[:-1]), x.shape[-1], v.shape[0], cores.shape[1], cores.shape[0]]
     named = {"x": x, "u": u, "v": v, "cores": cores, "seed": seed}
     pointers = [emulator.buffer(name, tensor) for name, tensor in named.items()]
     if u is None:
         hidden, pointers[0] = pointers[0], None
-    numbers = integers(x.dtype, *sizes, cores.dim() == 2, shared_mask)
+    numbers = integers(x.dtype, *sizes, cores.dim() == 2, shared_mask, *more)
     return numbers, reals(dropout), addresses(*pointers, hidden)
 
 
@@ -24,14 +24,23 @@ def padded(pointers):
     return [*pointers, *[None] * (MOST - len(pointers))]
 
 
+def laid(emulator, bases, width):
+    """Addresses of the bases, and the values between two of their rows: they may lie side by side in one tensor."""
+    if all(base.is_contiguous() for base in bases):
+        return [emulator.buffer(f"base {k}", base) for k, base in enumerate(bases)], width
+    stride, first = bases[0].stride(-2), bases[0]
+    begin = emulator.buffer("bases", first.as_strided((first.numel() // width, stride), (stride, 1)))
+    return [begin + base.data_ptr() - first.data_ptr() for base in bases], stride
+
+
 def forward(emulator, x, u, v, cores, bases, seed, dropout, shared_mask):
     """[h, y_0, ..., y_(K-1)]."""
     rows, count = math.prod(x.shape[:-1]), cores.shape[0]
     h, h_address = emulator.result("h", (0 if u is None else rows, cores.shape[1]), x.dtype)
-    call = described(emulator, x, u, v, cores, seed, h_address, dropout, shared_mask)
+    base_addresses, stride = laid(emulator, bases, v.shape[0])
+    call = described(emulator, x, u, v, cores, seed, h_address, dropout, shared_mask, stride)
     results = [emulator.result(f"y{k}", (*x.shape[:-1], v.shape[0]), x.dtype) for k in range(count)]
-    base_pointers = padded([emulator.buffer(f"base {k}", base) for k, base in enumerate(bases)])
-    pointers = addresses(*base_pointers, *padded([address for _, address in results]))
+    pointers = addresses(*padded(base_addresses), *padded([address for _, address in results]))
     emulator.call("mode_update_fwd", *call, pointers, workspace(emulator, "mode_update_fwd_workspace", *call))
     return [h, *(y for y, _ in results)]
 
