@@ -231,7 +231,9 @@ class _ModeUpdate(Differentiable):
         bits = needed_bits(needs[:4])
         if given and bits:
             if is_vmapped(given.values()):
-                return (*_batched_grads(given, ctx, needs), None, None, None, *_passed(douts, needs))
+                *leaves, seed, _ = ctx.saved_tensors
+                batched = copied(batched_grads(given, leaves, seed, needs[:4], *ctx.options), ctx.dtypes)
+                return (*batched, None, None, None, *_passed(douts, needs))
             # What the frozen projections get is contiguous, too, so that they need not copy it again.
             given = {k: dout.contiguous() for k, dout in given.items()}
             douts = tuple(given.get(k) for k in range(len(douts)))
@@ -255,14 +257,20 @@ def _passed(douts: Sequence[Tensor | None], needs: Sequence[bool]) -> list[Tenso
     return [dout if need else None for dout, need in zip(douts, needs[7:], strict=False)]
 
 
-def _batched_grads(given: dict[int, Tensor], ctx: Any, needs: Sequence[bool]) -> list[Tensor | None]:
-    *leaves, seed, _ = ctx.saved_tensors
-    dropout, shared_mask = ctx.options
+def batched_grads(
+    given: dict[int, Tensor],
+    leaves: Sequence[Tensor | None],
+    seed: Tensor | None,
+    needs: Sequence[bool],
+    dropout: float,
+    shared_mask: bool,
+) -> list[Tensor | None]:
+    """Gradients of ``leaves``, x, u, v and cores, from those of the results by number, which are a batch."""
 
     def definition(x: Tensor, u: Tensor | None, v: Tensor, cores: Tensor) -> tuple[Tensor, ...]:
         return _by_reference(x, u, v, cores, (), seed, dropout, shared_mask)
 
-    return copied(grads_by(definition, leaves, needs[:4], given), ctx.dtypes)
+    return grads_by(definition, leaves, needs, given)
 
 
 def _shapes(given: SimpleNamespace) -> list[Tensor]:

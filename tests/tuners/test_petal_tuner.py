@@ -180,7 +180,7 @@ def test_output_recorders_see_what_the_next_layer_gets():
 def calls(monkeypatch):
     """What petx.functional was asked for: (name, number of modes, whether the input was projected already)."""
     seen = []
-    real_cores, real_update = petx.functional.mode_cores, layer.update
+    real_cores, real_update, real_projected = petx.functional.mode_cores, layer.update, layer.projected_update
 
     def mode_cores(core, modes, *rest, **options):
         seen.append(("cores", len(modes), False))
@@ -190,6 +190,11 @@ def calls(monkeypatch):
         seen.append(("update", len(cores), u is None))
         return real_update(x, u, v, cores, *rest, **options)
 
+    def projected_update(x, projected, u, v, cores, *rest):
+        seen.append(("update", len(cores), u is None))
+        return real_projected(x, projected, u, v, cores, *rest)
+
+    monkeypatch.setattr(layer, "projected_update", projected_update)
     monkeypatch.setattr(petx.functional, "mode_cores", mode_cores)
     monkeypatch.setattr(layer, "update", update)
     return seen

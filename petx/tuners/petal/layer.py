@@ -10,8 +10,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
 
+from petx.functional._mode_projections import projected_update
 from petx.functional._mode_update import update
 from petx.functional._operation import autocast_dtype, cast
+from petx.tuners._common import together
 from petx.tuners._common.layer import AdapterLayer
 
 if TYPE_CHECKING:
@@ -56,6 +58,11 @@ class PetalLayer(AdapterLayer):
             return self.base_layer(x, *args, **kwargs)
         return self.group.project(self, adapter, x)
 
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        applied = super()._apply(*args, **kwargs)  # to(), half(), cuda(): every weight is a tensor of its own again
+        self.group.lay_together()
+        return applied
+
     def merge_obstacle(self, adapter_name: str) -> str | None:
         return self.packed() if adapter_name in self.petal_mode else None
 
@@ -73,7 +80,8 @@ class ProjectionGroup:
     """The projections that one attention applies to one input: their updates are one call of ``mode_update``.
 
     The first of them that is called computes all, and the others are handed their results if they are called with the
-    same tensor, unchanged, and in the same state. A hook on the attention drops what nobody called for.
+    same tensor, unchanged, and in the same state. A hook on the attention drops what nobody called for. The frozen
+    projections are one GEMM, unless :meth:`obstacle` has a reason.
     """
 
     def __init__(self, spec: Group, tower: RunningTower) -> None:
@@ -108,15 +116,51 @@ class ProjectionGroup:
             weights = factors.written_out([layer.get_base_layer().weight for layer in layers], cores)
             adapted = zip(layers, weights, strict=True)
             return [functional_call(layer.base_layer, {"weight": weight}, (x,)) for layer, weight in adapted]
-        bases = [layer.base_layer(x) for layer in layers]
         u: torch.Tensor | None = factors.u
+        own, whole = x, len(layers) == len(self.layers)
+        frozen = self._frozen(x) if whole and len(layers) > 1 and not compiling else None
         v = factors.v[str(self.spec.out_features)]
         if compiling or self.spec.several_read_input:
             x, u = self.tower.projected(adapter, self.spec.factors, x, factors.u, compiling)
-        dropout, together = parts.dropout if layers[0].training else 0.0, len(layers) == len(self.layers)
-        seed = self.tower.seed(self, x.device) if dropout > 0 and together else None
-        copies = self.tower.copies(adapter, self, x, u, v) if together else None
-        return update(x, u, v, cores, bases, dropout, parts.shared_mask, seed, copies)
+        dropout = parts.dropout if layers[0].training else 0.0
+        seed = self.tower.seed(self, x.device) if dropout > 0 and whole else None
+        copies = self.tower.copies(adapter, self, x, u, v) if whole else None
+        options: Any = (dropout, parts.shared_mask, seed, copies)
+        if frozen is not None:
+            return projected_update(own, x if u is None else None, u, v, cores, *frozen, *options)
+        return update(x, u, v, cores, [layer.base_layer(own) for layer in layers], *options)
+
+    # ---- the frozen projections as one GEMM ----
+
+    def _linears(self) -> list[Any]:
+        return [layer.base_layer for layer in self.layers]
+
+    def _frozen(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None] | None:
+        """Weight and bias of all the frozen projections, or None if they have to be called one by one."""
+        linears = self._linears()
+        found = together.as_one(linears)
+        # In a process of several the weights' memory may be a wrapper's while the model runs (FSDP gathers them).
+        if found is None and not together.distributed() and together.why_apart(linears) is None:
+            together.lay_together(linears)
+            found = together.as_one(linears)
+        if found is None or (x.dtype != found[0].dtype and not torch.is_autocast_enabled(x.device.type)):
+            return None
+        return found
+
+    def lay_together(self) -> None:
+        """Let the frozen weights lie in one storage, if they may and all are in place."""
+        linears = self._linears()
+        if len(linears) == len(self.spec.names) > 1 and together.why_apart(linears) is None:
+            together.lay_together(linears)
+
+    def obstacle(self) -> str | None:
+        """Why the frozen projections are called one by one, in words, or None if they are one GEMM."""
+        linears = self._linears()
+        if together.as_one(linears) is not None:
+            return None
+        if reason := together.why_apart(linears):
+            return reason
+        return "their weights do not lie in one storage, and other processes run" if together.distributed() else None
 
     def forget(self, *_: Any) -> None:
         """Hook after the attention, whether it succeeded or not."""

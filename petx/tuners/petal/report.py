@@ -123,6 +123,7 @@ def describe(model: nn.Module, adapter_name: str | None = None) -> str:
             f"  {n} x {linear} of {tower.spec.root}: query, key and value in one, left as they are"
             for linear, n in names.items()
         ]
+    lines += _together(tuner, name) if parts.form != "explicit" else []
     for kind in ("query transformation", "cross query transformation", "module trained whole"):
         some = [place.parameters for place in places if place.kind == kind]
         if some:
@@ -141,3 +142,12 @@ def describe(model: nn.Module, adapter_name: str | None = None) -> str:
         lines.append(f"  context for the first query token: {parts.context.weight:g} x {what[parts.context.context]}")
     lines.append(last_line(counts))
     return "\n".join(lines)
+
+
+def _together(tuner: Any, name: str) -> list[str]:
+    """Lines that say where the frozen projections of one input are one GEMM, and why they are not elsewhere."""
+    groups = [group for tower in tuner._towers.values() for group in tower.groups if len(group.layers) > 1]
+    reasons = Counter(group.obstacle() for group in groups if name in group.layers[0].petal_mode)
+    count = reasons.pop(None, 0)
+    lines = [f"  fused: {count} x the frozen projections of one input are one GEMM"] if count else []
+    return lines + [f"  not fused: {number} x projections of one input: {why}" for why, number in reasons.items()]

@@ -163,6 +163,7 @@ class RunningTower:
         ]
         for group in self.groups:
             if len(group.layers) > 1:
+                group.lay_together()
                 attention = model.get_submodule(group.spec.attention)
                 self._hooks.append(attention.register_forward_hook(group.forget, always_call=True))
         for tail in self.tails:
