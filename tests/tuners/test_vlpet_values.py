@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from petx.tuners import describe
+from petx.tuners._common import together
 from tests.checks import Recorder
 from tests.fixtures.tiny_hosts import HOSTS, batch, layers, logits, make_host, tuned
 
@@ -88,16 +89,33 @@ def test_lets_go_of_what_nobody_took():
         model(**batch())
     assert not group._values and group._source is None
     handle.remove()
-    assert copy.deepcopy(group)._stacked[0] is None and group._stacked[0] is not None
+    assert copy.deepcopy(group).sites is not group.sites
 
 
-def test_follows_the_frozen_weights():
-    """The stacked copy of the projections is made again when they change."""
+def in_place(model):
+    layers(model)[-1].base_layer.weight.data.mul_(2)  # which no version counter sees
+
+
+def rounded_and_back(model):
+    """Freed memory that another weight may get at once."""
+    model.to(torch.bfloat16).to(torch.float32)
+
+
+def assigned(model):
+    state = {key: 2 * value for key, value in model.state_dict().items() if "v_proj.base_layer" in key}
+    model.load_state_dict(state, strict=False, assign=True)
+
+
+@pytest.mark.parametrize("change", [in_place, rounded_and_back, assigned])
+def test_follows_the_frozen_weights(change):
+    """The projections are one GEMM on their own weights, and nothing of them is a copy."""
     model = tuned(make_host("bart"))
     before = logits(model, "bart")
-    with torch.no_grad():
-        layers(model)[-1].base_layer.weight.mul_(2)
+    change(model)
     after = logits(model, "bart")
+    linears = [site.base_layer for site in groups(model)[0].sites]
+    assert together.as_one(linears) is not None
+    assert len({linear.weight.untyped_storage().data_ptr() for linear in linears}) == 1
     assert not torch.equal(before, after)
     torch.testing.assert_close(after, logits(one_by_one(model), "bart"), rtol=1e-4, atol=1e-4)
 

@@ -197,6 +197,12 @@ class ValueSite(VLPetLayer):
     group: ValueGroup | None = None
     index: int
 
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        applied = super()._apply(*args, **kwargs)  # to(), half(), cuda(): every weight is a tensor of its own again
+        if self.group is not None:
+            self.group.lay_together()
+        return applied
+
     def forward(self, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """V ``[..., L_e, out_features]`` for the encoder output ``hidden [..., L_e, in_features]``."""
         together = None if self.group is None or args or kwargs else self.group.values(self, hidden)

@@ -11,13 +11,12 @@ from torch import nn
 
 from petx import functional
 from petx.nn import ValueAdapter
+from petx.tuners._common import together
 from petx.tuners.vlpet.fused.layer import listened_to
 from petx.tuners.vlpet.layer import ValueSite
 
 __all__ = ["ValueGroup", "decoder_of"]
 
-# Bytes up to which the frozen value projections are copied into one weight, whose product is one GEMM.
-LARGEST_STACK = 256 << 20
 _ALIKE = ("rank", "activation", "scale")
 
 
@@ -45,9 +44,9 @@ class ValueGroup:
         self.decoder, self.sites = decoder, sites
         self._values: dict[int, torch.Tensor] = {}
         self._source: torch.Tensor | None = None
-        self._stacked: tuple[Any, Any, Any] = (None, None, None)  # what it was made of, weight, bias
         for index, site in enumerate(sites):
             site.group, site.index = self, index
+        self.lay_together()
         # A bound method, so that deepcopy of the whole model copies the connection too.
         self._hook = decoder.register_forward_hook(self._release, always_call=True)
 
@@ -58,6 +57,12 @@ class ValueGroup:
 
     def _release(self, *_: Any) -> None:
         self._values, self._source = {}, None
+
+    def lay_together(self) -> None:
+        """Let the frozen weights lie in one storage, if they may."""
+        linears = [site.base_layer for site in self.sites]
+        if together.why_apart(linears) is None:
+            together.lay_together(linears)
 
     def values(self, site: ValueSite, e: torch.Tensor) -> torch.Tensor | None:
         """V of ``site`` ``[..., L_e, d]`` for the encoder output ``e [..., L_e, d_e]``; None if it has to run alone."""
@@ -111,21 +116,19 @@ class ValueGroup:
         return values.unbind(-2)  # whose backward is one stack
 
     def _frozen(self, e: torch.Tensor) -> torch.Tensor:
-        """The frozen projections of ``e``, ``[..., L_e, layers, d]``: as one GEMM if the stacked weight fits."""
-        linears = [site.get_base_layer() for site in self.sites]
-        weights = [linear.weight for linear in linears]
-        if sum(weight.nbytes for weight in weights) > LARGEST_STACK:
+        """The frozen projections of ``e``, ``[..., L_e, layers, d]``: as one GEMM if their weights may lie together."""
+        linears = [site.base_layer for site in self.sites]
+        found = together.as_one(linears)
+        if found is None and not together.distributed():
+            self.lay_together()
+            found = together.as_one(linears)
+        if found is None:
             return torch.stack([linear(e) for linear in linears], -2)
-        key = [(t.data_ptr(), t._version) for linear in linears for t in (linear.weight, linear.bias) if t is not None]
-        if key != self._stacked[0]:
-            with torch.no_grad(), torch.inference_mode(False):
-                bias = _stack(linears, "bias")
-                self._stacked = key, torch.cat(weights), None if bias is None else bias.flatten()
-        return F.linear(e, *self._stacked[1:]).unflatten(-1, (len(linears), -1))
+        return F.linear(e, *found).unflatten(-1, (len(linears), -1))
 
     def __getstate__(self) -> dict[str, Any]:
-        # Neither a running pass nor the stacked copy belongs to what is copied or saved.
-        return self.__dict__ | {"_values": {}, "_source": None, "_stacked": (None, None, None)}
+        # A running pass does not belong to what is copied or saved.
+        return self.__dict__ | {"_values": {}, "_source": None}
 
 
 def _projections(adapters: list[Any], linears: list[Any]) -> tuple[list[Any], ...]:
