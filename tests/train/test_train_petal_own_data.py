@@ -17,6 +17,7 @@ from petx.hosts.instruct_blip import HOST
 from petx.train import checkpoints, petal, stages, tuned
 from petx.train.run import Run
 from petx.train.trainer import Progress
+from petx.tuners import describe
 from tests.fixtures import instruct_blip as fixture
 from tests.fixtures.padding import assert_padding_changes_nothing
 
@@ -114,6 +115,8 @@ def test_a_resumed_training_ends_in_the_same_bits(mine, tmp_path):
     stages.train(straight)
     wanted = checkpoints.trainable_state(straight.model)
     assert any(name.startswith(ESTIMATORS) for name in wanted)
+    told = describe(straight.model)
+    assert "fused: " in told and "not fused" not in told
     with pytest.raises(KeyboardInterrupt):
         stages.train(make_trainer(mine, tmp_path / "resumed", callbacks=[StopAt(5)], **more))
     assert checkpoints.last_whole(tmp_path / "resumed").name == "checkpoint-3"

@@ -14,6 +14,7 @@ from petx.train import checkpoints, stages, vlpet
 from petx.train.run import Run
 from petx.train.trainer import Progress
 from petx.train.vlpet import arguments
+from petx.tuners import describe
 from tests.fixtures import image_text as fixture
 
 
@@ -50,6 +51,9 @@ def test_a_resumed_training_ends_in_the_same_bits(own, tmp_path, arm):
     straight = make_trainer(own, tmp_path / "straight", arm=arm)
     stages.train(straight)
     wanted = checkpoints.trainable_state(straight.model)
+    if arm == "vlpet":
+        told = describe(straight.model)
+        assert "fused: " in told and "not fused" not in told and "in one operation" in told
 
     with pytest.raises(KeyboardInterrupt):
         stages.train(make_trainer(own, tmp_path / "resumed", arm=arm, callbacks=[StopAt(5)]))

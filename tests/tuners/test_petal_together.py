@@ -63,6 +63,23 @@ def test_equals_one_by_one(kind, calls):
         torch.testing.assert_close(found[name], wanted[name], rtol=1e-8, atol=1e-10, msg=name)
 
 
+@pytest.mark.parametrize("kind", ["instructblip-t5", "llava"])
+def test_under_autocast(kind, calls):
+    """In the dtypes of the projections called one by one."""
+    model = petal(kind, dropout=0.0)
+    found, seen = [], []
+    for one in (model, apart(model)):
+        attention = groups(one)[0].layers[1]
+        attention.register_forward_hook(lambda module, args, output: seen.append(output.dtype))
+        with torch.autocast("cpu", torch.bfloat16):
+            grads = gradients(one, kind)
+        found.append(grads)
+    assert len(calls) == len(groups(model)) and set(seen) == {torch.bfloat16}
+    for name, grad in found[1].items():
+        assert found[0][name].dtype == grad.dtype == torch.float32
+        assert (found[0][name] - grad).norm() <= 0.05 * grad.norm() + 1e-4, name
+
+
 def test_no_memory_is_taken():
     def held(model):
         storages = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in model.parameters()}

@@ -255,13 +255,21 @@ def test_another_version_of_the_host(monkeypatch):
     assert "was replaced by" in fused.obstacle(make_host("bart").model.encoder.layers[0])
 
 
-@pytest.mark.parametrize("kind", ["bart", "t5"])
+@pytest.mark.parametrize("kind", HOSTS)
 def test_under_autocast_the_residual_stream_keeps_its_dtype(kind):
-    model = tuned(make_host(kind), spread=0.1)
+    """Results, hidden states and gradients are the unfused layers', bit for bit and in their dtypes."""
+    model = tuned(make_host(kind, **no_dropout(kind)), spread=0.1).train()
+    alone, found = separated(model), []
     with torch.autocast("cpu", torch.bfloat16):
-        found, wanted = logits(model, kind), logits(separated(model), kind)
+        for one in (model, alone):
+            out = one(**batch(kind), output_hidden_states=True)
+            out.loss.backward()
+            grads = [p.grad for p in one.parameters() if p.requires_grad]
+            found.append([out.logits, *out.encoder_hidden_states, *grads])
         told = describe(model)
-    assert torch.equal(found, wanted)
+    for one, other in zip(*found, strict=True):
+        assert one.dtype == other.dtype and torch.equal(one, other)
+    assert {state.dtype for state in found[0][2 : 1 + len(out.encoder_hidden_states)]} == {torch.float32}
     assert "not fused" in told and "under autocast the residual stream keeps its own dtype" in told
     assert "not fused" not in describe(model)
 

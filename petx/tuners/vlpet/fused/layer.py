@@ -30,7 +30,7 @@ class FusedLayer(nn.Module):
     """Attributes of the layer that the host's forward reads: one more or less, and the host has changed."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if any(listened_to(self.get_submodule(path)) for path in (*self.watched, *self.sites)):
+        if any(listened_to(_at(self, path)) for path in (*self.watched, *self.sites)):
             return super().forward(*args, **kwargs)
         self._let_sites_adapt(False)
         try:
@@ -44,9 +44,16 @@ class FusedLayer(nn.Module):
     def _let_sites_adapt(self, alone: bool) -> None:
         """Whether the layer's sites apply their adapter themselves, or leave it to :func:`end_of_sublayer`."""
         for path in self.sites:
-            site = self.get_submodule(path)
+            site = _at(self, path)
             if isinstance(site, EncoderSite):
                 site.adapts_itself = alone
+
+
+def _at(module: Any, path: str) -> Any:
+    """The submodule at ``path``, in every pass: ``get_submodule`` takes three times as long to check each step."""
+    for name in path.split("."):
+        module = getattr(module, name)
+    return module
 
 
 def end_of_sublayer(
