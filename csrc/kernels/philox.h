@@ -12,6 +12,15 @@ struct Philox4 {
   uint32_t word[4];
 };
 
+// The upper half of a product: by itself, which spares a GPU taking 64 bits apart.
+PETX_INLINE uint32_t upper_product(uint32_t a, uint32_t b) {
+#if defined(__CUDA_ARCH__)
+  return __umulhi(a, b);
+#else
+  return static_cast<uint32_t>(static_cast<uint64_t>(a) * b >> 32);
+#endif
+}
+
 PETX_INLINE Philox4 philox(uint64_t seed, uint64_t counter) {
   uint32_t c0 = static_cast<uint32_t>(counter), c1 = static_cast<uint32_t>(counter >> 32), c2 = 0, c3 = 0;
   uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
@@ -19,9 +28,8 @@ PETX_INLINE Philox4 philox(uint64_t seed, uint64_t counter) {
 #pragma unroll
 #endif
   for (int round = 0; round < 7; ++round) {
-    uint64_t p0 = static_cast<uint64_t>(c0) * 0xD2511F53u, p1 = static_cast<uint64_t>(c2) * 0xCD9E8D57u;
-    uint32_t n0 = static_cast<uint32_t>(p1 >> 32) ^ c1 ^ k0, n2 = static_cast<uint32_t>(p0 >> 32) ^ c3 ^ k1;
-    c1 = static_cast<uint32_t>(p1), c3 = static_cast<uint32_t>(p0), c0 = n0, c2 = n2;
+    uint32_t n0 = upper_product(c2, 0xCD9E8D57u) ^ c1 ^ k0, n2 = upper_product(c0, 0xD2511F53u) ^ c3 ^ k1;
+    c1 = c2 * 0xCD9E8D57u, c3 = c0 * 0xD2511F53u, c0 = n0, c2 = n2;
     k0 += 0x9E3779B9u, k1 += 0xBB67AE85u;
   }
   return {{c0, c1, c2, c3}};

@@ -1,5 +1,7 @@
 """What the site's CUDA kernels cost, counted by the emulator, and that forward and backward drop the same values."""
 
+from unittest import mock
+
 import pytest
 import torch
 
@@ -158,3 +160,19 @@ def test_heads_do_not_touch_each_other(dtype, emulator):
     whole = case.run(tensors)
     tensors["down_bias"][12:] = torch.inf
     assert torch.equal(case.run(tensors)[..., :16], whole[..., :16])
+
+
+def test_a_gradient_may_begin_anywhere(emulator):
+    """Where sixteen bytes may not be moved at once, though those of all inputs may."""
+    case = site("gradient", batch=(1, 5), granularity="large", **BART_TAIL)
+    tensors, buffer = case.inputs(torch.bfloat16), emulator.buffer
+
+    def shifted(name, *arguments, **options):
+        emulator.offset = int(name == "dout")
+        try:
+            return buffer(name, *arguments, **options)
+        finally:
+            emulator.offset = 0
+
+    with mock.patch.object(emulator, "buffer", shifted):
+        assert not wrong(outputs_and_grads(case.run, tensors), case, tensors)

@@ -26,8 +26,11 @@ class FmaTile {
   static constexpr int kResultBytes = kM * kN * sizeof(C);
   static constexpr int shared_bytes(int results) { return 2 * kOperandBytes + results * kResultBytes; }
 
-  // Result number `slot` of the block: element (row, column).
-  PETX_DEVICE static C result(int slot, int row, int column) { return results(slot).get(result_place(row, column)); }
+  // Result number `slot` of the block: element (row, column + on), of columns that begin at a multiple of the next
+  // power of two.
+  PETX_DEVICE static C result(int slot, int row, int column, int on = 0) {
+    return results(slot).get_exchanged(result_place(row, column), on);
+  }
 
   PETX_DEVICE static void set_result(int slot, int row, int column, C value) {
     results(slot).set(result_place(row, column), value);

@@ -27,8 +27,11 @@ class MmaTile {
   static constexpr int kResultBytes = kM * kN * sizeof(C);
   static constexpr int shared_bytes(int results) { return 2 * kOperandBytes + results * kResultBytes; }
 
-  // Result number `slot` of the block: element (row, column).
-  PETX_DEVICE static C result(int slot, int row, int column) { return results(slot).get(result_place(row, column)); }
+  // Result number `slot` of the block: element (row, column + on), of columns that begin at a multiple of the next
+  // power of two.
+  PETX_DEVICE static C result(int slot, int row, int column, int on = 0) {
+    return results(slot).get_exchanged(result_place(row, column), on);
+  }
   PETX_DEVICE static void set_result(int slot, int row, int column, C value) {
     results(slot).set(result_place(row, column), value);
   }
@@ -59,8 +62,7 @@ class MmaTile {
       }
       sync_block();
       Shared<Pack<T>> rows_in(chunk % 2 * kStageBytes), columns_in(kOperandBytes + chunk % 2 * kStageBytes);
-      const int64_t rest = depth - int64_t(chunk) * kDepth;
-      const int steps = rest < kDepth ? static_cast<int>(rest + 15) / 16 : kDepth / 16;  // zeros from there on
+      const int steps = (static_cast<int>(depth) - chunk * kDepth + 15) / 16;  // zeros from there on
 #pragma unroll 2  // more takes registers that two blocks do not leave
       for (int step = 0; step < kDepth / 16; ++step) {
         if (step >= steps) break;
@@ -79,12 +81,13 @@ class MmaTile {
       }
       sync_block();
     }
-    lane = opaque(lane);  // sixteen addresses are not kept from one product to the next
+    lane = opaque(lane) & 31;  // an address is not kept from one product to the next
 #pragma unroll
     for (int n = 0; n < kWarpColumns / 8; ++n)
 #pragma unroll
       for (int e = 0; e < 4; ++e)
-        set_result(slot, first_row + lane / 4 + e / 2 * 8, first_column + n * 8 + lane % 4 * 2 + e % 2, sum[n][e]);
+        results(slot).set_exchanged(result_place(first_row + lane / 4, first_column + lane % 4 * 2), n * 8 + e % 2,
+                                    e / 2 * 8 * kN, sum[n][e]);
     sync_block();
   }
 
@@ -133,7 +136,7 @@ class MmaTile {
         return;
       }
       const int line = thread_index() / kLinePacks, end = (thread_index() % kLinePacks + 1) * kPack;
-      const int64_t rest = depth_ - int64_t(chunk) * kDepth;
+      const int rest = static_cast<int>(depth_) - chunk * kDepth;
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
         const int of = line + n * kLines;

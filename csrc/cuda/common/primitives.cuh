@@ -82,10 +82,20 @@ class Shared {
   PETX_DEVICE explicit Shared(int bytes) : data_(reinterpret_cast<T*>(dynamic_shared + bytes)) {}
   PETX_DEVICE T get(int i) const { return data_[i]; }
   PETX_DEVICE void set(int i, T value) const { data_[i] = value; }
+  // The value whose number within 128 bytes is exchanged with i's by an exclusive or, and `further` behind that.
+  PETX_DEVICE T get_exchanged(int i, int exchanged) const { return *at(i, exchanged, 0); }
+  PETX_DEVICE void set_exchanged(int i, int exchanged, int further, T value) const {
+    *at(i, exchanged, further) = value;
+  }
   // For the instructions below, which take an address in the shared window.
   PETX_DEVICE uint32_t address(int i) const { return static_cast<uint32_t>(__cvta_generic_to_shared(data_ + i)); }
 
  private:
+  // On the address, so that one is kept for many values: an exclusive or, and a constant of the instruction.
+  PETX_DEVICE T* at(int i, int exchanged, int further) const {
+    const uint32_t to = (address(i) ^ exchanged * sizeof(T)) + further * sizeof(T);
+    return static_cast<T*>(__cvta_shared_to_generic(to));
+  }
   T* data_;
 };
 

@@ -55,21 +55,25 @@ class RowBlock {
   struct Run {
     C value[kRun];
   };
+  // In place of the columns left, of runs that are all whole and may be moved at once.
+  struct Whole {};
 
   // Calls visit(column, column in the tile, columns left) for each of this thread's runs of a tile that begins at
   // `begin`.
   template <class Visit>
   PETX_DEVICE void each_run(int64_t begin, int64_t end, const Visit& visit) const {
-    if (!valid()) return;
-#pragma unroll 1
-    for (int c = kRun * sharer; c < Tile::kN && begin + c < end; c += kRun * kSharers)
-      visit(begin + c, c, end - begin - c);
+    each_place(begin, end, [&](int c) { visit(begin + c, c, end - begin - c); });
+  }
+
+  template <class Visit>
+  PETX_DEVICE void each_whole_run(int64_t begin, int64_t end, const Visit& visit) const {
+    each_place(begin, end, [&](int c) { visit(begin + c, c, Whole{}); });
   }
 
   PETX_DEVICE Run result(int slot, int c) const {
     Run run;
 #pragma unroll
-    for (int j = 0; j < kRun; ++j) run.value[j] = Tile::result(slot, row, c + j);
+    for (int j = 0; j < kRun; ++j) run.value[j] = Tile::result(slot, row, c, j);
     return run;
   }
 
@@ -84,6 +88,14 @@ class RowBlock {
       for (int j = 0; j < kRun; ++j) run.value[j] = j < left ? load(read(from + j)) : C(0);
     }
     return run;
+  }
+  PETX_DEVICE static Run load_run(const void* data, int64_t i, Whole) {
+    Run run;
+    unpack(run.value, read(reinterpret_cast<const Pack<T>*>(static_cast<const T*>(data) + i)));
+    return run;
+  }
+  PETX_DEVICE static void store_run(void* data, int64_t i, Whole, const Run& run) {
+    write(reinterpret_cast<Pack<T>*>(static_cast<T*>(data) + i), pack<T>(run.value));
   }
   PETX_DEVICE static void store_run(void* data, int64_t i, int64_t left, const Run& run) {
     T* to = static_cast<T*>(data) + i;
@@ -121,6 +133,14 @@ class RowBlock {
   int64_t first, rows;  // the block's first row, and how many it has
   int row, sharer;      // this thread's among them, and its number among the row's four
   int64_t token;        // that row's among all
+
+ private:
+  template <class Visit>
+  PETX_DEVICE void each_place(int64_t begin, int64_t end, const Visit& visit) const {
+    if (!valid()) return;
+#pragma unroll 1
+    for (int c = kRun * sharer; c < Tile::kN && begin + c < end; c += kRun * kSharers) visit(c);
+  }
 };
 
 }  // namespace petx::cuda

@@ -6,7 +6,7 @@
 // that means for bits).
 #pragma once
 
-#include "cuda/common/kernel.cuh"
+#include "cuda/common/row_block.cuh"
 #include "kernels/math.h"
 
 namespace petx::cuda {
@@ -61,10 +61,12 @@ PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks) weig
   Tile::multiply(0, a, b, depth);
 
   Compute<T>* to = all.sums + block_y() * all.split_sums + grad.offset + (group * grad.m + row) * grad.n + column;
-  for (int e = thread_index(); e < Tile::kM * Tile::kN; e += Tile::kThreads) {
-    int i = e / Tile::kN, j = e % Tile::kN;
-    if (i < grad.m - row && j < grad.n - column) write(to + i * grad.n + j, Tile::result(0, i, j));
-  }
+  const int j = thread_index() % Tile::kN;
+  if (j >= grad.n - column) return;
+  const int rows = grad.m - row < Tile::kM ? static_cast<int>(grad.m - row) : Tile::kM;
+  constexpr int kStep = Tile::kThreads / Tile::kN;
+  to += thread_index() / Tile::kN * grad.n + j;
+  for (int i = thread_index() / Tile::kN; i < rows; i += kStep, to += kStep * grad.n) write(to, Tile::result(0, i, j));
 }
 
 // to [width] = sum over tokens of weight * value, each 1 where its pointer is null.
@@ -74,7 +76,7 @@ struct ColumnSum {
   const Compute<T>* weight;  // [N]
   int64_t width, offset;
 
-  static constexpr int kColumns = 32;
+  static constexpr int kLanes = 8, kRun = 16 / sizeof(T), kColumns = kLanes * kRun;  // of a block
   PETX_HD int64_t blocks() const { return (width + kColumns - 1) / kColumns; }
 };
 
@@ -86,29 +88,52 @@ struct ColumnSums {
   Compute<T>* sums;
 };
 
-// A warp's lanes read neighbouring columns, its eight warps take every eighth token.
+// Eight lanes of a warp read neighbouring runs of sixteen bytes, its other lanes and the block's other warps the tokens
+// that follow.
 template <class T, int kMost>
 PETX_KERNEL void __launch_bounds__(kSumLaunch.threads, kSumLaunch.blocks) column_sums(ColumnSums<T, kMost> all) {
   using C = Compute<T>;
-  constexpr int kColumns = ColumnSum<T>::kColumns, kWarps = kSumLaunch.threads / kColumns;
+  using Sum = ColumnSum<T>;
+  constexpr int kRun = Sum::kRun, kLanes = Sum::kLanes, kTokens = kSumLaunch.threads / kLanes;
+  constexpr int kWarps = kSumLaunch.threads / 32;
+  // A warp's sums of value j of its runs lie side by side, those of the next so far on that no two banks meet.
+  constexpr int kStride = kRun == 8 ? 12 : 8;
   int64_t block = block_x();
   int number = 0;
   while (block >= all.each[number].blocks()) block -= all.each[number++].blocks();
   const ColumnSum<T> job = all.each[number];
-  int lane = thread_index() % kColumns, warp = thread_index() / kColumns;
-  int64_t column = block * kColumns + lane, begin = block_y() * all.split_rows;
+  const int lane = thread_index() % kLanes, warp = thread_index() / 32;
+  int64_t first = block * Sum::kColumns, begin = block_y() * all.split_rows;
   int64_t end = begin + all.split_rows < all.rows ? begin + all.split_rows : all.rows;
-  C sum = 0;
-  if (column < job.width)
-    for (int64_t t = begin + warp; t < end; t += kWarps)
-      sum += (job.value ? load(read(job.value + t * job.width + column)) : C(1)) *
-             (job.weight ? read(job.weight + t) : C(1));
+  const int64_t column = first + lane * kRun, left = job.width - column;
+  typename RowBlock<T>::Run sum = {};
+  if (left > 0)
+    for (int64_t t = begin + thread_index() / kLanes; t < end; t += kTokens) {
+      typename RowBlock<T>::Run value;
+      if (job.value) {
+        value = RowBlock<T>::load_run(job.value, t * job.width + column, left);
+      } else {
+#pragma unroll
+        for (int j = 0; j < kRun; ++j) value.value[j] = C(1);
+      }
+      const C weight = job.weight ? read(job.weight + t) : C(1);
+#pragma unroll
+      for (int j = 0; j < kRun; ++j) sum.value[j] += value.value[j] * weight;
+    }
   Shared<C> parts(0);
-  parts.set(warp * kColumns + lane, sum);
+#pragma unroll
+  for (int j = 0; j < kRun; ++j) {
+    C value = sum.value[j];
+#pragma unroll
+    for (int mask = kLanes; mask < 32; mask *= 2) value += shuffle_xor(value, mask);
+    if (thread_index() % 32 < kLanes) parts.set((warp * kRun + j) * kStride + lane, value);
+  }
   sync_block();
-  if (warp != 0 || column >= job.width) return;
-  for (int k = 1; k < kWarps; ++k) sum += parts.get(k * kColumns + lane);
-  write(all.sums + block_y() * all.split_sums + job.offset + column, sum);
+  const int c = thread_index();
+  if (c >= Sum::kColumns || first + c >= job.width) return;
+  C whole = 0;
+  for (int k = 0; k < kWarps; ++k) whole += parts.get((k * kRun + c % kRun) * kStride + c / kRun);
+  write(all.sums + block_y() * all.split_sums + job.offset + first + c, whole);
 }
 
 // to [count] = the sum of `parts` vectors that lie `stride` apart, in their order, each the sum of `pieces` that follow
@@ -214,7 +239,7 @@ class TokenSums {
     int bytes = TileOf<T>::shared_bytes(1);
     if (int error = launch_table(weight_grads<T, kProducts>, products_, tiles, splits_.count, bytes, stream))
       return error;
-    bytes = kSumLaunch.threads * sizeof(C);
+    bytes = 8 * 8 * 12 * sizeof(C);  // of eight warps
     if (int error = launch_table(column_sums<T, kColumns>, columns_, column_blocks, splits_.count, bytes, stream))
       return error;
     return launch_table(reduce<T, kReductions>, reductions_, reduce_blocks, 1, 0, stream);

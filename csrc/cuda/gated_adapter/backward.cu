@@ -76,7 +76,7 @@ class BackwardCall {
 
  public:
   BackwardCall(Workspace& workspace, const GatedAdapterParams& params, const GatedAdapterGrads& grads)
-      : p(params), g(grads), plan_(p), constants_(p), sums_(p.rows) {
+      : p(params), g(grads), plan_(p), constants_(p, {grads.dout, grads.dh, grads.dx}), sums_(p.rows) {
     bool large = p.granularity == Granularity::large, middle_y = p.granularity == Granularity::middle_y;
     bool small = p.granularity == Granularity::small, token_gate = has_token_gate(p);
     const int64_t parts = plan_.shares.tiles * p.rows;

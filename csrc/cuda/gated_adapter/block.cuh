@@ -26,9 +26,18 @@ struct SiteConstants {
   using C = Compute<T>;
   C scale, eps;
   Dropout<C> dropout;  // keeps by scale / (1 - p)
+  bool whole;          // every run of what is as wide as h or x may be moved at once
 
-  explicit SiteConstants(const GatedAdapterParams& p) : scale(C(p.scale)), eps(C(p.eps)), dropout(p.dropout, p.seed) {
+  // `results` are what the kernels write or read of that width beside the parameters.
+  SiteConstants(const GatedAdapterParams& p, std::initializer_list<const void*> results)
+      : scale(C(p.scale)), eps(C(p.eps)), dropout(p.dropout, p.seed) {
     dropout.keep *= scale;
+    constexpr int kRun = RowBlock<T>::kRun;
+    uintptr_t bits = p.d / p.heads % kRun || p.d_x % kRun;
+    for (const void* one : {p.h, p.x, p.up_bias, p.gate_weight, p.gate_bias, p.norm_weight, p.norm_bias})
+      bits |= reinterpret_cast<uintptr_t>(one);
+    for (const void* one : results) bits |= reinterpret_cast<uintptr_t>(one);
+    whole = bits % 16 == 0;
   }
 };
 
@@ -98,6 +107,15 @@ class Site : public RowBlock<S>, public SiteView<S> {
   PETX_DEVICE Site(const GatedAdapterParams& params, const SiteConstants<T>& constants)
       : Base(params.rows, block_x()), View(params, constants) {}
 
+  // Of a tile as wide as h or x: visit takes either kind of what is left.
+  template <class Visit>
+  PETX_DEVICE void each_wide_run(int64_t begin, int64_t end, const Visit& visit) const {
+    if (constants.whole)
+      Base::each_whole_run(begin, end, visit);
+    else
+      Base::each_run(begin, end, visit);
+  }
+
   // Calls visit(tile, head, begin, end) for the tiles of h's columns that are this block's share. A tile ends with its
   // head; `end` is the head's.
   template <class Visit>
@@ -118,7 +136,8 @@ class Site : public RowBlock<S>, public SiteView<S> {
   }
 
   // S of this row from its product.
-  PETX_DEVICE Run modified(int64_t column, int c, int64_t left) const {
+  template <class Left>
+  PETX_DEVICE Run modified(int64_t column, int c, Left left) const {
     Run s = result(0, c);
     add_to(s, load_run(p.h, token * p.d + column, left));
     if (p.up_bias) add_to(s, load_run(p.up_bias, column, left));
@@ -126,7 +145,8 @@ class Site : public RowBlock<S>, public SiteView<S> {
   }
 
   // G for the channel-wise levels, large's from its product; 1 for the others, whose gate belongs to the row.
-  PETX_DEVICE Run channel_gate(int64_t column, int c, int64_t left) const {
+  template <class Left>
+  PETX_DEVICE Run channel_gate(int64_t column, int c, Left left) const {
     Run gate;
     if (large()) {
       gate = result(1, c);
@@ -162,12 +182,13 @@ class SiteRow : public SiteView<S> {
         token(block_x() * kRows + thread_index() / kLanes),
         valid(token < params.rows) {}
 
-  // Calls visit(column, columns left) for this lane's runs.
+  // Calls visit(column, columns left or Whole) for this lane's runs.
   template <class Visit>
   PETX_DEVICE void each_run(const Visit& visit) const {
-    if (!valid) return;
-#pragma unroll 1
-    for (int64_t column = kRun * lane; column < p.d; column += kRun * kLanes) visit(column, p.d - column);
+    if (View::constants.whole)
+      each_place([&](int64_t column) { visit(column, typename RowBlock<T>::Whole{}); });
+    else
+      each_place([&](int64_t column) { visit(column, p.d - column); });
   }
 
   // The sum of a row's lanes, in all of them.
@@ -195,6 +216,14 @@ class SiteRow : public SiteView<S> {
   const int lane;
   const int64_t token;
   const bool valid;
+
+ private:
+  template <class Visit>
+  PETX_DEVICE void each_place(const Visit& visit) const {
+    if (!valid) return;
+#pragma unroll 1
+    for (int64_t column = kRun * lane; column < p.d; column += kRun * kLanes) visit(column);
+  }
 };
 
 }  // namespace petx::cuda

@@ -54,7 +54,7 @@ class Forward : Site<T> {
     const bool whole = !this->has_token_gate();
     this->each_tile(shares, [&](int64_t, int head, int begin, int end) {
       this->multiply_up(hidden, head, begin, end);
-      this->each_run(begin, end, [&](int64_t column, int c, int64_t left) {
+      this->each_wide_run(begin, end, [&](int64_t column, int c, auto left) {
         int64_t i = token * p.d + column;
         Run y = this->modified(column, c, left);
         if (whole) {
@@ -87,11 +87,11 @@ class ForwardRow : SiteRow<T> {
     if (token_gate && small == (stage == Stage::tokens)) find_gate();
     if (stage == Stage::tokens) return;
     if (small) gate_ = this->sample_mean(p.token_gate, true);
-    this->each_run([&](int64_t column, int64_t left) {
+    this->each_run([&](int64_t column, auto left) {
       const int64_t i = token * p.d + column;
       Run y = Block::load_run(out_, i, left);
       if (token_gate) put_result(y, i, left);
-      if (p.norm != Norm::none) join(y, left < kRun ? static_cast<int>(left) : kRun);
+      if (p.norm != Norm::none) join(y, count_of(left));
     });
     if (p.norm == Norm::none) return;
     finish_statistics();
@@ -102,7 +102,7 @@ class ForwardRow : SiteRow<T> {
   // middle_x's gate is a token's own; small's is the mean of these, taken by the second launch.
   PETX_DEVICE void find_gate() {
     C logit = 0;
-    this->each_run([&](int64_t column, int64_t left) {
+    this->each_run([&](int64_t column, auto left) {
       const int64_t i = token * p.d + column;
       const Run s = Block::load_run(p.gate_input == GateInput::modified ? out_ : p.h, i, left);
       const Run x = Block::load_run(p.x, i, left), of_x = Block::load_run(p.gate_weight, column, left);
@@ -115,7 +115,8 @@ class ForwardRow : SiteRow<T> {
   }
 
   // y of S, which it takes the place of.
-  PETX_DEVICE void put_result(Run& y, int64_t i, int64_t left) const {
+  template <class Left>
+  PETX_DEVICE void put_result(Run& y, int64_t i, Left left) const {
     Block::multiply_by(y, this->factors(i));
 #pragma unroll
     for (int j = 0; j < kRun; ++j) y.value[j] *= gate_;
@@ -124,6 +125,8 @@ class ForwardRow : SiteRow<T> {
     y = Block::rounded(y);
   }
 
+  PETX_DEVICE static int count_of(int64_t left) { return left < kRun ? static_cast<int>(left) : kRun; }
+  PETX_DEVICE static int count_of(typename Block::Whole) { return kRun; }
   // Mean and squared deviations of a run of `count` values, joined with those before it.
   PETX_DEVICE void join(const Run& y, int count) {
     C sum = 0, squares = 0;
@@ -154,7 +157,7 @@ class ForwardRow : SiteRow<T> {
   }
 
   PETX_DEVICE void normalise() const {
-    this->each_run([&](int64_t column, int64_t left) {
+    this->each_run([&](int64_t column, auto left) {
       int64_t i = token * p.d + column;
       Run y = Block::load_run(out_, i, left), weight = Block::load_run(p.norm_weight, column, left);
 #pragma unroll
@@ -196,7 +199,7 @@ class ForwardCall {
   ForwardCall(Workspace& workspace, const GatedAdapterParams& params, void* out)
       : p(params),
         plan_(p),
-        constants_(p),
+        constants_(p, {out}),
         hidden_{workspace.take<T>(p.rows * p.r), workspace.take<T>(p.rows * p.r_g)},
         out_(static_cast<T*>(out)) {}
 

@@ -50,18 +50,26 @@ class SiteBackward : Site<T> {
     this->each_tile(shares, [&](int64_t tile, int head, int begin, int end) {
       if constexpr (products) this->multiply_up(to_.hidden, head, begin, end);
       first_sum_ = second_sum_ = 0;
-      this->each_run(begin, end, [&](int64_t column, int c, int64_t left) {
+      this->each_wide_run(begin, end, [&](int64_t column, int c, auto left) {
         const int64_t i = token * p.d + column;
         Run s, channel;
+        uint32_t kept = 0;
         if constexpr (products) {
           s = this->modified(column, c, left), channel = this->channel_gate(column, c, left);
+          kept = constants.dropout.template kept<kRun>(i);
           if (which != SitePass::result) Base::store_run(to_.ds, i, left, s);
-          if (which != SitePass::result && this->large()) Base::store_run(to_.dgate, i, left, channel);
+          if (which != SitePass::result && this->large()) Base::store_run(to_.dgate, i, left, marked(channel, kept));
         } else {
           s = Base::load_run(to_.ds, i, left);
-          channel = this->large() ? Base::load_run(to_.dgate, i, left) : this->channel_gate(column, c, left);
+          if (this->large()) {
+            channel = Base::load_run(to_.dgate, i, left);
+            kept = unmarked(channel);
+          } else {
+            channel = this->channel_gate(column, c, left);
+            kept = constants.dropout.template kept<kRun>(i);
+          }
         }
-        values(which, column, c, left, s, channel);
+        values(which, column, c, left, s, channel, kept);
       });
       if (which != SitePass::result) leave_sums(which, tile);
       if (sums) column_sums(begin, end);
@@ -108,7 +116,7 @@ class SiteBackward : Site<T> {
       if (gate)
         Tile::multiply(1, this->block_rows(to_.dgate_z, p.r_g),
                        this->weight_columns(p.gate_down_weight, begin, width, width), p.r_g);
-      this->each_run(begin, width, [&](int64_t column, int c, int64_t left) {
+      this->each_wide_run(begin, width, [&](int64_t column, int c, auto left) {
         const int64_t i = token * width + column;
         Run sum = adapter ? this->result(0, c) : Run{};
         if (gate) Base::add_to(sum, this->result(1, c));
@@ -137,6 +145,21 @@ class SiteBackward : Site<T> {
     along_ = sum_of_tiles(to_.along, tiles) / C(p.d);
     if (p.norm == Norm::layer) mean_part_ = sum_of_tiles(to_.mean_part, tiles) / C(p.d);
   }
+  // A large gate, which is never negative, with a sign where dropout drops its value, and back, without drawing again.
+  PETX_DEVICE static Run marked(Run channel, uint32_t kept) {
+#pragma unroll
+    for (int j = 0; j < kRun; ++j) channel.value[j] = kept >> j & 1 ? channel.value[j] : -channel.value[j];
+    return channel;
+  }
+  PETX_DEVICE static uint32_t unmarked(Run& channel) {
+    uint32_t kept = 0;
+#pragma unroll
+    for (int j = 0; j < kRun; ++j) {
+      kept |= channel.value[j] < C(0) ? 0u : 1u << j;
+      channel.value[j] = channel.value[j] < C(0) ? -channel.value[j] : channel.value[j];
+    }
+    return kept;
+  }
   PETX_DEVICE C sum_of_tiles(const C* parts, int64_t tiles) const {
     C sum = 0;
     if (this->valid())
@@ -151,9 +174,10 @@ class SiteBackward : Site<T> {
     if (which == SitePass::statistics) write(to_.mean_part + i, second);
   }
 
-  PETX_DEVICE void values(SitePass which, int64_t column, int c, int64_t left, const Run& s, const Run& channel) {
+  template <class Left>
+  PETX_DEVICE void values(SitePass which, int64_t column, int c, Left left, const Run& s, const Run& channel,
+                          uint32_t kept) {
     const int64_t i = token * p.d + column;
-    const uint32_t kept = constants.dropout.template kept<kRun>(i);
     Run dy = Base::load_run(g.dout, i, left);
     if (p.norm != Norm::none) {
       Run hat = p.residual ? Base::load_run(p.x, i, left) : Run{};

@@ -5,14 +5,22 @@ import torch
 from tests.cases import BY_NAME
 from tests.emulator.mutations import Mutation, of_assertions, of_case, under
 from tests.emulator.mutations._common import DROPOUT, MASK, ROW_SUMS, ROWS, SHARES
-from tests.emulator.test_gated_adapter_cuda import SHARED, SITES, test_cost, test_dropout_mask
+from tests.emulator.test_emulated_kernels import test_inputs_may_begin_anywhere
+from tests.emulator.test_gated_adapter_cuda import (
+    SHARED,
+    SITES,
+    test_a_gradient_may_begin_anywhere,
+    test_cost,
+    test_dropout_mask,
+)
 
 OPERATION = "gated_adapter"
 FILES = tuple(f"gated_adapter/{name}" for name in ("forward.cu", "backward.cu", "block.cuh", "grads.cuh"))
 
-NAMES = """scale-alone large-bart middleX-bart small-masked middleY-sigmoid parallel-large-wide-x parallel-large pair
-odd-pair large-rms middleX-original small-masked-original large-t5 large-exact odd large-unbiased
-splits-small""".split()
+NAMES = """scale-alone large-bart middleX middleX-bart small-masked middleY-sigmoid parallel-large-wide-x
+parallel-large pair odd-pair large-rms middleX-original small-masked-original large-t5 large-exact
+odd large-unbiased splits-small""".split()
+LARGE = BY_NAME["gated_adapter", "large-bart"]
 SITE_BY_NAME = {case.name: case for case in SITES}
 
 CHECKS = [
@@ -20,6 +28,8 @@ CHECKS = [
     *(under(of_case(SHARED[0], torch.bfloat16), PETX_CUDA_SHARES=shares) for shares in ("1", "4")),
     of_assertions("cost of large-ragged", test_cost, SITE_BY_NAME["large-ragged"], torch.bfloat16),
     of_assertions("cost of middleY", test_cost, SITE_BY_NAME["middleY"], torch.float32),
+    of_assertions("inputs begin anywhere", test_inputs_may_begin_anywhere, LARGE, torch.bfloat16),
+    of_assertions("gradient begins anywhere", test_a_gradient_may_begin_anywhere),
     of_assertions("dropout mask", test_dropout_mask, 0.1, torch.float32),
 ]
 
@@ -159,7 +169,9 @@ MUTATIONS = [
         "gate ? block_y() :",
     ),
     Mutation("S left as the result's pass left it", GRADS, r"Base::store_run\(to_.ds, i, left, s\);", ";"),
-    Mutation("G not left for the passes", GRADS, r"Base::store_run\(to_.dgate, i, left, channel\);", ";"),
+    Mutation(
+        "G not left for the passes", GRADS, r"Base::store_run\(to_.dgate, i, left, marked\(channel, kept\)\);", ";"
+    ),
     Mutation("sums of all tiles so far", GRADS, r"first_sum_ = second_sum_ = 0;\n", "\n"),
     Mutation(
         "a row's last tile left out",
@@ -186,6 +198,17 @@ MUTATIONS = [
         "if (!valid) return;\n    if",
     ),
     Mutation("dh's last tile is dx's", GRADS, r"tile < h_tiles, adapter", "tile + 1 < h_tiles, adapter"),
+    Mutation("dropped values not marked", GRADS, r"marked\(channel, kept\)\)", "channel)"),
+    Mutation("marks drop what was kept", GRADS, r"< C\(0\) \? 0u : 1u", "< C(0) ? 1u : 0u"),
+    Mutation("marks left on the gate", GRADS, r"< C\(0\) \? -channel.value\[j\]", "< C(0) ? channel.value[j]"),
+    Mutation("packs of odd widths", SITE, r"bits = p.d / p.heads % kRun \|\| p.d_x % kRun;", "bits = 0;"),
+    Mutation("packs of odd inputs", SITE, r"p.norm_bias\}\)\s+bits \|=", "p.norm_bias}) bits &="),
+    Mutation(
+        "packs of odd results",
+        SITE,
+        r"for \(const void\* one : results\) bits \|=",
+        "for (const void* one : results) bits &=",
+    ),
     Mutation("dx's tiles begin behind dh's", GRADS, r"of_h \? tile : tile - h_tiles", "tile"),
     Mutation("adapter's part of the other input", GRADS, r"adapter = of_h != parallel", "adapter = of_h"),
     Mutation("gate's part of dx lost", GRADS, r"gate = !of_h && this->large\(\)", "gate = false"),

@@ -54,7 +54,7 @@ MUTATIONS = [
     Mutation("second pack is the first", MMA, r"of = line \+ n \* kLines", "of = line"),
     Mutation("both packs from one line", MMA, r"next_ \+ n \* gap_", "next_"),
     Mutation("last step of the depth left out", MMA, r"step >= steps", "step + 1 >= steps"),
-    Mutation("steps of the depth rounded down", MMA, r"rest \+ 15\)", "rest)"),
+    Mutation("steps of the depth rounded down", MMA, r"kDepth \+ 15\) / 16", "kDepth) / 16"),
     Mutation("the first step's packs in all", MMA, r"along_lines \? 0 : times", "along_lines ? 0 : 0 * times"),
     Mutation("the first step's lines in all", MMA, r"times \* 16 \* kLinePacks", "0 * times"),
     Mutation("last chunk not multiplied", MMA, r"chunk < chunks; \+\+chunk", "chunk < chunks - (chunks > 1); ++chunk"),
@@ -63,8 +63,8 @@ MUTATIONS = [
     # places
     Mutation("no swizzle", MMA, r"pack \^ line % 8", "pack"),
     Mutation("swizzle of half the lines", MMA, r"pack \^ line % 8", "pack ^ line % 4"),
-    Mutation("results not exchanged", OPERAND, r"column \^ \(row % 8 \+ row / 2 % 4 \* 8\)", "column"),
-    Mutation("results exchanged by halves", OPERAND, r"row % 8 \+ row / 2 % 4 \* 8", "row % 8"),
+    Mutation("results not exchanged", OPERAND, r"column \^ \(\(row & 7\) \+ \(row >> 1 & 3\) \* 8\)", "column"),
+    Mutation("results exchanged by halves", OPERAND, r" \+ \(row >> 1 & 3\) \* 8", ""),
     Mutation("staged rows meet in a bank", FMA, r"\? kM \+ 2 :", "? kM + 1 :"),
     # fragments
     Mutation("swapped fragment registers", MMA, r"columns\[0\], columns\[1\]", "columns[1], columns[0]"),
@@ -77,7 +77,7 @@ MUTATIONS = [
     ),
     Mutation("sums of one pair twice", MMA, r"sum\[2 \* pair \+ 1\]", "sum[2 * pair]"),
     Mutation("turned operand not turned", MMA, r"load_matrices<B::kTransposed>", "load_matrices<false>"),
-    Mutation("swapped result rows and columns", MMA, r"lane / 4 \+ e / 2 \* 8", "lane / 4 + e % 2 * 8"),
+    Mutation("swapped result rows and columns", MMA, r"n \* 8 \+ e % 2,\s+e / 2 \*", "n * 8 + e / 2, e % 2 *"),
     Mutation("warp's rows by its columns", MMA, r"warp / 2 \* kWarpRows", "warp % 4 * kWarpRows"),
     # tails
     Mutation("missing tail mask of rows", MMA, r"end <= rest && of < from_.count;", "end <= rest;"),
@@ -131,9 +131,19 @@ MUTATIONS = [
         r"tile / grad.column_tiles\(\) % grad.row_tiles\(\)",
         "tile % grad.row_tiles()",
     ),
-    Mutation("missing mask of the weight's tail", SUMS, r"i < grad.m - row && ", ""),
-    Mutation("a warp's tokens twice", SUMS, r"t \+= kWarps", "t += kWarps - 1"),
-    Mutation("a warp's sum left out", SUMS, r"k = 1; k < kWarps", "k = 2; k < kWarps"),
-    Mutation("lost weight of a token", SUMS, r"\(job.weight \? read\(job.weight \+ t\) : C\(1\)\)", "C(1)"),
+    Mutation("missing mask of the weight's tail", SUMS, r"if \(j >= grad.n - column\) return;", ""),
+    Mutation(
+        "missing mask of the weight's rows", SUMS, r"grad.m - row < Tile::kM \? static_cast<int>\(grad.m - row\) : ", ""
+    ),
+    Mutation("rows of a weight one apart", SUMS, r"to \+= kStep \* grad.n", "to += grad.n"),
+    Mutation("tokens twice", SUMS, r"t \+= kTokens", "t += kTokens - 1"),
+    Mutation("a warp's sum left out", SUMS, r"k = 0; k < kWarps", "k = 1; k < kWarps"),
+    Mutation("sum of half a warp", SUMS, r"mask < 32", "mask < 16"),
+    Mutation("columns of the first lane", SUMS, r"first \+ lane \* kRun", "first"),
+    Mutation("warps' sums meet in a bank", SUMS, r"kRun == 8 \? 12 : 8", "8"),
+    Mutation("column past the width", SUMS, r" \|\| first \+ c >= job.width", ""),
+    Mutation(
+        "lost weight of a token", SUMS, r"weight = job.weight \? read\(job.weight \+ t\) : C\(1\)", "weight = C(1)"
+    ),
     Mutation("more splits than the formula", "common/launch.cuh", r"\(tokens \+ 511\) / 512", "(tokens + 255) / 256"),
 ]

@@ -118,6 +118,12 @@ class Shared {
   explicit Shared(int bytes) : bytes_(bytes) {}
   T get(int i, simt::Line line = simt::Line::current()) const { return *at(simt::Access::read, i, line); }
   void set(int i, T value, simt::Line line = simt::Line::current()) const { *at(simt::Access::write, i, line) = value; }
+  T get_exchanged(int i, int exchanged, simt::Line line = simt::Line::current()) const {
+    return *at(simt::Access::read, i ^ exchanged, line);
+  }
+  void set_exchanged(int i, int exchanged, int further, T value, simt::Line line = simt::Line::current()) const {
+    *at(simt::Access::write, (i ^ exchanged) + further, line) = value;
+  }
   int64_t address(int i) const { return bytes_ + int64_t(i) * sizeof(T); }
 
  private:
