@@ -87,6 +87,16 @@ def test_eval_reproduces_the_score(smoke, petx_cache, arm, capsys, monkeypatch):
     assert f"accuracy     {wanted:.4f}   (when trained {wanted:.4f})" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("split", ["dev", "test"])
+def test_its_predictions_are_scored_without_a_model(smoke, petx_cache, split, capsys, monkeypatch):
+    monkeypatch.setenv("PETX_CACHE", str(petx_cache))
+    folder = smoke[0] / "vlpet" / "seed-0"
+    assert petx(["score", str(folder / "predictions" / f"{split}-vqa.jsonl")]) == 0
+    shown = capsys.readouterr().out
+    for name, value in json.loads((folder / "result.json").read_text())[split].items():
+        assert f"{name:<12} {value:.4f}" in shown
+
+
 def test_eval_by_beams(smoke, petx_cache, capsys, monkeypatch):
     monkeypatch.setenv("PETX_CACHE", str(petx_cache))
     folder = smoke[0] / "full" / "seed-0" / "tuned"
