@@ -79,14 +79,15 @@ class Bench:
         if mutation:
             changed = folder / "csrc" / "cuda" / mutation.file
             changed.write_text(mutation.apply(changed.read_text()))
-            touched = [source for source in self.sources if self.reads(source, mutation.file)]
-            assert touched, f"{mutation.name}: no source of the module reads {mutation.file}"
+            touched = [source for source in [*self.sources, *self.fixed] if self.reads(source, mutation.file)]
+            read = any(source in self.sources for source in touched)
+            assert read, f"{mutation.name}: no source of the module reads {mutation.file}"
             if executes_ptx(self.module):
                 touched = []
         missing = [source for source in [*self.sources, *self.fixed] if source not in {*touched, *self.objects}]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             whole = pool.map(lambda source: self.compile(source, self.folder, self.csrc), missing)
-            copies = [folder / "csrc" / source.relative_to(self.csrc) for source in touched]
+            copies = [folder / "csrc" / s.relative_to(self.csrc) if s in self.sources else s for s in touched]
             changed = pool.map(lambda source: self.compile(source, folder, folder / "csrc"), copies)
             self.objects.update(zip(missing, whole, strict=True))
             objects = self.objects | dict(zip(touched, changed, strict=True))

@@ -11,6 +11,7 @@ MASK = [
     Mutation("dropout two words off", DROPOUT, r"if \(element & 2\) words.template skip<2>\(\);", ""),
     Mutation("one counter for all of a run", DROPOUT, r"element / 4 \+ n\)", "element / 4)"),
     Mutation("run's last counter is its first", DROPOUT, r"element / 4 \+ kCounters\)", "element / 4)"),
+    Mutation("position in 32 bits", DROPOUT, r"draw\(uint64_t element", "draw(uint32_t element"),
     Mutation(
         "seed's high word dropped",
         DROPOUT,

@@ -13,6 +13,7 @@ from tests.emulator.test_gated_adapter_cuda import (
     test_cost,
     test_dropout_mask,
 )
+from tests.emulator.test_token_sums import test_dropout_at_large_positions
 
 OPERATION = "gated_adapter"
 FILES = tuple(f"gated_adapter/{name}" for name in ("forward.cu", "backward.cu", "block.cuh", "grads.cuh"))
@@ -31,6 +32,7 @@ CHECKS = [
     of_assertions("inputs begin anywhere", test_inputs_may_begin_anywhere, LARGE, torch.bfloat16),
     of_assertions("gradient begins anywhere", test_a_gradient_may_begin_anywhere),
     of_assertions("dropout mask", test_dropout_mask, 0.1, torch.float32),
+    of_assertions("dropout past 32 bits", test_dropout_at_large_positions, 2**32 + 7),
 ]
 
 SITE, FORWARD, BACKWARD = "gated_adapter/block.cuh", "gated_adapter/forward.cu", "gated_adapter/backward.cu"

@@ -9,6 +9,7 @@ from tests.emulator.test_mode_update_cuda import (
     test_gradients_from_some_results,
     test_nothing_is_made_for_gradients_that_nobody_asks_for,
 )
+from tests.emulator.test_token_sums import test_dropout_at_large_positions
 
 OPERATION = "mode_update"
 FILES = ("mode_update/block.cuh", "mode_update/forward.cu", "mode_update/backward.cu")
@@ -22,6 +23,7 @@ CHECKS = [
     *(under(of_case(BY_NAME["wide"], torch.bfloat16), PETX_CUDA_SHARES=shares) for shares in ("1", "2")),
     of_assertions("some results", test_gradients_from_some_results),
     of_assertions("x's gradient alone", test_nothing_is_made_for_gradients_that_nobody_asks_for),
+    of_assertions("dropout past 32 bits", test_dropout_at_large_positions, 2**32 + 7),
 ]
 
 BLOCK, FORWARD, BACKWARD = "mode_update/block.cuh", "mode_update/forward.cu", "mode_update/backward.cu"

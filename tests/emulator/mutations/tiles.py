@@ -5,6 +5,7 @@ import torch
 from tests.cases.gated_adapter import BART_TAIL, site
 from tests.emulator.mutations import Mutation, of_assertions, of_case
 from tests.emulator.test_gated_adapter_cuda import SITES, test_cost, test_heads_do_not_touch_each_other
+from tests.emulator.test_token_sums import test_weight_gradients_are_sums_in_float32
 
 OPERATION = "gated_adapter"
 FILES = ("common/mma_tile.cuh", "common/fma_tile.cuh", "common/token_sums.cuh")
@@ -29,6 +30,10 @@ CHECKS = [
     of_case(site("thin-heads", batch=(1, 20), d=24, r=24, heads=2), torch.bfloat16),
     of_assertions("heads apart", test_heads_do_not_touch_each_other, torch.bfloat16),
     *(of_case(site("deep", **DEEP), dtype) for dtype in (torch.bfloat16, torch.float32)),
+    *(
+        of_assertions(f"exact sums of {rows} tokens", test_weight_gradients_are_sums_in_float32, rows)
+        for rows in (1024, 1030)
+    ),
 ]
 
 MMA, FMA, SUMS, OPERAND = "common/mma_tile.cuh", "common/fma_tile.cuh", "common/token_sums.cuh", "common/operand.cuh"
@@ -98,6 +103,18 @@ MUTATIONS = [
     Mutation("missing tail mask of vectors", OPERAND, r"if \(i >= count\) return Compute<T>\(0\);", ""),
     Mutation("turned stride", OPERAND, r"i \+ k \* stride : i \* stride \+ k", "i * stride + k : i * stride + k"),
     # sums over tokens
+    Mutation(
+        "whole split one token short",
+        SUMS,
+        r"all.rows - begin : all.split_rows;",
+        "all.rows - begin : all.split_rows - (all.rows % 512 == 0);",
+    ),
+    Mutation(
+        "splits rounded to the storage type",
+        SUMS,
+        r"write\((to \+ i \* grad.n \+ j), Tile::result\(0, i, j\)\);",
+        r"{ T rounded; store(rounded, Tile::result(0, i, j)); write(\1, load(rounded)); }",
+    ),
     Mutation(
         "last split one token short",
         SUMS,
