@@ -87,3 +87,16 @@ def test_unknown_names_are_refused():
         plan("mode_update", width=3)
     with pytest.raises(ValueError, match="dtype must be .* got int8"):
         plan("mode_update", "int8")
+
+
+LARGE = dict(rows=2**31, d=2**20, d_in=2**20, d_out=2**20, stacked=2**16, modes=100_000, modules=100_000)
+
+
+@pytest.mark.parametrize("stem", ops._C.cuda_usual_sizes() if ops._C else [])
+def test_grids_stay_within_what_a_gpu_takes(stem):
+    """65,535 blocks on the second axis: rows, and the slices of a core, lie on the first."""
+    for name in ops._C.cuda_usual_sizes()[stem]:
+        large = 4096 if name == "rank" else LARGE.get(name)
+        if large is not None:
+            x, y = plan(stem, **{name: large})["grid"]
+            assert x < 2**31 and y <= 65_535, name
