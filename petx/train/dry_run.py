@@ -1,5 +1,6 @@
 """What a run would do, said and not done: host, data, steps, schedule, sizes, memory, and first examples as read."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -30,7 +31,7 @@ def lines(run: Any) -> Iterator[str]:
         counted = f"{len(task):,} examples to train on, {len(dev):,} dev, {len(test):,} test{unknown}"
         yield f"task      {task.name}: {counted}; batches of {sizes[i]}, {epoch:,} an epoch; metric {dev.metric}"
     steps = stages.steps(run, sizes)
-    an_epoch = RoundRobinBatches.epoch_steps(list(map(len, data.train)), sizes)
+    an_epoch = math.ceil(RoundRobinBatches.epoch_steps(list(map(len, data.train)), sizes) / settings.accumulated)
     schedule = getattr(settings, "schedule", "linear")
     warm = f"{warmup_steps(settings, steps):,} to warm up, then {schedule} decay"
     every = f"a score every {settings.eval_every:,}, a checkpoint every {settings.save_every:,}"

@@ -2,6 +2,7 @@
 
 from typing import Any, ClassVar
 
+import torch
 from torch import nn
 
 from petx import hosts, tasks
@@ -66,8 +67,9 @@ class Recipe:
         raise NotImplementedError
 
     def training_options(self, settings: Common) -> dict[str, Any]:
-        """Further fields of ``Seq2SeqTrainingArguments``."""
-        return {}
+        """Further fields of ``Seq2SeqTrainingArguments``: mixed precision, and what ``settings.trainer`` names."""
+        options: dict[str, Any] = {settings.amp: True} if settings.amp and torch.cuda.is_available() else {}
+        return options | settings.trainer
 
     def notes(self, settings: Common) -> str:
         """What belongs beside easy-VQA's table, with fields ``{blind}`` (a score) and ``{seeds}`` (a sentence)."""

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import difflib
+import sys
 import typing
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from petx import baselines, tasks
 from petx.errors import UserError
 from petx.files import user_path
 from petx.options import checked_value, option
+from petx.train import trainer_flags
 
 PRESETS = Path(__file__).parents[1] / "recipes"  # one folder per recipe
 MOST_SEED = 2**32 - 1  # numpy's bound
@@ -70,6 +72,8 @@ class Common:
     clip: float = option(5.0, "gradient clipping norm; 0: off", least=0)
     weight_decay: float = option(0.01, "AdamW's weight decay", least=0)
     adam_epsilon: float = option(1e-6, "AdamW's epsilon", above=0)
+    amp: str | None = option(None, "mixed precision on a GPU", choices=(None, "fp16", "bf16"))
+    trainer: dict = option({}, "further fields of transformers' TrainingArguments; --trainer.KEY=VALUE sets one")
 
     # evaluation and run
     num_beams: int | None = option(None, "beams of the final evaluation (default: 1, captions 5)", least=1, most=1024)
@@ -94,6 +98,11 @@ class Common:
         return list(baselines.of_method(cls.recipe))
 
     @property
+    def accumulated(self) -> int:
+        """Batches in an optimizer step."""
+        return self.trainer.get("gradient_accumulation_steps", 1)
+
+    @property
     def all_arms(self) -> list[str]:
         """What is compared: ``arms`` and ``with_arms``, a group as those of its baselines that apply."""
         offered, wanted = baselines.of_method(self.recipe), []
@@ -104,6 +113,9 @@ class Common:
 
     def check(self) -> None:
         """Raise :class:`UserError` if values do not fit together; a recipe adds its own checks to these."""
+        self.trainer = trainer_flags.check(self.trainer)
+        if self.amp and {"fp16", "bf16"} & self.trainer.keys():
+            raise UserError(f"amp={self.amp} and trainer.fp16 or trainer.bf16 say the same thing; give one")
         for arm in self.all_arms:
             baselines.find(arm, self.recipe).check(self)
         if (self.steps is None) == (self.epochs is None):
@@ -156,7 +168,7 @@ def parse(kind: Any, argv: list[str] | None = None, description: str | None = No
         parser.add_argument(
             *spelled, dest=field.name, help=(field.metadata["help"] + default).replace("%", "%%"), **more
         )
-    given = vars(parser.parse_args(argv))
+    given = vars(parser.parse_args(trainer_flags.as_settings(sys.argv[1:] if argv is None else argv)))
 
     preset, config, assignments = given.pop("preset"), given.pop("config", None), given.pop("set")
     dry_run = given.pop("dry_run", False)

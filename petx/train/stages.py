@@ -4,6 +4,7 @@ Each stage leaves its result whole on disk and is skipped where that is already 
 """
 
 import dataclasses
+import math
 import re
 import shutil
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from petx.data import predictions
 from petx.data.batches import RoundRobinBatches
 from petx.errors import UserError
 from petx.files import damaged_files, read_json, write_json, written_whole
-from petx.train import checkpoints, scoring, tuned
+from petx.train import checkpoints, scoring, trainer_flags, tuned
 
 SETTINGS, RESULT, PREDICTIONS = "settings.json", "result.json", "predictions"
 MAY_CHANGE = ("output_dir", "resume", "arms", "with_arms", "seeds")  # in these a resumed run may differ
@@ -163,6 +164,7 @@ def run_arm(run: Any, arm: str, seed: int, place: str) -> dict[str, Any]:
         sizes = batch_sizes(run)
         planned, lr = steps(run, sizes), baseline.learning_rate(settings)
         args = run.training_arguments(folder / "training", steps=planned, lr=lr, seed=seed)
+        trainer_flags.writes_tensorboard(settings.trainer, folder / "tensorboard")
         trainer = run.trainer(model, args, run.data.train, sizes, dev_tasks=run.data.dev)
         train(trainer)
         record |= {"steps": planned, "seconds": trainer.seconds, "curve": curve(trainer.state.log_history)}
@@ -191,7 +193,7 @@ def batch_sizes(run: Any) -> list[int]:
 def steps(run: Any, sizes: list[int]) -> int:
     """How many steps a training of ``run`` has."""
     an_epoch = RoundRobinBatches.epoch_steps(list(map(len, run.data.train)), sizes)
-    return run.settings.steps or run.settings.epochs * an_epoch
+    return run.settings.steps or math.ceil(run.settings.epochs * an_epoch / run.settings.accumulated)
 
 
 def train(trainer: Any) -> None:

@@ -20,7 +20,7 @@ from petx import hosts
 from petx.data.batches import IGNORED, RoundRobinBatches, TaskMixture
 from petx.errors import UserError
 from petx.files import written_whole
-from petx.train import checkpoints, scoring
+from petx.train import checkpoints, scoring, trainer_flags
 
 
 class PetTrainer(Seq2SeqTrainer):
@@ -85,13 +85,20 @@ class PetTrainer(Seq2SeqTrainer):
         batches = RoundRobinBatches(
             list(map(len, self.tasks)),
             self.batch_sizes,
-            steps=self.args.max_steps,
+            steps=self.args.max_steps * self.args.gradient_accumulation_steps,
             seed=self.args.seed,
             rank=self.args.process_index,
             processes=self.args.world_size,
         )
-        workers = self.args.dataloader_num_workers
-        return DataLoader(self.mixture, batch_sampler=batches, collate_fn=self.data_collator, num_workers=workers)
+        args = self.args
+        reading: dict[str, Any] = dict(num_workers=args.dataloader_num_workers, pin_memory=args.dataloader_pin_memory)
+        if args.dataloader_num_workers:  # torch refuses them without workers, and so does petx by name
+            reading |= dict(
+                prefetch_factor=args.dataloader_prefetch_factor,
+                persistent_workers=args.dataloader_persistent_workers,
+                multiprocessing_context=args.dataloader_multiprocessing_context,
+            )
+        return DataLoader(self.mixture, batch_sampler=batches, collate_fn=self.data_collator, **reading)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         if self.decay == "paper":
@@ -225,7 +232,7 @@ def training_arguments(
 
     ``more`` are further fields of them, over these.
     """
-    args = Seq2SeqTrainingArguments(
+    own: dict[str, Any] = dict(
         output_dir=str(output_dir),
         max_steps=steps,
         learning_rate=lr,
@@ -247,7 +254,11 @@ def training_arguments(
         ddp_find_unused_parameters=False,
         disable_tqdm=True,  # for Progress
         use_cpu=not torch.cuda.is_available(),  # said so, accelerate takes gloo under torchrun
-        **more,
+        dataloader_pin_memory=False,
+        **trainer_flags.recomputing(more),
     )
+    if not evaluates:
+        more.pop("eval_strategy", None)
+    args = Seq2SeqTrainingArguments(**own | more)
     args._n_gpu = min(args.n_gpu, 1)  # a process uses one device; several are torchrun's business, not DataParallel's
     return args

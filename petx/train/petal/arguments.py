@@ -153,7 +153,6 @@ class Settings(Common):
         choices=("clean", "paper"),
     )
     notice: str | None = option(None, "note printed before the run begins")
-    amp: str | None = option(None, "mixed precision on a GPU", choices=(None, "fp16", "bf16"))
 
     @classmethod
     def default_folder(cls, preset: str) -> str:

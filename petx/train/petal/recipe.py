@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from torch import nn
 
 from petx.train.petal import arguments
@@ -55,10 +54,6 @@ class Petal(Recipe):
     ) -> PetalTrainer:
         more: dict[str, Any] = dict(dev_tasks=dev_tasks, decay=settings.decay, settings=settings)
         return PetalTrainer(model, args, tokenizer, tasks, batch_sizes, **more)
-
-    def training_options(self, settings: Common) -> dict[str, Any]:
-        given: Any = settings  # of this recipe
-        return {given.amp: True} if given.amp and torch.cuda.is_available() else {}
 
     def notes(self, settings: Common) -> str:
         given: Any = settings  # of this recipe

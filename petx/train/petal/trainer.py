@@ -24,7 +24,8 @@ class PetalTrainer(PetTrainer):
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
         if self.lr_scheduler is None:
             settings, top = self.settings, self.args.learning_rate
-            an_epoch = RoundRobinBatches.epoch_steps(list(map(len, self.tasks)), self.batch_sizes)
+            batches = RoundRobinBatches.epoch_steps(list(map(len, self.tasks)), self.batch_sizes)
+            an_epoch = math.ceil(batches / self.args.gradient_accumulation_steps)
             warm = warmup_steps(settings, num_training_steps)
 
             def factor(step: int) -> float:
