@@ -98,6 +98,7 @@ class AdapterModel(BaseTuner):
             config.modules_to_save = saved
             del self._planned
             self._connect(model)
+        config.told = self.report.describe(self, adapter_name)
 
     @classmethod
     def expected(cls, model: nn.Module, config: PeftConfig) -> dict[str, torch.Tensor]:

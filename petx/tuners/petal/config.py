@@ -4,12 +4,11 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from peft import PeftConfig
-
 from petx.errors import UserError
 from petx.nn.context_enhancement import CONTEXTS
 from petx.nn.expert_mixture import ACTIVATIONS, GATES
 from petx.nn.mode_cores import FORMS, THRESHOLDS
+from petx.tuners._common.card import AdapterConfig
 from petx.tuners._common.config import check_fields, takes_no
 from petx.tuners._register import add_peft_type
 
@@ -37,7 +36,7 @@ CHOICES = {
 
 @takes_no("towers says which parts of the model are adapted")
 @dataclass
-class PetalConfig(PeftConfig):
+class PetalConfig(AdapterConfig):
     r"""Configuration of PETAL (arXiv 2312.12458): every adapted projection gets :math:`V M(p)^\top U x`, with factors
     U, V and a core that all layers share and a mode vector p of its own; a mixture of experts reads the embeddings of
     instruction and queries once; every layer gets a small residual of its self-attention.

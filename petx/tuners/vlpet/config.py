@@ -4,11 +4,10 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from peft import PeftConfig
-
 from petx.errors import UserError
 from petx.functional._gated_adapter_options import check_options
 from petx.nn.gated_adapter import DESIGNS
+from petx.tuners._common.card import AdapterConfig
 from petx.tuners._common.config import check_fields, takes_no
 from petx.tuners._register import add_peft_type
 from petx.tuners.vlpet.hosts import PRESETS, preset_of
@@ -23,7 +22,7 @@ def needs_input(granularity: str, placement: str) -> bool:
 
 @takes_no("encoder_sites and decoder_sites say which linear layers are adapted")
 @dataclass
-class VLPetConfig(PeftConfig):
+class VLPetConfig(AdapterConfig):
     r"""Configuration of VL-PET: :math:`H \leftarrow s\,G \odot (H + \Delta H)` at every encoder sub-layer, and
     :math:`V \leftarrow V + \Delta V` beside every decoder cross-attention value (arXiv 2308.09804).
 

@@ -57,7 +57,7 @@ def obstacle(layer: nn.Module) -> str | None:
 def obstacle_now(layer: nn.Module) -> str | None:
     """Why ``layer``, which is fused, would run the host's own steps in a pass here and now, or None."""
     device = next((parameter.device.type for parameter in layer.parameters()), "cpu")
-    if torch.is_autocast_enabled(device):
+    if device != "meta" and torch.is_autocast_enabled(device):
         return "under autocast the residual stream keeps its own dtype, and the operation has one for all"
     return None
 
