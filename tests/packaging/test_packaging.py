@@ -63,18 +63,18 @@ class TestTorchLocation:
 
         monkeypatch.setattr(torch_location, "_search_path", lambda: [tmp_path])
         (required,) = torch_location.build_requirements()
-        assert Requirement(required) == Requirement("torch>=2.11,<2.14")
+        assert Requirement(required) == Requirement("torch>=2.11,<2.15")
         with pytest.raises(SystemExit, match="no torch found"):
             torch_location.supported_torch()
 
-    @pytest.mark.parametrize("version", ["2.11.0+cu130", "2.13.0+cpu", "2.13.1"])
+    @pytest.mark.parametrize("version", ["2.11.0+cu130", "2.13.0+cpu", "2.14.1"])
     def test_supported_versions(self, monkeypatch, tmp_path, version):
         from buildtools import torch_location
 
         monkeypatch.setenv("PETX_TORCH_PATH", str(make_torch(tmp_path, version)))
         assert torch_location.supported_torch() == torch_location.Torch(tmp_path / "torch", version, None)
 
-    @pytest.mark.parametrize("version", ["2.10.0", "2.14.0+cpu", "2.14.0.dev20260101"])
+    @pytest.mark.parametrize("version", ["2.10.0", "2.15.0+cpu", "2.15.0.dev20260101"])
     def test_unsupported_version_stops_the_build(self, monkeypatch, tmp_path, version):
         from buildtools import torch_location
 
@@ -244,6 +244,17 @@ def test_border_knows_no_cuda():
     cuda_header = re.compile(r'#\s*include\s*[<"](cuda(?!/common/plan\.h)|cooperative_groups)')
     floors = [*repository_files("csrc/kernels", "csrc/ops", "csrc/cpu"), ROOT / "csrc" / "module.cpp"]
     assert [path for path in floors if cuda_header.search(path.read_text(encoding="utf-8"))] == []
+
+
+def test_one_wheel_is_for_every_python_from_the_oldest_on():
+    """The module's limited API, the wheel's tag and the requirement name the same oldest Python."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    major, minor = re.match(r">=(\d)\.(\d+)", project["requires-python"]).groups()
+    module = (ROOT / "csrc" / "module.cpp").read_text(encoding="utf-8")
+    limited = int(re.search(r"#define Py_LIMITED_API (0x\w+)", module)[1], 16)
+    assert (limited >> 24, limited >> 16 & 255) == (int(major), int(minor))
+    script = (ROOT / "setup.py").read_text(encoding="utf-8")
+    assert f'"py_limited_api": "cp{major}{minor}"' in script and "py_limited_api=True" in script
 
 
 def test_no_path_of_one_machine_is_written_down():
