@@ -237,6 +237,8 @@ def copied(
 
 def is_vmapped(tensors: Iterable[torch.Tensor]) -> bool:
     """Whether torch.func's transforms or ``torch.autograd.grad(is_grads_batched=True)`` must see one operation each."""
+    if torch.compiler.is_compiling():
+        return False  # the compiler cannot trace the question
     batched = torch._C._functorch.is_legacy_batchedtensor
     return torch._C._are_functorch_transforms_active() or any(map(batched, tensors))
 
