@@ -112,8 +112,8 @@ MUTATIONS = [
     Mutation(
         "splits rounded to the storage type",
         SUMS,
-        r"write\((to \+ i \* grad.n \+ j), Tile::result\(0, i, j\)\);",
-        r"{ T rounded; store(rounded, Tile::result(0, i, j)); write(\1, load(rounded)); }",
+        r"write\(to, Tile::result\(0, i, j\)\);",
+        r"{ T rounded; store(rounded, Tile::result(0, i, j)); write(to, load(rounded)); }",
     ),
     Mutation(
         "last split one token short",
