@@ -63,6 +63,9 @@ def test_two_processes_train_as_one(own, tmp_path):
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("[1/1] VL-PET-large") == 1  # only one of them speaks
     one, two = (load_file(tmp_path / run / "vlpet/seed-42/tuned/adapter_model.safetensors") for run in ("one", "two"))
+    curves = [json.loads((tmp_path / run / "vlpet/seed-42/result.json").read_text())["curve"] for run in ("one", "two")]
+    losses = [torch.tensor(curve["loss"]) for curve in curves]
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-3, atol=1e-3)
     host_weights = load_file(tmp_path / "one" / "host" / "model.safetensors")
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-4)
