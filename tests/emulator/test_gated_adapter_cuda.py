@@ -176,3 +176,14 @@ def test_a_gradient_may_begin_anywhere(emulator):
 
     with mock.patch.object(emulator, "buffer", shifted):
         assert not wrong(outputs_and_grads(case.run, tensors), case, tensors)
+
+
+def test_a_norm_takes_no_product(emulator):
+    """What its sums need again waits in memory."""
+    found = []
+    for tail in ({}, BART_TAIL):
+        case = site("norm", batch=(1, 5), granularity="large", **tail)
+        emulator.library.simt_reset_counters()
+        outputs_and_grads(case.run, case.inputs(torch.bfloat16))
+        found.append(emulator.counters().matrix_products)
+    assert found[0] == found[1] > 0

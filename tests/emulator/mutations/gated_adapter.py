@@ -10,6 +10,7 @@ from tests.emulator.test_gated_adapter_cuda import (
     SHARED,
     SITES,
     test_a_gradient_may_begin_anywhere,
+    test_a_norm_takes_no_product,
     test_cost,
     test_dropout_mask,
 )
@@ -31,6 +32,7 @@ CHECKS = [
     of_assertions("cost of middleY", test_cost, SITE_BY_NAME["middleY"], torch.float32),
     of_assertions("inputs begin anywhere", test_inputs_may_begin_anywhere, LARGE, torch.bfloat16),
     of_assertions("gradient begins anywhere", test_a_gradient_may_begin_anywhere),
+    of_assertions("a norm takes no product", test_a_norm_takes_no_product),
     of_assertions("dropout mask", test_dropout_mask, 0.1, torch.float32),
     of_assertions("dropout past 32 bits", test_dropout_at_large_positions, 2**32 + 7),
 ]
