@@ -204,7 +204,6 @@ MUTATIONS = [
     Mutation("dh's last tile is dx's", GRADS, r"tile < h_tiles, adapter", "tile + 1 < h_tiles, adapter"),
     Mutation("dropped values not marked", GRADS, r"marked\(channel, kept\)\)", "channel)"),
     Mutation("marks drop what was kept", GRADS, r"< C\(0\) \? 0u : 1u", "< C(0) ? 1u : 0u"),
-    Mutation("marks left on the gate", GRADS, r"< C\(0\) \? -channel.value\[j\]", "< C(0) ? channel.value[j]"),
     Mutation("packs of odd widths", SITE, r"bits = p.d / p.heads % kRun \|\| p.d_x % kRun;", "bits = 0;"),
     Mutation("packs of odd inputs", SITE, r"p.norm_bias\}\)\s+bits \|=", "p.norm_bias}) bits &="),
     Mutation(
