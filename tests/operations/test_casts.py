@@ -7,12 +7,16 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from petx import ops
+from petx.certify.cases.cp_reconstruct import reconstruct
 from petx.functional._operation import operands
 from tests.cases.expert_mixture import mixture
+from tests.cases.gated_adapter import BART_TAIL, site
+from tests.cases.mode_cores import cores
 from tests.cases.mode_update import modes
 
 pytestmark = pytest.mark.skipif(ops._C is None, reason="needs the compiled library's operators")
-MIXTURE, UPDATE = mixture("casts", gate="token"), modes("casts", batch=(5,))
+BESIDE = [site("casts", granularity="large", **BART_TAIL), mixture("casts", gate="token"), modes("casts", batch=(5,))]
+ALONE = [cores("casts", gate="soft"), reconstruct("casts", gate="soft")]
 
 
 class Called(TorchDispatchMode):
@@ -32,7 +36,7 @@ class Called(TorchDispatchMode):
 def leaves_of(case, dtype):
     """The case's tensors in bfloat16, its parameters in ``dtype``."""
     tensors = case.inputs(torch.bfloat16, requires_grad=False)
-    narrow = [name for name in tensors if name == "x" or name.startswith("base")]
+    narrow = [name for name in tensors if name in ("h", "x") or name.startswith("base")]
     return {
         name: tensor.to(torch.bfloat16 if name in narrow else dtype).requires_grad_()
         for name, tensor in tensors.items()
@@ -40,7 +44,20 @@ def leaves_of(case, dtype):
     } | {name: tensor for name, tensor in tensors.items() if not tensor.is_floating_point()}
 
 
-@pytest.mark.parametrize("case", [MIXTURE, UPDATE], ids=["expert_mixture", "mode_update"])
+def assert_casts(case, tensors, forward, backward):
+    """Calls of torch's that cast several tensors at once; none casts one."""
+    with Called() as called:
+        results = case.run(tensors)
+    assert called.casts() == (0, forward)
+    results = [results] if isinstance(results, torch.Tensor) else list(results)
+    leaves = [tensor for tensor in tensors.values() if tensor.requires_grad]
+    with Called() as called:
+        grads = torch.autograd.grad(results, leaves, [torch.ones_like(y) for y in results])
+    assert called.casts() == (0, backward)
+    assert [grad.dtype for grad in grads] == [leaf.dtype for leaf in leaves]
+
+
+@pytest.mark.parametrize("case", BESIDE, ids=lambda case: case.operation)
 @pytest.mark.parametrize(
     ("dtype", "forward", "backward"),
     [
@@ -51,16 +68,13 @@ def leaves_of(case, dtype):
     ids=["narrow", "wide", "other"],
 )
 def test_one_cast_for_all_parameters(case, dtype, forward, backward):
-    tensors = leaves_of(case, dtype)
-    with Called() as called:
-        results = case.run(tensors)
-    assert called.casts() == (0, forward)
-    results = [results] if isinstance(results, torch.Tensor) else list(results)
-    leaves = [tensor for tensor in tensors.values() if tensor.requires_grad]
-    with Called() as called:
-        grads = torch.autograd.grad(results, leaves, [torch.ones_like(y) for y in results])
-    assert called.casts() == (0, backward)
-    assert [grad.dtype for grad in grads] == [leaf.dtype for leaf in leaves]
+    assert_casts(case, leaves_of(case, dtype), forward, backward)
+
+
+@pytest.mark.parametrize("case", ALONE, ids=lambda case: case.operation)
+@pytest.mark.parametrize(("dtype", "backward"), [(torch.bfloat16, 1), (torch.float32, 0)], ids=["narrow", "wide"])
+def test_operations_of_parameters_alone_cast_their_gradients(case, dtype, backward):
+    assert_casts(case, case.inputs(dtype), 0, backward)
 
 
 def test_what_is_cast_and_what_is_not():
