@@ -20,17 +20,21 @@ TINY = {
     "gated_adapter": [
         gated_adapter.case(112, torch.float64, tail, d=16, r=8, r_g=4, tail=tail) for tail in ("none", "bart", "t5")
     ],
-    "mode_cores": [mode_cores.case(5, torch.float64, "tiny", rank=4)],
+    "mode_cores": [
+        mode_cores.case(5, torch.float64, core, rank=4, diagonal=core == "diagonal") for core in ("full", "diagonal")
+    ],
     "mode_update": [
         mode_update.case(9, torch.float64, "alone", d_in=12, d_out=10, rank=4, modes=2, dropout=0.0),
         mode_update.case(9, torch.float64, "with", d_in=12, d_out=10, rank=4, projections=True, dropout=0.0),
+        mode_update.case(9, torch.float64, "diagonal", d_in=12, d_out=10, rank=4, diagonal=True, dropout=0.0),
     ],
     "cp_reconstruct": [
         cp_reconstruct.case(3, torch.float64, "soft", d_in=12, d_out=10, rank=4),
         cp_reconstruct.case(3, torch.float64, "full", d_in=12, d_out=10, rank=4, gate="none", full=True),
     ],
     "expert_mixture": [
-        expert_mixture.case(9, torch.float64, gate, d=12, experts=3, rank=4, gate=gate) for gate in ("uniform", "token")
+        expert_mixture.case(9, torch.float64, gate, d=12, experts=3, rank=4, gate=gate, length=3)
+        for gate in ("uniform", "token", "sample")
     ],
 }
 ALL = [case for cases in TINY.values() for case in cases]
@@ -55,6 +59,10 @@ def test_products_alone_are_the_work(case):
     """Multiplications and additions of the forward and the backward, but for those that make narrow cores."""
     (arm,) = [arm for arm in case.arms if arm.name == PRODUCTS]
     problem = case.make(case, "cpu")
+    if not case.work["fwd"][0]:
+        with pytest.raises(Unavailable, match="no product"):
+            arm.build(case, problem)
+        return
     forward, leaves = arm.build(case, problem)
     counted = []
     with FlopCounterMode(display=False) as counter:
@@ -201,7 +209,7 @@ def test_a_layer_in_a_dtype_without_products_is_left_out():
     assert run.too_slow(half, rates).startswith("torch multiplies bfloat16 at 1.0 GFLOP/s here")
     assert run.too_slow(ALL[0], rates) is None
     slow = {"gemm_flops_per_second": {"float32": 1e11, "float64": 1e9}}
-    assert [case.frozen_products for case in TINY["mode_update"]] == [False, True]
+    assert [case.frozen_products for case in TINY["mode_update"]] == [False, True, False]
     assert run.too_slow(TINY["mode_update"][0], slow) is None and run.too_slow(TINY["mode_update"][1], slow)
 
 

@@ -1,4 +1,4 @@
-"""PETAL's mixture of experts, with a uniform gate and one per token."""
+"""PETAL's mixture of experts, with a uniform gate, one per token or one per sample."""
 
 from typing import Any
 
@@ -45,10 +45,12 @@ def case(
     experts: int = 6,
     rank: int = 64,
     gate: str = "uniform",
+    length: int | None = None,
     quick: bool = False,
     **more: Any,
 ) -> BenchCase:
-    """K experts of rank r; N d values read and written once."""
+    """K experts of rank r; N d values read and written once. ``length``: the tokens of a sample, by default all."""
+    length = length or tokens
     size, stacked = dtype.itemsize, experts * rank
     parameters = {
         "down_weight": (stacked, d),
@@ -64,8 +66,8 @@ def case(
         "expert_mixture",
         name,
         dtype,
-        dict(N=tokens, d=d, K=experts, r=rank, gate=gate),
-        lambda made, device: problem(made, device, parameters, {"x": (1, tokens, d)}, gradients=("x",)),
+        dict(N=tokens, d=d, K=experts, r=rank, gate=gate) | (dict(L=length) if length < tokens else {}),
+        lambda made, device: problem(made, device, parameters, {"x": (tokens // length, length, d)}, gradients=("x",)),
         arms(
             literal,
             eager,
@@ -107,7 +109,10 @@ def fused(t: Tensors, *, experts: int, gate: str, alpha: float, beta: float) -> 
 
 
 def _gate(t: Tensors, gate: str) -> torch.Tensor | None:
-    return None if gate == "uniform" else torch.softmax(F.linear(t["x"], t["gate_weight"], t["gate_bias"]), -1)
+    if gate == "uniform":
+        return None
+    x = t["x"].mean(-2, keepdim=True) if gate == "sample" else t["x"]  # the mean of linear logits is that of x's
+    return torch.softmax(F.linear(x, t["gate_weight"], t["gate_bias"]), -1)
 
 
 def products(gated: bool) -> Arm:

@@ -55,14 +55,17 @@ def case(
     rank: int = 64,
     modes: int = 3,
     projections: bool = False,
+    diagonal: bool = False,
     dx: bool = True,
     dropout: float = 0.1,
     quick: bool = False,
     **more: Any,
 ) -> BenchCase:
-    """PETAL's update of K projections of one input, alone (bases given) or with the frozen projections."""
+    """PETAL's update of K projections of one input, alone (bases given) or with the frozen projections; ``diagonal``
+    is the core of a CP decomposition."""
     size, K = dtype.itemsize, modes
-    parameters = {"u": (rank, d_in), "v": (d_out, rank), "core": (rank,) * 3, "modes": (K, rank)}
+    core = (rank,) * (1 if diagonal else 3)
+    parameters = {"u": (rank, d_in), "v": (d_out, rank), "core": core, "modes": (K, rank)}
     activations, frozen = {"x": (1, tokens, d_in)}, {}
     if projections:
         frozen = {f"weight_{k}": (d_out, d_in) for k in range(K)} | {f"bias_{k}": (d_out,) for k in range(K)}
@@ -71,7 +74,7 @@ def case(
         activations |= {f"base_{k}": (1, tokens, d_out) for k in range(K)}
         reason = "its layer contains the frozen projection; see the cases with projections"
         others = without_lora(reason)
-    flops = 2 * tokens * (d_in * rank + K * rank * (rank + d_out))
+    flops = 2 * tokens * (d_in * rank + K * rank * ((0 if diagonal else rank) + d_out))
     dense = 2 * tokens * K * d_in * d_out if projections else 0
     read, written = tokens * d_in * size, tokens * K * d_out * size
     weights = size * (K * d_in * d_out if projections else 0) + size * rank * (d_in + d_out)
@@ -79,13 +82,14 @@ def case(
         "mode_update",
         name,
         dtype,
-        dict(N=tokens, d_in=d_in, d_out=d_out, R=rank, modes=K, projections=projections),
+        dict(N=tokens, d_in=d_in, d_out=d_out, R=rank, modes=K, projections=projections)
+        | (dict(core="diagonal") if diagonal else {}),
         lambda made, device: problem(made, device, parameters, activations, frozen, ("x",) if dx else ()),
         arms(
             literal,
             eager,
             fused,
-            products(K, projections, dx),
+            products(K, projections, dx, diagonal),
             others=others,
             **more,
         ),
@@ -106,7 +110,8 @@ def literal(t: Tensors, *, dropout: float, projections: bool) -> tuple[torch.Ten
     outputs = []
     for base, mode in zip(_bases(t, projections), t["modes"], strict=True):
         hidden = F.dropout(F.linear(t["x"], t["u"]), dropout, training=True)
-        outputs.append(base + F.linear(hidden @ (t["core"] @ mode), t["v"]))
+        mixed = hidden * (t["core"] * mode) if t["core"].dim() == 1 else hidden @ (t["core"] @ mode)
+        outputs.append(base + F.linear(mixed, t["v"]))
     return tuple(outputs)
 
 
@@ -116,7 +121,8 @@ def eager(t: Tensors, *, dropout: float, projections: bool) -> tuple[torch.Tenso
     (cores,) = mode_cores.eager(t)
     outputs = []
     for base, core in zip(_bases(t, projections), cores, strict=True):
-        narrow = F.dropout(hidden, dropout, training=True) @ core
+        narrow = F.dropout(hidden, dropout, training=True)
+        narrow = narrow * core if core.dim() == 1 else narrow @ core
         outputs.append(torch.addmm(base.flatten(0, -2), narrow, t["v"].T).view_as(base))
     return tuple(outputs)
 
@@ -134,24 +140,22 @@ def _bases(t: Tensors, projections: bool) -> list[torch.Tensor]:
     return [t[f"base_{k}"] for k in range(count)]
 
 
-def products(modes: int, projections: bool, dx: bool) -> Arm:
+def products(modes: int, projections: bool, dx: bool, diagonal: bool = False) -> Arm:
     """PETAL's update of some projections, with the frozen GEMMs if the case has them."""
     forward, backward = [("hidden", "x", "u.T")], []
     for k in range(modes):
         if projections:
             forward.append((f"base_{k}", "x", f"weight_{k}.T"))
-        forward += [(f"g{k}", "hidden", f"core[{k}]"), (f"y{k}", f"g{k}", "v.T")]
-        backward += [
-            ("dg", f"dy{k}", "v"),
-            ("dv", f"dy{k}.T", f"g{k}"),
-            ("dhidden", "dg", f"core[{k}].T"),
-            ("dcore", "hidden.T", "dg"),
-        ]
+        mixed, dhidden = ("hidden", "dg") if diagonal else (f"g{k}", "dhidden")
+        forward += [] if diagonal else [(mixed, "hidden", f"core[{k}]")]
+        forward.append((f"y{k}", mixed, "v.T"))
+        backward += [("dg", f"dy{k}", "v"), ("dv", f"dy{k}.T", mixed)]
+        backward += [] if diagonal else [(dhidden, "dg", f"core[{k}].T"), ("dcore", "hidden.T", "dg")]
         if projections and dx:
             backward.append(("dx", f"dy{k}", f"weight_{k}"))
-    backward.append(("du", "dhidden.T", "x"))
+    backward.append(("du", f"{dhidden}.T", "x"))
     if dx:
-        backward.append(("dx", "dhidden", "u"))
+        backward.append(("dx", dhidden, "u"))
     return alone(forward, backward, [f"y{k}" for k in range(modes)], lambda t: (*t["x"].shape[:-1], -1))
 
 
