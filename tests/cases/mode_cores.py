@@ -35,6 +35,8 @@ GRADCHECKED = [
 
 WIDE = [
     cores("wide", count=66, rank=17, gate="hard", threshold=17),
+    cores("wide-none", count=66, rank=24),  # whole packs, and splits of dP
+    cores("wide-none-odd", count=3, rank=67),
     cores("wide-rank", count=3, rank=66, **SIGMOID),
     cores("wide-rank-each", count=2, rank=66, gate="soft", threshold=66),
     cores("wide-diagonal", count=130, rank=300, core="diagonal", gate="soft"),

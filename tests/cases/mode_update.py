@@ -56,6 +56,9 @@ WIDE = [
     modes("wide-projected", batch=(2, 65), d_out=131, rank=80, u=False, count=4),
     # 189 tiles of results, two a block of the CUDA forward: some blocks have tiles of two projections
     modes("wide-shares", batch=(2,), d_in=3, d_out=4001, rank=3, dropout=0.1),
+    # depths that few rows split among blocks, the last split shorter, and two tiles of ranks
+    modes("deep", batch=(70,), d_in=331, d_out=643, rank=66, count=2, dropout=0.1),
+    modes("deep-one", batch=(5,), d_in=150, d_out=720, rank=8, count=1),
     modes("wide-alone", batch=(2, 65), d_in=72, d_out=72, rank=64, bases=False, count=1),
 ]
 

@@ -1,6 +1,6 @@
 // The emulator's controls for Python, by ctypes.
 
-#include "simt.h"
+#include "machine.h"
 
 extern "C" {
 void simt_set_order(int order, uint64_t seed) { simt::set_order(static_cast<simt::Order>(order), seed); }
@@ -12,6 +12,12 @@ void simt_clear_buffers() { simt::clear_buffers(); }
 void simt_counters(simt::Counters* to) { *to = simt::counters(); }
 void simt_reset_counters() { simt::reset_counters(); }
 const char* simt_conflicts() { return simt::conflicts().c_str(); }
+// Rows, depth and columns of product number `i` that was left to torch since the counters' reset; 0 past the last.
+int simt_product(int64_t i, int64_t* to) {
+  if (3 * i >= static_cast<int64_t>(simt::m.products.size())) return 0;
+  for (int n = 0; n < 3; ++n) to[n] = simt::m.products[3 * i + n];
+  return 1;
+}
 void simt_set_sample(int64_t blocks) { simt::set_sample(blocks); }
 void simt_set_find_body(simt::FindBody find) { simt::set_find_body(find); }
 // Launches a body that belongs to no kernel of this library.

@@ -67,6 +67,7 @@ struct Machine {
   std::string report, conflicts_text;
   bool watching = false;
   int64_t sample = 0;
+  std::vector<int64_t> products;  // that were left to torch: rows, depth, columns of each
   FindBody find_body = nullptr;
   Watch watch;
   std::map<std::string, int64_t> conflicts;

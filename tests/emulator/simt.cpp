@@ -161,6 +161,7 @@ Counters counters() { return m.counters; }
 void reset_counters() {
   m.counters = {};
   m.conflicts.clear();
+  m.products.clear();
 }
 const std::string& conflicts() {
   m.conflicts_text.clear();

@@ -9,7 +9,7 @@ from tests.cases.mode_update import modes
 from tests.checks import outputs, outputs_and_grads, weights_of
 
 TILE = 64
-WARP_PRODUCTS = 8 * 4 * 4  # a chunk of the depth in a tile: 8 warps of 16 x 32 results, in products 16 x 8 x 16
+STEP_PRODUCTS = 8 * 4  # 16 of the depth in a tile: 8 warps of 16 x 32 results, in products 16 x 8 x 16
 MULTIPROCESSORS = 132
 by_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 
@@ -19,15 +19,15 @@ def tiles(size):
 
 
 class Cost:
-    """Sums of a formula: values read and written in storage type, in compute type, and chunks of matrix products."""
+    """Sums of a formula: values read and written in storage type, in compute type, and steps of a product's depth."""
 
     def __init__(self):
-        self.read = self.written = self.wide_read = self.wide_written = self.chunks = 0
+        self.read = self.written = self.wide_read = self.wide_written = self.steps = 0
 
     def product(self, rows, columns, depth):
         """[rows, columns] by tiles, each of which reads its vectors once."""
         self.read += rows * depth * tiles(columns) + columns * depth * tiles(rows)
-        self.chunks += tiles(rows) * tiles(columns) * tiles(depth)
+        self.steps += tiles(rows) * tiles(columns) * -(-depth // 16)
 
     def moved(self, read, written):
         self.read += read
@@ -46,59 +46,78 @@ def assert_costs(counters, cost, launches, dtype):
     assert counters.launches == launches
     assert counters.global_read == cost.read * size + cost.wide_read * 4
     assert counters.global_written == cost.written * size + cost.wide_written * 4
-    assert counters.matrix_products == (cost.chunks * WARP_PRODUCTS if dtype == torch.bfloat16 else 0)
+    assert counters.matrix_products == (cost.steps * STEP_PRODUCTS if dtype == torch.bfloat16 else 0)
     assert counters.bank_conflicts == 0
 
 
+def busiest(blocks, works):
+    """What the busiest multiprocessor takes: of two blocks a sixth more than of one (launch.cuh)."""
+    pairs, single = divmod(-(-blocks // MULTIPROCESSORS), 2)
+    return (7 * pairs + 6 * single) * (4 * works + 1)
+
+
 def tiles_of_a_share(blocks, works, again):
-    """The fewest shares that leave the busiest multiprocessor least to do (launch.cuh)."""
+    """The fewest shares that leave the busiest multiprocessor least to do."""
     cost = {}
     for shares in range(1, min(works, 2 * MULTIPROCESSORS) + 1):
-        busiest, each = -(-blocks * shares // MULTIPROCESSORS), -(-works // shares)
-        cost.setdefault(each, (busiest + 1) * (4 * (each + again) + 1))
+        each = -(-works // shares)
+        cost.setdefault(each, busiest(blocks * -(-works // each), each + again))
+    return min(cost, key=cost.get)
+
+
+def depth_splits(groups, depth, launch):
+    """Into how many parts the depth of some tiles is cut, at most eight (mode_update/plan.h)."""
+    cost = {1: busiest(groups, tiles(depth) + 3)}
+    for splits in range(2, min(8, tiles(depth)) + 1):
+        each = -(-tiles(depth) // splits)
+        cost.setdefault(-(-tiles(depth) // each), busiest(groups * splits, each + 3) + launch)
     return min(cost, key=cost.get)
 
 
 def forward_cost(n, d_in, d_out, rank, count, dropout):
-    """Whole tiles; a block of rows is shared by as many blocks as fill the card, which recompute h."""
-    cost, works = Cost(), count * tiles(d_out)
-    of_tile = tiles(rank) + 3
-    each = tiles_of_a_share(tiles(n), works, -(-tiles(d_in) * tiles(rank) // of_tile) + 1)
-    shares = -(-works // each)
-    for begin in range(0, works, each):
-        end = min(begin + each, works)
-        cost.product(n, rank, d_in)
+    """x U^T, in parts if there are few rows; each projection's g; whole tiles of the results."""
+    cost, splits = Cost(), depth_splits(tiles(n) * tiles(rank), d_in, 0)
+    cost.product(n, rank, d_in)
+    cost.wide_written += (splits > 1) * splits * n * rank
+    cost.moved(0, (splits == 1) * n * rank)
+    for _ in range(count):
+        if splits > 1:
+            cost.wide_read += splits * n * rank
+            cost.moved(0, n * rank)  # h, by each for itself
+        if dropout:
+            cost.moved(n * rank, n * rank)
+        cost.product(n, rank, rank)
         cost.moved(0, n * rank)
-        for k in range(begin // tiles(d_out), -(-end // tiles(d_out))):
-            if dropout:
-                cost.moved(n * rank, n * rank)
-            cost.product(n, rank, rank)
-            cost.moved(0, n * rank)
-            for _ in range(max(begin, k * tiles(d_out)), min(end, (k + 1) * tiles(d_out))):
-                cost.product(n, TILE, rank)
-                cost.moved(n * TILE, n * TILE)  # base, y
-    return cost, dropout * shares  # and the seed, once a thread
+        cost.product(n, d_out, rank)
+        cost.moved(n * d_out, n * d_out)  # base, y
+    return cost, 3, dropout * (splits * tiles(rank) + count)  # and the seed, once a thread
 
 
 def backward_cost(n, d_in, d_out, rank, count, dropout):
-    """dx's columns are shared by blocks, which recompute dh."""
-    cost, shares = Cost(), -(-tiles(d_in) // tiles_of_a_share(tiles(n), tiles(d_in), count * tiles(rank)))
+    """dx's columns are shared by blocks, which add up dh."""
+    cost, shares = Cost(), -(-tiles(d_in) // tiles_of_a_share(tiles(n), tiles(d_in), 1))
+    splits = depth_splits(tiles(n) * count * tiles(rank), d_out, 120)
     for _ in range(count):
-        cost.product(n, rank, d_out)  # dg
-        cost.moved(0, n * rank)
+        cost.product(n, rank, d_out)
+        if splits > 1:  # dg's parts
+            cost.wide_written += splits * n * rank
+            cost.wide_read += splits * n * rank
+        cost.moved(0, n * rank)  # dg
+        cost.product(n, rank, rank)
+        cost.moved(0, n * rank)  # what it adds to dh
         if dropout:
             cost.moved(n * rank, n * rank)
         cost.product(n, rank, rank)  # g
         cost.moved(0, n * rank)
-        for _ in range(shares):
-            cost.product(n, rank, rank)  # dh's part
         cost.sum_over_tokens(n, 1, rank, rank)
-    cost.moved(0, shares * n * rank)  # dh
+    if count > 1:
+        cost.moved(shares * count * n * rank, shares * n * rank)  # dh
     cost.product(n, d_in, rank)
     cost.moved(0, n * d_in)
     cost.sum_over_tokens(n, count, d_out, rank)
     cost.sum_over_tokens(n, 1, rank, d_in)
-    return cost, dropout * (count + shares)
+    seeds = 2 * count + shares + (splits > 1) * count * splits * tiles(rank)
+    return cost, 4 + (splits > 1), dropout * seeds
 
 
 @by_dtype
@@ -109,35 +128,36 @@ def backward_cost(n, d_in, d_out, rank, count, dropout):
         (64, 64, 192, 128, 2, {}),
         (128, 64, 128, 64, 3, dict(dropout=0.1)),
         (64, 128, 64, 64, 4, dict(dropout=0.5, shared_mask=True)),
+        (64, 256, 640, 128, 1, dict(dropout=0.1)),
     ],
-    ids=["plain", "wide-rank", "dropout", "shared"],
+    ids=["plain", "wide-rank", "dropout", "shared", "deep"],
 )
 def test_mode_update(n, d_in, d_out, rank, count, options, dtype, emulator):
     case = modes("cost", batch=(n,), d_in=d_in, d_out=d_out, rank=rank, count=count, **options)
     tensors = case.inputs(dtype)
     results = outputs(case.run(tensors))
-    cost, seeds = forward_cost(n, d_in, d_out, rank, count, bool(options))
+    cost, launches, seeds = forward_cost(n, d_in, d_out, rank, count, bool(options))
     seed_bytes = 8 * 256 * tiles(n)
     counters = emulator.counters()
     counters.global_read -= seeds * seed_bytes
-    assert_costs(counters, cost, 1, dtype)
+    assert_costs(counters, cost, launches, dtype)
 
     emulator.library.simt_reset_counters()
     factors = [tensors[name] for name in ("x", "u", "v", "cores")]
     torch.autograd.grad(results, factors, weights_of(results))
-    cost, seeds = backward_cost(n, d_in, d_out, rank, count, bool(options))
+    cost, launches, seeds = backward_cost(n, d_in, d_out, rank, count, bool(options))
     counters = emulator.counters()
     counters.global_read -= seeds * seed_bytes
-    assert_costs(counters, cost, 4, dtype)
+    assert_costs(counters, cost, launches, dtype)
 
 
 def test_diagonal_cores_take_one_launch_more(emulator):
     case = modes("cost", batch=(64,), core="diagonal", dropout=0.1)
     tensors = case.inputs(torch.float32)
     results = outputs(case.run(tensors))
-    assert emulator.counters().launches == 1
+    assert emulator.counters().launches == 3
     torch.autograd.grad(results, list(tensors.values()), weights_of(results))
-    assert emulator.counters().launches == 1 + 5
+    assert emulator.counters().launches == 3 + 5
 
 
 def test_nothing_is_made_for_gradients_that_nobody_asks_for(emulator):
@@ -154,7 +174,7 @@ def test_nothing_is_made_for_gradients_that_nobody_asks_for(emulator):
         cost.product(n, rank, width)
         cost.product(n, rank, rank)
     cost.product(n, width, rank)
-    cost.moved(0, 3 * n * rank + n * rank + n * width)
+    cost.moved(3 * n * rank, 3 * n * rank + 3 * n * rank + n * rank + n * width)
     assert_costs(emulator.counters(), cost, 2, torch.float32)
     # One result alone: its dy alone is read.
     results = outputs(case.run(tensors))
@@ -207,18 +227,19 @@ def test_mode_cores(options, dtype, emulator):
     cost.product(n, slices, rank)
     cost.moved(gated * slices * rank, n * slices)  # a threshold for each of the core's values
     counters = emulator.counters()
-    cost.chunks = 0
     assert_costs(counters, cost, 1, dtype)
 
     emulator.library.simt_reset_counters()
     torch.autograd.grad(results, list(tensors.values()), weights_of(results))
     cost, blocks = Cost(), tiles(slices)
     cost.product(slices, rank, n)
-    cost.moved((1 + gated) * slices * rank, 0)  # for the gate's slopes
+    cost.moved(2 * gated * slices * rank, 0)  # for the gate's slopes
     cost.wide_written += slices * rank
-    cost.product(n, rank, slices)
+    for _ in range(0, slices, 256):  # splits
+        cost.product(n, rank, 256)
+        cost.wide_written += n * rank
+        cost.wide_read += n * rank
     cost.moved(gated * slices * rank, 0)
-    cost.wide_written += 2 * n * rank + gated * (blocks + 1)
-    cost.wide_read += n * rank + gated * blocks
-    cost.chunks = 0
+    cost.wide_written += n * rank + gated * (blocks + 1)
+    cost.wide_read += gated * blocks
     assert_costs(emulator.counters(), cost, 2, dtype)

@@ -36,7 +36,9 @@ def test_mixture_obeys_the_environment(kernel, monkeypatch):
     assert plan("expert_mixture")["kernel"] == kernel
 
 
-@pytest.mark.parametrize(("rows", "grid"), [(1024, (16, 8)), (4112, (65, 4)), (64, (1, 36)), (28000, (438, 2))])
+@pytest.mark.parametrize(
+    ("rows", "grid"), [(1024, (16, 12)), (4112, (65, 4)), (64, (1, 36)), (28000, (438, 3)), (8, (1, 36))]
+)
 def test_few_rows_share_the_columns_of_an_update(rows, grid):
     answer = plan("mode_update", rows=rows)
     assert answer["grid"] == grid
@@ -63,6 +65,25 @@ def test_a_site_passes_over_rows_for_what_needs_all_columns():
     without = [key for key, words in passes.items() if not words]
     assert without == [(0, 0), (1, 0), (3, 0)]
     assert [key for key, words in passes.items() if words == "two pass"] == [(4, 0), (4, 1)]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "down", "out"),
+    [
+        (dict(rows=1024), 6, 4),
+        (dict(rows=4112), 4, 1),
+        (dict(rows=28000), 1, 1),
+        (dict(rows=1024, d_in=1408, count=2), 8, 6),
+        (dict(rows=2048, d_in=4096, d_out=4096, count=1), 8, 8),
+        (dict(rows=64, d_in=64, d_out=64), 1, 1),
+    ],
+    ids=str,
+)
+def test_few_rows_split_the_depth_of_an_update(sizes, down, out):
+    """Of x U^T, whose parts the next launch adds up anyway, and of dy V where that saves more than a launch."""
+    why = plan("mode_update", **sizes)["why"]
+    for product, splits in (("x U^T", down), ("dy V", out)):
+        assert f"{product} in {splits} splits of its depth" in why or splits == 1 and f"{product} in 1 piece" in why
 
 
 def test_table_holds_240_modules():

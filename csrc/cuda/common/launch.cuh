@@ -60,16 +60,21 @@ inline int64_t token_splits(int64_t tokens) {
 // Multiprocessors of an H100. Grids are cut for it, but are the same on every card.
 constexpr int64_t kMultiprocessors = 132;
 
+// What a multiprocessor takes for `blocks` of a kernel of tiles, in sixths of what one takes by itself: it runs two at
+// a time, of which one computes while the other waits, so that a pair takes a sixth longer than one.
+constexpr int64_t turns(int64_t blocks) { return blocks / 2 * 7 + blocks % 2 * 6; }
+// The same of the busiest of an H100's multiprocessors, in quarters of a tile: a block costs one before it begins.
+constexpr int64_t busiest(int64_t blocks, int64_t tiles) {
+  return turns((blocks + kMultiprocessors - 1) / kMultiprocessors) * (4 * tiles + 1);
+}
+
 // How many of `tiles` a block takes where `most` blocks at most share them, and there are `blocks` such groups: the
-// number that leaves the busiest of an H100's multiprocessors least to do. It does the work of its blocks, and that of
-// one more while nobody hides its last block's waits; a block costs a quarter of a tile before it begins, and `again`
-// tiles that each recomputes.
+// number that leaves the busiest multiprocessor least to do; `again` are tiles that each recomputes.
 inline int64_t tiles_of_a_share(int64_t blocks, int64_t tiles, int64_t again, int64_t most) {
   int64_t least = INT64_MAX, best = tiles;
   for (int64_t shares = 1; shares <= tiles && shares <= most; ++shares) {
     int64_t each = (tiles + shares - 1) / shares;
-    int64_t busiest = (blocks * shares + kMultiprocessors - 1) / kMultiprocessors;
-    int64_t cost = (busiest + 1) * (4 * (each + again) + 1);
+    int64_t cost = busiest(blocks * ((tiles + each - 1) / each), each + again);
     if (cost < least) least = cost, best = each;
   }
   return best;

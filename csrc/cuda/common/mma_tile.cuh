@@ -156,7 +156,7 @@ class MmaTile {
     bool whole_;
   };
 
-  // The same for any alignment and any size, value by value.
+  // The same for any alignment, any size and values that are computed as they are read, value by value.
   template <class Operand>
   PETX_DEVICE static void stage(Shared<Pack<T>> to, const Operand& from, int64_t k0, int64_t depth) {
     int64_t lines = Operand::kTransposed ? depth - k0 : from.count,
@@ -169,7 +169,8 @@ class MmaTile {
       Pack<T> values = {};
 #pragma unroll
       for (int u = 0; u < kPack; ++u)
-        if (line < lines && pack * kPack + u < length) values.value[u] = read(source + u);
+        if (line < lines && pack * kPack + u < length)
+          values.value[u] = from.fetch(source + u, first_value + pack * kPack + u);
       to.set(place(line, pack), values);
     }
   }

@@ -21,6 +21,8 @@ struct Operand {
   }
   // What is contiguous in memory: row l or, if transposed, all rows at depth l.
   PETX_DEVICE const T* line(int64_t l) const { return data + l * stride; }
+  // What counts of the value that lies at `from`, which is number `along` of its line.
+  PETX_DEVICE static T fetch(const T* from, int64_t) { return read(from); }
   // Whether every line begins where sixteen bytes may be moved at once.
   PETX_DEVICE bool aligned() const {
     return reinterpret_cast<uintptr_t>(data) % 16 == 0 && stride % (16 / sizeof(T)) == 0;
@@ -36,6 +38,7 @@ struct JoinedRows {
   int64_t stride, head, count;
 
   PETX_DEVICE const T* line(int64_t l) const { return l < head ? first + l * stride : second + (l - head) * stride; }
+  PETX_DEVICE static T fetch(const T* from, int64_t) { return read(from); }
   PETX_DEVICE Compute<T> operator()(int i, int64_t k) const {
     return i < count ? load(read(line(i) + k)) : Compute<T>(0);
   }

@@ -137,7 +137,7 @@ PETX_KERNEL void __launch_bounds__(kSumLaunch.threads, kSumLaunch.blocks) column
 }
 
 // to [count] = the sum of `parts` vectors that lie `stride` apart, in their order, each the sum of `pieces` that follow
-// one another; times sigma' of a middle_y gate where `sigmoid_of` is given.
+// one another; times sigma' of a middle_y gate where `sigmoid_of` is given. A thread takes a run of sixteen bytes.
 template <class T>
 struct Reduction {
   const Compute<T>* from;
@@ -145,8 +145,11 @@ struct Reduction {
   int64_t parts, stride, count;
   const T* sigmoid_of;
   int64_t pieces = 1;
+  int64_t copies = 1;         // of the sum, one behind the other
+  const T* narrow = nullptr;  // the sum itself, made by others in T: nothing is added up
 
-  PETX_HD int64_t blocks() const { return sum_blocks(count); }
+  static constexpr int kRun = 16 / sizeof(Compute<T>);  // values of a thread
+  PETX_HD int64_t blocks() const { return sum_blocks((count + kRun - 1) / kRun); }
 };
 
 template <class T, int kMost>
@@ -162,17 +165,31 @@ PETX_KERNEL void __launch_bounds__(kSumLaunch.threads, kSumLaunch.blocks) reduce
   int number = 0;
   while (block >= all.each[number].blocks()) block -= all.each[number++].blocks();
   const Reduction<T> job = all.each[number];
-  int64_t i = block * kSumLaunch.threads + thread_index();
-  if (i >= job.count) return;
-  C sum = 0;
-  for (int64_t part = 0; part < job.parts; ++part)
-    for (int64_t piece = 0; piece < job.pieces; ++piece)
-      sum += read(job.from + part * job.stride + piece * job.count + i);
-  if (job.sigmoid_of) {
-    C sigma = sigmoid(C(load(read(job.sigmoid_of + i))));
-    sum *= sigma * (C(1) - sigma);
+  using Sums = RowBlock<C>;
+  constexpr int kRun = Reduction<T>::kRun;
+  const int64_t i = (block * kSumLaunch.threads + thread_index()) * kRun, left = job.count - i;
+  if (left <= 0) return;
+  typename Sums::Run sum = {};
+  if (job.narrow) {
+#pragma unroll
+    for (int j = 0; j < kRun; ++j)
+      if (j < left) sum.value[j] = load(read(job.narrow + i + j));
   }
-  write(job.to + i, sum);
+#pragma unroll 1
+  for (int64_t part = 0; part < job.parts; ++part)
+#pragma unroll 1
+    for (int64_t piece = 0; piece < job.pieces; ++piece)
+      Sums::add_to(sum, Sums::load_run(job.from, part * job.stride + piece * job.count + i, left));
+  if (job.sigmoid_of) {
+#pragma unroll
+    for (int j = 0; j < kRun; ++j)
+      if (j < left) {
+        C sigma = sigmoid(C(load(read(job.sigmoid_of + i + j))));
+        sum.value[j] *= sigma * (C(1) - sigma);
+      }
+  }
+#pragma unroll 1
+  for (int64_t copy = 0; copy < job.copies; ++copy) Sums::store_run(job.to, copy * job.count + i, left, sum);
 }
 
 // One launch for all jobs of a table, `rows_of_blocks` deep; none where the table is empty.
@@ -205,17 +222,24 @@ class TokenSums {
                                            split_sums_ + k * m * n};
     finish_split(to, m * n, pairs);
   }
-  // to [width] = sum over tokens of weight * value; see ColumnSum.
-  void column(void* to, const void* value, const C* weight, int64_t width) {
+  // to [copies, width] = sum over tokens of weight * value; see ColumnSum.
+  void column(void* to, const void* value, const C* weight, int64_t width, int64_t copies = 1) {
     if (!to) return;
     columns_.each[columns_.count++] = {static_cast<const T*>(value), weight, width, split_sums_};
     finish_split(to, width);
+    reductions_.each[reductions_.count - 1].copies = copies;
+  }
+  // to [count] = what others have left in T.
+  void widen(void* to, const T* narrow, int64_t count) {
+    if (!to) return;
+    finish(to, nullptr, 0, 0, count);
+    reductions_.each[reductions_.count - 1].narrow = narrow;
   }
   // to [count] = the sum of `parts` vectors that lie `stride` apart; see Reduction.
   void finish(void* to, const C* from, int64_t parts, int64_t stride, int64_t count, const void* sigmoid_of = nullptr) {
     if (!to) return;
     reductions_.each[reductions_.count++] = {
-        from, static_cast<C*>(to), parts, stride, count, static_cast<const T*>(sigmoid_of), 1};
+        from, static_cast<C*>(to), parts, stride, count, static_cast<const T*>(sigmoid_of)};
   }
 
   // After the last job.
@@ -227,7 +251,7 @@ class TokenSums {
     products_.sums = columns_.sums = sums;
     for (int i = 0; i < reductions_.count; ++i) {
       Reduction<T>& job = reductions_.each[i];
-      if (!job.parts) job.from = sums + job.stride, job.parts = splits_.count, job.stride = split_sums_;
+      if (!job.parts && !job.narrow) job.from = sums + job.stride, job.parts = splits_.count, job.stride = split_sums_;
     }
   }
 

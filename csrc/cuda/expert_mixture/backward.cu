@@ -21,6 +21,7 @@ struct Work {
   T* du;           // [N, K r] first q
   T* hidden;       // [N, K r] beta g act(u)
   T* scaled_gate;  // [N, K] beta g, zeros out of scope: up_bias' gradient is its product with dout
+  C* equal_gate;   // [N] the same where all gates are equal: then the gradient of each bias is one sum
   C* dgates;       // [N, K]
   T* raw_dgates;   // [N, K] dout . b_k by cuBLAS
   T* dlogits;      // [N, K]
@@ -116,6 +117,7 @@ class Between : MixtureRow<T> {
 
   PETX_DEVICE void run() const {
     const int64_t first_gate = token * p.experts;
+    if (work_.equal_gate && valid && !lane) write(work_.equal_gate + token, mixed ? p.beta * p.equal_gate : C(0));
     C mean = 0;
 #pragma unroll 1
     for (int64_t k = 0; k < p.experts; ++k) {
@@ -226,14 +228,6 @@ PETX_KERNEL void __launch_bounds__(kSumLaunch.threads, kSumLaunch.blocks)
   }
 }
 
-// What cuBLAS left in the storage type becomes a gradient in the compute type.
-template <class T>
-PETX_KERNEL void __launch_bounds__(kSumLaunch.threads, kSumLaunch.blocks)
-    widen(const T* from, Compute<T>* to, int64_t count) {
-  int64_t i = block_x() * kSumLaunch.threads + thread_index();
-  if (i < count) write(to + i, load(read(from + i)));
-}
-
 // One call: where everything lies, and the launches in their order.
 template <class T>
 class BackwardCall {
@@ -248,7 +242,8 @@ class BackwardCall {
     const int64_t narrow = p.rows * p.experts, weight = p.stacked * p.d;
     work_.du = workspace.take<T>(g.hidden() ? p.rows * p.stacked : 0);
     work_.hidden = workspace.take<T>(g.up_weight ? p.rows * p.stacked : 0);
-    work_.scaled_gate = workspace.take<T>(g.up_bias ? narrow : 0);
+    work_.scaled_gate = workspace.take<T>(g.up_bias && p.gated() ? narrow : 0);
+    work_.equal_gate = workspace.take<C>(g.up_bias && !p.gated() ? p.rows : 0);
     work_.dgates = workspace.take<C>(gates ? narrow : 0);
     work_.raw_dgates = workspace.take<T>(plan_.hybrid && gates && p.up_bias ? narrow : 0);
     work_.dlogits = workspace.take<T>(gates ? narrow : 0);
@@ -262,7 +257,15 @@ class BackwardCall {
       sums_.product(g.up_weight, g.dout, work_.hidden, p.d, p.stacked);
       sums_.product(g.down_weight, work_.du, p.x, p.stacked, p.d);
     }
-    sums_.product(g.up_bias, work_.scaled_gate, g.dout, p.experts, p.d);
+    if (narrowed) {
+      sums_.widen(g.up_weight, work_.up_weight, weight);
+      sums_.widen(g.down_weight, work_.down_weight, weight);
+    }
+    if (!p.gated()) {
+      sums_.column(g.up_bias, g.dout, work_.equal_gate, p.d, p.experts);
+    } else {
+      sums_.product(g.up_bias, work_.scaled_gate, g.dout, p.experts, p.d);
+    }
     sums_.product(g.gate_weight, work_.dlogits, p.x, p.experts, p.d);
     sums_.column(g.down_bias, work_.du, nullptr, p.stacked);
     if (p.gate == ExpertGate::token) sums_.column(g.gate_bias, work_.dlogits, nullptr, p.experts);
@@ -271,7 +274,7 @@ class BackwardCall {
   }
 
   int run(void* stream) const {
-    const bool between = work_.du || work_.hidden || work_.scaled_gate;
+    const bool between = work_.du || work_.hidden || work_.scaled_gate || work_.equal_gate;
     if (int error = work_.du ? (plan_.hybrid ? library_products() : products(stream)) : 0) return error;
     if (between)
       if (int error =
@@ -282,7 +285,7 @@ class BackwardCall {
                              stream, p, work_))
         return error;
     if (int error = g.dx ? dx(stream) : 0) return error;
-    if (int error = plan_.hybrid ? library_sums(stream) : 0) return error;
+    if (int error = plan_.hybrid ? library_sums() : 0) return error;
     return sums_.run(stream);
   }
 
@@ -313,14 +316,10 @@ class BackwardCall {
     if (int error = multiply(dout, matrix(p.up_weight, p.d, p.stacked), work_.du)) return error;
     return work_.raw_dgates ? multiply(dout, matrix(p.up_bias, p.experts, p.d).transposed(), work_.raw_dgates) : 0;
   }
-  int library_sums(void* stream) const {
+  // In the storage type; what is to be in the compute type goes through the workspace and the last launch.
+  int library_sums() const {
     auto weight_grad = [&](void* to, T* narrow, const host::Matrix& a, const host::Matrix& b) {
-      if (!to) return 0;
-      if (int error = multiply(a.transposed(), b, narrow ? narrow : static_cast<T*>(to))) return error;
-      int64_t count = a.cols * b.cols;
-      return narrow ? launch(widen<T>, sum_blocks(count), 1, kSumLaunch.threads, 0, stream, narrow, static_cast<C*>(to),
-                             count)
-                    : 0;
+      return to ? multiply(a.transposed(), b, narrow ? narrow : static_cast<T*>(to)) : 0;
     };
     if (int error = weight_grad(g.up_weight, work_.up_weight, matrix(g.dout, p.rows, p.d),
                                 matrix(work_.hidden, p.rows, p.stacked)))

@@ -20,11 +20,15 @@ PETX_DEVICE GateSlopes<Compute<T>> slopes_at(const CoresCall<Compute<T>>& p, int
   return with_gate(p.gate, [&]<Gate kind>() { return gate_slopes<kind>(value, limit, inverse); });
 }
 
+// C's rows in a split of dP: four chunks of a product's depth, so that these blocks take not much longer than the
+// others.
+constexpr int64_t kSplitRows = 256;
+
 // The backward's grid, and what its blocks leave to be added up.
 template <class T>
 struct Grid {
   using C = Compute<T>;
-  using Tile = FmaTile<T>;
+  using Tile = TileOf<T>;
   int64_t slice_tiles, rank_tiles, mode_tiles;
   int64_t core_blocks;   // of the first kind
   int64_t splits, size;  // of C's rows, for dP
@@ -32,11 +36,10 @@ struct Grid {
   C* dvectors;           // [splits, n, R]
 
   Grid(const ModeCoresParams& p, const ModeCoresGrads& g, Workspace& workspace) {
-    Splits of_rows(p.slices());
     slice_tiles = (p.slices() + Tile::kM - 1) / Tile::kM, rank_tiles = (p.rank + Tile::kN - 1) / Tile::kN;
     mode_tiles = (p.modes + Tile::kM - 1) / Tile::kM;
     core_blocks = g.dcore || g.dthreshold ? slice_tiles * rank_tiles : 0;
-    splits = of_rows.count, size = of_rows.size;
+    size = kSplitRows, splits = (p.slices() + size - 1) / size;
     dthreshold = workspace.template take<C>(g.dthreshold ? p.each ? slice_tiles * p.rank : core_blocks : 0);
     dvectors = workspace.template take<C>(g.dvectors ? splits * p.modes * p.rank : 0);
   }
@@ -47,21 +50,31 @@ template <class T>
 PETX_DEVICE void core_grad(const CoresCall<Compute<T>>& p, const ModeCoresGrads& g, const Grid<T>& grid,
                            int64_t block) {
   using C = Compute<T>;
-  using Tile = FmaTile<T>;
-  int64_t slice = block / grid.rank_tiles * Tile::kM, rank = block % grid.rank_tiles * Tile::kN, slices = p.slices();
+  using Tile = TileOf<T>;
+  using Part = RowBlock<C>;
+  const int number = static_cast<int>(block), across = static_cast<int>(grid.rank_tiles);
+  const int64_t slice = int64_t(number / across) * Tile::kM, rank = int64_t(number % across) * Tile::kN;
+  const int64_t slices = p.slices();
   Columns<T> grads{static_cast<const T*>(g.dcores) + slice, slices, slices - slice};
   Columns<T> vectors{static_cast<const T*>(p.vectors) + rank, p.rank, p.rank - rank};
   Tile::multiply(0, grads, vectors, p.modes);
-  for (int e = thread_index(); e < Tile::kM * Tile::kN; e += Tile::kThreads) {
-    int i = e / Tile::kN, j = e % Tile::kN;
-    C grad = Tile::result(0, i, j), by_threshold = 0;
-    if (slice + i < slices && rank + j < p.rank) {
-      int64_t at_core = (slice + i) * p.rank + rank + j;
-      GateSlopes<C> slopes = slopes_at<T>(p, at_core, rank + j);
-      if (g.dcore) write(static_cast<C*>(g.dcore) + at_core, grad * slopes.value);
-      by_threshold = grad * slopes.threshold;
+  const int row = thread_index() / Part::kSharers;
+#pragma unroll 1
+  for (int c = thread_index() % Part::kSharers * Part::kRun; c < Tile::kN; c += Part::kRun * Part::kSharers) {
+    const int64_t left = slice + row < slices ? p.rank - rank - c : 0, at_core = (slice + row) * p.rank + rank + c;
+    typename Part::Run run;
+#pragma unroll
+    for (int j = 0; j < Part::kRun; ++j) {
+      run.value[j] = Tile::result(0, row, c + j);
+      if (p.gate == Gate::none) continue;
+      C by_threshold = 0;
+      if (j < left) {
+        GateSlopes<C> slopes = slopes_at<T>(p, at_core + j, rank + c + j);
+        by_threshold = run.value[j] * slopes.threshold, run.value[j] *= slopes.value;
+      }
+      if (grid.dthreshold) Tile::set_result(0, row, c + j, by_threshold);
     }
-    if (grid.dthreshold) Tile::set_result(0, i, j, by_threshold);
+    if (g.dcore) Part::store_run(g.dcore, at_core, left, run);
   }
   if (!grid.dthreshold) return;
   sync_block();
@@ -83,17 +96,29 @@ PETX_DEVICE void core_grad(const CoresCall<Compute<T>>& p, const ModeCoresGrads&
 template <class T>
 PETX_DEVICE void vector_grad(const CoresCall<Compute<T>>& p, const ModeCoresGrads& g, const Grid<T>& grid,
                              int64_t block) {
-  using Tile = FmaTile<T>;
-  int64_t rank = block % grid.rank_tiles * Tile::kN, mode = block / grid.rank_tiles % grid.mode_tiles * Tile::kM;
-  int64_t split = block / grid.rank_tiles / grid.mode_tiles, begin = split * grid.size, slices = p.slices();
+  using Tile = TileOf<T>;
+  using Part = RowBlock<Compute<T>>;
+  const int number = static_cast<int>(block), across = static_cast<int>(grid.rank_tiles);
+  const int down = static_cast<int>(grid.mode_tiles), split = number / across / down;
+  const int64_t rank = int64_t(number % across) * Tile::kN, mode = int64_t(number / across % down) * Tile::kM;
+  const int64_t begin = split * grid.size, slices = p.slices();
   int64_t depth = slices - begin < grid.size ? slices - begin : grid.size;
   Rows<T> grads{static_cast<const T*>(g.dcores) + mode * slices + begin, slices, p.modes - mode};
-  GatedCore<T, true> core{p, begin * p.rank + rank, rank, p.rank - rank};
-  Tile::multiply(0, grads, core, depth);
-  for (int e = thread_index(); e < Tile::kM * Tile::kN; e += Tile::kThreads) {
-    int i = e / Tile::kN, j = e % Tile::kN;
-    if (mode + i < p.modes && rank + j < p.rank)
-      write(grid.dvectors + (split * p.modes + mode + i) * p.rank + rank + j, Tile::result(0, i, j));
+  if (p.gate == Gate::none) {
+    const T* core = static_cast<const T*>(p.core) + begin * p.rank;
+    Tile::multiply(0, grads, RowBlock<T>::weight_columns(core, rank, p.rank, p.rank), depth);
+  } else {
+    GatedCore<T, true> core{p, begin * p.rank + rank, rank, p.rank - rank};
+    Tile::multiply(0, grads, core, depth);
+  }
+  const int row = thread_index() / Part::kSharers;
+  if (mode + row >= p.modes) return;
+#pragma unroll 1
+  for (int c = thread_index() % Part::kSharers * Part::kRun; c < Tile::kN; c += Part::kRun * Part::kSharers) {
+    typename Part::Run run;
+#pragma unroll
+    for (int j = 0; j < Part::kRun; ++j) run.value[j] = Tile::result(0, row, c + j);
+    Part::store_run(grid.dvectors, ((split * p.modes + mode + row) * p.rank) + rank + c, p.rank - rank - c, run);
   }
 }
 
@@ -161,7 +186,7 @@ class BackwardCall {
   }
 
   int full(void* stream) const {
-    int error = launch(full_cores_backward<T>, grid_.blocks(), 1, FmaTile<T>::kThreads, FmaTile<T>::shared_bytes(1),
+    int error = launch(full_cores_backward<T>, grid_.blocks(), 1, TileOf<T>::kThreads, TileOf<T>::shared_bytes(1),
                        stream, p, g, grid_);
     if (error) return error;
     Reductions<T, kSums> sums = {};

@@ -15,15 +15,20 @@ namespace {
 template <class T>
 PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
     full_cores(CoresCall<Compute<T>> p, T* cores) {
-  using Tile = FmaTile<T>;
-  int64_t slice = block_x() * Tile::kN, mode = block_y() * Tile::kM, slices = p.slices();
-  Rows<T> vectors{static_cast<const T*>(p.vectors) + mode * p.rank, p.rank, p.modes - mode};
-  GatedCore<T, false> core{p, slice * p.rank, 0, slices - slice};
-  Tile::multiply(0, vectors, core, p.rank);
-  for (int e = thread_index(); e < Tile::kM * Tile::kN; e += Tile::kThreads) {
-    int i = e / Tile::kN, j = e % Tile::kN;
-    if (mode + i < p.modes && slice + j < slices) put<T>(cores, (mode + i) * slices + slice + j, Tile::result(0, i, j));
+  using Block = RowBlock<T>;
+  using Tile = typename Block::Tile;
+  const Block modes(p.modes, block_y());
+  const int64_t slice = block_x() * Tile::kN, slices = p.slices();
+  const Rows<T> vectors = modes.block_rows(p.vectors, p.rank);
+  if (p.gate == Gate::none) {
+    Tile::multiply(0, vectors, Block::weight_rows(p.core, slice, slices, p.rank), p.rank);
+  } else {
+    GatedCore<T, false> core{p, slice * p.rank, 0, slices - slice};
+    Tile::multiply(0, vectors, core, p.rank);
   }
+  modes.each_run(slice, slices, [&](int64_t column, int c, int64_t left) {
+    Block::store_run(cores, modes.token * slices + column, left, modes.result(0, c));
+  });
 }
 
 template <class T>
@@ -42,7 +47,7 @@ PETX_KERNEL void __launch_bounds__(kSumLaunch.threads, kSumLaunch.blocks)
 int mode_cores_fwd(const ModeCoresParams& p, void* cores, void* stream) {
   if (p.modes == 0) return 0;
   return with_storage(p.dtype, [&]<class T>() {
-    using Tile = FmaTile<T>;
+    using Tile = TileOf<T>;
     T* to = static_cast<T*>(cores);
     const CoresCall<Compute<T>> call(p);
     if (p.diagonal)

@@ -3,15 +3,13 @@
 namespace petx::cuda {
 
 static const Planner planner("mode_cores", {{"modes", 54}, {"rank", 64}, {"diagonal", 0}},
-                             [](DType, const Sizes& sizes) -> Plan {
+                             [](DType dtype, const Sizes& sizes) -> Plan {
                                ModeCoresParams p = {};
                                p.modes = sizes.at("modes"), p.rank = sizes.at("rank");
                                if (sizes.at("diagonal"))
                                  return {"diagonal", "a thread per value", (p.modes * p.rank + 255) / 256, 1};
                                ModeCoresPlan plan(p);
-                               return {"full",
-                                       "products on the plain arithmetic units in every dtype, because the gate is "
-                                       "taken while an operand is read",
+                               return {"full", units_of(dtype) + "; the gate is taken while an operand is read",
                                        plan.across, plan.down};
                              });
 

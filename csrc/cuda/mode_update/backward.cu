@@ -3,12 +3,13 @@
 //   dg_k = dy_k V;  dV = sum_k dy_k^T g_k;  dM_k = drop_k(h)^T dg_k;  dh = sum_k drop_k(dg_k M_k^T)
 //   dU = dh^T x;  dx = dh U
 //
-// Launches: one over blocks of rows and projections (dg_k, and g_k recomputed from h), one over blocks of rows and
-// shares of dx's columns (dh, which each share makes for itself, and dx), then the sums over tokens (token_sums.cuh):
-// the products, and their splits added up. A diagonal core's gradient is a sum of columns, one launch more. Bytes: the
-// dy_k and x twice, the second time mostly from the cache, dx once; beside them [N, R] tensors only. What nobody asked
-// for is neither computed nor stored. Tiling: that of the forward. The sum over k that is dh stays in floats, in the
-// tile's place for results.
+// Launches: one over blocks of rows and projections (dg_k, and what it adds to dh; beside them, in blocks of their own,
+// g_k from h), before it one that splits the depth of dy_k V among blocks where that takes less (plan.h), and one over
+// blocks of rows and shares of dx's columns (the sum over k that is dh, which each share makes for itself, and dx);
+// then the sums over tokens (token_sums.cuh): the products, and their splits added up. A diagonal core's gradient is a
+// sum of columns, one launch more. Bytes: the dy_k and x twice, the second time mostly from the cache, dx once; beside
+// them [N, R] tensors only. What nobody asked for is neither computed nor stored. Tiling: that of the forward. What
+// each projection adds to dh is rounded to the storage type, as torch's is, and the sum over k is made in C.
 
 #include "cuda/common/token_sums.cuh"
 #include "cuda/mode_update/block.cuh"
@@ -16,36 +17,77 @@
 namespace petx::cuda {
 namespace {
 
-// What the row blocks leave for each other and for the sums over tokens, [N, R] each, null where not needed. Without
+// What the launches leave for each other and for the sums over tokens, [N, R] each, null where not needed. Without
 // dropout the kept h is h.
 template <class T>
 struct Intermediate {
+  Compute<T>* parts[kMostModes];  // of dg_k: [splits, N, R]
   T* kept[kMostModes];
   T* mixed[kMostModes];  // g_k
   T* dg[kMostModes];
   T* by_core[kMostModes];  // dg_k times the kept h, for diagonal cores
+  T* of_dh[kMostModes];    // what each adds to dh; dh itself where there is but one
   T* dh;
   T* more_dh;  // of all shares but the first
 };
 
+// Block (row block, split of the depth and tile of ranks and projection).
+template <class T>
+PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
+    mode_parts(ModeCall<Compute<T>> p, ModeUpdateGrads g, Intermediate<T> to, DepthSplits splits) {
+  using Block = ModeBlock<T>;
+  using Tile = typename Block::Tile;
+  const Block block(p, block_x());
+  const int modes = static_cast<int>(p.count), count = static_cast<int>(splits.count);
+  const int y = static_cast<int>(block_y()), k = y % modes, split = y / modes % count;
+  const T* dy = static_cast<const T*>(of_mode(g.dy, k));
+  if (!dy) return;
+  const int64_t begin = y / modes / count * Tile::kN, from = split * splits.each;
+  const int64_t depth = p.d_out - from < splits.each ? p.d_out - from : splits.each;
+  const T* v = static_cast<const T*>(p.v) + from * p.rank;
+  Tile::multiply(0, block.block_rows(dy, p.d_out, from), Block::weight_columns(v, begin, p.rank, p.rank), depth);
+  block.put_part(begin, of_mode(to.parts, k) + split * p.rows * p.rank);
+}
+
 template <class T>
 class Backward : ModeBlock<T> {
   using Base = ModeBlock<T>;
-  using Base::p, Base::row, Base::token;
+  using Base::p, Base::token;
   using typename Base::C;
   using typename Base::Run;
   using typename Base::Tile;
-  static constexpr int kProduct = 0, kSum = 1;  // slots of results
 
  public:
   PETX_DEVICE Backward(const ModeCall<C>& call, const ModeUpdateGrads& grads, const Intermediate<T>& to)
       : Base(call, block_x()), g(grads), to_(to) {}
 
-  // Of projection k: dg_k, the kept h, g_k.
+  // Of projection k: dg_k from its `splits` parts or from dy_k, and what it adds to dh.
+  PETX_DEVICE void output_grad(int64_t k, int64_t splits) const {
+    if (!of_mode(g.dy, k) || !of_mode(to_.dg, k)) return;
+    for (int64_t begin = 0; begin < p.rank; begin += Tile::kN) {
+      if (splits == 1)
+        Tile::multiply(0, this->block_rows(of_mode(g.dy, k), p.d_out), Base::weight_columns(p.v, begin, p.rank, p.rank),
+                       p.d_out);
+      this->each_run(begin, p.rank, [&](int64_t column, int c, int64_t left) {
+        int64_t i = token * p.rank + column;
+        Run dg = splits == 1 ? this->result(0, c) : this->sum_of_parts(of_mode(to_.parts, k), splits, column, left);
+        Base::store_run(of_mode(to_.dg, k), i, left, dg);
+        if (!of_mode(to_.by_core, k)) return;
+        Run kept = Base::load_run(p.h, i, left);
+        this->drop(kept, k, column);
+        Base::multiply_by(kept, dg);
+        Base::store_run(of_mode(to_.by_core, k), i, left, kept);
+      });
+    }
+    if (!of_mode(to_.of_dh, k)) return;
+    sync_block();  // dg_k's other columns come from other threads
+    for (int64_t begin = 0; begin < p.rank; begin += Tile::kN) hidden_grad(begin, k);
+  }
+
+  // Of projection k: the kept h, g_k.
   PETX_DEVICE void output(int64_t k) const {
     if (!of_mode(g.dy, k)) return;
     const T* h = static_cast<const T*>(p.h);
-    if (of_mode(to_.dg, k)) output_grad(k);
     if (of_mode(to_.kept, k)) this->keep(h, k, false, of_mode(to_.kept, k));
     if (!of_mode(to_.mixed, k)) return;
     if (p.diagonal) {
@@ -55,63 +97,43 @@ class Backward : ModeBlock<T> {
     }
   }
 
-  // dh, and this share of dx's columns.
-  PETX_DEVICE void input(const ColumnShares& shares) const {
-    T* dh = block_y() ? to_.more_dh + (block_y() - 1) * p.rows * p.rank : to_.dh;
-    for (int64_t begin = 0; begin < p.rank; begin += Tile::kN) hidden_grad(begin, dh);
+  // dh from what several projections add, and this share of dx's columns.
+  PETX_DEVICE void input(const ColumnShares& shares, bool several) const {
+    T* dh = several && block_y() ? to_.more_dh + (block_y() - 1) * p.rows * p.rank : to_.dh;
+    for (int64_t begin = 0; several && begin < p.rank; begin += Tile::kN)
+      this->each_run(begin, p.rank, [&](int64_t column, int, int64_t left) {
+        Run sum = {};
+#pragma unroll 1
+        for (int64_t k = 0; k < p.count; ++k)
+          if (of_mode(g.dy, k)) Base::add_to(sum, Base::load_run(of_mode(to_.of_dh, k), token * p.rank + column, left));
+        Base::store_run(dh, token * p.rank + column, left, sum);
+      });
     if (!g.dx || !p.x) return;
     sync_block();  // dh's other columns come from other threads
     Base::each_tile(shares, [&](int64_t tile) {
       const int64_t begin = tile * Tile::kN;
-      Tile::multiply(kProduct, this->block_rows(dh, p.rank), Base::weight_columns(p.u, begin, p.d_in, p.d_in), p.rank);
+      Tile::multiply(0, this->block_rows(dh, p.rank), Base::weight_columns(p.u, begin, p.d_in, p.d_in), p.rank);
       this->each_run(begin, p.d_in, [&](int64_t column, int c, int64_t left) {
-        Base::store_run(g.dx, token * p.d_in + column, left, this->result(kProduct, c));
+        Base::store_run(g.dx, token * p.d_in + column, left, this->result(0, c));
       });
     });
   }
 
  private:
-  PETX_DEVICE void output_grad(int64_t k) const {
-    for (int64_t begin = 0; begin < p.rank; begin += Tile::kN) {
-      Tile::multiply(kProduct, this->block_rows(of_mode(g.dy, k), p.d_out),
-                     Base::weight_columns(p.v, begin, p.rank, p.rank), p.d_out);
-      this->each_run(begin, p.rank, [&](int64_t column, int c, int64_t left) {
-        int64_t i = token * p.rank + column;
-        Run dg = this->result(kProduct, c);
-        Base::store_run(of_mode(to_.dg, k), i, left, dg);
-        if (!of_mode(to_.by_core, k)) return;
-        Run kept = Base::load_run(p.h, i, left);
-        this->drop(kept, k, column);
-        Base::multiply_by(kept, dg);
-        Base::store_run(of_mode(to_.by_core, k), i, left, kept);
-      });
-    }
-  }
-
-  PETX_DEVICE void hidden_grad(int64_t begin, T* dh) const {
-    bool begun = false;
-    for (int64_t k = 0; k < p.count; ++k) {
-      if (!of_mode(g.dy, k)) continue;
-      if (!p.diagonal)
-        Tile::multiply(kProduct, this->block_rows(of_mode(to_.dg, k), p.rank),
-                       Base::weight_rows(this->core(k), begin, p.rank, p.rank), p.rank);
-      this->each_run(begin, p.rank, [&](int64_t column, int c, int64_t left) {
-        Run part;
-        if (p.diagonal) {
-          part = Base::load_run(of_mode(to_.dg, k), token * p.rank + column, left);
-          Base::multiply_by(part, Base::load_run(this->core(k), column, left));
-        } else {
-          part = this->result(kProduct, c);
-        }
-        this->drop(part, k, column);
-#pragma unroll
-        for (int j = 0; j < Base::kRun; ++j)
-          Tile::set_result(kSum, row, c + j, begun ? Tile::result(kSum, row, c + j) + part.value[j] : part.value[j]);
-      });
-      begun = true;
-    }
+  PETX_DEVICE void hidden_grad(int64_t begin, int64_t k) const {
+    if (!p.diagonal)
+      Tile::multiply(0, this->block_rows(of_mode(to_.dg, k), p.rank),
+                     Base::weight_rows(this->core(k), begin, p.rank, p.rank), p.rank);
     this->each_run(begin, p.rank, [&](int64_t column, int c, int64_t left) {
-      Base::store_run(dh, token * p.rank + column, left, this->result(kSum, c));
+      Run part;
+      if (p.diagonal) {
+        part = Base::load_run(of_mode(to_.dg, k), token * p.rank + column, left);
+        Base::multiply_by(part, Base::load_run(this->core(k), column, left));
+      } else {
+        part = this->result(0, c);
+      }
+      this->drop(part, k, column);
+      Base::store_run(of_mode(to_.of_dh, k), token * p.rank + column, left, part);
     });
   }
 
@@ -119,18 +141,22 @@ class Backward : ModeBlock<T> {
   const Intermediate<T>& to_;
 };
 
-// Block (row block, projection).
+// Block (row block, projection), and behind these the projections again.
 template <class T>
 PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
-    mode_outputs(ModeCall<Compute<T>> p, ModeUpdateGrads g, Intermediate<T> to) {
-  Backward<T>(p, g, to).output(block_y());
+    mode_outputs(ModeCall<Compute<T>> p, ModeUpdateGrads g, Intermediate<T> to, int64_t splits) {
+  const Backward<T> block(p, g, to);
+  if (block_y() < p.count)
+    block.output_grad(block_y(), splits);
+  else
+    block.output(block_y() - p.count);
 }
 
 // Block (row block, share of dx's columns).
 template <class T>
 PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
-    mode_inputs(ModeCall<Compute<T>> p, ModeUpdateGrads g, Intermediate<T> to, ColumnShares shares) {
-  Backward<T>(p, g, to).input(shares);
+    mode_inputs(ModeCall<Compute<T>> p, ModeUpdateGrads g, Intermediate<T> to, ColumnShares shares, bool several) {
+  Backward<T>(p, g, to).input(shares, several);
 }
 
 // One call: where everything lies, and the launches in their order.
@@ -143,10 +169,14 @@ class BackwardCall {
   BackwardCall(Workspace& workspace, const ModeUpdateParams& params, const ModeUpdateGrads& grads)
       : p(params), g(grads), plan_(params), sums_(p.rows) {
     auto take = [&](bool needed) { return workspace.take<T>(needed ? p.rows * p.rank : 0); };
-    bool dh = g.dx || g.du;
+    const bool dh = g.dx || g.du;
+    int64_t given = 0;
+    for (int64_t k = 0; k < p.count; ++k) given += g.dy[k] != nullptr;
+    several_ = given > 1;
     if (dh) to_.dh = p.x ? take(true) : static_cast<T*>(g.dx);
     shares_ = g.dx && p.x ? plan_.dx.count : 1;
-    to_.more_dh = workspace.take<T>(dh ? (shares_ - 1) * p.rows * p.rank : 0);
+    to_.more_dh = workspace.take<T>(dh && several_ ? (shares_ - 1) * p.rows * p.rank : 0);
+    splits_ = dh || g.dcores ? plan_.out.count : 1;
     const void *dy[kMostModes], *mixed[kMostModes];
     int pairs = 0;
     for (int64_t k = 0; k < p.count; ++k) {
@@ -155,6 +185,9 @@ class BackwardCall {
       to_.kept[k] = take(p.mask.drops() && !p.diagonal && (g.dv || g.dcores));
       to_.mixed[k] = take(g.dv);
       to_.dg[k] = take(dh || g.dcores);
+      to_.parts[k] = workspace.take<C>(splits_ > 1 ? splits_ * p.rows * p.rank : 0);
+      to_.of_dh[k] = several_ ? take(dh) : to_.dh;
+      again_ |= g.dv || (p.mask.drops() && !p.diagonal && g.dcores);
       to_.by_core[k] = take(p.diagonal && g.dcores);
       dy[pairs] = g.dy[k], mixed[pairs++] = to_.mixed[k];
       C* dcore = g.dcores ? static_cast<C*>(g.dcores) + k * p.core_size() : nullptr;
@@ -170,13 +203,14 @@ class BackwardCall {
   }
 
   int run(void* stream) const {
-    if (int error =
-            launch(mode_outputs<T>, plan_.blocks, p.count, Tile::kThreads, Tile::shared_bytes(1), stream, p, g, to_))
-      return error;
-    if (to_.dh)
-      if (int error = launch(mode_inputs<T>, plan_.blocks, shares_, Tile::kThreads, Tile::shared_bytes(2), stream, p, g,
-                             to_, plan_.dx))
-        return error;
+    auto rows = [&](auto* kernel, int64_t blocks, auto... more) {
+      return launch(kernel, plan_.blocks, blocks, Tile::kThreads, Tile::shared_bytes(1), stream, p, g, to_, more...);
+    };
+    if (splits_ > 1)
+      if (int error = rows(mode_parts<T>, p.count * splits_ * plan_.rank_tiles, plan_.out)) return error;
+    if (int error = rows(mode_outputs<T>, again_ ? 2 * p.count : p.count, splits_)) return error;
+    if (to_.dh && (several_ || (g.dx && p.x)))
+      if (int error = rows(mode_inputs<T>, shares_, plan_.dx, several_)) return error;
     return sums_.run(stream);
   }
 
@@ -184,7 +218,9 @@ class BackwardCall {
   const ModeCall<C> p;
   const ModeUpdateGrads& g;
   ModeUpdatePlan plan_;
-  int64_t shares_;
+  int64_t shares_, splits_;
+  bool several_;        // projections add to dh
+  bool again_ = false;  // whether g_k or the kept h is made again
   Intermediate<T> to_ = {};
   TokenSums<T, 2 * kMostModes + 1, kMostModes, kMostModes + 2> sums_;
 };

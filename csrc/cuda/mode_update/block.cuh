@@ -51,6 +51,33 @@ class ModeBlock : public RowBlock<S> {
     multiply_by(run, factor);
   }
 
+  // Parts of a sum lie in C, one [N, R] behind the other. The tile's result from column `begin` on becomes one of them.
+  PETX_DEVICE void put_part(int64_t begin, C* part) const {
+    using Part = RowBlock<C>;  // whose runs are of as many bytes: neighbours fill a sector
+    if (!valid()) return;
+#pragma unroll 1
+    for (int c = Part::kRun * sharer; c < Tile::kN && begin + c < p.rank; c += Part::kRun * Base::kSharers) {
+      typename Part::Run run;
+#pragma unroll
+      for (int j = 0; j < Part::kRun; ++j) run.value[j] = Tile::result(0, row, c + j);
+      Part::store_run(part, token * p.rank + begin + c, p.rank - begin - c, run);
+    }
+  }
+  // The sum of `count` parts, in their order.
+  PETX_DEVICE Run sum_of_parts(const C* parts, int64_t count, int64_t column, int64_t left) const {
+    using Part = RowBlock<C>;
+    Run sum = {};
+#pragma unroll 1
+    for (int64_t n = 0; n < count; ++n)
+#pragma unroll
+      for (int j = 0; j < Base::kRun; j += Part::kRun) {
+        const auto part = Part::load_run(parts, (n * p.rows + token) * p.rank + column + j, left - j);
+#pragma unroll
+        for (int e = 0; e < Part::kRun; ++e) sum.value[j + e] += part.value[e];
+      }
+    return sum;
+  }
+
   // drop_k(h), and for diagonal cores times the core, of the block's rows.
   PETX_DEVICE void keep(const T* h, int64_t k, bool scaled, T* to) const {
     for (int64_t begin = 0; begin < p.rank; begin += Tile::kN)

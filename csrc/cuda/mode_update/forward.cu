@@ -4,94 +4,97 @@
 //
 // Bytes: x, the bases and the results once from memory, h once to it; U, V and the cores come from the second-level
 // cache, once per block.
-// Tiling: a block owns 64 rows from x U^T to the last store, so that one launch does it all: at PETAL's sizes launches
-// cost more than the arithmetic. drop_k(h) and g_k go through a workspace and are read back from the second-level
-// cache, so that no rank is too large. Few rows make too few blocks: then several share the rows, each with a part of
-// the K d_out columns, and recompute h, which costs a K-th part of the whole at most.
+// Launches: x U^T, nothing where x comes projected; a block of rows and projection's g_k; the results. Tiling: blocks
+// of 64 rows. Few rows make too few of them. So the first launch splits the depth of its product among blocks (plan.h),
+// which leave parts of h in C for the second to add up, and in the third several blocks share the rows, each with a
+// part of the K d_out columns. What is [N, R] goes through a workspace and is read back from the second-level cache, so
+// that no rank is too large; the second launch is there so that no share makes it again.
 
 #include "cuda/mode_update/block.cuh"
 
 namespace petx::cuda {
 namespace {
 
-// What a share of the columns leaves behind on its way: [shares, N, R] each, null where not needed.
+// What the launches leave for each other; null where not needed.
 template <class T>
 struct Passing {
-  T* h;  // of all shares but the first, whose h is the call's
-  T* kept;
-  T* mixed;
+  Compute<T>* parts;  // of h: [splits, N, R]
+  T* h;               // [K - 1, N, R]: of all projections but the first, whose h is the call's
+  T* kept;            // [K, N, R], as below
+  T* mixed;           // g_k
 };
 
-template <class T>
-class Forward : ModeBlock<T> {
-  using Base = ModeBlock<T>;
-  using Base::p, Base::token;
-  using typename Base::C;
-  using typename Base::Run;
-  using typename Base::Tile;
-
- public:
-  PETX_DEVICE Forward(const ModeCall<C>& call, const ModeUpdateOutputs& out, const Passing<T>& passing, int64_t share)
-      : Base(call, block_x()), out_(out) {
-    int64_t size = p.rows * p.rank;
-    h_ = share && p.x ? passing.h + (share - 1) * size : static_cast<T*>(p.h);
-    kept_ = passing.kept + share * size, mixed_ = passing.mixed + share * size;
-  }
-
-  // Results' tiles [begin, end), numbered through all projections.
-  PETX_DEVICE void run(int64_t begin, int64_t end, int64_t tiles) {
-    if (p.x) project();
-    for (int64_t k = begin / tiles; k * tiles < end; ++k) {
-      if (p.diagonal) {
-        this->keep(h_, k, true, mixed_);
-      } else if (p.mask.drops()) {
-        this->keep(h_, k, false, kept_);
-        this->mix(kept_, k, mixed_);
-      } else {
-        this->mix(h_, k, mixed_);
-      }
-      for (int64_t tile = begin > k * tiles ? begin - k * tiles : 0; tile < tiles && k * tiles + tile < end; ++tile)
-        update(k, tile * Tile::kN);
-    }
-  }
-
- private:
-  PETX_DEVICE void project() const {
-    for (int64_t begin = 0; begin < p.rank; begin += Tile::kN) {
-      if (p.d_in)
-        Tile::multiply(0, this->block_rows(p.x, p.d_in), Base::weight_rows(p.u, begin, p.rank, p.d_in), p.d_in);
-      this->each_run(begin, p.rank, [&](int64_t column, int c, int64_t left) {
-        Base::store_run(h_, token * p.rank + column, left, p.d_in ? this->result(0, c) : Run{});
-      });
-    }
-    sync_block();  // h's other columns come from other threads
-  }
-
-  PETX_DEVICE void update(int64_t k, int64_t begin) const {
-    Tile::multiply(0, this->block_rows(mixed_, p.rank), Base::weight_rows(p.v, begin, p.d_out, p.rank), p.rank);
-    const void* base = of_mode(out_.base, k);
-    void* to = of_mode(out_.y, k);
-    this->each_run(begin, p.d_out, [&](int64_t column, int c, int64_t left) {
-      Run y = this->result(0, c);
-      if (base) {
-        Run more = Base::load_run(base, token * out_.base_stride + column, left);
-#pragma unroll
-        for (int j = 0; j < Base::kRun; ++j) y.value[j] += more.value[j];
-      }
-      Base::store_run(to, token * p.d_out + column, left, y);
-    });
-  }
-
-  const ModeUpdateOutputs& out_;
-  T *h_, *kept_, *mixed_;
-};
-
+// Block (row block, split of the depth and tile of ranks).
 template <class T>
 PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
-    mode_forward(ModeCall<Compute<T>> p, ModeUpdateOutputs out, Passing<T> passing, int64_t tiles,
-                 ColumnShares shares) {
-  const int64_t share = block_y(), begin = share * shares.each, end = begin + shares.each;
-  Forward<T>(p, out, passing, share).run(begin, end < shares.tiles ? end : shares.tiles, tiles);
+    mode_down(ModeCall<Compute<T>> p, DepthSplits splits, Compute<T>* parts) {
+  using Block = ModeBlock<T>;
+  using Tile = typename Block::Tile;
+  const Block block(p, block_x());
+  const int y = static_cast<int>(block_y()), count = static_cast<int>(splits.count), split = y % count;
+  const int64_t begin = y / count * Tile::kN, from = split * splits.each;
+  const int64_t depth = p.d_in - from < splits.each ? p.d_in - from : splits.each;
+  if (p.d_in)
+    Tile::multiply(0, block.block_rows(p.x, p.d_in, from),
+                   Block::weight_rows(static_cast<const T*>(p.u) + from, begin, p.rank, p.d_in), depth);
+  if (parts) {
+    block.put_part(begin, parts + split * p.rows * p.rank);
+    return;
+  }
+  block.each_run(begin, p.rank, [&](int64_t column, int c, int64_t left) {
+    Block::store_run(p.h, block.token * p.rank + column, left, p.d_in ? block.result(0, c) : typename Block::Run{});
+  });
+}
+
+// Block (row block, projection).
+template <class T>
+PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
+    mode_mixed(ModeCall<Compute<T>> p, Passing<T> passing, int64_t splits) {
+  using Block = ModeBlock<T>;
+  const Block block(p, block_x());
+  const int64_t k = block_y(), size = p.rows * p.rank;
+  T* h = static_cast<T*>(p.h);
+  if (passing.parts) {
+    if (k) h = passing.h + (k - 1) * size;
+    for (int64_t begin = 0; begin < p.rank; begin += kTile)
+      block.each_run(begin, p.rank, [&](int64_t column, int, int64_t left) {
+        Block::store_run(h, block.token * p.rank + column, left,
+                         block.sum_of_parts(passing.parts, splits, column, left));
+      });
+    sync_block();  // h's other columns come from other threads
+  }
+  T* mixed = passing.mixed + k * size;
+  if (p.diagonal) {
+    block.keep(h, k, true, mixed);
+    return;
+  }
+  if (p.mask.drops()) block.keep(h, k, false, passing.kept + k * size);
+  block.mix(p.mask.drops() ? passing.kept + k * size : h, k, mixed);
+}
+
+// Block (row block, share of the results' tiles, which are numbered through all projections).
+template <class T>
+PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
+    mode_up(ModeCall<Compute<T>> p, ModeUpdateOutputs out, const T* mixed, int64_t tiles, ColumnShares shares) {
+  using Block = RowBlock<T>;
+  using Tile = typename Block::Tile;
+  const Block block(p.rows, block_x());
+  int64_t k = block_y() * shares.each / tiles, tile = block_y() * shares.each - k * tiles;
+  const int64_t left = shares.tiles - block_y() * shares.each;
+#pragma unroll 1
+  for (int64_t n = 0; n < shares.each && n < left; ++n) {
+    const int64_t begin = tile * Tile::kN;
+    Tile::multiply(0, block.block_rows(mixed + k * p.rows * p.rank, p.rank),
+                   Block::weight_rows(p.v, begin, p.d_out, p.rank), p.rank);
+    const void* base = of_mode(out.base, k);
+    void* to = of_mode(out.y, k);
+    block.each_run(begin, p.d_out, [&](int64_t column, int c, int64_t rest) {
+      typename Block::Run y = block.result(0, c);
+      if (base) Block::add_to(y, Block::load_run(base, block.token * out.base_stride + column, rest));
+      Block::store_run(to, block.token * p.d_out + column, rest, y);
+    });
+    if (++tile == tiles) tile = 0, ++k;
+  }
 }
 
 // One call: where everything lies, and its launch.
@@ -102,15 +105,23 @@ class ForwardCall {
  public:
   ForwardCall(Workspace& workspace, const ModeUpdateParams& params, const ModeUpdateOutputs& out)
       : p(params), plan_(params), out_(out) {
-    int64_t size = p.rows * p.rank;
-    passing_.h = workspace.take<T>(p.x ? (plan_.shares.count - 1) * size : 0);
-    passing_.kept = workspace.take<T>(p.mask.drops() && !p.diagonal ? plan_.shares.count * size : 0);
-    passing_.mixed = workspace.take<T>(plan_.shares.count * size);
+    const int64_t size = p.rows * p.rank;
+    const bool split = plan_.down.count > 1;
+    passing_.parts = workspace.take<Compute<T>>(split ? plan_.down.count * size : 0);
+    passing_.h = workspace.take<T>(split ? (p.count - 1) * size : 0);
+    passing_.kept = workspace.take<T>(p.mask.drops() && !p.diagonal ? p.count * size : 0);
+    passing_.mixed = workspace.take<T>(p.count * size);
   }
 
   int run(void* stream) const {
-    return launch(mode_forward<T>, plan_.blocks, plan_.shares.count, Tile::kThreads, Tile::shared_bytes(1), stream, p,
-                  out_, passing_, plan_.tiles, plan_.shares);
+    auto rows = [&](auto* kernel, int64_t blocks, auto... more) {
+      return launch(kernel, plan_.blocks, blocks, Tile::kThreads, Tile::shared_bytes(1), stream, p, more...);
+    };
+    const DepthSplits& splits = plan_.down;
+    if (p.x)
+      if (int error = rows(mode_down<T>, splits.count * plan_.rank_tiles, splits, passing_.parts)) return error;
+    if (int error = rows(mode_mixed<T>, p.count, passing_, splits.count)) return error;
+    return rows(mode_up<T>, plan_.shares.count, out_, static_cast<const T*>(passing_.mixed), plan_.tiles, plan_.shares);
   }
 
  private:

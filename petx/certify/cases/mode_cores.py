@@ -49,6 +49,7 @@ CERTIFIED = [
     Trial(cores("odd", count=7, rank=13, gate="soft", threshold=13), misaligned=True),
     Trial(cores("wide", count=66, rank=17, gate="hard", threshold=17)),
     Trial(cores("splits", count=5, rank=34, gate="soft")),
+    Trial(cores("wide-none", count=66, rank=24)),
 ]
 
 # Rows are those of the core as a matrix, R^2 by R: what its tensor tells.

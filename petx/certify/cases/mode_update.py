@@ -78,6 +78,7 @@ CERTIFIED = [
     Trial(modes("odd", batch=(3, 43), d_in=37, d_out=35, rank=5, dropout=0.1)),
     Trial(modes("wide", batch=(1, 70), d_in=131, d_out=67, rank=65, count=2, dropout=0.1, shared_mask=True)),
     Trial(modes("one-share", batch=(1, 70), d_in=150, d_out=140, rank=9, count=2, dropout=0.1), environment=ONE_SHARE),
+    Trial(modes("deep", batch=(70,), d_in=331, d_out=643, rank=66, count=2, dropout=0.1)),
     Trial(modes("splits", batch=(5, 113), d_in=24, d_out=20, rank=8, dropout=0.1)),
 ]
 

@@ -1,7 +1,7 @@
 """What the kernels cost at the published shapes, counted from nvcc's PTX, and what an H100 would take by a model.
 
     python -m tests.emulator.cost [--only TEXT] [--json FILE] [--markdown FILE]
-    python -m tests.emulator.cost --table [--published]
+    python -m tests.emulator.cost --table [--published] [--only TEXT]
 
 Modelled from counts: no GPU has run them. docs/cost.md explains the columns and the model.
 """
@@ -34,7 +34,8 @@ def main() -> int:
         parser.error(f"nothing can be counted: {why_absent()}")
     if arguments.table:
         path, cases = (contracts.PUBLISHED, published()) if arguments.published else (contracts.TABLE, small())
-        path.write_text(contracts.table(PtxEmulator(emulator.kernels()), cases))
+        cases = [case for case in cases if arguments.only in case.label]
+        path.write_text(contracts.renewed(path, PtxEmulator(emulator.kernels()), cases))
         return 0
     kernels, known = PtxEmulator(emulator.kernels()), registers()
     rows, found = [], {}

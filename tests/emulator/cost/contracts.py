@@ -7,6 +7,7 @@ from pathlib import Path
 from petx.bench.case import BenchCase
 from tests.emulator.cost.counting import Kernel, measured, short_name
 from tests.emulator.cost.registers import registers, resident
+from tests.emulator.cost.shapes import published, small
 from tests.emulator.ptx import PtxEmulator, build
 
 TABLE = Path(__file__).with_name("table.json")  # every operation at 1,024 tokens
@@ -16,6 +17,10 @@ SECTORS = 1.1  # bytes of the sectors written, by the bytes written
 BLOCKS = 128  # at 1,024 tokens, of 132 multiprocessors
 MATTERS = 0.1  # share of a call's instructions from which a kernel has to fill the card
 NARROW = ("BFloat16", "Half", "float")
+
+
+LIMITED = ("instructions", "matrix_products", "barriers", "bytes_asked", "sectors")
+HELD = ("kernel", "blocks", "threads", *LIMITED, "registers", "blocks_of_multiprocessor")
 
 
 def broken(counted: dict[str, list[Kernel]], filled: bool = True) -> set[str]:
@@ -57,6 +62,7 @@ def held(counted: dict[str, list[Kernel]]) -> dict[str, list[dict]]:
             {
                 "kernel": kernel.name,
                 "blocks": kernel.blocks,
+                "threads": kernel.threads,
                 "instructions": kernel.instructions,
                 "matrix_products": kernel.counts["matrix_products"],
                 "barriers": kernel.counts["barriers"],
@@ -65,13 +71,12 @@ def held(counted: dict[str, list[Kernel]]) -> dict[str, list[dict]]:
                 "registers": known[kernel.name],
                 "blocks_of_multiprocessor": resident(known[kernel.name], kernel.threads, kernel.shared_bytes),
             }
+            if not kernel.product
+            else dict.fromkeys(HELD, 0) | {"kernel": kernel.name, "product": list(kernel.product)}
             for kernel in kernels
         ]
         for direction, kernels in counted.items()
     }
-
-
-LIMITED = ("instructions", "matrix_products", "barriers", "bytes_asked", "sectors")
 
 
 def dearer(now: dict[str, list[dict]], before: dict[str, list[dict]]) -> list[str]:
@@ -92,6 +97,8 @@ def dearer(now: dict[str, list[dict]], before: dict[str, list[dict]]) -> list[st
     return found
 
 
-def table(emulator: PtxEmulator, cases: list[BenchCase]) -> str:
-    """A table's text for the kernels as they are."""
-    return json.dumps({case.label: held(measured(emulator, case)) for case in cases}, indent=1) + "\n"
+def renewed(path: Path, emulator: PtxEmulator, cases: list[BenchCase]) -> str:
+    """A table's text with those cases' rows for the kernels as they are; the others' are kept."""
+    known = {case.label for case in [*small(), *published()]}
+    kept = json.loads(path.read_text()) | {case.label: held(measured(emulator, case)) for case in cases}
+    return json.dumps({label: rows for label, rows in kept.items() if label in known}, indent=1) + "\n"

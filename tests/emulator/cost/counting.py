@@ -1,6 +1,9 @@
 """Runs a call forward and backward by nvcc's kernels and says what each launch took."""
 
+import ctypes
+import itertools
 import re
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -26,6 +29,10 @@ class Kernel:
     instructions: int
     double_instructions: int
     counts: dict[str, int] = field(default_factory=dict)
+    product: tuple[int, ...] = ()  # rows, depth, columns of one left to torch (cuBLAS); nothing of it is counted
+
+
+PRODUCT = "torch.mm"
 
 
 def short_name(symbol: str) -> str:
@@ -49,7 +56,16 @@ def kernels(emulator: PtxEmulator) -> list[Kernel]:
             {name: launch.counters[name] for name in COUNTED},
         )
         for launch in emulator.launches
-    ]
+    ] + [Kernel(PRODUCT, 0, 0, 0, 0, 0, dict.fromkeys(COUNTED, 0), sizes) for sizes in products(emulator)]
+
+
+def products(emulator: PtxEmulator) -> Iterator[tuple[int, ...]]:
+    """Those that were left to torch since the last reset."""
+    sizes = (ctypes.c_int64 * 3)()
+    for number in itertools.count():
+        if not emulator.library.simt_product(ctypes.c_int64(number), sizes):
+            return
+        yield tuple(sizes)
 
 
 def measured(emulator: PtxEmulator, case: BenchCase, sample: int = SAMPLE) -> dict[str, list[Kernel]]:

@@ -106,5 +106,6 @@ def time(operators: list[Operator]) -> float:
 
 def operator_time(operator: Operator) -> float:
     bytes_ = sum(operator.reads.values()) + sum(operator.writes.values())
-    share = model.SKINNY if operator.name in PRODUCTS else model.ELEMENTWISE
-    return max(bytes_ / (share * model.DRAM), operator.flops / model.GEMM) + model.LAUNCH
+    if operator.name in PRODUCTS:
+        return model.product_seconds(bytes_, operator.flops)
+    return bytes_ / (model.ELEMENTWISE * model.DRAM) + model.LAUNCH

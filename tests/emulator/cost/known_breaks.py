@@ -1,4 +1,4 @@
-"""The rules that the kernels break today. A break that is mended must leave this list: the tests hold it exactly."""
+"""What the kernels break and miss today. What is mended must leave these lists: the tests hold them exactly."""
 
 # Call -> "direction kernel: rule" (contracts.broken).
 BREAKS: dict[str, set[str]] = {
@@ -14,17 +14,22 @@ BREAKS: dict[str, set[str]] = {
         "fwd site_down<BFloat16>: under 128 blocks",
     },
     "mode_update/qkv-1024": {
-        "bwd full_cores_backward<BFloat16>: under 128 blocks",
-        "bwd mode_inputs<BFloat16>: under 128 blocks",
         "bwd mode_outputs<BFloat16>: under 128 blocks",
         "bwd weight_grads<BFloat16>: under 128 blocks",
-        "fwd full_cores<BFloat16>: under 128 blocks",
+        "fwd mode_down<BFloat16>: under 128 blocks",
+        "fwd mode_mixed<BFloat16>: under 128 blocks",
     },
     "mode_update/image-1024": {
         "bwd full_cores_backward<BFloat16>: under 128 blocks",
         "bwd mode_outputs<BFloat16>: under 128 blocks",
         "bwd weight_grads<BFloat16>: under 128 blocks",
-        "fwd full_cores<BFloat16>: under 128 blocks",
+        "fwd mode_mixed<BFloat16>: under 128 blocks",
+    },
+    "mode_update/diagonal-1024": {
+        "bwd mode_outputs<BFloat16>: under 128 blocks",
+        "bwd weight_grads<BFloat16>: under 128 blocks",
+        "fwd mode_down<BFloat16>: under 128 blocks",
+        "fwd mode_mixed<BFloat16>: under 128 blocks",
     },
     "mode_update/wide-1024": {
         "bwd mode_outputs<BFloat16>: under 128 blocks",
@@ -49,17 +54,59 @@ BREAKS: dict[str, set[str]] = {
         "fwd mixture_down<BFloat16>: partial sectors written",
         "fwd mixture_down<BFloat16>: under 128 blocks",
     },
+    "expert_mixture/sample-1024": {
+        "bwd mixture_products<BFloat16>: partial sectors written",
+        "bwd mixture_products<BFloat16>: under 128 blocks",
+        "bwd sample_gate_grads<BFloat16>: partial sectors written",
+        "bwd weight_grads<BFloat16>: under 128 blocks",
+        "fwd mixture_down<BFloat16>: partial sectors written",
+        "fwd mixture_down<BFloat16>: under 128 blocks",
+        "fwd sample_gates<BFloat16>: partial sectors written",
+    },
     "mode_cores/qformer": {
         "bwd full_cores_backward<BFloat16>: under 128 blocks",
         "fwd full_cores<BFloat16>: under 128 blocks",
+    },
+    "mode_cores/diagonal": {
+        "bwd diagonal_cores_backward<BFloat16>: under 128 blocks",
+        "fwd diagonal_cores<BFloat16>: under 128 blocks",
     },
 }
 
 # The same of the published shapes: what no call above lists. Which rule a break is under does not depend on the shape.
 PUBLISHED: dict[str, set[str]] = {}
 
-# Kernels that no counted call launches: no published shape has a sample's gate or a diagonal core.
-NOT_COUNTED = "diagonal_cores diagonal_cores_backward sample_gates sample_gate_grads".split()
-
 # Kernels of narrower types with double-precision instructions (contracts.with_doubles), in every such type.
 DOUBLES: set[str] = set()
+
+# Targets of the redesign (targets.TARGETS) that are missed; docs/cost.md says what the counts show.
+MISSED: set[str] = {
+    "gated_adapter/bart",
+    "gated_adapter/bart-1024",
+    "gated_adapter/t5",
+    "mode_update/qkv-1024",
+    "mode_update/qkv",
+    "mode_update/image",
+    "expert_mixture/uniform-1024",
+    "expert_mixture/uniform",
+    "expert_mixture/uniform-16384",
+    "expert_mixture/narrow-1024",
+    "expert_mixture/narrow",
+    "expert_mixture/narrow-16384",
+    "cp_reconstruct/qformer",
+}
+
+# "call direction" where petx takes longer by the model than the better of eager and inductor -> by what factor at most.
+SLOWER: dict[str, float] = {
+    "gated_adapter/bart-1024 bwd": 1.19,
+    "gated_adapter/bare-1024 bwd": 1.04,
+    "gated_adapter/t5-1024 bwd": 1.19,
+    "mode_update/diagonal-1024 bwd": 1.04,
+    "expert_mixture/uniform-1024 bwd": 1.51,
+    "mode_cores/qformer fwd": 1.43,
+    "mode_cores/qformer bwd": 1.56,
+    "mode_cores/diagonal fwd": 1.07,
+    "mode_cores/diagonal bwd": 1.08,
+    "gated_adapter/bart bwd": 1.07,
+    "gated_adapter/t5 bwd": 1.10,
+}

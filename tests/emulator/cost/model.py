@@ -16,6 +16,7 @@ L2 = 5.5e12  # bytes/s
 DRAM = 2.9e12  # bytes/s, of 3.35e12
 MATRIX = 0.62 * 990e12  # FLOP/s of mma.sync on bfloat16
 LAUNCH = 2e-6  # s, of one kernel behind another in a stream
+VALUE = 2  # bytes, of the type that calls are counted in
 # Share of the issue slots that warps fill, by warps of a scheduler: from a replay of the site's element loop.
 ISSUE = {2: 0.43, 4: 0.74, 6: 0.85, 8: 0.90}
 
@@ -58,6 +59,11 @@ def issued(kernel: Kernel, resident: int) -> float:
     return cycles / CLOCK
 
 
+def product_seconds(bytes_: float, flops: float) -> float:
+    """A product of torch's, petx's as eager's."""
+    return max(bytes_ / (SKINNY * DRAM), flops / GEMM) + LAUNCH
+
+
 def launch_time(kernel: Kernel, resident: int) -> Time:
     asked = kernel.counts["sectors_read"] + kernel.counts["sectors_written"]
     return Time(
@@ -69,7 +75,11 @@ def launch_time(kernel: Kernel, resident: int) -> Time:
 
 def call_time(kernels: list[Kernel], resident: dict[str, int], floor_bytes: float) -> float:
     """Seconds of one direction; at least what memory takes for the bytes that must move."""
-    times = [launch_time(kernel, resident[kernel.name]).seconds for kernel in kernels]
+    times = [
+        product_seconds(VALUE * (m * k + k * n + m * n), 2 * m * k * n)
+        for m, k, n in (kernel.product for kernel in kernels if kernel.product)
+    ]
+    times += [launch_time(kernel, resident[kernel.name]).seconds for kernel in kernels if not kernel.product]
     return max(sum(times), floor_bytes / DRAM + LAUNCH)
 
 

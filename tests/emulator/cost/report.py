@@ -41,11 +41,13 @@ def reported(case: BenchCase, counted: dict[str, list[Kernel]], registers: dict[
     peer, found = eager.recorded(case), {}
     for direction, kernels in counted.items():
         flops, bytes_ = case.work[direction]
-        fit = {k.name: resident(registers[k.name], k.threads, k.shared_bytes) for k in kernels}
+        own = [kernel for kernel in kernels if not kernel.product]
+        fit = {k.name: resident(registers[k.name], k.threads, k.shared_bytes) for k in own}
         found[direction] = totals(kernels) | {
             "values": values(case),
             "kernels": [
-                kernel | {"registers": registers[kernel["name"]], "blocks_of_multiprocessor": fit[kernel["name"]]}
+                kernel
+                | {"registers": registers.get(kernel["name"]), "blocks_of_multiprocessor": fit.get(kernel["name"])}
                 for kernel in described(kernels)
             ],
             "floor_bytes": bytes_,
@@ -60,10 +62,36 @@ def reported(case: BenchCase, counted: dict[str, list[Kernel]], registers: dict[
     return found
 
 
+def modelled(case: BenchCase, kept: dict[str, list[dict]]) -> dict[str, dict[str, float]]:
+    """Direction -> microseconds of petx, by what a table keeps of its kernels, and of its peers."""
+    peer, found = eager.recorded(case), {}
+    for direction, listed in kept.items():
+        kernels = [
+            Kernel(
+                kernel["kernel"],
+                kernel["blocks"],
+                kernel["threads"],
+                0,
+                kernel["instructions"],
+                0,
+                {"sectors_read": kernel["sectors"], "sectors_written": 0} | kernel,
+                tuple(kernel.get("product", ())),
+            )
+            for kernel in listed
+        ]
+        fit = {kernel["kernel"]: kernel["blocks_of_multiprocessor"] for kernel in listed}
+        found[direction] = {
+            "petx": 1e6 * model.call_time(kernels, fit, case.work[direction][1]),
+            "eager": 1e6 * eager.time(peer[direction]),
+            "inductor": 1e6 * eager.time(eager.fused(peer[direction])),
+        }
+    return found
+
+
 def lines(label: str, report: dict) -> list[str]:
     found = []
     for direction, counts in report.items():
-        blocks = ", ".join(str(kernel["blocks"]) for kernel in counts["kernels"])
+        blocks = ", ".join(str(kernel["blocks"] or "mm") for kernel in counts["kernels"])
         times = counts["modelled_us"]
         read, written = (counts[f"global_{what}"] for what in ("read", "written"))
         cells = [

@@ -17,10 +17,13 @@ def small() -> list[BenchCase]:
         mode_update.case(SMALL, DTYPE, "qkv-1024"),
         mode_update.case(SMALL, DTYPE, "image-1024", d_in=1408, modes=2, dx=False),
         mode_update.case(SMALL, DTYPE, "wide-1024", d_in=4096, d_out=4096, modes=1),
+        mode_update.case(SMALL, DTYPE, "diagonal-1024", diagonal=True),
         expert_mixture.case(SMALL, DTYPE, "uniform-1024"),
         expert_mixture.case(SMALL, DTYPE, "token-1024", gate="token"),
         expert_mixture.case(SMALL, DTYPE, "narrow-1024", experts=4, rank=16, gate="token"),
+        expert_mixture.case(SMALL, DTYPE, "sample-1024", experts=4, rank=16, gate="sample", length=32),
         mode_cores.case(54, DTYPE, "qformer"),
+        mode_cores.case(54, DTYPE, "diagonal", diagonal=True),
         cp_reconstruct.case(48, DTYPE, "qformer"),
     ]
 
@@ -34,7 +37,9 @@ def published() -> list[BenchCase]:
         mode_update.case(4_112, DTYPE, "image", d_in=1408, modes=2, dx=False),
         mode_update.case(2_048, DTYPE, "wide", d_in=4096, d_out=4096, modes=1),
         expert_mixture.case(4_112, DTYPE, "uniform"),
+        expert_mixture.case(16_384, DTYPE, "uniform-16384"),
         expert_mixture.case(4_112, DTYPE, "narrow", experts=4, rank=16, gate="token"),
+        expert_mixture.case(16_384, DTYPE, "narrow-16384", experts=4, rank=16, gate="token"),
     ]
 
 

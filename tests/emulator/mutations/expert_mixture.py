@@ -112,6 +112,12 @@ MUTATIONS = [
     Mutation("last rank left out", FORWARD, r"(begin, p.d, p.stacked\)), p.stacked\);", r"\1, p.stacked - 1);"),
     # the backward
     Mutation("logits spread for dx alone", BACKWARD, r"if \(work_.sample\)", "if (work_.sample && g.dx)"),
+    Mutation("biases' gradient without beta", BACKWARD, r"mixed \? p.beta \* p.equal_gate :", "mixed ? p.equal_gate :"),
+    Mutation(
+        "biases learn out of scope", BACKWARD, r"mixed \? p.beta \* p.equal_gate : C\(0\)", "p.beta * p.equal_gate"
+    ),
+    Mutation("one bias learns", BACKWARD, r"p.d, p.experts\);\n    \} else", "p.d);\n    } else"),
+    Mutation("a weight's gradient left narrow", BACKWARD, r"sums_.widen\(g.up_weight, [^;]*;", ""),
     Mutation("lost slope", BACKWARD, r"scale \* expert_activation_slope<kind>\(u.value\[j\]\)", "scale"),
     Mutation(
         "relu passes what is not a number",

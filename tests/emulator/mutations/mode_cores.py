@@ -10,7 +10,7 @@ FILES = ("mode_cores/backward.cu",)
 
 BY_NAME = {case.name: case for case in [*CASES, *WIDE]}
 NAMES = """soft sigmoid-each diagonal-sigmoid-each diagonal-soft odd rank-one splits wide-diagonal wide wide-rank
-wide-rank-each""".split()
+wide-rank-each none wide-none""".split()
 
 CHECKS = [of_case(BY_NAME[name], dtype) for name in NAMES for dtype in (torch.float32, torch.bfloat16)]
 
@@ -21,15 +21,12 @@ MUTATIONS = [
     Mutation("grid in the other order", FORWARD, r"plan.across, plan.down", "plan.down, plan.across"),
     # the gate
     Mutation("threshold of the first rank", BLOCK, r"p.each \? k : 0", "0"),
+    Mutation("threshold by the slice", BLOCK, r"transposed \? i : k\) : Compute", "transposed ? k : i) : Compute"),
+    Mutation("second tile of ranks has the first's thresholds", BLOCK, r"rank \+ along\)", "along)"),
     Mutation(
-        "threshold by the slice", BLOCK, r"rank \+ \(transposed \? i : k\)", "rank + (transposed ? k : i) % p.rank"
+        "gate lost where values are fetched", BLOCK, r"store\(value, gated_at\(from, along\)\)", "value = read(from)"
     ),
-    Mutation(
-        "second tile of ranks has the first's thresholds",
-        BLOCK,
-        r"rank \+ \(transposed \? i : k\)",
-        "(transposed ? i : k)",
-    ),
+    Mutation("gate's values copied as they are", BLOCK, r"return false; \}", "return true; }"),
     Mutation(
         "the same in dP alone", BACKWARD, r"p.rank \+ rank, rank, p.rank - rank\}", "p.rank + rank, 0, p.rank - rank}"
     ),
@@ -39,32 +36,26 @@ MUTATIONS = [
         r"(p, k\), inverse) = p.inverse_temperature",
         r"\1 = C(1)",
     ),
-    Mutation("lost slope by the core", BACKWARD, r"grad \* slopes.value", "grad"),
-    Mutation("swapped slopes", BACKWARD, r"grad \* slopes.threshold", "grad * slopes.value"),
-    Mutation(
-        "slopes of the first tile of ranks",
-        BACKWARD,
-        r"slopes_at<T>\(p, at_core, rank \+ j\)",
-        "slopes_at<T>(p, at_core, j)",
-    ),
+    Mutation("lost slope by the core", BACKWARD, r", run.value\[j\] \*= slopes.value", ""),
+    Mutation("swapped slopes", BACKWARD, r"run.value\[j\] \* slopes.threshold", "run.value[j] * slopes.value"),
+    Mutation("slopes of the first tile of ranks", BACKWARD, r"at_core \+ j, rank \+ c \+ j\)", "at_core + j, c + j)"),
+    Mutation("slopes of a run's first value", BACKWARD, r"at_core \+ j, rank", "at_core, rank"),
     # products
-    Mutation(
-        "turned core",
-        BLOCK,
-        r"transposed \? i \+ k \* p.rank : i \* p.rank \+ k",
-        "transposed ? i * p.rank + k : i + k * p.rank",
-    ),
+    Mutation("turned core", BLOCK, r"line\(transposed \? k : i\)", "line(transposed ? i : k)"),
     Mutation("last rank left out", FORWARD, r"vectors, core, p.rank\)", "vectors, core, p.rank - (p.rank > 1))"),
+    Mutation("last rank left out without a gate", FORWARD, r"p.rank\), p.rank\);", "p.rank), p.rank - (p.rank > 1));"),
+    Mutation("gate left out", FORWARD, r"p.gate == Gate::none", "true"),
+    Mutation("gate left out of dP", BACKWARD, r"if \(p.gate == Gate::none\) \{", "if (true) {"),
+    Mutation("no slopes", BACKWARD, r"if \(p.gate == Gate::none\) continue;", "continue;"),
     Mutation("last mode left out of dC", BACKWARD, r"grads, vectors, p.modes\)", "grads, vectors, p.modes - 1)"),
     Mutation("modes past the tile not made", PLAN, r"down\(tiles_along\(p.modes\)\)", "down(1)"),
-    Mutation("second tile has the first's modes", FORWARD, r"p.vectors\) \+ mode \* p.rank", "p.vectors)"),
-    Mutation("missing tail mask", FORWARD, r"mode \+ i < p.modes && slice \+ j < slices", "mode + i < p.modes"),
+    Mutation("second tile has the first's modes", FORWARD, r"modes\(p.modes, block_y\(\)\)", "modes(p.modes, 0)"),
+    Mutation("missing tail mask", FORWARD, r"each_run\(slice, slices,", "each_run(slice, slice + 64,"),
     Mutation(
-        "missing tail mask of the gradient",
-        BACKWARD,
-        r"slice \+ i < slices && rank \+ j < p.rank\) \{",
-        "slice + i < slices) {",
+        "missing tail mask of the gradient", BACKWARD, r"slice \+ row < slices \? p.rank - rank - c : 0", "p.rank"
     ),
+    Mutation("gradient's second tile of ranks", BACKWARD, r"p.rank \+ rank \+ c;", "p.rank + c;"),
+    Mutation("modes past the last in dP", BACKWARD, r"if \(mode \+ row >= p.modes\) return;", ""),
     # sums of the threshold's gradient
     Mutation("last row left out of the sum", BACKWARD, r"i < Tile::kM; \+\+i", "i < Tile::kM - 1; ++i"),
     Mutation("last column left out of the sum", BACKWARD, r"k < Tile::kN; \+\+k", "k < Tile::kN - 1; ++k"),
@@ -80,7 +71,7 @@ MUTATIONS = [
     # splits of dP
     Mutation("last split too long", BACKWARD, r"slices - begin < grid.size \? slices - begin : grid.size", "grid.size"),
     Mutation("splits overlap", BACKWARD, r"begin = split \* grid.size", "begin = split * (grid.size - 1)"),
-    Mutation("splits in one place", BACKWARD, r"\(split \* p.modes \+ mode \+ i\)", "(mode + i)"),
+    Mutation("splits in one place", BACKWARD, r"\(split \* p.modes \+ mode \+ row\)", "(mode + row)"),
     Mutation("dP of the blocks before", BACKWARD, r"block - grid.core_blocks\)", "block - grid.core_blocks / 2)"),
     # diagonal
     Mutation(

@@ -16,7 +16,7 @@ FILES = ("mode_update/block.cuh", "mode_update/forward.cu", "mode_update/backwar
 
 BY_NAME = {case.name: case for case in [*CASES, *WIDE]}
 NAMES = """dropout dropout-shared dropout-diagonal four diagonal projected odd odd-diagonal wide-shares
-beside splits-shared""".split()
+beside splits-shared deep""".split()
 
 CHECKS = [
     *(of_case(BY_NAME[name], dtype) for name in NAMES for dtype in (torch.float32, torch.bfloat16)),
@@ -27,6 +27,7 @@ CHECKS = [
 ]
 
 BLOCK, FORWARD, BACKWARD = "mode_update/block.cuh", "mode_update/forward.cu", "mode_update/backward.cu"
+PLAN = "mode_update/plan.h"
 SUMS = "common/token_sums.cuh"
 
 MUTATIONS = [
@@ -53,19 +54,24 @@ MUTATIONS = [
     ),
     Mutation("fourth projection's table entry", BLOCK, r"k & 1 \? each\[3\] : each\[2\]", "each[2]"),
     # the forward
-    Mutation("base not added", FORWARD, r"if \(base\) \{", "if (false) {"),
-    Mutation("base of the first projection", FORWARD, r"of_mode\(out_.base, k\)", "of_mode(out_.base, 0)"),
-    Mutation("bases' rows taken as dense", FORWARD, r"out_.base_stride", "p.d_out"),
-    Mutation("h not dropped", FORWARD, r"mix\(kept_, k, mixed_\)", "mix(h_, k, mixed_)"),
-    Mutation("last rank left out of V", FORWARD, r"(p.d_out, p.rank\)), p.rank\);", r"\1, p.rank - (p.rank > 1));"),
-    Mutation("one block of rows too few", "mode_update/plan.h", r"tiles_along\(p.rows\)", "tiles_along(p.rows - 1)"),
-    Mutation("share begins with its projection", FORWARD, r"begin > k \* tiles \? begin - k \* tiles : 0", "0"),
-    Mutation("share ends with its projection", FORWARD, r" && k \* tiles \+ tile < end", ""),
-    Mutation(
-        "share of one projection", FORWARD, r"k \* tiles < end; \+\+k", "k * tiles < end && k == begin / tiles; ++k"
-    ),
-    Mutation("all shares' h in one place", FORWARD, r"passing.h \+ \(share - 1\) \* size", "static_cast<T*>(p.h)"),
-    Mutation("all shares' g in one place", FORWARD, r"passing.mixed \+ share \* size", "passing.mixed"),
+    Mutation("base not added", FORWARD, r"if \(base\) Block::add_to", "if (false) Block::add_to"),
+    Mutation("base of the first projection", FORWARD, r"of_mode\(out.base, k\)", "of_mode(out.base, 0)"),
+    Mutation("bases' rows taken as dense", FORWARD, r"out.base_stride", "p.d_out"),
+    Mutation("h not dropped", FORWARD, r"mix\(p.mask.drops\(\) \? passing.kept \+ k \* size : h,", "mix(h,"),
+    Mutation("last rank left out of V", FORWARD, r"(p.d_out, p.rank\)),(\s+)p.rank\);", r"\1, p.rank - (p.rank > 1));"),
+    Mutation("one block of rows too few", PLAN, r"tiles_along\(p.rows\)", "tiles_along(p.rows - 1)"),
+    Mutation("share begins with its projection", FORWARD, r"shares.each - k \* tiles", "0"),
+    Mutation("share goes past the last tile", FORWARD, r" && n < left; \+\+n", "; ++n"),
+    Mutation("share of one projection", FORWARD, r"if \(\+\+tile == tiles\) tile = 0, \+\+k;", "++tile;"),
+    Mutation("all projections' h in one place", FORWARD, r"passing.h \+ \(k - 1\) \* size", "passing.h"),
+    Mutation("all projections' g in one place", FORWARD, r"passing.mixed \+ k \* size", "passing.mixed"),
+    Mutation("results of the first projection's g", FORWARD, r"mixed \+ k \* p.rows \* p.rank", "mixed"),
+    Mutation("h not added up", FORWARD, r"if \(passing.parts\) \{", "if (false) {"),
+    Mutation("all splits of h in one place", FORWARD, r"parts \+ split \* p.rows \* p.rank", "parts"),
+    Mutation("every split of h the first", FORWARD, r"from = split \* splits.each", "from = 0 * splits.each"),
+    Mutation("last split of h too long", FORWARD, r"p.d_in - from < splits.each \? p.d_in - from : ", ""),
+    Mutation("second tile of h is the first", FORWARD, r"begin = y / count \* Tile::kN", "begin = 0"),
+    Mutation("x U^T left out", FORWARD, r"    if \(p.x\)\n", "    if (false)\n"),
     # the backward
     Mutation("dy of the first projection", BACKWARD, r"block_rows\(of_mode\(g.dy, k\)", "block_rows(of_mode(g.dy, 0)"),
     Mutation("dh not dropped", BACKWARD, r"this->drop\(part, k, column\);", ";"),
@@ -79,8 +85,26 @@ MUTATIONS = [
     Mutation(
         "core not turned in dh", BACKWARD, r"Base::weight_rows\(this->core\(k\),", "Base::weight_columns(this->core(k),"
     ),
-    Mutation("dh of the last projection alone", BACKWARD, r"begun \? Tile::result", "false ? Tile::result"),
-    Mutation("dh begun with what lay there", BACKWARD, r"begun \? Tile::result", "true ? Tile::result"),
+    Mutation("dh of all projections in one place", BACKWARD, r"several_ \? take\(dh\) : to_.dh", "to_.dh"),
+    Mutation(
+        "dh of the first projection alone",
+        BACKWARD,
+        r"k < p.count; \+\+k\)(\n +if \(of_mode\(g.dy, k\)\) Base)",
+        r"k < 1; ++k)\1",
+    ),
+    Mutation("dh not added up", BACKWARD, r"several && begin < p.rank", "false && begin < p.rank"),
+    Mutation("projections without a dy add to dh", BACKWARD, r"if \(of_mode\(g.dy, k\)\) Base::add_to", "Base::add_to"),
+    Mutation("all splits of dg in one place", BACKWARD, r"k\) \+ split \* p.rows \* p.rank", "k)"),
+    Mutation("every split of dg the first", BACKWARD, r"from = split \* splits.each", "from = 0 * splits.each"),
+    Mutation("last split of dg too long", BACKWARD, r"p.d_out - from < splits.each \? p.d_out - from : ", ""),
+    Mutation("second tile of dg is the first", BACKWARD, r"begin = y / modes / count \* Tile::kN", "begin = 0"),
+    Mutation("every split's projection the first", BACKWARD, r"k = y % modes", "k = 0 * modes"),
+    Mutation("last part left out of a sum", BLOCK, r"n < count; \+\+n", "n < count - 1; ++n"),
+    Mutation("first part for all", BLOCK, r"\(n \* p.rows \+ token\)", "token"),
+    Mutation("part's last columns left out", BLOCK, r"begin \+ c < p.rank; c", "begin + c < p.rank - 1; c"),
+    Mutation("rows past the end in a part", BLOCK, r"    if \(!valid\(\)\) return;\n#pragma", "#pragma"),
+    Mutation("g_k not made again", BACKWARD, r"again_ \? 2 \* p.count : p.count", "p.count"),
+    Mutation("gradients' blocks make g_k", BACKWARD, r"block_y\(\) - p.count", "0 * p.count"),
     Mutation(
         "all shares' dh in one place",
         BACKWARD,
