@@ -45,7 +45,7 @@ class Recorder(TorchDispatchMode):
         inputs, outputs = (
             [t for t in tree_leaves(found) if isinstance(t, torch.Tensor)] for found in ((args, kwargs), result)
         )
-        self.kept += outputs
+        self.kept += inputs + outputs
         if outputs and not func.is_view and name not in NOTHING:
             self.operators.append(Operator(name, sizes(inputs), sizes(outputs), flops(name, inputs)))
         return result

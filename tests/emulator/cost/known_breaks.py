@@ -76,6 +76,9 @@ BREAKS: dict[str, set[str]] = {
 # The same of the published shapes: what no call above lists. Which rule a break is under does not depend on the shape.
 PUBLISHED: dict[str, set[str]] = {}
 
+# Kernels that no counted call launches: none has a gate that is one number for a token (middleX, small).
+NOT_COUNTED = ["site_gates"]
+
 # Kernels of narrower types with double-precision instructions (contracts.with_doubles), in every such type.
 DOUBLES: set[str] = set()
 
@@ -98,15 +101,13 @@ MISSED: set[str] = {
 
 # "call direction" where petx takes longer by the model than the better of eager and inductor -> by what factor at most.
 SLOWER: dict[str, float] = {
-    "gated_adapter/bart-1024 bwd": 1.19,
-    "gated_adapter/bare-1024 bwd": 1.04,
-    "gated_adapter/t5-1024 bwd": 1.19,
-    "mode_update/diagonal-1024 bwd": 1.04,
+    "gated_adapter/bart-1024 bwd": 1.05,
+    "gated_adapter/t5-1024 bwd": 1.06,
+    "mode_update/diagonal-1024 bwd": 1.03,
     "expert_mixture/uniform-1024 bwd": 1.51,
     "mode_cores/qformer fwd": 1.43,
     "mode_cores/qformer bwd": 1.56,
     "mode_cores/diagonal fwd": 1.07,
     "mode_cores/diagonal bwd": 1.08,
-    "gated_adapter/bart bwd": 1.07,
-    "gated_adapter/t5 bwd": 1.10,
+    "gated_adapter/t5 bwd": 1.06,
 }
