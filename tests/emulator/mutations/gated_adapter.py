@@ -19,7 +19,7 @@ from tests.emulator.test_token_sums import test_dropout_at_large_positions
 OPERATION = "gated_adapter"
 FILES = tuple(f"gated_adapter/{name}" for name in ("forward.cu", "backward.cu", "block.cuh", "grads.cuh"))
 
-NAMES = """scale-alone large-bart middleX middleX-bart small-masked middleY-sigmoid parallel-large-wide-x
+NAMES = """scale-alone unused-x large-bart middleX middleX-bart small-masked middleY-sigmoid parallel-large-wide-x
 parallel-large pair odd-pair large-rms middleX-original small-masked-original large-t5 large-exact
 odd large-unbiased splits-small""".split()
 LARGE = BY_NAME["gated_adapter", "large-bart"]
