@@ -24,8 +24,4 @@ def get_requires_for_build_sdist(config_settings=None):
 
 if __name__ == "__main__":
     # Sources are found by BuildExtension; MANIFEST.in carries them into the sdist.
-    setup(
-        ext_modules=[Extension("petx._C", sources=[], py_limited_api=True)],
-        cmdclass={"build_ext": BuildExtension},
-        options={"bdist_wheel": {"py_limited_api": "cp311"}},  # csrc/module.cpp: one wheel for 3.11 and later
-    )
+    setup(ext_modules=[Extension("petx._C", sources=[])], cmdclass={"build_ext": BuildExtension})

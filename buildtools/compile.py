@@ -36,7 +36,7 @@ class BuildExtension(build_ext):
         print(f"petx: torch {torch.version} in {torch.folder.parent}", flush=True)
         print(f"petx: CUDA {cuda.mode}" + (f", because {cuda.reason}" if cuda.reason else ""), flush=True)
         # One folder for every way to build (setuptools' own is a new one for each editable install).
-        folder = ROOT / "build" / f"torch-{torch.version}"
+        folder = ROOT / "build" / f"{sys.implementation.cache_tag}-torch-{torch.version}"
         folder.mkdir(parents=True, exist_ok=True)
         write_if_changed(folder / "build_info.h", build_info_header(self.distribution, torch, cuda, compiler))
         write_if_changed(folder / "weak_shims.h", "".join(f"#pragma weak {name}\n" for name in CUDA_SHIMS))
@@ -47,8 +47,8 @@ class BuildExtension(build_ext):
         target.parent.mkdir(parents=True, exist_ok=True)
         # A new file, never the old one rewritten: a running process may have that one mapped.
         target.unlink(missing_ok=True)
-        for stale in target.parent.glob("_C.cpython-*.so"):  # of an older petx; Python would take it first
-            stale.unlink()
+        # For a while a library for all Pythons was built; left in build/lib*, it would get into wheels.
+        target.with_name("_C.abi3.so").unlink(missing_ok=True)
         shutil.copyfile(library, target)
 
 
@@ -97,6 +97,7 @@ def write_if_changed(path, text):
 def write_ninja_file(path, library, torch, cuda, compiler):
     """One rule a compiler; each floor sees the headers it may use and no others."""
     # Here because an sdist is made without them.
+    import pybind11
     from ninja import ninja_syntax
 
     csrc, include, lib = ROOT / "csrc", torch.folder / "include", torch.folder / "lib"
@@ -104,7 +105,7 @@ def write_ninja_file(path, library, torch, cuda, compiler):
     ops = ["-isystem", include, TORCH_TARGET, *(["-DUSE_CUDA"] if cuda.mode != "absent" else [])]
     if cuda.mode == "check":
         ops += ["-include", path.parent / "weak_shims.h"]
-    module = [f"-I{path.parent}", "-isystem", sysconfig.get_path("include")]
+    module = [f"-I{path.parent}", "-isystem", pybind11.get_include(), "-isystem", sysconfig.get_path("include")]
     nvcc = [cuda.nvcc, *(["-ccbin", compiler[0]] if os.environ.get("CXX") else [])]
     units = [(csrc / "module.cpp", "cxx", [*HOST_FLAGS, *own, *module])]
     units += [(source, "cxx", [*HOST_FLAGS, *own, *ops]) for source in sorted(csrc.glob("ops/*.cpp"))]

@@ -5,7 +5,7 @@
 #
 # Writes logs and reports into OUT and a summary, OUT/summary.md, after every step, so that an interrupted run keeps
 # what it learnt. Needs torch with CUDA, nvcc of the same major version, and what `pip install -e ".[test]" setuptools
-# ninja packaging` brings; nothing is downloaded.
+# ninja pybind11 packaging` brings; nothing is downloaded.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=$(mkdir -p "$1" && cd "$1" && pwd)

@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import tomllib
 from pathlib import Path
@@ -218,6 +219,30 @@ def test_source_that_does_not_compile_stops_the_build(source_copy):
     assert not list((source_copy / "petx").glob("_C*"))
 
 
+def test_library_is_for_one_python(monkeypatch, tmp_path):
+    """Its name and the folder of its objects say which; one for all Pythons, left by an older build, is gone."""
+    from setuptools import Distribution, Extension
+
+    from buildtools import compile as build
+    from buildtools.torch_location import Torch
+
+    monkeypatch.setattr(build, "ROOT", tmp_path)
+    monkeypatch.setattr(build, "supported_torch", lambda: Torch(tmp_path / "torch", "2.13.0", None))
+    monkeypatch.setattr(build, "write_ninja_file", lambda *arguments: None)
+    monkeypatch.setattr(build, "run_ninja", lambda folder: (folder / "_C.so").write_text("library"))
+    extension = Extension("petx._C", sources=[])
+    command = build.BuildExtension(Distribution({"name": "petx", "version": "0", "ext_modules": [extension]}))
+    command.build_lib = str(tmp_path / "lib")
+    command.ensure_finalized()
+    (tmp_path / "csrc").mkdir()
+    (tmp_path / "lib" / "petx").mkdir(parents=True)
+    (tmp_path / "lib" / "petx" / "_C.abi3.so").touch()
+    command.build_extension(extension)
+    assert [path.name for path in (tmp_path / "build").iterdir()] == [f"{sys.implementation.cache_tag}-torch-2.13.0"]
+    (library,) = (tmp_path / "lib" / "petx").iterdir()
+    assert library.name == "_C" + sysconfig.get_config_var("EXT_SUFFIX") and library.read_text() == "library"
+
+
 def repository_files(*folders):
     for folder in folders:
         for path in sorted((ROOT / folder).rglob("*")):
@@ -244,17 +269,6 @@ def test_border_knows_no_cuda():
     cuda_header = re.compile(r'#\s*include\s*[<"](cuda(?!/common/plan\.h)|cooperative_groups)')
     floors = [*repository_files("csrc/kernels", "csrc/ops", "csrc/cpu"), ROOT / "csrc" / "module.cpp"]
     assert [path for path in floors if cuda_header.search(path.read_text(encoding="utf-8"))] == []
-
-
-def test_one_wheel_is_for_every_python_from_the_oldest_on():
-    """The module's limited API, the wheel's tag and the requirement name the same oldest Python."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    major, minor = re.match(r">=(\d)\.(\d+)", project["requires-python"]).groups()
-    module = (ROOT / "csrc" / "module.cpp").read_text(encoding="utf-8")
-    limited = int(re.search(r"#define Py_LIMITED_API (0x\w+)", module)[1], 16)
-    assert (limited >> 24, limited >> 16 & 255) == (int(major), int(minor))
-    script = (ROOT / "setup.py").read_text(encoding="utf-8")
-    assert f'"py_limited_api": "cp{major}{minor}"' in script and "py_limited_api=True" in script
 
 
 def test_no_path_of_one_machine_is_written_down():
