@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -121,3 +122,48 @@ def test_what_a_cuda_build_lacks():
         assert check.missing(**whole | {"build": whole["build"] | change}) == [said]
     if ops._C is not None:
         assert any(re.match(r"libc\.so", name) for name in check.needed_by(ops._C.__file__))
+
+
+PYTHON_STUB = """#!/bin/bash
+echo "$(basename $0) $*" >>{called}
+case "$*" in
+    *--version) exit {status} ;;
+    *wheel*) while [ "$1" != -w ]; do shift; done; mkdir -p "$2"; touch "$2/petx-$(basename $0).whl" ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    "pythons", [[], ["python3.11", "broken"], ["python3.11", "absent"], ["python3.11", "own/python"]]
+)
+def test_a_wheel_for_each_python(tmp_path, pythons):
+    """tools/wheels.sh with stubs for the Pythons, one of them by a path from where it is called: one pip wheel each,
+    all into the tree's dist/; or none at all, if one of them has no pip or is not there."""
+    called = tmp_path / "called"
+    for name in ("bin/python3.11", "bin/broken", "elsewhere/own/python"):
+        stub = tmp_path / name
+        stub.parent.mkdir(parents=True, exist_ok=True)
+        stub.write_text(PYTHON_STUB.format(called=called, status=int(stub.name == "broken")))
+        stub.chmod(0o755)
+    tree = tmp_path / "a tree"
+    (tree / "tools").mkdir(parents=True)
+    script = shutil.copy(ROOT / "tools" / "wheels.sh", tree / "tools")
+    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", script, *pythons],
+        cwd=tmp_path / "elsewhere",
+        env=os.environ | {"PATH": path},
+        capture_output=True,
+        text=True,
+    )
+    if pythons[-1:] != ["own/python"]:
+        said = f"{pythons[-1]} is no Python with pip; nothing was built" if pythons else "usage: tools/wheels.sh PYTHON"
+        assert done.returncode == 2 and said in done.stderr
+        assert not (tree / "dist").exists()
+        return
+    assert done.returncode == 0, done.stderr
+    built = [line for line in called.read_text().splitlines() if "wheel" in line]
+    assert built == [f"{name} -m pip wheel --no-deps -w {tree}/dist {tree}" for name in ("python3.11", "python")]
+    wheels = ["petx-python.whl", "petx-python3.11.whl"]
+    assert sorted(path.name for path in (tree / "dist").iterdir()) == wheels
+    assert done.stdout.splitlines()[-2:] == wheels
