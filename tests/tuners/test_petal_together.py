@@ -4,11 +4,11 @@ import copy
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from accelerate.utils import save as accelerate_save
+from safetensors.torch import load_file, save_file, save_model
 from torch import nn
 
 from petx.tuners import describe
-from petx.tuners._common import together
 from petx.tuners.petal import layer as petal_layer
 from tests.fixtures.tiny_vlms import VLMS, make_vlm, petal, petal_layers, vlm_batch, vlm_logits
 
@@ -155,7 +155,7 @@ def test_a_weight_that_was_exchanged_is_seen(calls):
     calls.clear()
     another_parameter(model)
     found = vlm_logits(model, KIND)
-    assert len(calls) == len(groups(model)) - 1 and "share their memory" in describe(model)
+    assert len(calls) == len(groups(model)) and "not fused" not in describe(model)
     torch.testing.assert_close(found, vlm_logits(apart(model), KIND), rtol=1e-4, atol=1e-4)
 
 
@@ -186,6 +186,38 @@ def test_copies_and_saved_weights_are_independent(tmp_path):
     assert all(torch.equal(saved[key], value) for key, value in model.state_dict().items() if key in saved)
     model.merge_adapter()
     assert not torch.equal(vlm_logits(model, KIND), vlm_logits(other, KIND))
+
+
+def save_dict(model, file):
+    accelerate_save(model.state_dict(), file, safe_serialization=True)
+
+
+@pytest.mark.parametrize("save", [save_model, save_dict])
+def test_what_saves_by_storage_keeps_every_weight(tmp_path, save):
+    """Of weights in one storage accelerate keeps the first, and safetensors refuses them."""
+    model = petal(KIND)
+    for one in (model, model.unload()):
+        save(one, tmp_path / "all.safetensors")
+        saved = load_file(tmp_path / "all.safetensors")
+        frozen = {key: value for key, value in one.state_dict().items() if ".qformer." in f".{key}"}
+        assert frozen and all(torch.equal(saved[key], value) for key, value in frozen.items())
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_weights_that_are_handed_in_for_a_pass(calls):
+    """As functional_call does, in a batch of models too, and FSDP, which makes them attributes."""
+    model = petal(KIND, dropout=0.0)
+    wanted, inputs = vlm_logits(model, KIND), vlm_batch(KIND)
+    stacked = {name: torch.stack([one.detach()] * 2) for name, one in model.named_parameters()}
+    calls.clear()
+    found = torch.func.vmap(lambda given: torch.func.functional_call(model, given, (), inputs).logits)(stacked)
+    torch.testing.assert_close(found, wanted.expand(2, *wanted.shape), rtol=1e-4, atol=1e-4)
+    linear = groups(model)[0].layers[1].base_layer
+    weight = linear.weight.detach()
+    del linear.weight
+    linear.weight = weight
+    assert not calls and torch.equal(vlm_logits(model, KIND), wanted)
+    assert len(calls) == len(groups(model)) - 1 and "handed in for this pass" in describe(model)
 
 
 def hooked(linear):
@@ -276,7 +308,7 @@ def test_hooks_on_the_adapted_projections_run(calls):
 
 def test_beside_other_processes_memory_moves_only_with_the_model(calls, monkeypatch):
     """There a wrapper may own the weights' memory while the model runs."""
-    monkeypatch.setattr(together, "distributed", lambda: True)
+    monkeypatch.setattr(petal_layer, "distributed", lambda: True)
     model = petal(KIND)
     vlm_logits(model, KIND)
     assert len(calls) == len(groups(model))

@@ -13,8 +13,8 @@ from torch.func import functional_call
 from petx.functional._mode_projections import projected_update
 from petx.functional._mode_update import update
 from petx.functional._operation import autocast_dtype, cast
-from petx.tuners._common import together
 from petx.tuners._common.layer import AdapterLayer
+from petx.tuners._common.together import Together, distributed, why_apart
 
 if TYPE_CHECKING:
     from petx.tuners.petal.plan import Group
@@ -88,6 +88,7 @@ class ProjectionGroup:
         self.spec, self.tower = spec, tower
         self.layers: list[PetalLayer] = []  # PetalLayers, in the order of spec.names
         self._ready: tuple[torch.Tensor, object, dict[PetalLayer, torch.Tensor]] | None = None
+        self._together = Together()
 
     def project(self, layer: PetalLayer, adapter: str, x: torch.Tensor) -> torch.Tensor:
         """The output of ``layer``, one of this group, for ``x [*, in_features]``."""
@@ -138,29 +139,29 @@ class ProjectionGroup:
     def _frozen(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None] | None:
         """Weight and bias of all the frozen projections, or None if they have to be called one by one."""
         linears = self._linears()
-        found = together.as_one(linears)
+        found = self._together.weights(linears)
         # In a process of several the weights' memory may be a wrapper's while the model runs (FSDP gathers them).
-        if found is None and not together.distributed() and together.why_apart(linears) is None:
-            together.lay_together(linears)
-            found = together.as_one(linears)
+        if found is None and not distributed() and why_apart(linears) is None:
+            self._together.lay(linears)
+            found = self._together.weights(linears)
         if found is None or (x.dtype != found[0].dtype and not torch.is_autocast_enabled(x.device.type)):
             return None
         return found
 
     def lay_together(self) -> None:
-        """Let the frozen weights lie in one storage, if they may and all are in place."""
+        """Let the frozen weights lie in one memory, if they may and all are in place."""
         linears = self._linears()
-        if len(linears) == len(self.spec.names) > 1 and together.why_apart(linears) is None:
-            together.lay_together(linears)
+        if len(linears) == len(self.spec.names) > 1 and why_apart(linears) is None:
+            self._together.lay(linears)
 
     def obstacle(self) -> str | None:
         """Why the frozen projections are called one by one, in words, or None if they are one GEMM."""
         linears = self._linears()
-        if together.as_one(linears) is not None:
+        if self._together.weights(linears) is not None:
             return None
-        if reason := together.why_apart(linears):
+        if reason := why_apart(linears):
             return reason
-        return "their weights do not lie in one storage, and other processes run" if together.distributed() else None
+        return "their weights do not lie in one memory, and other processes run" if distributed() else None
 
     def forget(self, *_: Any) -> None:
         """Hook after the attention, whether it succeeded or not."""

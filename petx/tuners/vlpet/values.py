@@ -11,7 +11,7 @@ from torch import nn
 
 from petx import functional
 from petx.nn import ValueAdapter
-from petx.tuners._common import together
+from petx.tuners._common.together import Together, distributed, why_apart
 from petx.tuners.vlpet.fused.layer import listened_to
 from petx.tuners.vlpet.layer import ValueSite
 
@@ -44,6 +44,7 @@ class ValueGroup:
         self.decoder, self.sites = decoder, sites
         self._values: dict[int, torch.Tensor] = {}
         self._source: torch.Tensor | None = None
+        self._together = Together()
         for index, site in enumerate(sites):
             site.group, site.index = self, index
         self.lay_together()
@@ -59,10 +60,10 @@ class ValueGroup:
         self._values, self._source = {}, None
 
     def lay_together(self) -> None:
-        """Let the frozen weights lie in one storage, if they may."""
+        """Let the frozen weights lie in one memory, if they may."""
         linears = [site.base_layer for site in self.sites]
-        if together.why_apart(linears) is None:
-            together.lay_together(linears)
+        if why_apart(linears) is None:
+            self._together.lay(linears)
 
     def values(self, site: ValueSite, e: torch.Tensor) -> torch.Tensor | None:
         """V of ``site`` ``[..., L_e, d]`` for the encoder output ``e [..., L_e, d_e]``; None if it has to run alone."""
@@ -118,10 +119,10 @@ class ValueGroup:
     def _frozen(self, e: torch.Tensor) -> torch.Tensor:
         """The frozen projections of ``e``, ``[..., L_e, layers, d]``: as one GEMM if their weights may lie together."""
         linears = [site.base_layer for site in self.sites]
-        found = together.as_one(linears)
-        if found is None and not together.distributed():
+        found = self._together.weights(linears)
+        if found is None and not distributed():
             self.lay_together()
-            found = together.as_one(linears)
+            found = self._together.weights(linears)
         if found is None:
             return torch.stack([linear(e) for linear in linears], -2)
         return F.linear(e, *found).unflatten(-1, (len(linears), -1))
