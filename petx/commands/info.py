@@ -68,7 +68,7 @@ def as_text(facts: dict[str, Any]) -> str:
         for device, reason in reasons.items():
             lines.append((f"{stem}, {device}", f"reference, because {reason}" if reason else "compiled kernel"))
     for stem, plan in facts["cuda_plans"].items():
-        sizes = ", ".join(f"{name} {size:,}" for name, size in plan["sizes"].items())
+        sizes = ", ".join(_size(name, size) for name, size in plan["sizes"].items())
         lines.append((f"{stem}, plan", f"{plan['kernel']} at {sizes} in bfloat16: {plan['why']}"))
     lines += [(name, version or "not installed") for name, version in facts["packages"].items()]
     width = max(len(name) for name, _ in lines)
@@ -90,6 +90,18 @@ def _in_words(entry: dict[str, Any]) -> str:
         return f"{entry['card']}: {entry['why']}"
     shown = table.of(from_json(entry["certificate"]))
     return f"{entry['card']}, certified in {entry['path'] or 'memory'}\n{shown}"
+
+
+# Options that a plan counts among its sizes, by their numbers in csrc/kernels.
+_OPTIONS = {
+    "granularity": ("none", "large", "middleX", "middleY", "small"),
+    "norm": ("none", "layer", "rms"),
+    "diagonal": ("no", "yes"),
+}
+
+
+def _size(name: str, size: int) -> str:
+    return f"{name} {_OPTIONS[name][size]}" if name in _OPTIONS else f"{name} {size:,}"
 
 
 def _plans() -> dict[str, dict[str, Any]]:

@@ -121,3 +121,11 @@ def test_grids_stay_within_what_a_gpu_takes(stem):
         if large is not None:
             x, y = plan(stem, **{name: large})["grid"]
             assert x < 2**31 and y <= 65_535, name
+
+
+def test_options_among_the_sizes_are_shown_by_their_words():
+    assert ", granularity large, " in info.as_text(info.gather())
+    small = info._OPTIONS["granularity"].index("small")
+    assert "two passes" in plan("gated_adapter", granularity=small)["why"]
+    assert "two passes" not in plan("gated_adapter", granularity=small - 1)["why"]
+    assert plan("mode_cores", diagonal=info._OPTIONS["diagonal"].index("yes"))["kernel"] == "diagonal"
