@@ -20,7 +20,7 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     if config.getoption("--cpu"):
-        config.pluginmanager.register(lanes.CpuSeconds())
+        config.pluginmanager.register(lanes.CpuSeconds(config.option.cpu))
 
 
 def pytest_collection_modifyitems(items):

@@ -81,15 +81,20 @@ def shared_folder(tmp_path_factory, name, make):
 
 def add_options(parser):
     parser.getgroup("lanes").addoption(
-        "--cpu", action="store_true", help="show each lane's seconds of a core, and the 20 tests that take the most"
+        "--cpu",
+        nargs="?",
+        const=20,
+        type=int,
+        metavar="N",
+        help="show each lane's seconds of a core, and the N tests (20) that take the most",
     )
 
 
 class CpuSeconds:
     """Seconds of a core, children that ended included, of every test with its fixtures; from all workers together."""
 
-    def __init__(self):
-        self.last = self.spent()
+    def __init__(self, shown):
+        self.shown, self.last = shown, self.spent()
         self.tests, self.lanes, self.counts = Counter(), Counter(), Counter()
 
     @staticmethod
@@ -117,5 +122,5 @@ class CpuSeconds:
         for lane, seconds in self.lanes.most_common():
             terminalreporter.write_line(f"{seconds:8.1f}  {lane} ({self.counts[lane]} tests)")
         terminalreporter.write_line(f"{self.lanes.total():8.1f}  in all; the longest:")
-        for name, seconds in self.tests.most_common(20):
+        for name, seconds in self.tests.most_common(self.shown):
             terminalreporter.write_line(f"{seconds:8.1f}  {name}")
