@@ -61,6 +61,7 @@ def test_a_slower_kernel_is_right_and_not_taken(fresh, whole, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_bfloat16_is_right_too(whole):
     findings, unknown = examined(emulated(whole), H100, [("mode_cores", "bfloat16")])
     assert unknown is None and findings["mode_cores"]["bfloat16"].verdict == "right"
@@ -110,7 +111,7 @@ def test_every_operation_has_a_mistake():
     assert {*MISTAKES, "mode_cores"} == shipped.CASES.keys()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("stem", MISTAKES)
 def test_a_mutant_of_each_operation_is_refused(stem, fresh, tmp_path, monkeypatch):
     module = modules()[stem]

@@ -20,7 +20,7 @@ from tests.checks import outputs
 from tests.emulator import CSRC
 
 ARCHITECTURES = ["sm_80", "sm_90", "sm_100", "sm_120"]
-READ = ["sm_80", "sm_90"]  # whose machine code is read
+READ = ["sm_80", "sm_90"]  # whose machine code is read, and which the whole suite assembles for; nightly, for all
 SOURCES = sorted(CSRC.glob("cuda/*/*.cu"))
 # -v tells of each kernel: its registers, and what did not fit into them.
 STRICT = ["-Werror", "all-warnings", "-Xcompiler=-Wall,-Wextra,-Werror", "-Xptxas=-v"]
@@ -55,15 +55,16 @@ def run(*command):
 
 @pytest.mark.slow
 @pytest.mark.skipif(nvcc is None, reason="no nvcc in CUDA_HOME, on PATH or in /usr/local/cuda")
+@pytest.mark.parametrize("architectures", [READ, pytest.param(ARCHITECTURES, marks=pytest.mark.nightly)], ids="-".join)
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: f"{path.parent.name}-{path.stem}")
-def test_compiles_without_spills(source, tmp_path):
+def test_compiles_without_spills(source, architectures, tmp_path):
     """Everything fits into registers and shared memory as the launch table (launch.cuh) claims, and the machine code
     has the instructions that the kernel asks for.
 
     One PTX for the oldest architecture is assembled for all: the sources ask for no architecture.
     """
     assert not re.search("__CUDA_ARCH__ *[<>=]", source.read_text())
-    gencode = f"-gencode=arch=compute_80,code=[{','.join(ARCHITECTURES)}]"
+    gencode = f"-gencode=arch=compute_80,code=[{','.join(architectures)}]"
     target = tmp_path / "kernel.o"
     keep = ["--keep", "--keep-dir", tmp_path]
     report = run(nvcc, *NVCC_FLAGS, *STRICT, f"-I{CSRC}", gencode, "--threads", 0, *keep, "-c", source, "-o", target)
@@ -75,7 +76,7 @@ def test_compiles_without_spills(source, tmp_path):
         report,
         re.DOTALL,
     )
-    assert {(name, arch) for name, arch, *_ in used} == {(name, arch) for name in entries for arch in ARCHITECTURES}
+    assert {(name, arch) for name, arch, *_ in used} == {(name, arch) for name in entries for arch in architectures}
     for name, arch, stack, stores, loads, registers in used:
         assert (int(stack), int(stores), int(loads)) == (0, 0, 0), f"{name} on {arch}: {registers} registers"
         threads, blocks, _ = entries[name]

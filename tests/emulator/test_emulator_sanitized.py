@@ -34,7 +34,7 @@ def plain_faults():
     return library
 
 
-@pytest.mark.slow
+@pytest.mark.nightly  # builds every kernel once more, with sanitizers in it
 @pytest.mark.skipif(ops._C is None, reason="needs the compiled library's operators")
 def test_kernels_are_clean():
     code, text = run("-m", "tests.emulator.sanitized", str(kernels(WANTED)))

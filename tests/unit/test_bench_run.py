@@ -90,7 +90,7 @@ def test_the_better_of_two_measurements():
     assert machine.better(one, other) == best
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_two_visits(small, tmp_path):
     """The rounds of both count; a peer that fails the second time keeps those of the first."""
     done = []
@@ -214,7 +214,7 @@ def test_slope():
     assert run.slope([(n, 3 * n**1.5) for n in (1, 2, 8)]) == pytest.approx(1.5)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_growth(monkeypatch, tmp_path):
     monkeypatch.setattr(timing, "ROTATED_BYTES", {"cpu": 1 << 14})
     cases = [expert_mixture.case(n, torch.float32, f"N={n}", d=8, experts=2, rank=4) for n in (16, 64)]
