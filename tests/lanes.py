@@ -15,9 +15,10 @@ import pytest
 from filelock import FileLock
 
 HERE = Path(__file__).parent
-# Tiny hosts that the everyday loop runs the tuners' tests on, each family's with vision and without: on others they are
-# slow.
-EVERYDAY_HOSTS = {"vl_bart", "t5", "instructblip-t5", "llava"}
+# The tiny hosts that the everyday loop runs the tuners' tests on, one a method: on others they are slow.
+EVERYDAY_HOSTS = {"vl_bart", "instructblip-t5"}
+# What runs the CUDA kernels on the CPU compiles all of them first, for a minute of two cores.
+EMULATED = {"emulator", "machine", "tiny", "plain_faults"}
 MOST_WORKERS = 8  # each loads torch and transformers
 
 
@@ -43,7 +44,9 @@ def mark(item):
     lane = item.path.relative_to(HERE).parts[0]
     item.add_marker(lane)
     parameters = getattr(item, "callspec", _NoParameters).params
-    if lane == "tuners" and parameters.get("kind", "t5") not in EVERYDAY_HOSTS:
+    if lane == "tuners" and parameters.get("kind", "vl_bart") not in EVERYDAY_HOSTS:
+        item.add_marker("slow")
+    if lane == "emulator" and not EMULATED.isdisjoint(item.fixturenames):
         item.add_marker("slow")
     if "cuda" in parameters.values():
         item.add_marker("gpu")

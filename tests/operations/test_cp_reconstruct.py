@@ -23,6 +23,7 @@ def arguments(name, dtype=torch.float32, **options):
     return ReconstructCase.arguments(BY_NAME[name].inputs(dtype, **options))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", LARGE, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_large_weights(case, dtype):

@@ -20,6 +20,7 @@ def inputs(dtype=torch.float32, requires_grad=True):
     return [torch.randn(3, 5, 16, dtype=dtype, requires_grad=requires_grad) for _ in range(2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("granularity", ["large", "middleX", "middleY", "small"])
 def test_compiles_to_one_graph(granularity):
     adapter = layer(granularity=granularity, dropout=0.1)
@@ -34,6 +35,7 @@ def test_compiles_to_one_graph(granularity):
         torch.testing.assert_close(traced, eager)
 
 
+@pytest.mark.slow
 def test_inductor_and_dynamic_shapes():
     adapter = layer()
     compiled = torch.compile(adapter, fullgraph=True, dynamic=True)

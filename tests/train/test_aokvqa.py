@@ -70,6 +70,7 @@ def test_multiple_choice(tmp_path):
         spec.examples(tmp_path, ["val"], training=False)
 
 
+@pytest.mark.slow
 def test_a_host_is_tuned_on_it_and_the_test_split_predicted(tmp_path, capsys):
     fixture.write_host(tmp_path / "host")
     fixture.write_data(tmp_path / "data")

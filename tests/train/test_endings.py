@@ -104,6 +104,7 @@ def test_a_closed_output_is_told_on_the_other_one(made, monkeypatch, capsys):
     assert run.main() == 1  # nobody is left to be told
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_ends_a_command_without_a_traceback():
     reading, writing = os.pipe()
     os.close(reading)

@@ -128,6 +128,7 @@ def test_it_learns_colours(place, tmp_path):
     assert records["full"]["test"]["accuracy"] == pytest.approx(200 / 3)  # the most that three annotators give
 
 
+@pytest.mark.slow
 def test_its_encoder_layers_run_fused_and_its_values_together(place, tmp_path):
     assert vlpet.run(settings(place, tmp_path / "out", epochs=1)) == 0
     loaded = tuned.load(tmp_path / "out" / "vlpet" / "seed-42" / "tuned")

@@ -44,6 +44,7 @@ def test_generating_reads_the_prompt():
     assert len(tokens) == 2 and not torch.equal(tokens, model.generate(**batch, max_new_tokens=4, num_beams=2))
 
 
+@pytest.mark.slow
 def test_it_is_trained_beside_the_others(own, tmp_path):
     more = dict(prompt_tokens=4, prompt_hidden=8)
     assert vlpet.run(image_text.settings(own, tmp_path, arms=["prompt"], epochs=1, num_beams=1, **more)) == 0

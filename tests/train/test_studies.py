@@ -57,6 +57,7 @@ class Words(list):
         return len(self) - 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", studies.names())
 def test_every_cell_can_be_built(name):
     study, words = studies.read(name), Words(range(50))

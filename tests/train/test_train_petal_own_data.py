@@ -63,6 +63,7 @@ def test_a_pretrained_host_learns_colours(tmp_path, language_model):
     assert not (tmp_path / "out" / "host").exists()  # it is used where it lies
 
 
+@pytest.mark.slow
 def test_tasks_of_questions_and_captions(mine, tmp_path, capsys):
     own = {"caption": ["a photo of"]}
     more = dict(tasks=["vqa", "caption"], metrics={"vqa": "matches"}, arms=["petal"], epochs=1, task_instructions=own)
@@ -177,6 +178,7 @@ def test_long_instructions_lose_their_beginning(mine, tmp_path):
     assert len(item["input_ids"]) == 4 and words == "dark short answer"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("aggregation", ["mean", "attention_score"])
 def test_several_instructions_an_image(mine, tmp_path, aggregation):
     templates = ["question: {q} short answer:", "what color is the thing", "describe it"]
@@ -195,6 +197,7 @@ def test_several_instructions_an_image(mine, tmp_path, aggregation):
     assert petal.run(settings) == 0
 
 
+@pytest.mark.slow
 def test_a_batch_of_one_with_the_batch_coupled_context(mine, tmp_path):
     settings = fixture.settings(mine, tmp_path / "out", batch_size=1, eval_batch_size=1, context="batch_mean", epochs=1)
     assert petal.run(settings) == 0

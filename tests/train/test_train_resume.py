@@ -46,7 +46,8 @@ class StopAt(Progress):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("arm", ["vlpet", pytest.param("full", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("arm", ["vlpet", "full"])
 def test_a_resumed_training_ends_in_the_same_bits(own, tmp_path, arm):
     straight = make_trainer(own, tmp_path / "straight", arm=arm)
     stages.train(straight)
@@ -78,6 +79,7 @@ def test_a_resumed_training_ends_in_the_same_bits(own, tmp_path, arm):
     assert all(torch.equal(checkpoints.trainable_state(again.model)[name], tensor) for name, tensor in wanted.items())
 
 
+@pytest.mark.slow
 def test_a_resume_on_another_path_says_so(own, tmp_path, capsys, monkeypatch):
     stages.train(make_trainer(own, tmp_path, steps=3))
     assert checkpoints.other_paths(checkpoints.last_whole(tmp_path)) == []
@@ -88,6 +90,7 @@ def test_a_resume_on_another_path_says_so(own, tmp_path, capsys, monkeypatch):
     assert said in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_half_written_checkpoint_is_not_taken(own, tmp_path):
     stages.train(make_trainer(own, tmp_path, steps=3))
     whole = checkpoints.last_whole(tmp_path)
@@ -106,6 +109,7 @@ def test_a_half_written_checkpoint_is_not_taken(own, tmp_path):
     assert checkpoints.last_whole(tmp_path) == whole
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_the_last_whole_checkpoint(own, tmp_path, monkeypatch):
     save = checkpoints.save_file
 

@@ -73,6 +73,7 @@ def test_two_processes_train_as_one(own, tmp_path):
     assert changed and not torch.equal(one[changed[0]], host_weights[changed[0].removeprefix("base_model.model.")])
 
 
+@pytest.mark.slow
 def test_video_questions_and_captions(own, tmp_path):
     from tests.fixtures import video_text as video_text_fixture
 

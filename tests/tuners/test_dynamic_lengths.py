@@ -114,6 +114,7 @@ def inputs(count, batch, length):
     return [torch.randn(batch, length, D, generator=draw) for _ in range(count)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_layer_is_one_graph_for_all_lengths(name):
     make, count = LAYERS[name]

@@ -140,6 +140,7 @@ def test_scaled_tokens():
     assert by_name["gated_adapter/bart"].sizes["N"] == 28_000 and by_name["mode_update/image-kv"].sizes["N"] == 4112
 
 
+@pytest.mark.slow
 def test_measure(monkeypatch):
     monkeypatch.setattr(timing, "ROTATED_BYTES", {"cpu": 1 << 16})
     case = TINY["gated_adapter"][1]

@@ -58,6 +58,7 @@ def run_small(path, **options):
     return run.run("cpu", path, **options)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_keeps_what_it_measured(small, tmp_path):
     small[1] = toy("two", function=raises(KeyboardInterrupt()))
     results = run_small(tmp_path / "results.json")
@@ -72,6 +73,7 @@ def test_what_time_does_not_reach_is_listed(small, tmp_path):
     assert "not reached within 0 minutes" in report.markdown(results)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(ops._C is None, reason="needs the compiled library's operators")
 def test_calls_and_their_operators(small, tmp_path):
     measured = calls.overheads("cpu", seconds=0.0)
