@@ -31,10 +31,6 @@ BREAKS: dict[str, set[str]] = {
         "fwd mode_down<BFloat16>: under 128 blocks",
         "fwd mode_mixed<BFloat16>: under 128 blocks",
     },
-    "mode_update/wide-1024": {
-        "bwd mode_outputs<BFloat16>: under 128 blocks",
-        "fwd full_cores<BFloat16>: under 128 blocks",
-    },
     "expert_mixture/uniform-1024": {
         "bwd mixture_products<BFloat16>: under 128 blocks",
         "fwd mixture_down<BFloat16>: under 128 blocks",
@@ -101,12 +97,11 @@ MISSED: set[str] = {
 
 # "call direction" where petx takes longer by the model than the better of eager and inductor -> by what factor at most.
 SLOWER: dict[str, float] = {
-    "gated_adapter/bart-1024 bwd": 1.05,
-    "gated_adapter/t5-1024 bwd": 1.06,
-    "mode_update/diagonal-1024 bwd": 1.03,
-    "expert_mixture/uniform-1024 bwd": 1.51,
-    "mode_cores/qformer fwd": 1.43,
-    "mode_cores/qformer bwd": 1.56,
+    "gated_adapter/bart-1024 bwd": 1.03,
+    "gated_adapter/t5-1024 bwd": 1.03,
+    "expert_mixture/uniform-1024 bwd": 1.41,
+    "mode_cores/qformer fwd": 1.28,
+    "mode_cores/qformer bwd": 1.52,
     "mode_cores/diagonal fwd": 1.07,
     "mode_cores/diagonal bwd": 1.08,
     "gated_adapter/t5 bwd": 1.06,
