@@ -47,6 +47,8 @@ def run(args: argparse.Namespace) -> int:
             raise UserError("--task needs --data_dir and --split, the data's folder and the splits that were predicted")
         spec = tasks.named(args.task)
         examples = spec.examples(folder, args.split, training=False)
+    if args.meteor and spec.metric != "caption":
+        raise UserError(f"--meteor is for captions, and task {spec.name} is scored by {spec.metric}")
     scores = predicted.scored(file, spec, examples, args.metric)
     if args.meteor:
         scores["meteor"] = 100 * meteor(spec.predictions.matched(file, examples), [one.references for one in examples])

@@ -27,8 +27,9 @@ def folders_of(given: str | None, data_dir: str, known: Sequence[str], usual: st
 
 
 def _found(folders: Sequence[Path], names: Sequence[str], suffixes: Sequence[str]) -> Path | None:
-    """The first file that is there, of ``names`` in ``folders``, first with the first of ``suffixes``."""
-    paths = (folder / f"{name}{end}" for end in suffixes for folder in folders for name in names)
+    """The first file that is there: the first of ``names`` in any of ``folders`` with any of ``suffixes``, then the
+    next, so that a name with its folder is not taken for another picture's that is called alike."""
+    paths = (folder / f"{name}{end}" for name in names for end in suffixes for folder in folders)
     return next((path for path in paths if path.is_file()), None)
 
 
@@ -207,7 +208,7 @@ class ImageFiles:
     def path(self, image: str) -> Path:
         last = image.rpartition("/")[2]
         coco = _COCO.match(last)
-        names = dict.fromkeys([image, last, *([f"{coco[1]}/{last}"] if coco else [])])
+        names = dict.fromkeys([image, *([f"{coco[1]}/{last}"] if coco else []), last])
         found = _found(self.folders, list(names), _SUFFIXES)
         if found is None:
             others = "".join(f", nor in {folder}" for folder in self.folders[1:])

@@ -105,10 +105,14 @@ def _look(folder: Path, spec: TaskSpec, examples: list[Example], looking: Lookin
     store: Any = spec.store
     place = int(store is NpzFeatures)
     where = folders_of(looking.features_dir, str(folder), spec.features, store.default_folder)
-    kinds: dict[str, Any] = {"features": store(where, looking.widths[place], looking.tokens[place])}
+    kinds: dict[str, Any] = {}
+    whole, lacking = [], []
+    try:
+        kinds["features"] = store(where, looking.widths[place], looking.tokens[place])
+    except UserError as reason:  # no h5py, which those who read pictures do not need
+        lacking.append(str(reason))
     if not place:
         kinds["pictures"] = ImageFiles(folders_of(looking.images_dir, str(folder), spec.images, "images"), None)
-    whole, lacking = [], []
     for kind, store in kinds.items():
         missing = [error for key in keys if (error := _missing(store, key)) is not None]
         lines.append(f"{kind}: {len(keys) - len(missing):,} of {len(keys):,} files")

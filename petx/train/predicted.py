@@ -27,6 +27,8 @@ def of_run(file: Path, data_dir: Path | None = None) -> tuple[TaskSpec, list[Exa
     if not dash or split not in ("dev", "test") or task not in known:
         raise UserError(f"{file.name} must be called dev-TASK or test-TASK, TASK one of {', '.join(known)}")
     if data_dir is not None:
+        if settings.data_dir is None:
+            raise UserError(f"--data_dir is for data of one's own, and this run's are {settings.data}")
         settings = dataclasses.replace(settings, data_dir=str(data_dir))
     return tasks.source(settings.data).examples(settings, task, split)
 

@@ -1,6 +1,7 @@
 """``petx data check``: what a folder holds, what it lacks, and what is wrong in it."""
 
 import json
+import sys
 
 import pytest
 
@@ -47,6 +48,16 @@ def test_what_is_wrong_is_named_with_file_entry_and_field(tmp_path, capsys):
     assert "wrong: " + str(folder / "vqa" / "val.json") + ": entry 2: sent must be text, got 3" in shown
     assert "pictures: 8 of 9 files" in shown and f"no image file {folder / 'images' / '4'}" in shown
     assert f"wrong: cannot read annotations from {folder / 'nlvr' / 'dev.json'}" in shown
+
+
+def test_pictures_are_checked_without_h5py(tmp_path, capsys, monkeypatch):
+    folder = instruct_blip.write_data(tmp_path / "data")
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    code, shown = checked(capsys, folder, "--task", "vqa")
+    assert code == 0 and "pictures: 9 of 9 files" in shown and "features" not in shown
+    (folder / "images" / "4.png").unlink()
+    code, shown = checked(capsys, folder, "--task", "vqa")
+    assert code == 1 and "pip install h5py" in shown and f"no image file {folder / 'images' / '4'}" in shown
 
 
 def test_files_that_are_called_otherwise_than_their_split(tmp_path, capsys):

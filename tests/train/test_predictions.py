@@ -1,5 +1,6 @@
 """Prediction files: written, read again, matched with their examples, and scored without a model."""
 
+import dataclasses
 import importlib.util
 import json
 import shutil
@@ -14,6 +15,9 @@ from petx.data import predictions
 from petx.data.examples import Example
 from petx.data.predictions import JsonList, JsonMapping, Nlvr2Csv, PredictionFile, ValueAnswers, ValueCaptions
 from petx.errors import UserError
+from petx.train import predicted
+from petx.train.settings import checked
+from petx.train.vlpet import arguments
 
 CLIP = (("tv", "s01"),)
 
@@ -123,15 +127,24 @@ def test_a_file_is_scored_without_a_model(answered, capsys):
         (["--task", "gqq", "--data_dir", "DATA", "--split", "test"], "unknown task 'gqq'; there are: aokvqa, "),
         (["--task", "gqa", "--data_dir", "nowhere", "--split", "x"], "--data_dir must be the folder of the data"),
         (["--task", "gqa", "--data_dir", "DATA", "--split", "testdev", "--metric", "vqa"], "annotators' answers"),
+        (["--task", "gqa", "--data_dir", "DATA", "--split", "testdev", "--meteor"], "--meteor is for captions"),
         (["--metric", "x"], "--metric must be one of caption, "),
         ([], "lies in no run: name its --task"),
         (["--split", "test"], "--split is for a file with --task"),
     ],
 )
-def test_what_cannot_be_scored_is_said(answered, capsys, more, message):
+def test_what_cannot_be_scored_is_said(answered, capsys, monkeypatch, more, message):
+    monkeypatch.setattr("petx.metrics._meteor.check_meteor", lambda: None)
     more = [str(answered / "data") if one == "DATA" else one for one in more]
     assert petx(["score", str(answered / "given.json"), *more]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_run_on_a_package_takes_no_folder(tmp_path):
+    settings = dataclasses.asdict(checked(arguments.Settings, dict(data="easy-vqa", steps=1)))
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match="--data_dir is for data of one's own, and this run's are easy-vqa"):
+        predicted.of_run(tmp_path / "test-vqa.jsonl", tmp_path)
 
 
 def test_meteor_says_what_it_needs(answered, capsys, monkeypatch):

@@ -236,3 +236,13 @@ def test_images_below_the_image_root(tmp_path, image, place):
     Image.new("RGB", (4, 4)).save(path)
     files = ImageFiles(folders_of(None, str(tmp_path), tasks.find("okvqa").images, "images"), None)
     assert files.path(image) == path
+
+
+def test_a_picture_of_the_same_name_in_an_earlier_folder_is_another(tmp_path):
+    for place in ("images", "coco/images/train2017"):
+        (tmp_path / place).mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / place / "7.png")
+    files = ImageFiles(folders_of(None, str(tmp_path), ["coco/images"], "images"), None)
+    for image in ("train2017/7", "train2017/7.png"):
+        assert files.path(image) == tmp_path / "coco" / "images" / "train2017" / "7.png"
+    assert files.path("7") == files.path("gone/7") == tmp_path / "images" / "7.png"

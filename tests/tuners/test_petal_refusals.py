@@ -64,6 +64,7 @@ def test_presets():
         (dict(init_modes="zeros"), "nothing would ever train: the gradient of V contains the mode vectors"),
         (dict(threshold="soft", threshold_init=1.0), "whole core would be cut off.*no gradient passes the threshold"),
         (dict(threshold="hard", threshold_init=1.0), "whole core would be cut off while V is zero"),
+        (dict(experts=0, projector="merger"), "projector='merger' says what the experts read, and there are none"),
         (dict(expert_beta=0.0), "with expert_beta=0 the experts would never train; set experts=0 for none"),
     ],
 )
@@ -80,6 +81,11 @@ def test_mistakes_in_a_configuration(options, message):
         ("instructblip-t5", dict(towers=["vision_model"]), "no attention in vision_model .*in one: qkv"),
         ("instructblip-t5", dict(towers=["language_projection"]), "no attention in language_projection has query"),
         ("instructblip-t5", dict(towers=["attention"]), "the tower 'attention' could be .* give the whole path"),
+        (
+            "instructblip-t5",
+            dict(projector="language_projection"),
+            "projector='language_projection' is for models with",
+        ),
         ("instructblip-t5", dict(towers=["language_model"], experts=0), "set query_transform=False"),
         ("instructblip-t5", dict(expert_scope="image"), "expert_scope='image' is for models without a Q-Former"),
         ("blip2-t5", dict(expert_scope="text"), "the experts would never train, since qformer reads no text"),

@@ -133,6 +133,14 @@ def test_a_projector_may_be_named():
     assert list(model.base_model.petal_shared["default"].mixed)[0] == "model.multi_modal_projector.linear_2"
 
 
+def test_a_projector_that_returns_no_tensor_is_told():
+    host = todays_vlms.make("llava")
+    model, projector = petal(host), host.model.multi_modal_projector
+    projector.register_forward_hook(lambda module, args, output: (output,), prepend=True)
+    with pytest.raises(UserError, match=r"model\.multi_modal_projector returns tuple; name another projector"):
+        model(**todays_vlms.batch("llava"))
+
+
 def _phi3_behind_a_projector():
     sizes = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2, vocab_size=64)
     text = Phi3Config(**sizes, pad_token_id=0)

@@ -134,6 +134,8 @@ class PetalConfig(AdapterConfig):
         if isinstance(self.towers, str) or self.towers is not None and not self.towers:
             _refuse(f"towers must be a list of at least one name, got {self.towers!r}")
         check_fields(self, {"rank": 1, "experts": 0, "expert_rank": 1})
+        if self.projector is not None and not self.experts:
+            _refuse(f"projector={self.projector!r} says what the experts read, and there are none with experts=0")
         if not 0 <= self.dropout < 1:
             _refuse(f"dropout must be in [0, 1), got {self.dropout}")
         if self.form == "explicit" and self.dropout > 0:

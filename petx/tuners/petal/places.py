@@ -60,6 +60,11 @@ def _check_parts(plan: Plan, config: PetalConfig) -> None:
 def _place_experts(model: Any, modules: Modules, plan: Plan, config: PetalConfig) -> None:
     qformer = next((tower for tower in plan.towers.values() if tower.kind == "qformer"), None)
     if qformer is not None:
+        if config.projector is not None:
+            raise UserError(
+                f"PETAL: projector={config.projector!r} is for models without a Q-Former; the experts read "
+                f"{qformer.root}'s embeddings"
+            )
         embedded = f"{qformer.root}.embeddings"
         place = embedded if embedded in modules else f"{qformer.root}.dropout"
         if place not in modules or config.expert_scope == "image":

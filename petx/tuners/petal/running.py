@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from petx.errors import UserError
 from petx.functional._operation import autocast_dtype
 from petx.tuners._common.mixed import Rows, replaced_forward
 from petx.tuners.petal.layer import PetalLayer, ProjectionGroup, _state_of, project
@@ -280,7 +281,10 @@ class ExpertPlace:
             self._hooks.pop().remove()
 
     def _mix(self, module: nn.Module, args: tuple, output: Any) -> Any:
-        if not isinstance(output, torch.Tensor):  # a ModelOutput, whose projected image is its first tensor
+        if not isinstance(output, torch.Tensor):  # a ModelOutput, with the projected image as its last hidden state
+            if not isinstance(getattr(output, "last_hidden_state", None), torch.Tensor):
+                got = type(output).__name__
+                raise UserError(f"PETAL: experts read a tensor, and {self.path} returns {got}; name another projector")
             mixed = self._mix(module, args, output.last_hidden_state)
             return None if mixed is None else type(output)(**{**output, "last_hidden_state": mixed})
         working = ((tower, tower.adapter()) for tower in self.towers.values())
