@@ -1,5 +1,6 @@
 """What tasks of captions share: trained on every caption of an image, scored once an image against all of them."""
 
+import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,17 +13,23 @@ PREDICTIONS = JsonList("image_id", "caption")
 
 
 def examples(rows: Iterable[tuple[Any, str, tuple[str, ...]]], training: bool) -> Iterator[Example]:
-    """Of ``(id, image, captions)``; several entries of one image are put together to be scored."""
+    """Of ``(id, image, captions)``; several entries of one image are put together to be scored.
+
+    A caption that two annotators wrote counts twice, as in the COCO tools; a list of captions that every entry of an
+    image repeats (TextCaps) counts once.
+    """
     if training:
         for name, image, captions in rows:
             for caption in captions:
                 yield Example("", (image,), ((caption, 1.0),), references=captions, id=name)
         return
-    together: dict[str, tuple[Any, list[str]]] = {}
+    together: dict[str, tuple[Any, list[tuple[str, ...]]]] = {}
     for name, image, captions in rows:
-        together.setdefault(image, (name, []))[1].extend(captions)
+        _, found = together.setdefault(image, (name, []))
+        if len(captions) == 1 or captions not in found:
+            found.append(captions)
     for image, (name, found) in together.items():
-        captions = tuple(dict.fromkeys(found))
+        captions = tuple(itertools.chain.from_iterable(found))
         yield Example("", (image,), tuple((one, 1.0) for one in captions[:1]), references=captions, id=name)
 
 

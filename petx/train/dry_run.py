@@ -10,6 +10,7 @@ import torch
 from petx import hosts
 from petx.baselines._sizes import counts
 from petx.data.batches import RoundRobinBatches
+from petx.errors import UserError
 from petx.train import rehearsal, stages
 from petx.train.trainer import warmup_steps
 
@@ -17,10 +18,15 @@ LONGEST = 400  # letters of a text that is shown
 
 
 def lines(run: Any) -> Iterator[str]:
-    """What ``run``, prepared and with its data loaded, would do; raises what it would raise before training."""
+    """What ``run``, prepared and with its data loaded, would do; raises what it would raise before training, but for
+    an output folder that it would not write to, which is said."""
     settings, data = run.settings, run.data
     host = f"{run.host.words}, {settings.host}" if settings.host else f"a small {run.host.words}, pretrained here"
     yield f"Nothing is trained, and nothing is written to {run.out}."
+    try:
+        stages.check_output(run)
+    except UserError as error:
+        yield f"refused   {error}"
     yield f"host      {host}"
     sizes = stages.batch_sizes(run)
     for i, task in enumerate(data.train):

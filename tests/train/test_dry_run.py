@@ -16,8 +16,11 @@ def said(method, settings, capsys):
 
 def test_vlpet_on_four_tasks(own, tmp_path, capsys):
     out = tmp_path / "out"
+    out.mkdir()
+    (out / "settings.json").write_text("{}")
     shown = said(vlpet, image_text.settings(own, out, arms=["frozen", "vlpet"]), capsys)
-    assert not out.exists()
+    assert [file.name for file in out.iterdir()] == ["settings.json"]
+    assert f"refused   output_dir {out} already holds a run: add --resume" in shown
     # Batches of the four tasks in an epoch: 3 of VQA, 4 of GQA, 3 of NLVR2, 2 of captions.
     assert "vqa: 10 examples to train on, 10 dev, 10 test; batches of 4, 3 an epoch; metric vqa" in shown
     assert "steps     28, 2.00 epochs of 14; 3 to warm up, then linear decay" in shown
@@ -34,7 +37,7 @@ def test_petal_on_pictures(tmp_path, capsys):
     assert "host      InstructBLIP, " in shown and "then cosine-by-epoch decay" in shown
     assert "<image> <image> <image> question what color is it ? short answer" in shown
     assert "  answer  red </s>" in shown and "known   red (x 3)" in shown and "pixel_values [1, 3, 32, 32]" in shown
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out").exists() and "refused" not in shown
 
 
 def test_what_training_would_refuse_is_refused(own, tmp_path, capsys):

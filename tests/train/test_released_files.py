@@ -177,7 +177,7 @@ def test_captions_name_the_image_as_coco_does(tmp_path):
     row = {"filename": "COCO_val2014_000000000042.jpg", "cocoid": 42, "split": "test", "sentences": [{"raw": "a"}] * 2}
     write(tmp_path / "COCO" / "dataset_coco.json", {"images": [row]})
     (scored,) = given = examples("caption", tmp_path, "test")
-    assert scored.id == 42
+    assert scored.id == 42 and scored.references == ("a", "a")  # two annotators, who count twice
     names = {"cider", "bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "cider raw"}
     assert set(score("caption", ["a"], given)) == names and tasks.find("caption").max_new == 19
 
