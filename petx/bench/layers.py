@@ -254,7 +254,7 @@ def _site(
     for name in ("down", "up", "gate_down", "gate"):
         layer = getattr(module, name)
         tensors |= {f"{name}_weight": layer.weight, f"{name}_bias": layer.bias}
-    (y,) = gated_adapter.literal(tensors, heads=module.heads, dropout=0.0, tail="none")
+    (y,) = gated_adapter.literal(tensors, heads=module.heads, dropout=0.0, tail="none", granularity="large")
     return y if module.scale == 1.0 else module.scale * y
 
 

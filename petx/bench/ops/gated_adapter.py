@@ -1,6 +1,8 @@
 """VL-PET's site: the gated adapter, with what the host's layer does to its output."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -47,13 +49,19 @@ def case(
     r_g: int | None = None,
     tail: str = "none",
     heads: int = 4,
+    granularity: str = "large",
     quick: bool = False,
     **more: Any,
 ) -> BenchCase:
-    """VL-PET's large site; reads h and x and writes y, with 4 products of d by r per token."""
-    r_g = r if r_g is None else r_g
+    """VL-PET's site; reads h and x and writes y, with 4 products of d by r per token if ``granularity`` is ``"large"``,
+    or 2 if it is ``"middleX"``."""
+    r_g = 0 if granularity == "middleX" else r if r_g is None else r_g
     parameters = {"down_weight": (r, d), "down_bias": (r,), "up_weight": (d, r), "up_bias": (d,)}
-    parameters |= {"gate_down_weight": (r_g, d), "gate_down_bias": (r_g,), "gate_weight": (d, r_g), "gate_bias": (d,)}
+    if granularity == "middleX":
+        parameters |= {"gate_weight": (1, d), "gate_bias": (1,)}
+    else:
+        parameters |= {"gate_down_weight": (r_g, d), "gate_down_bias": (r_g,)}
+        parameters |= {"gate_weight": (d, r_g), "gate_bias": (d,)}
     if tail == "bart":
         parameters |= {"norm_weight": (d,), "norm_bias": (d,)}
     shape, size = (max(tokens // 56, 1), tokens // max(tokens // 56, 1), d), dtype.itemsize
@@ -70,11 +78,11 @@ def case(
             literal,
             eager,
             fused,
-            products(),
+            products(granularity),
             others=without_lora(),
             **more,
         ),
-        dict(heads=heads, dropout=0.1, tail=tail),
+        dict(heads=heads, dropout=0.1, tail=tail, granularity=granularity),
         {
             "fwd": (flops, 3 * size * tokens * d + weights),
             "bwd": (2 * flops, 5 * size * tokens * d + 2 * weights),
@@ -88,21 +96,27 @@ def gelu_new(z: torch.Tensor) -> torch.Tensor:
     return 0.5 * z * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (z + 0.044715 * torch.pow(z, 3.0))))
 
 
-def literal(t: Tensors, *, heads: int, dropout: float, tail: str) -> tuple[torch.Tensor, ...]:
-    """VL-PET's large site operation by operation as released: one linear per head, concatenation, gelu_new."""
+def literal(t: Tensors, *, heads: int, dropout: float, tail: str, granularity: str) -> tuple[torch.Tensor, ...]:
+    """VL-PET's site operation by operation as released: one linear per head, concatenation, gelu_new."""
     parts = zip(t["down_weight"].chunk(heads), t["down_bias"].chunk(heads), strict=True)
     z = torch.cat([F.linear(t["h"], weight, bias) for weight, bias in parts], dim=-1)
     s = t["h"] + F.linear(gelu_new(z), t["up_weight"], t["up_bias"])
-    hidden = gelu_new(F.linear(t["x"], t["gate_down_weight"], t["gate_down_bias"]))
-    return host_tail(s * torch.sigmoid(F.linear(hidden, t["gate_weight"], t["gate_bias"])), t, dropout, tail)
+    return host_tail(s * gate(t, s, granularity, gelu_new), t, dropout, tail)
 
 
-def eager(t: Tensors, *, heads: int, dropout: float, tail: str) -> tuple[torch.Tensor, ...]:
+def eager(t: Tensors, *, heads: int, dropout: float, tail: str, granularity: str) -> tuple[torch.Tensor, ...]:
     """The same function as a careful user writes it: heads stacked into one product, torch's own GELU."""
     z = F.gelu(F.linear(t["h"], t["down_weight"], t["down_bias"]), approximate="tanh")
     s = t["h"] + F.linear(z, t["up_weight"], t["up_bias"])
-    hidden = F.gelu(F.linear(t["x"], t["gate_down_weight"], t["gate_down_bias"]), approximate="tanh")
-    return host_tail(s * torch.sigmoid(F.linear(hidden, t["gate_weight"], t["gate_bias"])), t, dropout, tail)
+    return host_tail(s * gate(t, s, granularity, partial(F.gelu, approximate="tanh")), t, dropout, tail)
+
+
+def gate(t: Tensors, s: torch.Tensor, granularity: str, activation: Callable) -> torch.Tensor:
+    """G: of each value from x (large), or of each token from x + S (middleX)."""
+    if granularity == "middleX":
+        return torch.sigmoid(F.linear(t["x"] + s, t["gate_weight"], t["gate_bias"]))
+    hidden = activation(F.linear(t["x"], t["gate_down_weight"], t["gate_down_bias"]))
+    return torch.sigmoid(F.linear(hidden, t["gate_weight"], t["gate_bias"]))
 
 
 def host_tail(y: torch.Tensor, t: Tensors, dropout: float, tail: str) -> tuple[torch.Tensor, ...]:
@@ -113,8 +127,8 @@ def host_tail(y: torch.Tensor, t: Tensors, dropout: float, tail: str) -> tuple[t
     return (F.layer_norm(y, y.shape[-1:], t["norm_weight"], t["norm_bias"]),) if tail == "bart" else (y,)
 
 
-def fused(t: Tensors, *, heads: int, dropout: float, tail: str) -> tuple[torch.Tensor, ...]:
-    arguments: dict[str, Any] = {**t, "granularity": "large"}
+def fused(t: Tensors, *, heads: int, dropout: float, tail: str, granularity: str) -> tuple[torch.Tensor, ...]:
+    arguments: dict[str, Any] = {**t, "granularity": granularity}
     if tail != "none":
         arguments |= dict(dropout=dropout, residual=True)
     if tail == "bart":
@@ -122,25 +136,21 @@ def fused(t: Tensors, *, heads: int, dropout: float, tail: str) -> tuple[torch.T
     return (functional.gated_adapter(**arguments),)
 
 
-def products() -> Arm:
-    """VL-PET's site: down, up and the gate's two."""
-    return alone(
-        [
-            ("z", "h", "down_weight.T"),
-            ("y", "z", "up_weight.T"),
-            ("c", "x", "gate_down_weight.T"),
-            ("s", "c", "gate_weight.T"),
-        ],
-        [
-            ("dz", "dy0", "up_weight"),
-            ("dup", "dy0.T", "z"),
-            ("dh", "dz", "down_weight"),
-            ("ddown", "dz.T", "h"),
+def products(granularity: str) -> Arm:
+    """VL-PET's site: down, up and the large gate's two."""
+    forward = [("z", "h", "down_weight.T"), ("y", "z", "up_weight.T")]
+    backward = [
+        ("dz", "dy0", "up_weight"),
+        ("dup", "dy0.T", "z"),
+        ("dh", "dz", "down_weight"),
+        ("ddown", "dz.T", "h"),
+    ]
+    if granularity == "large":
+        forward += [("c", "x", "gate_down_weight.T"), ("s", "c", "gate_weight.T")]
+        backward += [
             ("dc", "s", "gate_weight"),
             ("dgate", "s.T", "c"),
             ("dx", "dc", "gate_down_weight"),
             ("dgate_down", "dc.T", "x"),
-        ],
-        ["y"],
-        lambda t: t["h"].shape,
-    )
+        ]
+    return alone(forward, backward, ["y"], lambda t: t["h"].shape)

@@ -13,6 +13,13 @@ BREAKS: dict[str, set[str]] = {
         "bwd site_hidden_grad<BFloat16>: under 128 blocks",
         "fwd site_down<BFloat16>: under 128 blocks",
     },
+    "gated_adapter/middleX-1024": {
+        "bwd column_sums<BFloat16>: partial sectors written",
+        "bwd site_gates<BFloat16>: partial sectors written",
+        "bwd weight_grads<BFloat16>: partial sectors written",
+        "bwd weight_grads<BFloat16>: under 128 blocks",
+        "fwd site_down<BFloat16>: under 128 blocks",
+    },
     "mode_update/qkv-1024": {
         "bwd mode_outputs<BFloat16>: under 128 blocks",
         "bwd weight_grads<BFloat16>: under 128 blocks",
@@ -72,9 +79,6 @@ BREAKS: dict[str, set[str]] = {
 # The same of the published shapes: what no call above lists. Which rule a break is under does not depend on the shape.
 PUBLISHED: dict[str, set[str]] = {}
 
-# Kernels that no counted call launches: none has a gate that is one number for a token (middleX, small).
-NOT_COUNTED = ["site_gates"]
-
 # Kernels of narrower types with double-precision instructions (contracts.with_doubles), in every such type.
 DOUBLES: set[str] = set()
 
@@ -99,6 +103,7 @@ MISSED: set[str] = {
 SLOWER: dict[str, float] = {
     "gated_adapter/bart-1024 bwd": 1.03,
     "gated_adapter/t5-1024 bwd": 1.03,
+    "gated_adapter/middleX-1024 bwd": 1.47,
     "expert_mixture/uniform-1024 bwd": 1.41,
     "mode_cores/qformer fwd": 1.28,
     "mode_cores/qformer bwd": 1.52,

@@ -14,6 +14,7 @@ def small() -> list[BenchCase]:
         gated_adapter.case(SMALL, DTYPE, "bart-1024", tail="bart"),
         gated_adapter.case(SMALL, DTYPE, "bare-1024"),
         gated_adapter.case(SMALL, DTYPE, "t5-1024", r=192, tail="t5"),
+        gated_adapter.case(SMALL, DTYPE, "middleX-1024", granularity="middleX", tail="bart"),
         mode_update.case(SMALL, DTYPE, "qkv-1024"),
         mode_update.case(SMALL, DTYPE, "image-1024", d_in=1408, modes=2, dx=False),
         mode_update.case(SMALL, DTYPE, "wide-1024", d_in=4096, d_out=4096, modes=1),
