@@ -32,6 +32,7 @@ ModeUpdateParams checked(const char* op, const Checker& check, const Factors& f,
 
   const void* x = check("x", f.x, rows_by(f.x, f.u ? p.d_in : p.rank));
   p.u = check("u", f.u, {p.rank, p.d_in});
+  if (p.d_in < 1) fail(op, "x must be [..., d_in] with d_in of at least 1, got ", shape_text(f.x));
   p.v = check("v", f.v, {p.d_out, p.rank});
   p.cores = check("cores", f.cores,
                   p.diagonal ? std::vector<int64_t>{p.count, p.rank} : std::vector<int64_t>{p.count, p.rank, p.rank});

@@ -105,15 +105,23 @@ class _ProjectedUpdate(torch.autograd.Function):
         dread, *rest = (grad if need else None for grad, need in zip(found, needs, strict=True))
         dx = dread if alone else None
         if x_needs:
-            width = factors[1].shape[0]
-            shape = (*read.shape[:-1], weight.shape[1])
-            dx = None if dx is None else dx.reshape(-1, shape[-1])
-            for k, dout in given.items():
-                rows, own = dout.reshape(-1, width), weight[k * width : (k + 1) * width]
-                if dx is None or batched:
-                    dx = rows @ own if dx is None else dx + rows @ own
-                else:
-                    dx.addmm_(rows, own)  # the operator's own result, or the line above's
-            dx = None if dx is None else dx.view(shape)
+            # In the forward's dtype, though the backward be called under an autocast that the forward was not under.
+            with torch.autocast(read.device.type, enabled=False):
+                dx = _with_projections(dx, given, weight, factors[1].shape[0], read.shape[:-1], batched)
         grads = copied((dx, None if alone else dread, *rest), ctx.dtypes)
         return (*grads, *(None,) * 6)
+
+
+def _with_projections(
+    dx: Tensor | None, douts: dict[int, Tensor], weight: Tensor, width: int, rows: torch.Size, batched: bool
+) -> Tensor | None:
+    """``dx [*rows, d_in]``, or zeros if it is None, plus ``Σ_k dout_k W_k``; ``weight [K width, d_in]``."""
+    shape = (*rows, weight.shape[1])
+    dx = None if dx is None else dx.reshape(-1, shape[-1])
+    for k, dout in douts.items():
+        flat, own = dout.reshape(-1, width), weight[k * width : (k + 1) * width]
+        if dx is None or batched:
+            dx = flat @ own if dx is None else dx + flat @ own
+        else:
+            dx.addmm_(flat, own)  # the operator's own result, or the line above's
+    return None if dx is None else dx.view(shape)

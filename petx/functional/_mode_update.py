@@ -132,6 +132,8 @@ def check(x: Any, u: Any, v: Any, cores: Any, bases: Any, dropout: Any, shared_m
     check_shape("mode_update", "cores", cores, [count, *[rank] * (cores.dim() - 1)], like=x)
     if u is not None:
         check_shape("mode_update", "u", u, [rank, x.shape[-1]], like=x)
+        if x.shape[-1] < 1:
+            raise ValueError(f"mode_update: x must be [..., d_in] with d_in of at least 1, got {list(x.shape)}")
     elif x.shape[-1] != rank:
         raise ValueError(f"mode_update: x must be [..., R = {rank}] if u is None, got {list(x.shape)}")
     check_shape("mode_update", "v", v, [-1, rank], like=x)

@@ -56,6 +56,21 @@ def test_equals_the_projections_and_the_update(core, options, projected):
         torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("projected", [False, True])
+def test_a_backward_under_an_autocast_that_the_forward_was_not_under(projected):
+    """It keeps the forward's dtype, as torch's own linear does."""
+    t = tensors(torch.float32)
+    wanted = results(together, t, projected=projected)
+    ys = together(t, projected=projected)
+    leaves = [leaf for leaf in t.values() if leaf.requires_grad]
+    loss = sum(((k + 1) * ys[k]).sin().sum() for k in range(COUNT))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = torch.autograd.grad(loss, leaves)
+    rounded = dict(rtol=0.05, atol=0.2) if projected else dict(rtol=0, atol=0)  # x Uᵀ is torch's product here
+    for one, other in zip(found, wanted[COUNT:], strict=True):
+        torch.testing.assert_close(one, other, **rounded)
+
+
 @pytest.mark.parametrize("missing", ["bias", "x's gradient", "a result", "every gradient"])
 def test_what_may_be_missing(missing):
     t, used = tensors(), range(COUNT)

@@ -208,6 +208,7 @@ X, U, V, CORES = (4, 3), (2, 3), (5, 2), (3, 2, 2)
         (dict(x=torch.tensor(1.0)), r"x must be floating \[..., d_in\]"),
         (dict(x=torch.zeros(4, 2)), r"u must be floating \[2, 2\], got torch.float32 \[2, 3\]"),
         (dict(x=torch.zeros(4, 3), u=None), r"x must be \[..., R = 2\] if u is None"),
+        (dict(x=torch.zeros(4, 0), u=torch.zeros(2, 0)), "d_in of at least 1"),
         (dict(u=torch.zeros(3, 3)), r"u must be floating \[2, 3\]"),
         (dict(u=[1.0]), "u must be a tensor"),
         (dict(v=torch.zeros(5, 3)), r"v must be floating \[any, 2\]"),
