@@ -110,6 +110,14 @@ def test_unknown_names_are_refused():
         plan("mode_update", "int8")
 
 
+@pytest.mark.parametrize(
+    ("sizes", "said"), [(dict(heads=0), "heads must be at least 1"), (dict(rows=-1), "rows must be")]
+)
+def test_sizes_that_cannot_be_are_refused(sizes, said):
+    with pytest.raises(ValueError, match=said):
+        plan("gated_adapter", **sizes)
+
+
 LARGE = dict(rows=2**31, d=2**20, d_in=2**20, d_out=2**20, stacked=2**16, modes=100_000, modules=100_000)
 
 

@@ -33,6 +33,8 @@ Plan plan_of(const std::string& operation, DType dtype, const Sizes& sizes, int 
   Sizes all = found->second.usual;
   for (const auto& [name, value] : sizes) {
     if (!all.count(name)) throw std::invalid_argument(operation + " has no size " + name + "; it has " + names_of(all));
+    if (value < 0)
+      throw std::invalid_argument(operation + "'s " + name + " must be at least 0, got " + std::to_string(value));
     all[name] = value;
   }
   if (architecture < kOldestArchitecture)

@@ -1,5 +1,7 @@
 #include "cuda/gated_adapter/plan.h"
 
+#include <stdexcept>
+
 namespace petx::cuda {
 
 static const Planner planner(
@@ -10,6 +12,7 @@ static const Planner planner(
       p.rows = sizes.at("rows"), p.d = sizes.at("d"), p.heads = sizes.at("heads");
       p.granularity = static_cast<Granularity>(sizes.at("granularity"));
       p.norm = static_cast<Norm>(sizes.at("norm"));
+      if (p.heads < 1) throw std::invalid_argument("gated_adapter's heads must be at least 1, got 0");
       GatedAdapterPlan plan(p);
       std::string why = units_of(dtype) + "; " + std::to_string(plan.blocks) + " blocks of 64 rows";
       why += plan.shares.count > 1 ? ", " + std::to_string(plan.shares.count) +
