@@ -28,10 +28,12 @@ def texts(row: Row, field: str) -> tuple[str, ...]:
 
 
 def questions_file(folder: Path, prefix: str, split: str) -> Path:
+    """The official question file of a split; ``prefix``: ``v2_`` for VQA v2."""
     return folder / f"{prefix}OpenEnded_mscoco_{split}_questions.json"
 
 
 def annotations_file(folder: Path, prefix: str, split: str) -> Path:
+    """The official annotation file of a split."""
     return folder / f"{prefix}mscoco_{split}_annotations.json"
 
 

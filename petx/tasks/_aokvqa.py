@@ -17,10 +17,12 @@ FILES |= dict(files={"aokvqa/annotations/aokvqa_v1p0_<split>.json": "<split>"})
 
 
 def rows(folder: Path, split: str, *needed: str) -> list[Row]:
+    """The rows of a split, each with a question and the fields ``needed``."""
     return json_rows(folder / "aokvqa" / "annotations" / f"aokvqa_v1p0_{split}.json", "question", *needed)
 
 
 def image(row: Row, split: str) -> str:
+    """The path of a row's image below the folder of images."""
     if "image" in row:
         return row.name("image")
     if "image_id" in row:

@@ -131,6 +131,8 @@ def check(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _checked(name: str, value: Any, fields: dict[str, Any], hints: dict[str, Any]) -> Any:
+    if not isinstance(name, str):
+        raise UserError(f"trainer: a field's name must be text, got {name!r}")
     if name in DECIDED:
         reason = DECIDED[name]
         raise UserError(f"trainer.{name} is decided by {'' if reason.startswith('--') else 'petx: '}{reason}")

@@ -52,6 +52,7 @@ def test_a_setting_that_decides_exists():
     ("given", "message"),
     [
         (dict(bf_16=True), "TrainingArguments has no field 'bf_16'; did you mean 'bf16'"),
+        ({1: True}, "trainer: a field's name must be text, got 1"),
         (dict(bf16="yes"), r"trainer\.bf16 must be bool, got 'yes'"),
         (dict(bf16=1), r"trainer\.bf16 must be bool, got 1"),
         (dict(gradient_accumulation_steps=2.5), r"trainer\.gradient_accumulation_steps must be int, got 2\.5"),
