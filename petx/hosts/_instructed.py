@@ -115,7 +115,7 @@ class Instructed(Host):
         cls, spec: Any, examples: list[Example], store: Any, tokenizer: Tokenizers, settings: Any, split: str
     ) -> Task:
         """The question stands in the templates of ``spec``, or in those of ``settings`` for ``split``."""
-        if settings.targets == "first" if split == "train" else spec.metric == "exact":
+        if split == "train" and settings.targets == "first":
             examples = [_first_answer(example) if example.answers else example for example in examples]
         if split == "train" and settings.clean_captions and spec.metric == "caption":
             examples = [_cleaned(example) for example in examples]
@@ -124,7 +124,8 @@ class Instructed(Host):
             templates = settings.instructions[:1]
         elif split in ("dev", "test") and settings.eval_instructions:
             templates = settings.eval_instructions
-        limits = dict(metric=spec.metric, max_target=spec.max_target, loss=spec.loss, predictions=spec.predictions)
+        names = ("metric", "max_target", "loss", "num_beams", "predictions")
+        limits = {name: getattr(spec, name) for name in names}
         return _task(settings, spec.name, examples, store, tokenizer, templates, **limits)
 
     @classmethod

@@ -16,8 +16,9 @@ def exact_match(predictions: list[str], answers: list[str]) -> float:
 
 
 def score(predictions: list[str], examples: list[Example]) -> dict[str, float]:
-    """``accuracy`` in per cent, and that of every kind of question."""
-    answers = [example.answers[0][0] for example in examples]
+    """``accuracy`` in per cent, and that of every kind of question; the answer is the first annotator's if there are
+    several."""
+    answers = [one.references[0] if one.references else one.answers[0][0] for one in examples]
     scores = {"accuracy": 100 * exact_match(predictions, answers)}
     for kind in sorted({example.kind for example in examples} - {""}):
         chosen = [i for i, example in enumerate(examples) if example.kind == kind]

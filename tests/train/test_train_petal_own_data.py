@@ -1,13 +1,14 @@
 """``petx train petal --host``: a pretrained InstructBLIP on image files of one's own; instructions; resuming."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from petx import hosts
+from petx import hosts, tasks
 from petx.baselines._sizes import ESTIMATORS
 from petx.cli import main as petx
 from petx.data.instructions import instruction, plain
@@ -15,7 +16,9 @@ from petx.data.stores import ImageFiles
 from petx.errors import UserError
 from petx.hosts.instruct_blip import HOST
 from petx.train import checkpoints, petal, stages, tuned
+from petx.train.petal import arguments
 from petx.train.run import Run
+from petx.train.settings import checked
 from petx.train.trainer import Progress
 from petx.tuners import describe
 from tests.fixtures import instruct_blip as fixture
@@ -48,6 +51,13 @@ def make_trainer(mine, folder, *, steps=8, arm="petal", callbacks=(), **more):
     for callback in callbacks:
         trainer.add_callback(callback)
     return trainer
+
+
+@pytest.mark.parametrize("name, beams", [("flickr30k", 5), ("gqa", 1)])
+def test_a_task_is_searched_with_its_own_beams(name, beams):
+    settings = checked(arguments.Settings, dict(steps=1))
+    task = HOST.dataset(tasks.find(name), [], None, SimpleNamespace(text=None), settings, "test")
+    assert task.num_beams == beams and task.predictions is tasks.find(name).predictions
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import math
 import pytest
 
 from petx import metrics
+from petx.data.examples import Example
 from petx.metrics import _official
 
 # BLEU-1 to 4, CIDEr and ROUGE-L below are pycocoevalcap 1.2's for these captions.
@@ -50,7 +51,6 @@ def test_cider_d_by_hand():
 
 def test_cider_on_raw_text_counts_marks_and_capitals():
     """As PETAL's released code scores captions: "A dog." is another pair of words than "a dog"."""
-    from petx.data.examples import Example
 
     examples = [Example("", (), (), (text,)) for text in ("a dog runs far away", "one cat sleeps all day")]
     scores = metrics.find("caption")(["A dog runs far away.", "one cat sleeps all day"], examples)
@@ -116,3 +116,9 @@ def test_the_released_accuracy_leaves_one_annotator_out():
     assert _official.soft_accuracy("Yes!", given) == pytest.approx(0.6)
     assert _official.soft_accuracy("no", given) == pytest.approx(1.0)
     assert _official.soft_accuracy("no.", ("no.",) * 10) == 0.0  # annotators who agree are taken as they are
+
+
+def test_exact_match_is_with_the_first_annotator():
+    """Also where the file lists another answer first, and in a run as in a prediction file."""
+    given = [Example("q", (), (("two", 0.3), ("2", 1.0)), references=("2", "two")), Example("q", (), (("red", 1.0),))]
+    assert metrics.find("exact")(["2", "red"], given) == {"accuracy": 100}
