@@ -17,6 +17,7 @@ class Task(Dataset):
 
     Args:
         metric: name of a module of :mod:`petx.metrics`.
+        prompt: what stands in front of every text that the model reads.
         loss: ``sample`` averages the token loss of each example, weights it by the answer's score and averages those;
             ``token`` averages over all tokens of the batch.
         predictions: the format of its prediction files.
@@ -35,6 +36,7 @@ class Task(Dataset):
         max_target: int,
         metric: str,
         max_text: int | None = None,
+        prompt: str = "",
         loss: str = "sample",
         num_beams: int = 1,
         choices: Sequence[str] | None = None,
@@ -44,6 +46,7 @@ class Task(Dataset):
     ) -> None:
         self.name, self.examples, self.features, self.tokenizer = name, examples, features, tokenizer
         self.max_text, self.max_target, self.num_beams, self.choices = max_text, max_target, num_beams, choices
+        self.prompt = prompt
         self.metric, self.loss, self.generation = metric, loss, generation or {}
         self.predictions = predictions or PredictionFile()
         self.max_new = max_new or max_target
@@ -62,7 +65,7 @@ class Task(Dataset):
         example, answer, score, _ = self.drawn(key)
         features, boxes = zip(*map(self.features, example.images), strict=True)
         return {
-            "input_ids": self.encode(example.text, self.max_text),
+            "input_ids": self.encode(self.prompt + example.text, self.max_text),
             "labels": self.encode(answer, self.max_target),
             "visual_features": features[0] if len(features) == 1 else torch.cat(features),
             "boxes": boxes[0] if len(boxes) == 1 else torch.cat(boxes),

@@ -1,6 +1,5 @@
 """What the visual BART and T5 share as hosts: tokens for the visual embedding, batches, LoRA's targets."""
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -100,8 +99,7 @@ class VisualEncoderDecoder(Host):
     @classmethod
     def dataset(cls, spec: Any, examples: list[Example], store: Any, tokenizer: Any, settings: Any, split: str) -> Task:
         """The task's prompt stands in front of every text."""
-        examples = [dataclasses.replace(example, text=spec.prompt + example.text) for example in examples]
-        return Task(spec.name, examples, store, tokenizer, **spec.limits())
+        return Task(spec.name, examples, store, tokenizer, prompt=spec.prompt, **spec.limits())
 
     @classmethod
     def question_item(cls, source: Any, settings: Any, tokenizer: Any, image: str, question: str) -> dict[str, Any]:

@@ -93,11 +93,7 @@ class Florence2(Instructed):
 
 
 class ImageTask(Task):
-    """A :class:`petx.data.task.Task` on pixels; ``prompt`` stands in front of every text."""
-
-    def __init__(self, *args: Any, prompt: str, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.prompt = prompt
+    """A :class:`petx.data.task.Task` on pixels."""
 
     def __getitem__(self, key: Any) -> dict[str, Any]:
         example, answer, score, _ = self.drawn(key)

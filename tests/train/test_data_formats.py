@@ -44,7 +44,8 @@ def loaded(name, folder, splits, store, tokenizer, training):
 def test_vqa_file(image_text_dir, tokenizer):
     task = load("vqa", image_text_dir, ["karpathy_train"], tokenizer, training=True)
     example = task.examples[0]
-    assert len(task) == 10 and example.text == "vqa: what color is it?" and len(example.references) == 10
+    assert len(task) == 10 and len(example.references) == 10
+    assert (task.prompt, example.text) == ("vqa: ", "what color is it?")  # prediction files tell the question alone
     assert [score for _, score in example.answers] == [1.0, 0.3]
     perfect = [example.answers[0][0] for example in task.examples]
     assert task.score(perfect)["accuracy"] == pytest.approx(100)
@@ -53,7 +54,7 @@ def test_vqa_file(image_text_dir, tokenizer):
 
 def test_gqa_nlvr_and_caption_files(image_text_dir, tokenizer):
     gqa = load("gqa", image_text_dir, ["train", "valid"], tokenizer)
-    assert len(gqa) == 16 and gqa.examples[0].text == "gpa: which color?"
+    assert len(gqa) == 16 and gqa.prompt + gqa.examples[0].text == "gpa: which color?"
     nlvr = load("nlvr", image_text_dir, ["train"], tokenizer)
     assert nlvr[0]["visual_features"].shape == (8, WIDTH) and nlvr.examples[0].answers[0][0] in ("true", "false")
     trained = load("caption", image_text_dir, ["train", "restval"], tokenizer, training=True)
