@@ -2,17 +2,18 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import Seq2SeqTrainingArguments
 
-from petx.data.batches import RoundRobinBatches
 from petx.errors import UserError
 from petx.train import trainer_flags, vlpet
 from petx.train.petal import arguments as petal_arguments
 from petx.train.run import Run
 from petx.train.settings import checked, parse
+from petx.train.trainer import PetTrainer
 from petx.train.vlpet import arguments
 from tests.fixtures import image_text
 
@@ -100,7 +101,8 @@ def test_an_accumulated_step_reads_as_many_batches(own, tmp_path):
     assert trainer_flags.recomputing(dict(bf16=True)) == {}
     ((name, value),) = trainer_flags.recomputing(dict(gradient_checkpointing=True)).items()
     assert name in FIELDS and value == {"use_reentrant": False}
-    assert RoundRobinBatches.epoch_steps([4], [2]) == 2
+    read = dict(args=args, tasks=[range(4)], batch_sizes=[2], mixture=range(4), data_collator=None)
+    assert len(list(PetTrainer.get_train_dataloader(SimpleNamespace(**read)).batch_sampler)) == 2 * 3
 
 
 def run(own, folder, **trainer):
