@@ -65,6 +65,7 @@ def test_presets():
         (dict(threshold="soft", threshold_init=1.0), "whole core would be cut off.*no gradient passes the threshold"),
         (dict(threshold="hard", threshold_init=1.0), "whole core would be cut off while V is zero"),
         (dict(experts=0, projector="merger"), "projector='merger' says what the experts read, and there are none"),
+        (dict(expert_scope="text", projector="merger"), "with expert_scope='text' the experts do not read projector="),
         (dict(expert_beta=0.0), "with expert_beta=0 the experts would never train; set experts=0 for none"),
     ],
 )

@@ -141,6 +141,11 @@ def test_a_projector_that_returns_no_tensor_is_told():
         model(**todays_vlms.batch("llava"))
 
 
+def test_experts_of_text_alone_need_no_projector():
+    model = petal(_llama(), towers=["model"], expert_scope="text")
+    assert list(model.base_model.petal_shared["default"].mixed) == ["model.embed_tokens"]
+
+
 def _phi3_behind_a_projector():
     sizes = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2, vocab_size=64)
     text = Phi3Config(**sizes, pad_token_id=0)

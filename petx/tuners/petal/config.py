@@ -136,6 +136,8 @@ class PetalConfig(AdapterConfig):
         check_fields(self, {"rank": 1, "experts": 0, "expert_rank": 1})
         if self.projector is not None and not self.experts:
             _refuse(f"projector={self.projector!r} says what the experts read, and there are none with experts=0")
+        if self.projector is not None and self.expert_scope == "text":
+            _refuse(f"with expert_scope='text' the experts do not read projector={self.projector!r}")
         if not 0 <= self.dropout < 1:
             _refuse(f"dropout must be in [0, 1), got {self.dropout}")
         if self.form == "explicit" and self.dropout > 0:

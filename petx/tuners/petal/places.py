@@ -78,7 +78,6 @@ def _place_experts(model: Any, modules: Modules, plan: Plan, config: PetalConfig
         plan.mixed, plan.width = {place: "qformer"}, qformer.layers[0].width
         return
     root = next(iter(plan.towers.values())).root
-    projector = find_projector(model, modules, root, config.projector)
     words = next((p for p, m in modules.items() if m is base_of(model.get_input_embeddings())), None)
     if words is None:
         raise UserError(
@@ -92,7 +91,7 @@ def _place_experts(model: Any, modules: Modules, plan: Plan, config: PetalConfig
     embedding: Any = modules[words]
     plan.width = embedding.weight.shape[1]
     if config.expert_scope in ("all", "image"):
-        plan.mixed[projector] = "image"
+        plan.mixed[find_projector(model, modules, root, config.projector)] = "image"
     if config.expert_scope in ("all", "text"):
         plan.mixed[words] = "text"
 
