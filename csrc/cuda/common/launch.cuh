@@ -26,8 +26,8 @@ constexpr Launch kTileLaunch = {256, 2};
 // Sums over tokens: a few instructions between two loads, so as many threads as there are; 256 because the last step
 // adds up eight warps. Four blocks leave 64 registers.
 constexpr Launch kSumLaunch = {256, 4};
-// Rows without a product: eight lanes per row and eight rows per block, so that 1,024 rows are 128 blocks; six of them
-// leave the 168 registers that a run of doubles wants.
+// Rows without a product: eight lanes per row and eight rows per block (sixteen and four in gated_adapter), so that
+// 1,024 rows are 128 blocks or more; six of them leave the 168 registers that a run of doubles wants.
 constexpr Launch kRowLaunch = {64, 6};
 static_assert(kTileLaunch.threads == kSumLaunch.threads, "one launcher serves the tables of both (token_sums.cuh)");
 
@@ -63,7 +63,8 @@ constexpr int64_t kMultiprocessors = 132;
 // What a multiprocessor takes for `blocks` of a kernel of tiles, in sixths of what one takes by itself: it runs two at
 // a time, of which one computes while the other waits, so that a pair takes a sixth longer than one.
 constexpr int64_t turns(int64_t blocks) { return blocks / 2 * 7 + blocks % 2 * 6; }
-// The same of the busiest of an H100's multiprocessors, in quarters of a tile: a block costs one before it begins.
+// The same of the busiest of an H100's multiprocessors, in 24ths of a tile (sixths of its quarters): a block costs a
+// quarter before it begins.
 constexpr int64_t busiest(int64_t blocks, int64_t tiles) {
   return turns((blocks + kMultiprocessors - 1) / kMultiprocessors) * (4 * tiles + 1);
 }

@@ -7,9 +7,9 @@
 // over tokens (token_sums.cuh): weights, vectors, and their splits added up. A token's gate takes launches over rows
 // for its numbers, `small` three, since its gate is a mean over a sample, and so is the gradient.
 //
-// Bytes: h, x, dout, dh and dx once from memory, dS (and the gate's gradient) written once and read twice more, all
-// but the first time from the cache. S and G are recomputed from z, as in the forward, whose tiling this is. Where
-// passes follow, S and G wait, as they would be stored, in the places of dS and the gate's gradient.
+// Bytes: h, x, dout, dh and dx once from memory, dS (and the gate's gradient) written once and read by every launch
+// behind, all but the first time from the cache. S and G are recomputed from z, as in the forward, whose tiling this
+// is. Where passes follow, S and G wait, as they would be stored, in the places of dS and the gate's gradient.
 //
 // A row's sums are made of those of its tiles, so that they do not depend on how blocks share the columns.
 

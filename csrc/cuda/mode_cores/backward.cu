@@ -3,7 +3,7 @@
 //   full      dgate(C) = dM^T P;  dP = dM gate(C)     C as [S, R] with S = R^2, P [n, R], M [n, S]
 //   diagonal  M = gate(lambda) * P, row by row
 //
-// Bytes: C twice, dM once, P from the second-level cache.
+// Bytes: C twice (once without a gate) and dM twice, the second time from the cache if they fit, as P is.
 // Launches: two. Blocks of two kinds are in the first: some make 64 of C's rows by 64 ranks of dC and what they add to
 // the threshold's gradient, the others a split of dP, the sum over C's rows. The second adds up, in an order that the
 // shape fixes.

@@ -16,7 +16,7 @@ struct DepthSplits {
   static constexpr int64_t kMost = 8;  // parts that are read back
   int64_t each, count;                 // values of the depth a split, and splits
 
-  // `launch`: what splitting costs besides, in the units of `busiest`, a quarter of a tile of depth 64.
+  // `launch`: what splitting costs besides, in the units of `busiest`, a 24th of a tile of depth 64.
   DepthSplits(int64_t groups, int64_t depth, int64_t launch) : each(depth), count(1) {
     const int64_t chunks = tiles_along(depth);
     int64_t least = busiest(groups, chunks + kFixed);
