@@ -17,10 +17,12 @@ def test_the_card_tells_method_counts_and_settings(method, tmp_path):
         model.save_pretrained(tmp_path)
     card = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert card.count(f"# {method.name} adapter\n") == 1 and card.startswith("---\n") and "library_name: peft" in card
-    assert describe(model) in card and "| `rank` | `" in card and "host" not in card.partition("<!-- /petx")[0]
+    told = [line for line in describe(model).splitlines() if "fused: " not in line]
+    assert len(told) < len(describe(model).splitlines())  # how it runs here is not the adapter's
+    assert "\n".join(told) in card and "| `rank` | `" in card and "host" not in card.partition("<!-- /petx")[0]
     loaded = load_adapter(method.host(), tmp_path)
     loaded.save_pretrained(tmp_path / "again")
-    assert describe(model) in (tmp_path / "again" / "README.md").read_text(encoding="utf-8")
+    assert "\n".join(told) in (tmp_path / "again" / "README.md").read_text(encoding="utf-8")
 
 
 @each

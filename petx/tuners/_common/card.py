@@ -12,6 +12,8 @@ from petx.version import __version__
 __all__ = ["AdapterConfig"]
 
 BEGIN, END = "<!-- petx -->", "<!-- /petx -->"
+# Lines of describe() on how the model runs here and now, which is not the adapter's.
+RUNNING = re.compile(r"^  (not )?fused: .*\n", re.MULTILINE)
 FRONT = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)  # the card's data for the hub
 OWN = ("auto_mapping", "base_model_name_or_path", "peft_type", "inference_mode", "revision", "host", "peft_version")
 
@@ -41,7 +43,7 @@ def section(config: Any) -> str:
             f"Made by petx {__version__}; `petx.tuners.load_adapter(model, folder)` puts it on its model.",
             "",
             "```text",
-            config.told,
+            RUNNING.sub("", config.told),
             "```",
             "",
             "| setting | value |",
