@@ -18,7 +18,7 @@ HERE = Path(__file__).parent
 # The tiny hosts that the everyday loop runs the tuners' tests on, one a method: on others they are slow.
 EVERYDAY_HOSTS = {"vl_bart", "instructblip-t5"}
 # What runs the CUDA kernels on the CPU compiles all of them first, for a minute of two cores.
-EMULATED = {"emulator", "machine", "tiny", "plain_faults"}
+EMULATED = {"emulator", "emulated_kernels", "machine", "tiny", "plain_faults"}
 MOST_WORKERS = 8  # each loads torch and transformers
 
 
@@ -52,10 +52,13 @@ def mark(item):
         item.add_marker("gpu")
     if item.get_closest_marker("nightly"):
         item.add_marker("slow")
-    if not getattr(item.module, "SLOW_FIXTURES", set()).isdisjoint(item.fixturenames):
+    shared = getattr(item.module, "SLOW_FIXTURES", set())  # whole runs: a second worker would only wait for them
+    if not shared.isdisjoint(item.fixturenames):
         item.add_marker("slow")
     definitions = item._fixtureinfo.name2fixturedefs.values()
-    if any(found[-1].scope in ("module", "class") for found in definitions if found):
+    if any(found[-1].scope in ("module", "class") for found in definitions if found) or not shared.isdisjoint(
+        item.fixturenames
+    ):
         item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
 
 

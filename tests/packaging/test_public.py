@@ -180,7 +180,7 @@ load_adapter(host)  # error: call-arg
 """
 
 
-@pytest.mark.slow  # mypy reads transformers and torch from nothing: 45 s of a core
+@pytest.mark.nightly  # and in .ci/run; mypy reads transformers and torch from nothing: 45 s of a core
 def test_a_type_checker_sees_what_a_user_calls(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(USER)

@@ -42,7 +42,7 @@ def test_a_signal_ends_a_run_in_words(made, monkeypatch, capsys, number, usual_s
     assert signal.getsignal(number) is before
 
 
-def test_ctrl_c_ends_a_run_in_words(made, monkeypatch, capsys):
+def test_ctrl_c_ends_a_run_in_words(made, monkeypatch, capsys, usual_signals):
     run = made()
     monkeypatch.setattr(run, "execute", lambda: os.kill(os.getpid(), signal.SIGINT))
     assert run.main() == 130
