@@ -3,6 +3,7 @@
 import dataclasses
 import datetime
 import json
+import time
 
 import pytest
 
@@ -81,6 +82,9 @@ def test_a_metric_that_no_run_has_is_told_after_the_first(tmp_path, monkeypatch,
     ran = []
 
     def run_cell(children, job, host):
+        until = time.monotonic() + 10
+        while ran and not children.stopped and time.monotonic() < until:  # a second run takes long
+            time.sleep(0.01)
         if not children.stopped:
             ran.append(job.title)
             finish(job)
@@ -92,4 +96,4 @@ def test_a_metric_that_no_run_has_is_told_after_the_first(tmp_path, monkeypatch,
     said = "metric 'cider' is not a score of level=none, seed 2" if resumed else "not a score of level=large, seed 0"
     with pytest.raises(UserError, match=f"{said}; there are: accuracy"):
         running.run(study, tmp_path, at_once=1, say=lambda text: None)
-    assert len(ran) == 0 if resumed else len(ran) < 6
+    assert len(ran) == (0 if resumed else 1)
