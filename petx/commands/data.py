@@ -61,7 +61,7 @@ def _check(args: argparse.Namespace) -> int:
     widths = (args.feature_width or 2048, args.feature_width or 512)
     counts = (args.visual_tokens or 36, args.visual_tokens or 64)
     looking = _checking.Looking(args.images_dir, args.features_dir, widths, counts)
-    specs = _checking.all_tasks() if args.task is None else [tasks.named(args.task)]
+    specs = _checking.all_tasks() if args.task is None else [tasks.find(args.task)]
     problems = splits = 0
     for spec in specs:
         found = _checking.check(folder, spec, looking)

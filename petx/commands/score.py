@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         if folder is None or not args.split:
             raise UserError("--task needs --data_dir and --split, the data's folder and the splits that were predicted")
-        spec = tasks.named(args.task)
+        spec = tasks.find(args.task)
         examples = spec.examples(folder, args.split, training=False)
     if args.meteor and spec.metric != "caption":
         raise UserError(f"--meteor is for captions, and task {spec.name} is scored by {spec.metric}")

@@ -7,7 +7,7 @@ from petx import _rooms
 from petx.errors import UserError
 from petx.tasks.base import RunData, Source, TaskSpec
 
-__all__ = ["RunData", "Source", "TaskSpec", "find", "kinds", "named", "names", "of_kind", "source"]
+__all__ = ["RunData", "Source", "TaskSpec", "find", "kinds", "names", "of_kind", "source"]
 
 
 def of_kind(kind: str, method: str) -> dict[str, TaskSpec]:
@@ -17,11 +17,6 @@ def of_kind(kind: str, method: str) -> dict[str, TaskSpec]:
 
 
 def find(name: str) -> TaskSpec:
-    """The task called ``name``."""
-    return next(m.TASK for m in _rooms.modules(__name__).values() if hasattr(m, "TASK") and m.TASK.name == name)
-
-
-def named(name: str) -> TaskSpec:
     """The task called ``name``, of any method; UserError if there is none."""
     known = {m.TASK.name: m.TASK for m in _rooms.modules(__name__).values() if hasattr(m, "TASK")}
     if name not in known:

@@ -1,13 +1,13 @@
 """What tasks of captions share: trained on every caption of an image, scored once an image against all of them."""
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from petx.data.examples import Example
 from petx.data.predictions import JsonList
-from petx.data.rows import answered, json_rows
+from petx.data.rows import Row, answered, json_rows
 
 PREDICTIONS = JsonList("image_id", "caption")
 
@@ -31,6 +31,21 @@ def examples(rows: Iterable[tuple[Any, str, tuple[str, ...]]], training: bool) -
     for image, (name, found) in together.items():
         captions = tuple(itertools.chain.from_iterable(found))
         yield Example("", (image,), tuple((one, 1.0) for one in captions[:1]), references=captions, id=name)
+
+
+def of_rows(rows: list[Row], field: str, image: Callable[[Row], str], training: bool) -> Iterator[Example]:
+    """Of entries whose ``field`` is a caption or a list of captions, and whose picture ``image`` tells."""
+    told = answered(rows, field, training=training)
+
+    def found() -> Iterator[tuple[Any, str, tuple[str, ...]]]:
+        for row in rows:
+            name = image(row)
+            captions: tuple[str, ...] = ()
+            if told:
+                captions = (row.text(field),) if isinstance(row[field], str) else row.texts(field)
+            yield row.get("image_id", Path(name).stem), name, captions
+
+    return examples(found(), training)
 
 
 def karpathy(path: Path, split: str, training: bool) -> Iterator[Example]:

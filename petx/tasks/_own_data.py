@@ -87,7 +87,7 @@ def _checked(spec: TaskSpec, folder: str, splits: list[str], *, training: bool, 
 def _why_not(name: str) -> str:
     """Why a task of another method is not for this one, in words."""
     try:
-        spec = tasks.named(name)
+        spec = tasks.find(name)
     except UserError:
         return ""
     return f" ({name} is for {', '.join(spec.methods)} alone: {spec.only})" if spec.only else ""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from petx.data.examples import Example
-from petx.data.rows import answered, json_rows
+from petx.data.rows import json_rows
 from petx.tasks import _captions
 from petx.tasks.base import TaskSpec
 
@@ -16,18 +16,7 @@ def _read(folder: Path, split: str, training: bool, tokenizer: Any) -> Iterator[
     path, other = folder / f"{split}.json", folder / "dataset_flickr30k.json"
     if not path.is_file() and other.is_file():
         return _captions.karpathy(other, split, training)
-    rows = json_rows(path, "image")
-    told = answered(rows, "caption", training=training)
-
-    def found() -> Iterator[tuple[Any, str, tuple[str, ...]]]:
-        for row in rows:
-            image = row.name("image")
-            captions: tuple[str, ...] = ()
-            if told:
-                captions = (row.text("caption"),) if isinstance(row["caption"], str) else row.texts("caption")
-            yield row.get("image_id", Path(image).stem), image, captions
-
-    return _captions.examples(found(), training)
+    return _captions.of_rows(json_rows(path, "image"), "caption", lambda row: row.name("image"), training)
 
 
 TASK = TaskSpec(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from petx.data.examples import Example
-from petx.data.rows import Row, answered, json_rows
+from petx.data.rows import Row, json_rows
 from petx.errors import UserError
 from petx.tasks import _captions
 from petx.tasks.base import TaskSpec
@@ -23,17 +23,7 @@ def _read(folder: Path, split: str, training: bool, tokenizer: Any) -> Iterator[
         rows = json_rows(path)
     one = "caption" if rows and "caption" in rows[0] else "caption_str"
     field = one if rows and one in rows[0] and (training or "reference_strs" not in rows[0]) else "reference_strs"
-    told = answered(rows, field, training=training)
-
-    def found() -> Iterator[tuple[Any, str, tuple[str, ...]]]:
-        for row in rows:
-            image = _image(row)
-            captions: tuple[str, ...] = ()
-            if told:
-                captions = (row.text(field),) if isinstance(row[field], str) else row.texts(field)
-            yield row.get("image_id", Path(image).stem), image, captions
-
-    return _captions.examples(found(), training)
+    return _captions.of_rows(rows, field, _image, training)
 
 
 def _image(row: Row) -> str:
