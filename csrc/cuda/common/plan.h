@@ -46,4 +46,12 @@ inline std::string units_of(DType dtype) {
                                                      : "products on the plain arithmetic units";
 }
 
+// The same, and how blocks of rows, `shares` of each, take the columns.
+inline std::string rows_of(DType dtype, int64_t blocks, int64_t shares) {
+  std::string words = units_of(dtype) + "; " + std::to_string(blocks) + " blocks of 64 rows";
+  if (shares <= 1) return words + ", each with all columns";
+  return words + ", " + std::to_string(shares) +
+         " share the columns of each, so that the busiest multiprocessor of a large card has least to do";
+}
+
 }  // namespace petx::cuda

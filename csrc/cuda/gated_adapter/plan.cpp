@@ -14,11 +14,7 @@ static const Planner planner(
       p.norm = static_cast<Norm>(sizes.at("norm"));
       if (p.heads < 1) throw std::invalid_argument("gated_adapter's heads must be at least 1, got 0");
       GatedAdapterPlan plan(p);
-      std::string why = units_of(dtype) + "; " + std::to_string(plan.blocks) + " blocks of 64 rows";
-      why += plan.shares.count > 1 ? ", " + std::to_string(plan.shares.count) +
-                                         " share the columns of each, so that the busiest multiprocessor of a large "
-                                         "card has least to do"
-                                   : ", each with all columns";
+      std::string why = rows_of(dtype, plan.blocks, plan.shares.count);
       const int passes = plan.row_passes(p);
       if (passes == 1) why += "; then a pass over rows, whose norm or gate needs all columns";
       if (passes == 2) why += "; then two passes over rows, because granularity small takes a sample's mean";

@@ -7,20 +7,16 @@ static std::string splits_of(const char* product, const DepthSplits& splits) {
          (splits.count > 1 ? " splits of its depth" : " piece");
 }
 
-static const Planner planner(
-    "mode_update", {{"rows", 4112}, {"d_in", 768}, {"d_out", 768}, {"rank", 64}, {"count", 3}},
-    [](DType dtype, const Sizes& sizes) -> Plan {
-      ModeUpdateParams p = {};
-      p.rows = sizes.at("rows"), p.d_out = sizes.at("d_out"), p.count = sizes.at("count");
-      p.d_in = sizes.at("d_in"), p.rank = sizes.at("rank"), p.x = &p;  // not read
-      ModeUpdatePlan plan(p);
-      std::string why = units_of(dtype) + "; " + std::to_string(plan.blocks) + " blocks of 64 rows";
-      why += plan.shares.count > 1 ? ", " + std::to_string(plan.shares.count) +
-                                         " share the columns of each, so that the busiest multiprocessor of a large "
-                                         "card has least to do"
-                                   : ", each with all columns";
-      why += splits_of("x U^T", plan.down) + splits_of("dy V", plan.out);
-      return {plan.shares.count > 1 ? "column shares" : "whole rows", why, plan.blocks, plan.shares.count};
-    });
+static const Planner planner("mode_update", {{"rows", 4112}, {"d_in", 768}, {"d_out", 768}, {"rank", 64}, {"count", 3}},
+                             [](DType dtype, const Sizes& sizes) -> Plan {
+                               ModeUpdateParams p = {};
+                               p.rows = sizes.at("rows"), p.d_out = sizes.at("d_out"), p.count = sizes.at("count");
+                               p.d_in = sizes.at("d_in"), p.rank = sizes.at("rank"), p.x = &p;  // not read
+                               ModeUpdatePlan plan(p);
+                               std::string why = rows_of(dtype, plan.blocks, plan.shares.count);
+                               why += splits_of("x U^T", plan.down) + splits_of("dy V", plan.out);
+                               return {plan.shares.count > 1 ? "column shares" : "whole rows", why, plan.blocks,
+                                       plan.shares.count};
+                             });
 
 }  // namespace petx::cuda
