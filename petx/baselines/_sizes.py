@@ -1,12 +1,18 @@
 """Counting what is trained, and the rank at which one baseline is as large as another."""
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 
+from petx import baselines
 from petx.hosts import Host
+from petx.options import option
 
 ESTIMATORS = "information_bottleneck"  # attribute of a tuned model; trained with it, not saved with the adapter
+# Settings that more than one baseline brings.
+LORA_RANK = (int | None, option(None, "rank of LoRA (default: as large as the method)", least=1))
+ADAPTER_RANK = (int | None, option(None, "bottleneck of the adapters (default: as large as the method)", least=1))
 
 
 def counts(host: type[Host], model: nn.Module) -> dict[str, int]:
@@ -25,7 +31,18 @@ def counts(host: type[Host], model: nn.Module) -> dict[str, int]:
     return counted
 
 
-def rank_of_size(wanted: int, size: Callable[[int], int]) -> int:
-    """The rank, at least 1, at which ``size(rank)``, linear in the rank, comes nearest to ``wanted``."""
-    first, second = size(1), size(2)
-    return max(1, round((wanted - first) / (second - first) + 1))
+def rank_of_size(wanted: int, size: Callable[[int], int], unit: int = 1) -> int:
+    """The multiple of ``unit``, at least one, at which ``size(rank)``, linear in the rank, comes nearest to
+    ``wanted``."""
+    first, second = size(unit), size(2 * unit)
+    return unit * max(1, round((wanted - first) / (second - first) + 1))
+
+
+def rank_as_large_as_the_method(
+    host: type[Host], model: nn.Module, settings: Any, size: Callable[[int], int], unit: int = 1
+) -> int:
+    """The rank, a multiple of ``unit``, at which ``size(rank)`` comes nearest to what the recipe's method trains of
+    ``model``."""
+    method = baselines.find(settings.recipe, settings.recipe)
+    wanted = counts(host, method.sized(host, host.skeleton(model), settings))["trainable"]
+    return rank_of_size(wanted, size, unit)

@@ -1,28 +1,31 @@
-"""UniAdapter's bottleneck in a Q-Former, of the method's size."""
+"""UniAdapter's bottleneck in a Q-Former, as published (128) or of the method's size."""
 
 from typing import Any
 
 import torch
 from torch import nn
 
+from petx.baselines._sizes import ADAPTER_RANK, rank_as_large_as_the_method
 from petx.baselines.base import Baseline
-from petx.baselines.lora import rank_as_large_as_the_method
 from petx.hosts import Host
 from petx.options import option
 
 
 class AdapterBaseline(Baseline):
-    """A bottleneck after self-attention and before cross-attention (as UniAdapter's), of PETAL's size."""
+    """A bottleneck after self-attention and before cross-attention (as UniAdapter's); by default of PETAL's size."""
 
     name, title, colour, order, lr = "adapter", "adapter (bottleneck {rank_used})", "#56B4E9", 40, "lr_adapter"
     methods, needs_qformer = ("petal",), True
-    options = {"lr_adapter": (float, option(3e-3, "peak learning rate of the adapter", above=0))}
+    options = {
+        "lr_adapter": (float, option(3e-3, "peak learning rate of the adapter", above=0)),
+        "adapter_rank": ADAPTER_RANK,
+    }
 
     def build(self, host: type[Host], model: Any, settings: Any) -> nn.Module:
         model.requires_grad_(False)
         width, layers = model.config.qformer_config.hidden_size, len(model.qformer.encoder.layer)
         size = lambda rank: layers * (2 * rank * width + rank + 3 * width)  # noqa: E731
-        add_adapters(model, rank_as_large_as_the_method(host, model, settings, size))
+        add_adapters(model, settings.adapter_rank or rank_as_large_as_the_method(host, model, settings, size))
         return model
 
     def counts(self, model: Any) -> dict[str, int]:

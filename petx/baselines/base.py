@@ -17,7 +17,7 @@ class Baseline:
         methods: the recipes that offer it.
         order: where it stands in a table.
         lr: the setting that is its peak learning rate.
-        options: settings it brings along: ``{name: (type, petx.options.option(...))}``.
+        options: settings it brings along: ``{name: (type, petx.options.option(...))}``; several may bring the same.
         group: a name that stands for all of one kind, such as ``ablations``.
         needs_small_host: whether it is for the small host of easy-VQA alone.
         random_host: whether it gets a small host of its own, of random weights.
@@ -30,7 +30,7 @@ class Baseline:
     methods: ClassVar[tuple[str, ...]] = ("vlpet", "petal")
     order: ClassVar[int] = 55
     lr: ClassVar[str] = "lr"
-    options: ClassVar[dict[str, tuple[type, Any]]] = {}
+    options: ClassVar[dict[str, tuple[Any, Any]]] = {}
     group: ClassVar[str | None] = None
     random_host: ClassVar[bool] = False
     needs_qformer: ClassVar[bool] = False

@@ -5,6 +5,7 @@ from typing import Any
 from torch import nn
 
 from petx.baselines.base import Baseline
+from petx.errors import UserError
 from petx.hosts import Host
 from petx.options import option
 
@@ -19,6 +20,11 @@ class Full(Baseline):
         model.requires_grad_(False)
         for parameter in host.full(model):
             parameter.requires_grad_(True)
+        if getattr(settings, "full_vision_norm", False):  # of PETAL's settings
+            norm = host.vision_norm(model)
+            if norm is None:
+                raise UserError(f"full_vision_norm: this {host.words} has no norm behind its image encoder")
+            norm.requires_grad_(True)
         return model
 
 

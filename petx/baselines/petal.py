@@ -34,6 +34,20 @@ class Petal(Baseline):
         return get_peft_model(model.requires_grad_(False), petal_config(host, settings))
 
 
+class Aurora(Petal):
+    """Aurora, PETAL's predecessor: the mode approximation alone, without experts, threshold and bottleneck loss."""
+
+    name, title, colour, order = "aurora", "Aurora (rank {rank})", "#999933", 21
+    without: ClassVar[dict[str, Any]] = dict(experts=0, threshold="none", ib="off")
+
+    def check(self, settings: Any) -> None:
+        if all(getattr(settings, name) == value for name, value in self.without.items()):
+            raise UserError("arm aurora would be PETAL itself: experts=0, threshold=none and ib=off already")
+
+    def build(self, host: type[Host], model: Any, settings: Any) -> nn.Module:
+        return super().build(host, model, dataclasses.replace(settings, **self.without))
+
+
 class Ablation(Petal):
     """PETAL with another value of one setting; of no use if it has that value already."""
 
@@ -133,4 +147,4 @@ def information_bottleneck(config: Any, settings: Any) -> InformationBottleneck:
     )
 
 
-BASELINES = [Petal(), NoExperts(), NoGate(), NoBottleneck(), NoThreshold(), DiagonalCore(), FullCore()]
+BASELINES = [Petal(), Aurora(), NoExperts(), NoGate(), NoBottleneck(), NoThreshold(), DiagonalCore(), FullCore()]

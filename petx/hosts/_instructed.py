@@ -252,6 +252,10 @@ class WithQFormer(Instructed):
         return [model.query_tokens, *(p for part in parts for p in part.parameters() if id(p) not in dead)]
 
     @classmethod
+    def vision_norm(cls, model: Any) -> nn.Module | None:
+        return getattr(model.vision_model, "post_layernorm", None)
+
+    @classmethod
     def everything(cls, model: Any) -> list[nn.Parameter]:
         return [*cls.full(model), *model.language_model.parameters()]
 

@@ -98,8 +98,9 @@ class VisualEncoderDecoder(Host):
 
     @classmethod
     def dataset(cls, spec: Any, examples: list[Example], store: Any, tokenizer: Any, settings: Any, split: str) -> Task:
-        """The task's prompt stands in front of every text."""
-        return Task(spec.name, examples, store, tokenizer, prompt=spec.prompt, **spec.limits())
+        """The task's prompt stands in front of every text, unless the settings want none."""
+        prompt = spec.prompt if settings.task_prompts else ""
+        return Task(spec.name, examples, store, tokenizer, prompt=prompt, **spec.limits())
 
     @classmethod
     def question_item(cls, source: Any, settings: Any, tokenizer: Any, image: str, question: str) -> dict[str, Any]:

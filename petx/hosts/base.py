@@ -144,6 +144,11 @@ class Host:
         return model.parameters()
 
     @classmethod
+    def vision_norm(cls, model: nn.Module) -> nn.Module | None:
+        """The norm of the image features, which PETAL's full tuning may train, too; None without one."""
+        return None
+
+    @classmethod
     def everything(cls, model: nn.Module) -> Iterable[nn.Parameter]:
         """What training from scratch trains."""
         return cls.full(model)

@@ -60,10 +60,11 @@ class Florence2(Instructed):
     def dataset(
         cls, spec: Any, examples: list[Example], store: Any, tokenizer: Tokenizers, settings: Any, split: str
     ) -> Task:
-        """The task's prompt stands in front of every text."""
+        """The task's prompt stands in front of every text, unless the settings want none."""
         if any(len(example.images) != 1 for example in examples):
             raise UserError(f"task {spec.name} asks about several images at once, and Florence-2 reads one")
-        return ImageTask(spec.name, examples, store, tokenizer, prompt=spec.prompt, **spec.limits())
+        prompt = spec.prompt if settings.task_prompts else ""
+        return ImageTask(spec.name, examples, store, tokenizer, prompt=prompt, **spec.limits())
 
     @classmethod
     def question_item(

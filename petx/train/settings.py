@@ -133,7 +133,7 @@ class Common:
 
 def with_baselines(kind: Any) -> Any:
     """``kind`` with the settings that the baselines of its recipe bring along."""
-    brought: dict[str, tuple[type, Any]] = {}
+    brought: dict[str, tuple[Any, Any]] = {}
     for baseline in baselines.of_method(kind.recipe).values():
         brought |= baseline.options
     fields = [(name, hint, field) for name, (hint, field) in brought.items()]

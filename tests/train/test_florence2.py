@@ -92,6 +92,7 @@ def settings(place, out, **more):
     small = dict(data_dir=str(place / "data"), host=str(place / "host"), output_dir=str(out), tasks=["vqa"])
     small |= dict(splits={"vqa": fixture.SPLITS["vqa"]}, batch_sizes={}, batch_size=4, eval_batch_size=8, num_beams=1)
     small |= dict(rank=4, gate_rank=4, decoder_rank=4, heads=2, epochs=2, lr=1e-2, eval_every=4, save_every=4)
+    small |= dict(lora_rank=None, lora_alpha=None)
     return arguments.checked(arguments.read_preset("paper-bart-image") | small | dict(log_every=2) | more)
 
 

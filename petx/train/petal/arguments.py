@@ -32,6 +32,7 @@ class Settings(Common):
         *("form", "rank", "core", "threshold", "threshold_per_rank", "adapter_dropout", "shared_mask"),
         *("experts", "expert_rank", "expert_gate", "expert_top_k", "expert_scope", "expert_alpha", "expert_beta"),
         *("context", "query_transform", "ib", "ib_weight", "ib_eta", "ib_learnable", "ib_sign", *Common.after_host),
+        "full_vision_norm",
     )
 
     # data
@@ -141,6 +142,9 @@ class Settings(Common):
         [], "further arms: an ablation, a control, or all 'ablations'", flag="with", each=dict(kind=str)
     )
     lr: float = option(3e-3, "peak learning rate of PETAL", above=0)
+    full_vision_norm: bool = option(
+        False, "full tuning trains the norm of the image features, too, as released (ln_vision)"
+    )
     lr_min: float = option(0.0, "learning rate at the end", least=0)
     lr_warmup: float = option(0.0, "learning rate at the beginning of the warm-up", least=0)
     schedule: str = option(

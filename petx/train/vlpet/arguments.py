@@ -36,6 +36,8 @@ class Settings(Common):
         4, "visual tokens per image or video; longer features are max-pooled to this many", least=1, most=65536
     )
 
+    task_prompts: bool = option(True, "the task's name in front of every text; the released full tuning runs without")
+
     # host
     host: str | None = option(
         None, "pretrained BART, T5 or Florence-2, folder or hub name (default: a small BART pretrained here)", path=True
