@@ -23,14 +23,16 @@ _OF_THE_MACHINE = {
 
 
 def command_names() -> list[str]:
-    """Names of the modules below :mod:`petx.commands`, sorted."""
-    return sorted(info.name for info in pkgutil.iter_modules(commands.__path__) if not info.name.startswith("_"))
+    """Names of the modules below :mod:`petx.commands`, sorted, with ``-`` for ``_``."""
+    found = [info.name for info in pkgutil.iter_modules(commands.__path__) if not info.name.startswith("_")]
+    return sorted(name.replace("_", "-") for name in found)
 
 
 def help_line(name: str) -> str:
     """First line of a command module's docstring, read without importing the module."""
     for folder in commands.__path__:
-        for source in (Path(folder, f"{name}.py"), Path(folder, name, "__init__.py")):
+        module = name.replace("-", "_")
+        for source in (Path(folder, f"{module}.py"), Path(folder, module, "__init__.py")):
             if source.is_file():
                 docstring = ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or ""
                 return _rooms.as_text(docstring.partition("\n")[0])
@@ -89,7 +91,7 @@ def _run_command(name: str, arguments: list[str], names: list[str]) -> int:
         close = difflib.get_close_matches(name, names, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(names)}"
         raise UserError(f"unknown command {name!r}; {hint}")
-    module = importlib.import_module(f"{commands.__name__}.{name}")
+    module = importlib.import_module(f"{commands.__name__}.{name.replace('-', '_')}")
     parser = argparse.ArgumentParser(
         prog=f"petx {name}",
         description=_rooms.as_text(module.__doc__ or ""),

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pkgutil
 import subprocess
 import sys
 
@@ -10,10 +9,10 @@ import pytest
 import torch
 
 import petx
-from petx import cli, commands, ops
+from petx import cli, ops
 from petx.errors import UserError
 
-COMMANDS = [info.name for info in pkgutil.iter_modules(commands.__path__) if not info.name.startswith("_")]
+COMMANDS = cli.command_names()
 
 
 def test_help_lists_every_command_with_its_line(capsys):
