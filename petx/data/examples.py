@@ -4,6 +4,8 @@ import dataclasses
 import random
 from typing import Any
 
+from petx.errors import UserError
+
 
 @dataclasses.dataclass(frozen=True)
 class Example:
@@ -30,3 +32,17 @@ def sampled_answer(answers: tuple[tuple[str, float], ...], seed: str) -> tuple[s
     if total <= 0:  # no answer was agreed on, or none is known: the example carries no loss
         return "", 0.0
     return random.Random(seed).choices(answers, [score for _, score in answers])[0]
+
+
+def drawn(examples: list[Example], count: int | None, seed: int, task: str) -> list[Example]:
+    """``count`` of ``examples``, in their order, drawn by ``seed``; fewer are among more. All of them for None.
+
+    Raises :class:`UserError` naming ``task`` if there are not as many.
+    """
+    if count is None:
+        return examples
+    if count > len(examples):
+        raise UserError(f"few_shot must be at most the {len(examples):,} examples of task {task}, got {count:,}")
+    order = list(range(len(examples)))
+    random.Random(f"few-shot {seed} {task}").shuffle(order)
+    return [examples[i] for i in sorted(order[:count])]

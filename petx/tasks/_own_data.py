@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from petx import metrics, tasks
-from petx.data.examples import Example
+from petx.data.examples import Example, drawn
 from petx.errors import UserError
 from petx.tasks.base import RunData, Source, TaskSpec
 
@@ -54,6 +54,8 @@ class OwnData(Source):
                 store = host.store(spec, settings, tokenizer, split)
                 chosen = settings.splits[name][split]
                 examples = _checked(spec, settings.data_dir, chosen, training=split == "train", tokenizer=tokenizer)
+                if split == "train":
+                    examples = drawn(examples, settings.few_shot, settings.seed, name)
                 store.check(dict.fromkeys(image for example in examples for image in example.images))
                 made.append(host.dataset(spec, examples, store, tokenizer, settings, split))
             return made

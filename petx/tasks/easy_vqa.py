@@ -14,7 +14,7 @@ from typing import Any
 
 from petx._memory import memory
 from petx.data import packages
-from petx.data.examples import Example
+from petx.data.examples import Example, drawn
 from petx.data.features import STRIDE, ImageEncoder, grid_boxes, image_features, read_image
 from petx.data.stores import ArrayFeatures, ImageFiles
 from petx.data.tokenizers import words
@@ -27,6 +27,12 @@ LESSONS = {  # what a small host can be pretrained on
     "caption": TaskSpec("caption", prompt="caption: ", templates=("describe the image",), max_target=6),
     "what": TaskSpec("what", prompt="vqa: ", max_text=20, max_target=MAX_ANSWER),
     "words": TaskSpec("words", templates=("say {q}",), max_target=6),
+}
+PARTS = {  # tasks of their own to train on, by the kind of question, and captions
+    "yes-no": dataclasses.replace(QUESTIONS, name="yes-no"),
+    "colour": dataclasses.replace(QUESTIONS, name="colour"),
+    "shape": dataclasses.replace(QUESTIONS, name="shape"),
+    "caption": LESSONS["caption"],
 }
 COLOURS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
 SHAPES = ("circle", "rectangle", "triangle")
@@ -128,6 +134,13 @@ class EasyVQA:
         chosen = getattr(self, split)
         return examples_of([one for one in chosen if not (only_what and one.kind == "yes/no")])
 
+    def part(self, name: str) -> list[Example]:
+        """The training examples of one of :data:`PARTS`."""
+        if name == "caption":
+            return self.captions()
+        kind = name.replace("-", "/")
+        return examples_of([one for one in self.train if one.kind == kind])
+
     def captions(self) -> list[Example]:
         """Examples that answer nothing with a training image's caption, such as "a red circle"."""
         return [Example("", (image,), ((caption, 1.0),)) for image, caption in captions(self.train)]
@@ -158,12 +171,16 @@ class EasyVQASource(Source):
     """easy-VQA, in its package (``petx data get easy-vqa``)."""
 
     kind, caveats, encodes_images = "easy-vqa", True, True
-    own_tasks = (QUESTIONS.name,)
+    own_tasks = (QUESTIONS.name, *PARTS)
 
     def check(self, settings: Any) -> None:
-        for name in ("data_dir", "images_dir", "features_dir", "tasks"):
+        for name in ("data_dir", "images_dir", "features_dir"):
             if getattr(settings, name, None):
                 raise UserError(f"{name} is for data of one's own, and data is {self.kind}; choose one with --data")
+        for i, name in enumerate(settings.tasks):
+            if name not in PARTS or name in settings.tasks[:i]:
+                wrong = "names twice" if name in PARTS else "has the unknown part"
+                raise UserError(f"tasks {wrong} {name!r} of {self.kind}; there are: {', '.join(PARTS)}")
         packages.require("easy-vqa", "efficientnet-lite0")
         packages.check("easy-vqa")
         _, *splits = _easy_vqa_questions(settings)
@@ -182,7 +199,8 @@ class EasyVQASource(Source):
         return QUESTIONS, examples_of(dev if split == "dev" else test)
 
     def load(self, settings: Any, host: Any) -> RunData:
-        """The whole of VQA as the task to tune on; for a small host, its lessons to be pretrained on.
+        """The whole of VQA as the task to tune on, or the parts of it that ``settings.tasks`` name, each a task; the
+        whole is scored either way. For a small host, its lessons to be pretrained on.
 
         The development split is all questions on ``dev_images`` training images; nothing else is done with those. A
         host that reads pixels gets the image files, any other their features.
@@ -200,9 +218,14 @@ class EasyVQASource(Source):
         def dataset(spec: TaskSpec, examples: list[Example], split: str) -> Any:
             return host.dataset(spec, examples, store, tokenizer, settings, split)
 
-        vqa = {split: dataset(QUESTIONS, data.questions(split), split) for split in ("train", "dev", "test")}
-        run_data = RunData(tokenizer, train=[vqa["train"]], dev=[vqa["dev"]], test=[vqa["test"]])
-        run_data.baselines = data.baselines({split: vqa[split] for split in ("dev", "test")})
+        def training(spec: TaskSpec, examples: list[Example]) -> Any:
+            return dataset(spec, drawn(examples, settings.few_shot, settings.seed, spec.name), "train")
+
+        train = [training(PARTS[name], data.part(name)) for name in settings.tasks]
+        train = train or [training(QUESTIONS, data.questions("train"))]
+        vqa = {split: dataset(QUESTIONS, data.questions(split), split) for split in ("dev", "test")}
+        run_data = RunData(tokenizer, train=train, dev=[vqa["dev"]], test=[vqa["test"]])
+        run_data.baselines = data.baselines(vqa)
         if settings.host is None:
             read_by = {"caption": data.captions, "what": lambda: data.questions("train", only_what=True)}
             read_by["words"] = data.words

@@ -29,13 +29,15 @@ def lines(run: Any) -> Iterator[str]:
         yield f"refused   {error}"
     yield f"host      {host}"
     sizes = stages.batch_sizes(run)
+    scored = {dev.name: (dev, test) for dev, test in zip(data.dev, data.test, strict=True)}
     for i, task in enumerate(data.train):
-        dev, test = data.dev[i], data.test[i]
-        bare = [name for name, part in (("dev", dev), ("test", test)) if not part.answered]
-        unknown = f"; {' and '.join(bare)} predicted, not scored" if bare else ""
         epoch = RoundRobinBatches.epoch_steps([len(task)], sizes[i : i + 1])
-        counted = f"{len(task):,} examples to train on, {len(dev):,} dev, {len(test):,} test{unknown}"
-        yield f"task      {task.name}: {counted}; batches of {sizes[i]}, {epoch:,} an epoch; metric {dev.metric}"
+        known = f", {_scored(*scored[task.name])}" if task.name in scored else ""
+        batches = f"batches of {sizes[i]}, {epoch:,} an epoch"
+        metric = f"; metric {scored.pop(task.name)[0].metric}" if known else ", not scored by itself"
+        yield f"task      {task.name}: {len(task):,} examples to train on{known}; {batches}{metric}"
+    for name, (dev, test) in scored.items():
+        yield f"task      {name}: scored alone, {_scored(dev, test)}; metric {dev.metric}"
     steps = stages.steps(run, sizes)
     an_epoch = math.ceil(RoundRobinBatches.epoch_steps(list(map(len, data.train)), sizes) / settings.accumulated)
     schedule = getattr(settings, "schedule", "linear")
@@ -46,6 +48,13 @@ def lines(run: Any) -> Iterator[str]:
     for split, parts in (("train", data.train), ("test", data.test)):
         for task in parts:
             yield from _example(run, task, split)
+
+
+def _scored(dev: Any, test: Any) -> str:
+    """How many examples of a task are scored, or only predicted."""
+    bare = [name for name, part in (("dev", dev), ("test", test)) if not part.answered]
+    unknown = f"; {' and '.join(bare)} predicted, not scored" if bare else ""
+    return f"{len(dev):,} dev, {len(test):,} test{unknown}"
 
 
 def _arms(run: Any) -> Iterator[str]:

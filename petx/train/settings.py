@@ -33,7 +33,7 @@ class Common:
     default_preset: typing.ClassVar[str] = "easy-vqa"
     by_task: typing.ClassVar[tuple] = ("splits", "batch_sizes")  # mappings whose keys are tasks of ``data``
     after_host: typing.ClassVar[tuple] = (  # on these, and baselines' own, the small host's pretraining does not depend
-        *("arms", "with_arms", "steps", "epochs", "batch_size", "batch_sizes", "num_beams", "lr"),
+        *("few_shot", "tasks", "arms", "with_arms", "steps", "epochs", "batch_size", "batch_sizes", "num_beams", "lr"),
         *("seeds", "output_dir", "resume"),
     )
 
@@ -54,7 +54,10 @@ class Common:
     train_images: int | None = option(None, "easy-vqa: use only this many training images (default: all)", least=1)
     dev_images: int = option(400, "easy-vqa: training images held out for development", least=1)
     test_images: int | None = option(None, "easy-vqa: use only this many test images (default: all)", least=1)
-    tasks: list = option([], "own data: tasks to train on, by name", each=dict(kind=str))
+    tasks: list = option(
+        [], "tasks to train on, by name; easy-vqa: parts of it, all of it by default", each=dict(kind=str)
+    )
+    few_shot: int | None = option(None, "train on so many examples of each task, drawn by seed (default: all)", least=1)
     splits: dict = option({}, "own data: {task: {train: [...], dev: [...], test: [...]}}", each=dict(kind=dict))
 
     # pretraining of a small host
