@@ -18,7 +18,7 @@ from petx.baselines import Baseline
 from petx.errors import UserError
 from petx.files import held, require_writable, write_json
 from petx.tasks import RunData
-from petx.train import dry_run, plots, rehearsal, report, stages, stopping, trainer_flags
+from petx.train import best, dry_run, plots, rehearsal, report, stages, stopping, trainer_flags
 from petx.train.recipe import Recipe
 from petx.train.settings import Common
 from petx.train.trainer import PetTrainer, training_arguments
@@ -117,6 +117,7 @@ class Run:
         self.prepare()
         if self.settings.dry_run:
             self.load_data()
+            best.check(self)
             for line in dry_run.lines(self):
                 stages.say(line)
             return 0
@@ -132,6 +133,7 @@ class Run:
             stages.say(f"This takes longer: {notice}.")
         with state.main_process_first():  # the first writes the features to the cache, the others read them there
             self.load_data()
+        best.check(self)
         rehearsal.check(self)
         if state.is_main_process:
             write_json(out / stages.SETTINGS, dataclasses.asdict(settings))

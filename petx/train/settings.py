@@ -18,6 +18,7 @@ from petx.train import trainer_flags
 
 PRESETS = Path(__file__).parents[1] / "recipes"  # one folder per recipe
 MOST_SEED = 2**32 - 1  # numpy's bound
+KEPT = ("last", "best")
 PLAIN = ("output_dir", "resume")  # flags whose value is not read as YAML
 Values = dict[str, Any]  # settings by name
 
@@ -34,7 +35,7 @@ class Common:
     by_task: typing.ClassVar[tuple] = ("splits", "batch_sizes")  # mappings whose keys are tasks of ``data``
     after_host: typing.ClassVar[tuple] = (  # on these, and baselines' own, the small host's pretraining does not depend
         *("few_shot", "tasks", "arms", "with_arms", "steps", "epochs", "batch_size", "batch_sizes", "num_beams", "lr"),
-        *("seeds", "output_dir", "resume"),
+        *("keep", "seeds", "output_dir", "resume"),
     )
 
     dry_run = False  # asked for on the command line alone: nothing that a run depends on
@@ -81,6 +82,9 @@ class Common:
     # evaluation and run
     num_beams: int | None = option(None, "beams of the final evaluation (default: 1, captions 5)", least=1, most=1024)
     eval_batch_size: int = option(512, "examples per step of evaluation", least=1)
+    keep: str = option(
+        "last", "the state that is scored and saved: the last, or the best on the development split", choices=KEPT
+    )
     eval_every: int = option(250, "steps between evaluations on the development split", least=1)
     save_every: int = option(250, "steps between checkpoints", least=1)
     workers: int = option(0, "processes that read the training data beside the one that trains", least=0, most=256)
@@ -119,6 +123,8 @@ class Common:
         self.trainer = trainer_flags.check(self.trainer)
         if self.amp and {"fp16", "bf16"} & self.trainer.keys():
             raise UserError(f"amp={self.amp} and trainer.fp16 or trainer.bf16 say the same thing; give one")
+        if self.keep == "best" and self.trainer.get("eval_strategy") == "no":
+            raise UserError("keep=best needs development scores, and trainer.eval_strategy=no leaves them out")
         for arm in self.all_arms:
             baselines.find(arm, self.recipe).check(self)
         if (self.steps is None) == (self.epochs is None):

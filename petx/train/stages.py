@@ -22,6 +22,7 @@ from petx.data.batches import RoundRobinBatches
 from petx.errors import UserError
 from petx.files import damaged_files, read_json, write_json, written_whole
 from petx.train import checkpoints, scoring, trainer_flags, tuned
+from petx.train.best import BestState
 
 SETTINGS, RESULT, PREDICTIONS = "settings.json", "result.json", "predictions"
 MAY_CHANGE = ("output_dir", "resume", "arms", "with_arms", "seeds")  # in these a resumed run may differ
@@ -166,7 +167,11 @@ def run_arm(run: Any, arm: str, seed: int, place: str) -> dict[str, Any]:
         args = run.training_arguments(folder / "training", steps=planned, lr=lr, seed=seed)
         trainer_flags.writes_tensorboard(settings.trainer, folder / "tensorboard")
         trainer = run.trainer(model, args, run.data.train, sizes, dev_tasks=run.data.dev)
+        best = BestState(trainer) if settings.keep == "best" else None
         train(trainer)
+        if best is not None:
+            record["kept"] = best.restore()
+            say(f"  kept the best state, of step {record['kept']['step']}: dev {record['kept']['score']:.1f}")
         record |= {"steps": planned, "seconds": trainer.seconds, "curve": curve(trainer.state.log_history)}
         record["step_ms"] = trainer.step_ms
     for split in ("dev", "test"):
