@@ -226,9 +226,12 @@ class ImageFiles:
         return self.read(self.path(image), draw)
 
     def read(self, path: Path, draw: str = "") -> tuple:
-        picture = read_picture(path)
+        return self.pixels(read_picture(path), draw, path.name)
+
+    def pixels(self, picture: Image.Image, draw: str, name: str) -> tuple:
+        """``picture``, augmented as ``draw`` and its ``name`` decide, as the image processor makes it."""
         if draw and self.augment != "none":
-            picture = self._augmented(picture, random.Random(f"{draw} {path.name}"))
+            picture = self._augmented(picture, random.Random(f"{draw} {name}"))
         return self.processor(picture, return_tensors="pt")["pixel_values"][0], None
 
     def _augmented(self, picture: Image.Image, draw: random.Random) -> Image.Image:

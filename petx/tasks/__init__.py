@@ -3,6 +3,8 @@
 A module may bring a whole kind of data in place of one task, as ``SOURCE``, such as easy-VQA's.
 """
 
+from typing import Any
+
 from petx import _rooms
 from petx.errors import UserError
 from petx.tasks.base import RunData, Source, TaskSpec
@@ -32,9 +34,10 @@ def kinds(method: str) -> tuple[str, ...]:
     return (*sources, *sorted(own))
 
 
-def names(kind: str, method: str) -> tuple[str, ...]:
-    """The tasks of a kind of data, as settings name them, that the recipe ``method`` trains on."""
-    return source(kind).own_tasks or tuple(of_kind(kind, method))
+def names(settings: Any) -> tuple[str, ...]:
+    """The tasks of the kind of data in ``settings`` that its recipe trains on, as settings name them."""
+    found = source(settings.data)
+    return found.own_tasks or tuple(found.specs(settings))
 
 
 def source(kind: str) -> Source:

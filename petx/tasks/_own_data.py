@@ -19,12 +19,11 @@ class OwnData(Source):
     def check(self, settings: Any) -> None:
         from petx import hosts
 
-        if settings.data_dir is None or not Path(settings.data_dir).is_dir():
-            raise UserError(f"data_dir must be the folder of the data, got {settings.data_dir!r}")
+        self.check_folder(settings)
         if settings.host is None:
             wanted = hosts.wanted(settings.recipe)
             raise UserError(f"host must name a pretrained {wanted} (folder or hub name), got None")
-        known = tasks.of_kind(self.kind, settings.recipe)
+        known = self.specs(settings)
         if not settings.tasks:
             raise UserError(f"tasks must name at least one of {', '.join(known)}; got none")
         for name in settings.tasks:
@@ -37,24 +36,37 @@ class OwnData(Source):
                 if not isinstance(given, list) or not given or not all(isinstance(one, str) for one in given):
                     raise UserError(f"splits.{name}.{split} must be a list of split names, got {given!r}")
 
+    def check_folder(self, settings: Any) -> None:
+        """Raise :class:`UserError` unless ``settings.data_dir`` is a folder."""
+        if settings.data_dir is None or not Path(settings.data_dir).is_dir():
+            raise UserError(f"data_dir must be the folder of the data, got {settings.data_dir!r}")
+
+    def specs(self, settings: Any) -> dict[str, TaskSpec]:
+        return tasks.of_kind(self.kind, settings.recipe)
+
+    def store(self, host: Any, spec: TaskSpec, settings: Any, tokenizer: Any, split: str) -> Any:
+        """What reads the features or pixels of ``spec``."""
+        return host.store(spec, settings, tokenizer, split)
+
     def examples(self, settings: Any, task: str, split: str) -> tuple[TaskSpec, list[Example]]:
-        spec = tasks.of_kind(self.kind, settings.recipe)[task]
+        spec = self.specs(settings)[task]
         metric = getattr(settings, "metrics", {}).get(task, spec.metric)
         spec = dataclasses.replace(spec, metric=metric)
-        return spec, _checked(spec, settings.data_dir, settings.splits[task][split], training=False)
+        return spec, _checked(spec, settings.data_dir or ".", settings.splits[task][split], training=False)
 
     def load(self, settings: Any, host: Any) -> RunData:
         tokenizer = host.pretrained_tokenizers(settings)
-        known = tasks.of_kind(self.kind, settings.recipe)
+        known = self.specs(settings)
 
         def loaded(split: str) -> list:
             made = []
             for name in settings.tasks:
                 spec = host.adapted(known[name], settings)
-                store = host.store(spec, settings, tokenizer, split)
+                store = self.store(host, spec, settings, tokenizer, split)
                 chosen = settings.splits[name][split]
-                examples = _checked(spec, settings.data_dir, chosen, training=split == "train", tokenizer=tokenizer)
-                if split == "train":
+                folder, training = settings.data_dir or ".", split == "train"
+                examples = _checked(spec, folder, chosen, training=training, tokenizer=tokenizer)
+                if training:
                     examples = drawn(examples, settings.few_shot, settings.seed, name)
                 store.check(dict.fromkeys(image for example in examples for image in example.images))
                 made.append(host.dataset(spec, examples, store, tokenizer, settings, split))

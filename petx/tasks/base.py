@@ -89,6 +89,10 @@ class Source:
     caveats = False  # whether the recipe's notes belong beside its table
     encodes_images = False  # whether :meth:`encode` makes the features it trained on of any image file
 
+    def specs(self, settings: Any) -> dict[str, TaskSpec]:
+        """``{name: task}`` of the tasks that ``settings`` can train on; of the source's own none."""
+        return {}
+
     def check(self, settings: Any) -> None:
         """Raise :class:`UserError` if something is missing or does not fit, before any work."""
         raise NotImplementedError

@@ -23,7 +23,7 @@ def of_run(file: Path, data_dir: Path | None = None) -> tuple[TaskSpec, list[Exa
         raise UserError(f"{file} lies in no run: name its --task, --data_dir and --split")
     settings = _settings(note)
     split, dash, task = file.stem.partition("-")
-    known = tasks.names(settings.data, settings.recipe)
+    known = tasks.names(settings)
     if not dash or split not in ("dev", "test") or task not in known:
         raise UserError(f"{file.name} must be called dev-TASK or test-TASK, TASK one of {', '.join(known)}")
     if data_dir is not None:

@@ -59,6 +59,9 @@ class Common:
         [], "tasks to train on, by name; easy-vqa: parts of it, all of it by default", each=dict(kind=str)
     )
     few_shot: int | None = option(None, "train on so many examples of each task, drawn by seed (default: all)", least=1)
+    datasets: dict = option(
+        {}, "data datasets: {task: {path: ..., question: column, answers: column, image: column}}", each=dict(kind=dict)
+    )
     splits: dict = option({}, "own data: {task: {train: [...], dev: [...], test: [...]}}", each=dict(kind=dict))
 
     # pretraining of a small host
@@ -133,7 +136,9 @@ class Common:
             raise UserError(f"arms must name at least one of {', '.join(self.known_arms())}; got none")
         if self.seed + self.seeds - 1 > MOST_SEED:
             raise UserError(f"seed + seeds must be at most {MOST_SEED + 1}, got {self.seed} + {self.seeds}")
-        known = tasks.names(self.data, self.recipe)
+        if self.datasets and self.data != "datasets":
+            raise UserError(f"datasets maps columns for data=datasets, got data={self.data}")
+        known = tasks.names(self)
         for setting in self.by_task:
             for task in getattr(self, setting):
                 if task not in known:

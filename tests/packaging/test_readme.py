@@ -50,7 +50,7 @@ def test_named_commands_exist(path):
     text = path.read_text(encoding="utf-8")
     spans = re.findall(r"(?<!`)`([^`\n]+)`(?!`)", text)
     lines = "\n".join([*spans, *blocks(path, "bash")])
-    named = set(re.findall(r"^petx ([a-z]\w*)", lines, re.MULTILINE))
+    named = set(re.findall(r"^petx ([a-z][\w-]*)", lines, re.MULTILINE))
     assert named <= set(cli.command_names())
 
 

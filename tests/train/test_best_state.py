@@ -45,12 +45,9 @@ def test_the_best_state_comes_back_and_the_last_is_scored_too(own, tmp_path):
     stages.train(trainer)
     assert best.restore() == {"step": 4, "score": 30.0} and len(states) == 4
     assert same(trainer.model, states[1]) and not same(trainer.model, states[3])
-    trainer, best = trained(own, tmp_path)  # interrupted after the end: nothing is left to do but to score
-    again = scripted(trainer, [20.0])
-    stages.train(trainer)
-    assert best.restore() == {"step": 4, "score": 30.0} and len(again) == 1 and same(trainer.model, states[1])
 
 
+@pytest.mark.slow
 def test_the_last_state_may_be_the_best(own, tmp_path):
     trainer, best = trained(own, tmp_path, steps=3)
     states = scripted(trainer, [10.0, 11.0])
@@ -58,6 +55,7 @@ def test_the_last_state_may_be_the_best(own, tmp_path):
     assert best.restore() == {"step": 3, "score": 11.0} and same(trainer.model, states[1])
 
 
+@pytest.mark.slow
 def test_a_resumed_training_knows_it_and_a_new_one_does_not(own, tmp_path):
     trainer, _ = trained(own, tmp_path, callbacks=[StopAt(5)])
     states = scripted(trainer, [50.0, 20.0])
@@ -67,6 +65,10 @@ def test_a_resumed_training_knows_it_and_a_new_one_does_not(own, tmp_path):
     scripted(trainer, [20.0, 30.0, 40.0])
     stages.train(trainer)
     assert best.restore() == {"step": 2, "score": 50.0} and same(trainer.model, states[0])
+    trainer, best = trained(own, tmp_path)  # interrupted after the end: nothing is left to do but to score
+    again = scripted(trainer, [20.0])
+    stages.train(trainer)
+    assert best.restore() == {"step": 2, "score": 50.0} and len(again) == 1 and same(trainer.model, states[0])
     for folder in tmp_path.glob("checkpoint-*"):
         (folder / checkpoints.MARKER).unlink()
     trainer, best = trained(own, tmp_path, steps=2)  # from the start

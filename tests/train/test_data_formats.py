@@ -13,6 +13,7 @@ from petx.data.stores import H5Features, NpzFeatures
 from petx.data.tokenizers import word_tokenizer
 from petx.errors import UserError
 from petx.hosts.vl_bart import HOST
+from petx.train.vlpet.arguments import Settings
 from tests.fixtures import video_text as video_text_fixture
 from tests.fixtures.image_text import GRID, WIDTH, write_data
 
@@ -38,7 +39,7 @@ def loaded(name, folder, splits, store, tokenizer, training):
     spec = tasks.find(name)
     examples = spec.examples(folder, splits, training, tokenizer)
     store.check(dict.fromkeys(image for example in examples for image in example.images))
-    return HOST.dataset(spec, examples, store, tokenizer, None, "train" if training else "test")
+    return HOST.dataset(spec, examples, store, tokenizer, Settings(), "train" if training else "test")
 
 
 def test_vqa_file(image_text_dir, tokenizer):

@@ -131,20 +131,21 @@ def test_what_is_there_is_left_and_the_rest_computed(vit, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_several_processes_compute_the_same(vit, tmp_path, monkeypatch):
+def test_several_processes_compute_the_same_and_tell_a_broken_picture(vit, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(extraction.os, "cpu_count", lambda: 2)
     folder, _ = vit
-    images = write_pictures(tmp_path / "images", [f"{i}.png" for i in range(5)])
-    for processes in (1, 2):
-        more = ("--batch_size", 2, "--processes", processes, "--output", tmp_path / str(processes))
-        assert features("--model", folder, "--images", images, *more) == 0
-    for i in range(5):
-        one, two = (h5py.File(tmp_path / str(n) / f"{i}.h5")[f"{i}/features"][()] for n in (1, 2))
-        assert np.array_equal(one, two)
+    images = write_pictures(tmp_path / "images", [f"{i}.png" for i in range(4)])
     (images / "3.png").write_bytes(b"no picture")
-    more = ("--processes", 2, "--batch_size", 1, "--output", tmp_path / "broken")
-    assert features("--model", folder, "--images", images, *more) == 2
-    assert not list((tmp_path / "broken").glob(".*"))
+    command = ("--model", folder, "--images", images, "--batch_size", 1, "--output", tmp_path / "out")
+    assert features(*command, "--processes", 2) == 2
+    assert "3.png as an image" in capsys.readouterr().err
+    whole = [path.stem for path in (tmp_path / "out").glob("*.h5")]
+    assert whole and "3" not in whole and not list((tmp_path / "out").glob(".*"))
+    encoder = extraction.Encoder(str(folder))
+    for name in whole:
+        with h5py.File(tmp_path / "out" / f"{name}.h5") as file:
+            got = torch.from_numpy(file[f"{name}/features"][()])
+        assert torch.allclose(got, encoder.grids([Image.open(images / f"{name}.png")])[0], atol=1e-6)
 
 
 def refusals(tmp_path):

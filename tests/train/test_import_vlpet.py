@@ -27,7 +27,7 @@ GATES = {
     "middleY": {"gate_scale": "middle_ia3_add"},
     "small": {"gate": "small_xy_cat"},
 }
-LEVELS = list(GATES)
+LEVELS = ["large", *(pytest.param(level, marks=pytest.mark.slow) for level in ("middleX", "middleY", "small"))]
 TASKS = ("vqa", "gqa", "nlvr", "caption")
 
 
@@ -108,6 +108,7 @@ def test_a_published_checkpoint_computes_the_same(own, tmp_path, capsys, level):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "design, lists", [("up", ("up",)), ("down-up", ("down", "up")), ("down-up-pair", ("down", "up"))]
 )

@@ -122,9 +122,9 @@ def test_values_are_taken_from_text_as_yaml_writes_them():
 
 
 def test_tasks_are_those_of_the_data():
-    assert tasks.names("easy-vqa", "vlpet") == ("vqa",)
-    assert {"vqa", "gqa", "nlvr", "caption"} <= set(tasks.names("image-text", "vlpet"))
-    assert "nlvr" not in tasks.names("image-text", "petal")
+    assert tasks.names(vlpet.checked({"steps": 1})) == ("vqa", "yes-no", "colour", "shape", "caption")
+    assert {"vqa", "gqa", "nlvr", "caption"} <= set(tasks.of_kind("image-text", "vlpet"))
+    assert "nlvr" not in tasks.of_kind("image-text", "petal")
 
 
 def test_text_is_taken_as_it_is_written():
