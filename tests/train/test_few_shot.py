@@ -95,7 +95,12 @@ def test_parts_of_easy_vqa_are_tasks_and_all_of_it_is_scored(small, method):
     for one in (data, whole):
         assert [(task.name, len(task)) for task in one.test] == [("vqa", 4)]
     assert [(task.name, len(task)) for task in whole.train] == [("vqa", 3)]
-    assert len(whole.pretraining[0]) == len(data.pretraining[0]) == 1  # the small host is pretrained on all
+    vocabularies = [getattr(one.tokenizer, "text", one.tokenizer).get_vocab() for one in (data, whole)]
+    assert vocabularies[0] == vocabularies[1]
+    for one, other in zip(data.pretraining, whole.pretraining, strict=True):  # the small host is pretrained on all
+        assert one.examples == other.examples != []
+    for one, other in zip(data.feature_stats, whole.feature_stats, strict=True):
+        assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize(
