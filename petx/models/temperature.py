@@ -1,0 +1,26 @@
+"""The temperature of a contrastive loss, learnt."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Temperature"]
+
+HOTTEST = 100.0  # 1 / temperature is at most this, as CLIP's
+
+
+class Temperature(nn.Module):
+    """Similarities ``[...]`` divided by a learnt temperature, 0.07 at first and at least 0.01; log 1/τ is learnt."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.empty(()))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.constant_(self.log_scale, math.log(1 / 0.07))
+
+    def forward(self, similarity: Tensor) -> Tensor:
+        """``similarity [...] / τ``, of its dtype: ``[...]``."""
+        return similarity * self.log_scale.clamp(max=math.log(HOTTEST)).exp().to(similarity.dtype)
