@@ -31,12 +31,12 @@ class PredictionFile:
     words = "JSON lines {id, image, question, answer}"
     keyed = False
 
-    def write(self, path: Path, examples: list[Example], texts: list[str]) -> None:
+    def write(self, path: Path, examples: list[Example], texts: list[Any]) -> None:
         """``texts``, one for each of ``examples``, at ``path``, written whole."""
         with written_whole(path) as target:
             target.write_text(self.dump(examples, texts), encoding="utf-8")
 
-    def dump(self, examples: list[Example], texts: list[str]) -> str:
+    def dump(self, examples: list[Example], texts: list[Any]) -> str:
         """The file's text."""
         rows = zip(ids(examples), examples, texts, strict=True)
         return _lines(
@@ -48,7 +48,7 @@ class PredictionFile:
         """``(id, text)`` of each entry; :class:`UserError` names file, entry and field of what cannot be read."""
         return [(row.name("id"), row.text("answer")) for row in json_lines(path, "id", "answer")]
 
-    def matched(self, path: Path, examples: list[Example]) -> list[str]:
+    def matched(self, path: Path, examples: list[Example]) -> list[Any]:
         """The text in ``path`` for each of ``examples``; :class:`UserError` names an id that is missing, or twice."""
         found: dict[str, str] = {}
         for name, text in self.read(path):
@@ -175,13 +175,13 @@ def path_of(folder: Path, split: str, task: Any) -> Path:
     return folder / f"{split}-{task.name}{task.predictions.suffix}"
 
 
-def write(folder: Path, split: str, tasks: list, texts: dict[str, list[str]]) -> None:
+def write(folder: Path, split: str, tasks: list, texts: dict[str, list[Any]]) -> None:
     """A file for each of ``tasks`` in ``folder``; ``texts``: one for each example, by the task's name."""
     for task in tasks:
         task.predictions.write(path_of(folder, split, task), task.examples, texts[task.name])
 
 
-def same(folder: Path, split: str, tasks: list, texts: dict[str, list[str]]) -> bool:
+def same(folder: Path, split: str, tasks: list, texts: dict[str, list[Any]]) -> bool:
     """Whether :func:`write` would write what lies in ``folder``."""
     with tempfile.TemporaryDirectory() as scratch:
         write(Path(scratch), split, tasks, texts)

@@ -1,5 +1,6 @@
 """Reading annotation files, with errors that name file, entry and field."""
 
+import csv
 import json
 import math
 from collections.abc import Callable, Iterable
@@ -125,6 +126,23 @@ def json_object(path: Path) -> dict[str, Any]:
 def text_lines(path: Path) -> list[str]:
     """The lines of a text file."""
     return _read(path, str.splitlines)
+
+
+def csv_rows(path: Path, *needed: str) -> list[Row]:
+    """The lines of a CSV file below its header, as mappings; the header has the fields ``needed``."""
+    header, *lines = list(csv.reader(text_lines(path))) or [[]]
+    for field in needed:
+        if field not in header:
+            raise UserError(f"{path}: line 1 must be a header with {field!r}, got {', '.join(header) or 'nothing'}")
+    rows = []
+    for number, cells in enumerate(lines, 2):
+        if len(cells) != len(header) and cells:
+            raise UserError(f"{path}: line {number} has {len(cells)} cells, and the header {len(header)}")
+        if cells:
+            rows.append(Row(dict(zip(header, cells, strict=True)), f"{path}: line {number}"))
+    if not rows:
+        raise UserError(f"{path}: there is no line below the header")
+    return rows
 
 
 def answered(rows: list[Row], *fields: str, training: bool) -> bool:

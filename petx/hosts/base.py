@@ -21,6 +21,8 @@ class Host:
     Class attributes:
         methods: recipes that tune it.
         model_types: transformers' ``model_type`` of its checkpoints.
+        architectures: if it names any, the host is for checkpoints of these classes, and others of ``model_types`` are
+            another host's.
         words, order: what messages call it, and where it stands among the others.
         in_place: a pretrained checkpoint is used where it lies; otherwise it is copied into the run, with new tokens.
         projector: name of the module between image and language, counted apart; None if it is not.
@@ -30,12 +32,14 @@ class Host:
         has_new: whether :meth:`always` gives modules, which are new to the host and trained in every tuned row.
         takes_prompt: whether a module assigned to the model's ``soft_prompt`` puts its tokens into the encoder's input.
         full_words: what follows "full tuning" in a table.
+        retrieves: whether it embeds images and captions for retrieval.
         inputs: entries of a batch that generating needs.
         lessons: what its small version is pretrained on, of easy-VQA's.
     """
 
     methods: ClassVar[tuple[str, ...]]
     model_types: ClassVar[tuple[str, ...]]
+    architectures: ClassVar[tuple[str, ...]] = ()
     words: ClassVar[str]
     order: ClassVar[int] = 50
     in_place: ClassVar[bool] = True
@@ -46,6 +50,7 @@ class Host:
     has_new: ClassVar[bool] = False
     takes_prompt: ClassVar[bool] = False
     full_words: ClassVar[str] = ""
+    retrieves: ClassVar[bool] = False
     inputs: ClassVar[tuple[str, ...]]
     lessons: ClassVar[tuple[str, ...]] = ()
 
@@ -167,6 +172,10 @@ class Host:
 
     # ---- bound to a configuration and a tokenizer ----
 
+    def batch(self, items: list[dict]) -> dict[str, Any]:
+        """A batch of any task's items to train on: :meth:`collate`, unless the host knows other items."""
+        return self.collate(items)
+
     def collate(self, items: list[dict]) -> dict[str, Any]:
         """Items of a task, padded to one batch: the model's arguments, ``labels``, ``loss_weight``, ``loss_over``."""
         raise NotImplementedError
@@ -187,9 +196,12 @@ class Host:
 
     def choose(self, model: Any, inputs: dict, choices: tuple[str, ...], tokenizer: Any) -> list[str]:
         """Of ``choices``, for each sample, the one with the largest logit where their tokens first differ."""
+        return [choices[i] for i in self.choice_logits(model, inputs, choices, tokenizer).argmax(-1).tolist()]
+
+    def choice_logits(self, model: Any, inputs: dict, choices: tuple[str, ...], tokenizer: Any) -> torch.Tensor:
+        """Logits ``[B, choices]`` of the tokens in which ``choices`` first differ, where the decoder comes to them."""
         encoded = [tokenizer(choice)["input_ids"] for choice in choices]
         place = next(i for i, tokens in enumerate(zip(*encoded, strict=False)) if len(set(tokens)) > 1)
         begun = torch.tensor([[self.start, *encoded[0][:place]]], device=model.device)  # BART begins them all with <s>
         prompt = begun.expand(len(inputs["input_ids"]), -1)
-        logits = model(**inputs, decoder_input_ids=prompt).logits[:, -1, [tokens[place] for tokens in encoded]]
-        return [choices[i] for i in logits.argmax(-1).tolist()]
+        return model(**inputs, decoder_input_ids=prompt).logits[:, -1, [tokens[place] for tokens in encoded]]

@@ -6,6 +6,7 @@ from petx import _rooms
 from petx.metrics.caption import bleu, cider_d, rouge_l
 from petx.metrics.exact import exact_match
 from petx.metrics.matches import match_accuracy
+from petx.metrics.retrieval import recall
 from petx.metrics.vqa import normalize_answer, vqa_accuracy, vqa_scores
 
 __all__ = [
@@ -16,7 +17,9 @@ __all__ = [
     "match_accuracy",
     "names",
     "normalize_answer",
+    "reads_rankings",
     "reads_references",
+    "recall",
     "rouge_l",
     "vqa_accuracy",
     "vqa_scores",
@@ -31,6 +34,11 @@ def names() -> list[str]:
 def reads_references(name: str) -> bool:
     """Whether the metric ``name`` compares with the examples' references, its module's ``REFERENCES``."""
     return getattr(_rooms.modules(__name__)[name], "REFERENCES", False)
+
+
+def reads_rankings(name: str) -> bool:
+    """Whether the metric ``name`` scores rankings of retrieval in place of texts, its module's ``RANKINGS``."""
+    return getattr(_rooms.modules(__name__)[name], "RANKINGS", False)
 
 
 def find(name: str) -> Callable[..., dict[str, float]]:

@@ -9,7 +9,7 @@ from petx import _rooms
 from petx.errors import UserError
 from petx.tasks.base import RunData, Source, TaskSpec
 
-__all__ = ["RunData", "Source", "TaskSpec", "find", "kinds", "names", "of_kind", "source"]
+__all__ = ["RunData", "Source", "TaskSpec", "find", "kinds", "names", "of_kind", "retrieval", "source"]
 
 
 def of_kind(kind: str, method: str) -> dict[str, TaskSpec]:
@@ -38,6 +38,12 @@ def names(settings: Any) -> tuple[str, ...]:
     """The tasks of the kind of data in ``settings`` that its recipe trains on, as settings name them."""
     found = source(settings.data)
     return found.own_tasks or tuple(found.specs(settings))
+
+
+def retrieval(settings: Any) -> list[str]:
+    """The tasks of ``settings``, which :meth:`Source.check` has seen, that rank images and captions."""
+    known = of_kind(settings.data, settings.recipe)
+    return [*source(settings.data).retrieval, *(n for n in settings.tasks if n in known and known[n].retrieval)]
 
 
 def source(kind: str) -> Source:

@@ -12,7 +12,7 @@ from petx.data.rows import Row, answered, json_rows
 PREDICTIONS = JsonList("image_id", "caption")
 
 
-def examples(rows: Iterable[tuple[Any, str, tuple[str, ...]]], training: bool) -> Iterator[Example]:
+def examples(rows: Iterable[tuple[Any, Any, tuple[str, ...]]], training: bool) -> Iterator[Example]:
     """Of ``(id, image, captions)``; several entries of one image are put together to be scored.
 
     A caption that two annotators wrote counts twice, as in the COCO tools; a list of captions that every entry of an
@@ -23,7 +23,7 @@ def examples(rows: Iterable[tuple[Any, str, tuple[str, ...]]], training: bool) -
             for caption in captions:
                 yield Example("", (image,), ((caption, 1.0),), references=captions, id=name)
         return
-    together: dict[str, tuple[Any, list[tuple[str, ...]]]] = {}
+    together: dict[Any, tuple[Any, list[tuple[str, ...]]]] = {}
     for name, image, captions in rows:
         _, found = together.setdefault(image, (name, []))
         if len(captions) == 1 or captions not in found:

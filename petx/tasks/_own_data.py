@@ -31,6 +31,11 @@ class OwnData(Source):
                 raise UserError(
                     f"unknown task {name!r} of {settings.data}; there are: {', '.join(known)}{_why_not(name)}"
                 )
+            spec = known[name]
+            metric = getattr(settings, "metrics", {}).get(name, spec.metric)
+            if metrics.reads_rankings(metric) != spec.retrieval:
+                kind = "rankings" if spec.retrieval else "texts"
+                raise UserError(f"metrics.{name} must be a metric of {kind}, got {metric!r}")
             for split in ("train", "dev", "test"):
                 given = settings.splits.get(name, {}).get(split)
                 if not isinstance(given, list) or not given or not all(isinstance(one, str) for one in given):

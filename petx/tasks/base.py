@@ -31,6 +31,8 @@ class TaskSpec:
         files: what it reads below the data folder, ``{path: split}``; ``<split>`` in both is the split's name, ``*`` as
             a split says that the file's entries name theirs, and nothing that the file is read beside a split's.
         only: why other methods cannot train on it.
+        retrieval: whether images and captions are ranked for one another, and no text is generated; its metric then
+            scores rankings, and ``predictions`` holds them.
         loss, num_beams, choices, predictions, max_new: see :class:`petx.data.task.Task`.
     """
 
@@ -54,6 +56,7 @@ class TaskSpec:
     features: tuple[str, ...] = ()
     files: Mapping[str, str] = dataclasses.field(default_factory=dict)
     only: str = ""
+    retrieval: bool = False
 
     def examples(self, folder: str | Path, splits: list[str], training: bool, tokenizer: Any = None) -> list[Example]:
         """The examples in ``splits``, without a prompt; :class:`UserError` if there are none."""
@@ -86,6 +89,8 @@ class Source:
     """What ``--data`` names."""
 
     own_tasks: tuple[str, ...] = ()  # names of its tasks, unless they are modules of their own
+    retrieval: tuple[str, ...] = ()  # those of them that rank images and captions
+    pretraining: str | None = None  # what a small host is pretrained on, in words; None for the recipe's
     caveats = False  # whether the recipe's notes belong beside its table
     encodes_images = False  # whether :meth:`encode` makes the features it trained on of any image file
 

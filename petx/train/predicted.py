@@ -35,10 +35,13 @@ def of_run(file: Path, data_dir: Path | None = None) -> tuple[TaskSpec, list[Exa
 
 def scored(file: Path, spec: TaskSpec, examples: list[Example], metric: str | None = None) -> dict[str, float]:
     """``{metric: value}`` of the predictions in ``file``; UserError if there are no answers to score them by."""
+    chosen = metric or spec.metric
+    if metrics.reads_rankings(chosen) != spec.retrieval:
+        other = "rankings" if spec.retrieval else "texts"
+        raise UserError(f"metric {chosen} is not for {spec.name}, whose predictions are {other}")
     texts = spec.predictions.matched(file, examples)
     if not all(example.answered for example in examples):
         raise UserError(f"the answers of {spec.name} are not there: {file} cannot be scored")
-    chosen = metric or spec.metric
     if metrics.reads_references(chosen) and not all(example.references for example in examples):
         raise UserError(f"metric {chosen} compares with annotators' answers, and {spec.name} has none here")
     return dict(metrics.find(chosen)(texts, examples))

@@ -3,6 +3,7 @@
 from typing import Any, ClassVar
 
 import torch
+from accelerate import PartialState
 from torch import nn
 
 from petx import hosts, tasks
@@ -38,6 +39,7 @@ class Recipe:
         tasks.source(settings.data).check(settings)
         host = hosts.find(self.small_host) if settings.host is None else self.given_host(settings)
         host.check(settings)
+        _check_retrieval(settings, host)
         for arm in settings.all_arms:
             if self.baselines[arm].random_host and settings.host is not None:
                 raise UserError(f"arm {arm} is for the small host of easy-vqa")
@@ -74,3 +76,16 @@ class Recipe:
     def notes(self, settings: Common) -> str:
         """What belongs beside easy-VQA's table, with fields ``{blind}`` (a score) and ``{seeds}`` (a sentence)."""
         raise NotImplementedError
+
+
+def _check_retrieval(settings: Common, host: type[Host]) -> None:
+    """Raise :class:`UserError` if a task of ``settings`` ranks images and captions, and that cannot be learnt so."""
+    for name in tasks.retrieval(settings):
+        if not host.retrieves:
+            raise UserError(f"task {name} ranks images and captions for one another, and {host.words} cannot")
+        if PartialState().num_processes > 1:
+            raise UserError(f"task {name} compares all pairs of a batch, which one process has: run a single one")
+        if settings.batch_sizes.get(name, settings.batch_size) < 2:
+            raise UserError(f"task {name} compares the pairs of a batch: its batch size must be at least 2")
+        if getattr(settings, "ib", "off") != "off":
+            raise UserError(f"task {name} has no answers that ib={vars(settings)['ib']} could bound: set ib=off")

@@ -29,7 +29,7 @@ def test_features_of_four_tasks(tmp_path, capsys):
     assert "karpathy_val: vqa/karpathy_val.json\n    10 examples, answers known" in shown
     assert "restval: COCO/dataset_coco.json\n    3 examples, answers known\n    features: 3 of 3 files" in shown
     assert "okvqa: " in shown and "nothing of okvqa/annotations/okvqa_<split>.json, " in shown
-    assert "13 splits, no problems" in shown
+    assert "17 splits, no problems" in shown
     code, shown = checked(capsys, folder, "--task", "gqa", "--feature_width", "7")
     assert code == 1 and "features are [9, 8], of width 8; wanted [V, 7]" in shown and "3 problems" in shown
 
