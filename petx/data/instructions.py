@@ -55,9 +55,12 @@ class InstructTask(Task):
 
     def __getitem__(self, key: Any) -> dict[str, Any]:
         example, answer, score, draw = self.drawn(key)
+        return self.item(self.pixels(example, draw), example.text, answer, score)
+
+    def pixels(self, example: Any, draw: str) -> torch.Tensor:
+        """The pixels or features of the one image of ``example``, augmented by ``draw`` if the store does that."""
         (image,) = example.images
-        pixels, _ = self.features(image, draw) if isinstance(self.features, ImageFiles) else self.features(image)
-        return self.item(pixels, example.text, answer, score)
+        return (self.features(image, draw) if isinstance(self.features, ImageFiles) else self.features(image))[0]
 
     def item(self, pixels: torch.Tensor, text: str, answer: Any = "", score: float = 1.0) -> dict[str, Any]:
         texts = [instruction(template, text) for template in self.templates]

@@ -26,6 +26,8 @@ class Task(Dataset):
         generation: further arguments of ``generate``, such as ``length_penalty``.
     """
 
+    retrieval = False  # whether its images and captions are ranked, and no text is generated
+
     def __init__(
         self,
         name: str,
@@ -63,15 +65,20 @@ class Task(Dataset):
 
     def __getitem__(self, key: Any) -> dict[str, Any]:
         example, answer, score, _ = self.drawn(key)
-        features, boxes = zip(*map(self.features, example.images), strict=True)
-        return {
+        return self.visual(example.images) | {
             "input_ids": self.encode(self.prompt + example.text, self.max_text),
             "labels": self.encode(answer, self.max_target),
+            "weight": score,
+            "loss": self.loss,
+        }
+
+    def visual(self, images: tuple) -> dict[str, torch.Tensor]:
+        """Features, boxes and image numbers of the visual tokens of ``images``, one after the other."""
+        features, boxes = zip(*map(self.features, images), strict=True)
+        return {
             "visual_features": features[0] if len(features) == 1 else torch.cat(features),
             "boxes": boxes[0] if len(boxes) == 1 else torch.cat(boxes),
             "image_ids": torch.cat([torch.full((len(box),), i) for i, box in enumerate(boxes)]),
-            "weight": score,
-            "loss": self.loss,
         }
 
     def _encode(self, text: str, limit: int | None = None, tokenizer: Any = None) -> torch.Tensor:
@@ -83,8 +90,8 @@ class Task(Dataset):
         """Whether the answers are known; those of test splits are often withheld, and then nothing is scored."""
         return any(example.answered for example in self.examples)
 
-    def score(self, predictions: list[str]) -> dict[str, float]:
-        """``{metric: value}`` of one generated text per example, in order; the first is the task's own metric.
+    def score(self, predictions: list[Any]) -> dict[str, float]:
+        """``{metric: value}`` of one text, or ranking, per example, in order; the first is the task's own metric.
 
         Nothing if the answers are not known.
         """

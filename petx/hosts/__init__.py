@@ -1,6 +1,6 @@
 """Hosts: the frozen models that are tuned. One module each, with its class as ``HOST``; found by name or checkpoint."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,19 @@ def find(name: str) -> type[Host]:
 def of_checkpoint(folder: str | Path, method: str) -> type[Host]:
     """The host in ``folder``, or of that hub name; :class:`UserError` if there is none that ``method`` tunes."""
     known = of_method(method).values()  # first, since importing them registers petx's own configurations
-    kind = _read(folder, lambda: AutoConfig.from_pretrained(folder)).model_type
-    for host in known:
-        if kind in host.model_types:
-            return host
-    raise UserError(f"host: {str(folder)!r} is a {kind!r} model; wanted {wanted(method)}")
+    config = _read(folder, lambda: AutoConfig.from_pretrained(folder))
+    host = _of_config(config, known)
+    if host is None:
+        raise UserError(f"host: {str(folder)!r} is a {config.model_type!r} model; wanted {wanted(method)}")
+    return host
+
+
+def _of_config(config: Any, known: Iterable[type[Host]]) -> type[Host] | None:
+    """The host of ``known`` for a model of ``config``: of those of its type the one for its class, if there is one."""
+    fitting = [host for host in known if config.model_type in host.model_types]
+    made = set(getattr(config, "architectures", None) or ())
+    own = [host for host in fitting if made.intersection(host.architectures)]
+    return next(iter(own or [host for host in fitting if not host.architectures]), None)
 
 
 def wanted(method: str) -> str:
@@ -45,11 +53,10 @@ def wanted(method: str) -> str:
 
 def bound(model: Any, tokenizer: object) -> Host:
     """The host of ``model``, bound to its configuration and ``tokenizer``."""
-    kind = model.config.model_type
-    for module in _rooms.modules(__name__).values():
-        if kind in module.HOST.model_types:
-            return module.HOST(model.config, tokenizer)
-    raise UserError(f"no host is known for a {kind!r} model")
+    found = _of_config(model.config, [module.HOST for module in _rooms.modules(__name__).values()])
+    if found is None:
+        raise UserError(f"no host is known for a {model.config.model_type!r} model")
+    return found(model.config, tokenizer)
 
 
 def load(host: type[Host], folder: str | Path, settings: Any) -> nn.Module:

@@ -79,14 +79,21 @@ class Instructed(Host):
     @classmethod
     def load(cls, folder: str | Path, settings: Any) -> nn.Module:
         """The model in ``folder``, or of that hub name, in evaluation mode, in ``settings.dtype``."""
-        return cls.class_of(folder).from_pretrained(folder, dtype=getattr(torch, settings.dtype)).eval()
+        more = cls.configured(folder, settings)
+        return cls.class_of(folder).from_pretrained(folder, dtype=getattr(torch, settings.dtype), **more).eval()
 
     @classmethod
     def sketch(cls, settings: Any, data: Any) -> nn.Module | None:
         if settings.host is None:
             return super().sketch(settings, data)
         made: Any = cls.class_of(settings.host)
-        return made(made.config_class.from_pretrained(settings.host))
+        given = cls.configured(settings.host, settings).get("config")
+        return made(made.config_class.from_pretrained(settings.host) if given is None else given)
+
+    @classmethod
+    def configured(cls, folder: str | Path, settings: Any) -> dict[str, Any]:
+        """``{"config": ...}`` of the model in ``folder`` if ``settings`` change it."""
+        return {}
 
     @classmethod
     def class_of(cls, folder: str | Path) -> type[PreTrainedModel]:

@@ -13,22 +13,27 @@ from transformers.utils import logging
 
 from petx.data.batches import IGNORED
 from petx.data.examples import Example
+from petx.data.pairs import Pairs
 from petx.data.stores import folders_of
 from petx.data.task import Task
 from petx.data.tokenizers import unknown_words, word_tokenizer
 from petx.errors import UserError
-from petx.hosts.base import Host
+from petx.hosts._retrieval import Inputs, Retrieves, padded, pair_options, retrieval_width
 
 PROJECTOR = "visual_embedding"
+MATCHES = ("false", "true")  # what the decoder says of an image and a caption
 MAX_ANSWER = 4  # tokens of an answer of petx predict
 
 
-class VisualEncoderDecoder(Host):
+class VisualEncoderDecoder(Retrieves):
     """An encoder-decoder that reads text and visual features. A subclass names its ``model_class``.
 
     A batch has ``input_ids`` and ``attention_mask [B, L]``, ``visual_features [B, V, F]``, ``boxes [B, V, 4]``,
     ``image_ids [B, V]``, ``labels`` and ``decoder_input_ids [B, M]`` (the labels one place later),
     ``loss_weight [B]`` and ``loss_over``.
+
+    Retrieval: an image beside the task's prompt and a caption by itself are the encoder's means; whether they match is
+    asked as VL-T5 asks (arXiv 2102.02779), by which of "true" and "false" the decoder says of the two together.
     """
 
     methods = ("vlpet",)
@@ -41,6 +46,7 @@ class VisualEncoderDecoder(Host):
 
     def __init__(self, config: Any, tokenizer: Any) -> None:
         self.pad, self.start = tokenizer.pad_token_id, config.decoder_start_token_id
+        self.text_pad, self.tokenizer = self.pad, tokenizer
 
     @classmethod
     def dropouts(cls, rate: float) -> dict[str, float]:
@@ -71,7 +77,7 @@ class VisualEncoderDecoder(Host):
     def pretrained(cls, settings: Any, tokenizer: Any) -> nn.Module:
         """``settings.host`` with a new visual embedding of ``settings.feature_width`` and the new tokens' rows."""
         logging.set_verbosity_error()  # which would warn that visual_embedding is new
-        more: dict[str, Any] = cls.dropouts(settings.dropout)
+        more: dict[str, Any] = cls.dropouts(settings.dropout) | retrieval_width(settings)
         model = cls.model_class.from_pretrained(settings.host, visual_width=settings.feature_width, **more)
         logging.set_verbosity_warning()
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
@@ -81,7 +87,7 @@ class VisualEncoderDecoder(Host):
     def sketch(cls, settings: Any, data: Any) -> nn.Module | None:
         if settings.host is None:
             return super().sketch(settings, data)
-        more = dict(visual_width=settings.feature_width, vocab_size=len(data.tokenizer))
+        more = dict(visual_width=settings.feature_width, vocab_size=len(data.tokenizer)) | retrieval_width(settings)
         config: Any = cls.model_class.config_class
         return cls.model_class(config.from_pretrained(settings.host, **more))
 
@@ -100,6 +106,9 @@ class VisualEncoderDecoder(Host):
     def dataset(cls, spec: Any, examples: list[Example], store: Any, tokenizer: Any, settings: Any, split: str) -> Task:
         """The task's prompt stands in front of every text, unless the settings want none."""
         prompt = spec.prompt if settings.task_prompts else ""
+        if spec.retrieval:
+            more: dict[str, Any] = spec.limits() | pair_options(settings)
+            return Pairs(spec.name, examples, store, tokenizer, prompt=prompt, **more)
         return Task(spec.name, examples, store, tokenizer, prompt=prompt, **spec.limits())
 
     @classmethod
@@ -150,6 +159,25 @@ class VisualEncoderDecoder(Host):
             return sum(parameter.numel() for parameter in tuned.parameters() if parameter.requires_grad)
 
         return size
+
+    def pictures(self, items: list[dict]) -> Inputs:
+        prompts, mask = padded([item["prompt_ids"] for item in items], self.pad)
+        stacked = {name: torch.stack([item[name] for item in items]) for name in self.inputs[2:]}
+        return stacked | {"prompt_ids": prompts, "prompt_mask": mask}
+
+    def seen(self, model: Any, batch: Inputs) -> Inputs:
+        return {name: batch[name] for name in ("prompt_ids", "prompt_mask", *self.inputs[2:])}
+
+    def embed_images(self, model: Any, seen: Inputs) -> torch.Tensor:
+        visual = {name: seen[name] for name in self.inputs[2:]}
+        return model.embed_images(seen["prompt_ids"], seen["prompt_mask"], **visual)
+
+    def embed_texts(self, model: Any, batch: Inputs) -> torch.Tensor:
+        return model.embed_texts(batch["input_ids"], batch["attention_mask"])
+
+    def match(self, model: Any, seen: Inputs, captions: Inputs) -> torch.Tensor:
+        visual = {name: seen[name] for name in self.inputs[2:]}
+        return self.choice_logits(model, visual | captions, MATCHES, self.tokenizer)
 
     def collate(self, items: list[dict]) -> dict[str, Any]:
         assert self.start is not None  # of an encoder-decoder

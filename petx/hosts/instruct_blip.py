@@ -12,7 +12,9 @@ from transformers.utils import logging
 from petx.data import smollm2
 from petx.data.tokenizers import QFORMER_TOKENIZER, Tokenizers, word_tokenizer
 from petx.errors import UserError
-from petx.hosts._instructed import WithQFormer, padded
+from petx.hosts._instructed import padded
+from petx.hosts._qformer_pairs import QFormerPairs
+from petx.hosts._retrieval import retrieval_width
 from petx.models import FeatureInstructBlip, InstructBlip, feature_config
 from petx.tasks.easy_vqa import LESSONS
 
@@ -20,7 +22,7 @@ LEAST_STD = 1e-2  # features that never move are not blown up
 FEATURES = FeatureInstructBlip.config_class.model_type
 
 
-class InstructBlipHost(WithQFormer):
+class InstructBlipHost(QFormerPairs):
     """InstructBLIP, whose Q-Former reads the instruction, too; the small host of PETAL's main job.
 
     A batch has ``qformer_input_ids`` and ``qformer_attention_mask`` beside the rest: ``[B, L]``, or ``[B, I, L]`` of I
@@ -67,6 +69,15 @@ class InstructBlipHost(WithQFormer):
     def class_of(cls, folder: str | Path) -> type[InstructBlip]:
         return FeatureInstructBlip if AutoConfig.from_pretrained(folder).model_type == FEATURES else InstructBlip
 
+    @classmethod
+    def configured(cls, folder: str | Path, settings: Any) -> dict[str, Any]:
+        """With the width of the heads for retrieval, which are new to the model."""
+        made: Any = cls.class_of(folder)
+        config = made.config_class.from_pretrained(folder)
+        for name, value in retrieval_width(settings).items():
+            setattr(config, name, value)
+        return {"config": config}
+
     lessons = ("caption", "what", "words")
 
     @classmethod
@@ -103,6 +114,8 @@ class InstructBlipHost(WithQFormer):
             pad_token_id=tokenizers.qformer.pad_token_id,
             initializer_range=settings.init_std,
         )
+        for name, value in retrieval_width(settings).items():
+            setattr(config, name, value)
         model = FeatureInstructBlip(config)
         if pretrained is not None:
             model.language_model = pretrained

@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import nn
 
+from petx.hosts._retrieval import retrieval_width
 from petx.hosts._visual_encoder_decoder import VisualEncoderDecoder
 from petx.models import VLBartConfig, VLBartForConditionalGeneration
 
@@ -23,7 +24,7 @@ class VLBart(VisualEncoderDecoder):
     def small(cls, settings: Any, data: Any) -> nn.Module:
         """A BART of a million parameters with random weights, over the words of ``data.tokenizer``."""
         tokenizer = data.tokenizer
-        dropouts: dict[str, Any] = cls.dropouts(settings.dropout)
+        more: dict[str, Any] = cls.dropouts(settings.dropout) | retrieval_width(settings)
         config = VLBartConfig(
             vocab_size=len(tokenizer),
             d_model=settings.width,
@@ -36,7 +37,7 @@ class VLBart(VisualEncoderDecoder):
             max_position_embeddings=64,
             init_std=settings.init_std,
             scale_embedding=True,
-            **dropouts,
+            **more,
             visual_width=settings.feature_width,
             bos_token_id=tokenizer.bos_token_id,
             pad_token_id=tokenizer.pad_token_id,

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 
 from petx.errors import UserError
+from petx.models._retrieval import Head, normalized, reset_if_head
+from petx.models.temperature import Temperature
 from petx.models.visual_embedding import join_masks
 
 VISUAL = ("visual_features", "boxes", "image_ids", "visual_attention_mask")
@@ -39,8 +41,14 @@ class VisualInputs(_Host):
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         self.register_module("soft_prompt", None)
+        if config.retrieval_width:
+            self.vision_projection = Head(config.d_model, config.retrieval_width)
+            self.text_projection = Head(config.d_model, config.retrieval_width)
+            self.temperature = Temperature()
 
     def _init_weights(self, module: nn.Module) -> None:
+        if reset_if_head(module):
+            return
         visual = getattr(self, "visual_embedding", None)  # not there yet when the host's own constructor asks
         if visual is not None and any(module is part for part in visual.children()):
             visual.reset_layer(module)  # the host's rule for linears (T5: N(0, 1)) is not the projector's
@@ -114,6 +122,26 @@ class VisualInputs(_Host):
         if mask is not None:
             mask = torch.cat([mask[:, :text], mask.new_ones(tokens.shape[:2]), mask[:, text:]], dim=1)
         return torch.cat([tokens, vision], dim=1), mask
+
+    def embed_images(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        visual_features: Tensor,
+        boxes: Tensor | None = None,
+        image_ids: Tensor | None = None,
+    ) -> Tensor:
+        """Unit vectors ``[B, 1, D]``, float32, of images beside the text ``[B, L]``: the encoder's mean over the visual
+        tokens, projected. Arguments as in :meth:`forward`; the model has a ``retrieval_width``."""
+        outputs, _ = self._encode(input_ids, attention_mask, visual_features, boxes, image_ids)
+        states: Any = outputs.last_hidden_state
+        return normalized(self.vision_projection(states[:, -visual_features.shape[1] :].mean(1, keepdim=True)))
+
+    def embed_texts(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Unit vectors ``[B, D]``, float32, of texts ``[B, L]`` alone: the encoder's mean over them, projected."""
+        states = self.get_encoder()(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        kept = attention_mask.unsqueeze(-1).to(states.dtype)
+        return normalized(self.text_projection((states * kept).sum(1) / kept.sum(1).clamp(min=1)))
 
     @torch.no_grad()
     def generate(self, inputs: Tensor | None = None, generation_config: Any = None, **kwargs: Any) -> Any:

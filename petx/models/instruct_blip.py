@@ -12,26 +12,52 @@ from transformers import AutoConfig, InstructBlipConfig, InstructBlipForConditio
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from petx.errors import UserError
+from petx.models._retrieval import Head, QFormerRetrieval, reset_if_head
 from petx.models.instructions import aggregate_instructions
+from petx.models.temperature import Temperature
 
 __all__ = ["FeatureInstructBlip", "FeatureInstructBlipConfig", "FeatureVision", "InstructBlip", "feature_config"]
 
 
-class InstructBlip(InstructBlipForConditionalGeneration):
+class InstructBlip(QFormerRetrieval, InstructBlipForConditionalGeneration):
     """transformers' InstructBLIP; ``qformer_input_ids [B, I, L]`` are I instructions per image, one Q-Former pass each.
 
     Their query outputs are projected and joined by :func:`petx.models.aggregate_instructions` with ``aggregation``
     (``"mean"`` or ``"attention_score"``). With ``[B, L]`` it is the plain model. Weights are those of
     ``InstructBlipForConditionalGeneration``, whose checkpoints load. If they are loaded in half precision, Q-Former,
     queries and projection stay in float32.
+
+    With ``retrieval_width`` in its configuration it has what BLIP-2 has for retrieval, new: ``vision_projection`` and
+    ``text_projection`` to that width, ``itm_head`` and ``temperature``.
     """
 
     aggregation = "mean"
+    _keys_to_ignore_on_load_missing = [r"^(vision_projection|text_projection|itm_head|temperature)\."]  # new, not lost
     _keep_in_fp32_modules_strict = ["query_tokens", "qformer", "language_projection"]
+    _keep_in_fp32_modules_strict += ["vision_projection", "text_projection", "itm_head", "temperature"]
 
     def __init__(self, config: InstructBlipConfig) -> None:
         super().__init__(config)
         self.qformer.register_forward_pre_hook(_as_the_qformer_reads, with_kwargs=True)
+        qformer: Any = config.qformer_config
+        width = getattr(config, "retrieval_width", 0)
+        if width:
+            self.vision_projection = Head(qformer.hidden_size, width)
+            self.text_projection = Head(qformer.hidden_size, width)
+            self.itm_head = Head(qformer.hidden_size, 2)
+            self.temperature = Temperature()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if not reset_if_head(module):
+            super()._init_weights(module)
+
+    def read(
+        self, input_ids: Tensor | None, mask: Tensor | None, queries: Tensor | None, features: Tensor | None
+    ) -> Tensor:
+        return self.qformer(
+            input_ids=input_ids, attention_mask=mask, query_embeds=queries, encoder_hidden_states=features
+        ).last_hidden_state
 
     def get_image_features(
         self,
@@ -58,8 +84,10 @@ class InstructBlip(InstructBlipForConditionalGeneration):
 def _as_the_qformer_reads(
     qformer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    dtype = qformer.embeddings.layernorm.weight.dtype
-    return args, kwargs | {"encoder_hidden_states": kwargs["encoder_hidden_states"].to(dtype)}
+    features = kwargs.get("encoder_hidden_states")
+    if features is None:  # a text by itself
+        return args, kwargs
+    return args, kwargs | {"encoder_hidden_states": features.to(qformer.embeddings.layernorm.weight.dtype)}
 
 
 class FeatureInstructBlipConfig(InstructBlipConfig):

@@ -17,12 +17,14 @@ __all__ = ["VLBartConfig", "VLBartForConditionalGeneration"]
 
 
 class VLBartConfig(BartConfig):
-    """BART's configuration with ``visual_width`` (width of the visual features) and ``max_images``."""
+    """BART's configuration with ``visual_width`` (width of the visual features), ``max_images``, and
+    ``retrieval_width`` (of the space that images and captions are compared in; 0: no retrieval)."""
 
     model_type = "vl_bart"
 
     visual_width: int = 2048
     max_images: int = 2
+    retrieval_width: int = 0
 
 
 class VLBartEncoder(BartEncoder):

@@ -16,12 +16,14 @@ __all__ = ["VLT5Config", "VLT5ForConditionalGeneration"]
 
 
 class VLT5Config(T5Config):
-    """T5's configuration with ``visual_width`` (width of the visual features) and ``max_images``."""
+    """T5's configuration with ``visual_width`` (width of the visual features), ``max_images``, and
+    ``retrieval_width`` (of the space that images and captions are compared in; 0: no retrieval)."""
 
     model_type = "vl_t5"
 
     visual_width: int = 2048
     max_images: int = 2
+    retrieval_width: int = 0
 
 
 class TextBiasAttention(T5Attention):

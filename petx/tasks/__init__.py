@@ -42,8 +42,9 @@ def names(settings: Any) -> tuple[str, ...]:
 
 def retrieval(settings: Any) -> list[str]:
     """The tasks of ``settings``, which :meth:`Source.check` has seen, that rank images and captions."""
-    known = of_kind(settings.data, settings.recipe)
-    return [*source(settings.data).retrieval, *(n for n in settings.tasks if n in known and known[n].retrieval)]
+    found = source(settings.data)
+    known = found.specs(settings)
+    return [*found.retrieval, *(name for name in settings.tasks if name in known and known[name].retrieval)]
 
 
 def source(kind: str) -> Source:

@@ -81,8 +81,11 @@ def _example(run: Any, task: Any, split: str) -> Iterator[str]:
     if sketch is None:
         yield f"{task.name}, {split}: {_short(example.text)!r}"
         return
-    host = hosts.bound(sketch, tokenizer)
+    host: Any = hosts.bound(sketch, tokenizer)
     item = task[0]
+    if task.retrieval:
+        yield from _pair(host, task, split, tokenizer)
+        return
     batch = host.collate([item]) if split == "train" else host.prompts([item])
     shapes = {name: list(value.shape) for name, value in batch.items() if torch.is_tensor(value)}
     yield f"first example of {task.name}, {split}: id {example.id}, image {', '.join(map(str, example.images))}"
@@ -93,6 +96,22 @@ def _example(run: Any, task: Any, split: str) -> Iterator[str]:
         given = Counter(example.references or (example.answers[0][0],))
         shown = [f"{text} (x {count})" if count > 1 else text for text, count in given.items()]
         yield f"  known   {_short(', '.join(shown))}"
+    yield f"  batch   {', '.join(f'{name} {shape}' for name, shape in shapes.items())}"
+
+
+def _pair(host: Any, task: Any, split: str, tokenizer: Any) -> Iterator[str]:
+    """The first image of ``task`` with what is read of its captions."""
+    example, batch = task.examples[0], host.pairs([task[0]])
+    texts = [task.drawn(0)[1]] if split == "train" else example.references
+    reads = getattr(tokenizer, "qformer", None) or tokenizer
+    shapes = {name: list(value.shape) for name, value in batch.items() if torch.is_tensor(value) and name != "same"}
+    yield f"first pair of {task.name}, {split}: id {example.id}, image {', '.join(map(str, example.images))}"
+    for text in texts:
+        yield f"  caption {_short(reads.decode(task.caption(text)['input_ids']))}"
+    if split != "train":
+        counted = sum(len(one.references) for one in task.examples)
+        again = f"; the first {task.rerank} again by matching" if task.rerank else ""
+        yield f"  ranked  {len(task.examples):,} images and {counted:,} captions{again}"
     yield f"  batch   {', '.join(f'{name} {shape}' for name, shape in shapes.items())}"
 
 

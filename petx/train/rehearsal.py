@@ -9,6 +9,7 @@ from torch import nn
 
 from petx._memory import memory
 from petx.errors import UserError
+from petx.train import heads
 
 # Bytes per parameter at least: weight, gradient and AdamW's two moments; a frozen one in half precision.
 TRAINED, TRAINED_HALF, KEPT = 16, 8, 2
@@ -32,7 +33,7 @@ def sketches(run: Any) -> Iterator[tuple[str, nn.Module]]:
             return
         if run.settings.host is None:
             _fits(run.settings, "the host", host, trained=True)
-        tuned = _built(run.settings, f"arm {arm}", lambda: baseline.build(run.host, host, run.settings))  # noqa: B023
+        tuned = _built(run.settings, f"arm {arm}", lambda: heads.built(baseline, run.host, host, run.settings))  # noqa: B023
         _fits(run.settings, f"arm {arm}", tuned)
         yield arm, tuned
 

@@ -10,11 +10,15 @@ from torch import nn
 from torch.utils.data import DataLoader, Subset
 
 from petx import hosts
+from petx.train import ranking
 
 
 @torch.inference_mode()
-def answers(model: nn.Module, task: Any, tokenizer: Any, *, batch_size: int, num_beams: int | None = None) -> list[str]:
-    """One text per example of ``task``, in order: generated (one beam: greedily), or the best of ``task.choices``."""
+def answers(model: nn.Module, task: Any, tokenizer: Any, *, batch_size: int, num_beams: int | None = None) -> list[Any]:
+    """One text per example of ``task``, in order: generated (one beam: greedily), or the best of ``task.choices``; of
+    retrieval a ranking."""
+    if task.retrieval:
+        return ranking.rankings(model, task, tokenizer, batch_size=batch_size)
     state = PartialState()
     own = range(state.process_index, len(task), state.num_processes)
     host = hosts.bound(model, tokenizer)
@@ -39,7 +43,7 @@ def answers(model: nn.Module, task: Any, tokenizer: Any, *, batch_size: int, num
 
 def evaluate(
     model: nn.Module, tasks: Iterable[Any], tokenizer: Any, *, batch_size: int, num_beams: int | None = None
-) -> tuple[dict[str, float], dict[str, list[str]]]:
+) -> tuple[dict[str, float], dict[str, list[Any]]]:
     """``(scores, texts)``: scores as :func:`joined`, and by the task's name the text of each of its examples."""
     tasks = list(tasks)
     texts = {task.name: answers(model, task, tokenizer, batch_size=batch_size, num_beams=num_beams) for task in tasks}

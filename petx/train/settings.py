@@ -35,7 +35,7 @@ class Common:
     by_task: typing.ClassVar[tuple] = ("splits", "batch_sizes")  # mappings whose keys are tasks of ``data``
     after_host: typing.ClassVar[tuple] = (  # on these, and baselines' own, the small host's pretraining does not depend
         *("few_shot", "tasks", "arms", "with_arms", "steps", "epochs", "batch_size", "batch_sizes", "num_beams", "lr"),
-        *("keep", "seeds", "output_dir", "resume"),
+        *("matching", "rerank", "keep", "seeds", "output_dir", "resume"),
     )
 
     dry_run = False  # asked for on the command line alone: nothing that a run depends on
@@ -81,6 +81,11 @@ class Common:
     adam_epsilon: float = option(1e-6, "AdamW's epsilon", above=0)
     amp: str | None = option(None, "mixed precision on a GPU", choices=(None, "fp16", "bf16"))
     trainer: dict = option({}, "further fields of transformers' TrainingArguments; --trainer.KEY=VALUE sets one")
+
+    # retrieval
+    retrieval_width: int = option(256, "retrieval: width of the space that images and captions meet in", least=1)
+    matching: float = option(1.0, "retrieval: weight of the matching loss beside the contrastive; 0: none", least=0)
+    rerank: int = option(128, "retrieval: most similar candidates that matching ranks again; 0: none", least=0)
 
     # evaluation and run
     num_beams: int | None = option(None, "beams of the final evaluation (default: 1, captions 5)", least=1, most=1024)

@@ -21,7 +21,7 @@ from petx.data import predictions
 from petx.data.batches import RoundRobinBatches
 from petx.errors import UserError
 from petx.files import damaged_files, read_json, write_json, written_whole
-from petx.train import checkpoints, scoring, trainer_flags, tuned
+from petx.train import checkpoints, heads, scoring, trainer_flags, tuned
 from petx.train.best import BestState
 
 SETTINGS, RESULT, PREDICTIONS = "settings.json", "result.json", "predictions"
@@ -100,7 +100,8 @@ def prepare_host(run: Any) -> str | Path:
     if settings.host is None:
         model = host.small(settings, run.data)
         host.prepare_pretraining(model, settings)
-        say(f"\nPretraining the host, {counts(host, model)['total']:,} parameters, on {run.recipe.pretraining}")
+        size, lessons = counts(host, model)["total"], run.source.pretraining or run.recipe.pretraining
+        say(f"\nPretraining the host, {size:,} parameters, on {lessons}")
         args = run.training_arguments(
             run.out / "host-training",
             steps=settings.host_steps,
@@ -154,7 +155,7 @@ def run_arm(run: Any, arm: str, seed: int, place: str) -> dict[str, Any]:
         host_folder = folder / "host"
         if not _is_there(host_folder):
             save_host(run.host.small(settings, run.data), run.data.tokenizer, host_folder)
-    model = baseline.build(run.host, hosts.load(run.host, host_folder, settings), settings)
+    model = heads.built(baseline, run.host, hosts.load(run.host, host_folder, settings), settings)
     record = {"arm": arm, "seed": seed, **counts(run.host, model), **baseline.counts(model)}
     record |= {"steps": 0, "seconds": 0.0, "step_ms": None, "curve": None}
     title = run.title(arm, record)
@@ -223,7 +224,7 @@ def curve(history: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def evaluate(run: Any, model: nn.Module, tasks: list, tokenizer: Any) -> tuple[dict[str, float], dict[str, list[str]]]:
+def evaluate(run: Any, model: nn.Module, tasks: list, tokenizer: Any) -> tuple[dict[str, float], dict[str, list[Any]]]:
     settings = run.settings
     model.to(PartialState().device)
     return scoring.evaluate(model, tasks, tokenizer, batch_size=settings.eval_batch_size, num_beams=settings.num_beams)

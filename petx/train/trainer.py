@@ -18,6 +18,7 @@ from transformers.trainer_callback import PrinterCallback, TrainerCallback
 
 from petx import hosts
 from petx.data.batches import IGNORED, RoundRobinBatches, TaskMixture
+from petx.data.pairs import RETRIEVAL
 from petx.errors import UserError
 from petx.files import written_whole
 from petx.train import checkpoints, scoring, trainer_flags
@@ -50,7 +51,7 @@ class PetTrainer(Seq2SeqTrainer):
         self._scratch: str | None = None  # where a checkpoint is being written
         self.before = 0.0  # seconds that earlier attempts at this training took
         self.host = hosts.bound(model, tokenizer)
-        collate = self.host.collate
+        collate = self.host.batch
         self.mixture, none_here = TaskMixture(tasks), cast(Dataset, [])  # :meth:`evaluate` reads ``dev_tasks``
         super().__init__(model, args, train_dataset=self.mixture, eval_dataset=none_here, data_collator=collate)
         self.model_accepts_loss_kwargs = False
@@ -103,7 +104,8 @@ class PetTrainer(Seq2SeqTrainer):
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         if self.decay == "paper":
             return self.paper_decay(model)
-        return super().get_decay_parameter_names(model)
+        names = super().get_decay_parameter_names(model)
+        return [name for name in names if not name.endswith("temperature.log_scale")]
 
     def paper_decay(self, model: nn.Module) -> list[str]:
         """Names of the parameters that decay in the released code of the method; a recipe's trainer says which."""
@@ -113,6 +115,11 @@ class PetTrainer(Seq2SeqTrainer):
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         inputs = dict(inputs)
+        if inputs["loss_over"] == RETRIEVAL:
+            host: Any = self.host
+            with self.accelerator.autocast():
+                loss = host.retrieval_loss(self.accelerator.unwrap_model(model), inputs)
+            return (loss, None) if return_outputs else loss
         labels, weight, over = inputs.pop("labels"), inputs.pop("loss_weight"), inputs.pop("loss_over")
         outputs = model(**inputs)
         losses = self.host.token_losses(outputs.logits, labels)

@@ -12,7 +12,7 @@ from torch import nn
 from petx import baselines, hosts
 from petx.errors import UserError
 from petx.files import damaged_files, read_json, written_whole
-from petx.train import checkpoints, recipes
+from petx.train import checkpoints, heads, recipes
 from petx.train.recipe import Recipe
 from petx.train.settings import Common, checked
 from petx.tuners.loading import load_adapter, methods
@@ -60,6 +60,7 @@ def save(
     with written_whole(folder) as target:
         if isinstance(model, PeftModel):
             model.save_pretrained(str(target))
+            heads.save(model, target)
         else:
             checkpoints.save_trainable(model, target)
         (target / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
@@ -89,8 +90,9 @@ def load(folder: str | Path) -> Tuned:
     model = hosts.load(host, host_folder, settings).requires_grad_(False)
     if (folder / "adapter_config.json").is_file():
         model = adapted(model, folder)
+        heads.load(model, folder)
     else:
-        model = baselines.find(manifest["arm"], recipe.name).build(host, model, settings)
+        model = heads.built(baselines.find(manifest["arm"], recipe.name), host, model, settings)
         checkpoints.load_trainable(model, folder)
     return Tuned(model.eval(), hosts.tokenizers(host, host_folder), settings, manifest, recipe, host)
 

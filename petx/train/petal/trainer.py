@@ -46,7 +46,7 @@ class PetalTrainer(PetTrainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        labels = inputs["labels"]
+        labels = inputs.get("labels")  # none in a batch of retrieval
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         bottleneck = getattr(self.accelerator.unwrap_model(model), ESTIMATORS, None)
         if bottleneck is not None:
