@@ -27,19 +27,31 @@ class RoundRobinBatches(Sampler):
     """``steps`` batches, each of one task: an epoch is all batches of all tasks in an order drawn from (seed, epoch).
 
     Yields keys of :class:`TaskMixture`. Under several processes each gets its share of every batch; a batch that does
-    not divide evenly is filled up from its own beginning. The order depends on nothing but the arguments, so training
+    not divide evenly is filled up from its own beginning. With ``drop_last`` an epoch leaves out what does not fill a
+    task's last batch. The order depends on nothing but the arguments, so training
     can go on in the middle of it.
     """
 
     def __init__(
-        self, lengths: list[int], batch_sizes: list[int], *, steps: int, seed: int, rank: int = 0, processes: int = 1
+        self,
+        lengths: list[int],
+        batch_sizes: list[int],
+        *,
+        steps: int,
+        seed: int,
+        rank: int = 0,
+        processes: int = 1,
+        drop_last: bool = False,
     ) -> None:
         self.lengths, self.batch_sizes, self.steps, self.seed = lengths, batch_sizes, steps, seed
+        self.drop_last = drop_last
         self.rank, self.processes = rank, processes
 
     @staticmethod
-    def epoch_steps(lengths: list[int], batch_sizes: list[int]) -> int:
-        return sum(-(-length // size) for length, size in zip(lengths, batch_sizes, strict=True))
+    def epoch_steps(lengths: list[int], batch_sizes: list[int], drop_last: bool = False) -> int:
+        """Batches of an epoch."""
+        pairs = zip(lengths, batch_sizes, strict=True)
+        return sum(length // size if drop_last else -(-length // size) for length, size in pairs)
 
     def __len__(self) -> int:
         return self.steps
@@ -61,6 +73,7 @@ class RoundRobinBatches(Sampler):
             order = list(range(length))
             order_of.shuffle(order)
             keys = [(task, index, draw) for index in order]
-            batches += [keys[start : start + size] for start in range(0, length, size)]
+            end = length - length % size if self.drop_last else length
+            batches += [keys[start : start + size] for start in range(0, end, size)]
         order_of.shuffle(batches)
         return batches

@@ -9,6 +9,7 @@ from petx.data.stores import ImageFiles
 from petx.data.task import Task
 from petx.errors import UserError
 
+MOST_WORDS = 50  # of a cleaned text
 _DROPPED = str.maketrans("", "", '.!"()*#:;~')
 
 
@@ -25,8 +26,9 @@ def instruction(template: str, question: str) -> str:
 
 
 def plain(text: str) -> str:
-    """Lower case without ``. ! " ( ) * # : ; ~``, as PETAL's released code cleans its training instructions."""
-    return " ".join(text.lower().translate(_DROPPED).split())
+    """The first 50 words in lower case without ``. ! " ( ) * # : ; ~``, as PETAL's released code cleans questions and
+    captions."""
+    return " ".join(text.lower().translate(_DROPPED).split()[:MOST_WORDS])
 
 
 class InstructTask(Task):

@@ -19,7 +19,6 @@ from petx.data.tokenizers import Tokenizers, unknown_words
 from petx.errors import UserError
 from petx.hosts.base import Host
 
-CAPTION_WORDS = 50  # of a cleaned caption
 MAX_ANSWER = 4  # tokens of an answer of petx predict, unless settings allow more
 
 
@@ -202,7 +201,7 @@ def image_token(config: Any) -> int:
 
 def _cleaned(example: Example) -> Example:
     """``example`` with its caption as PETAL's released code trains on it."""
-    answers = tuple((" ".join(plain(text).split()[:CAPTION_WORDS]), score) for text, score in example.answers)
+    answers = tuple((plain(text), score) for text, score in example.answers)
     return dataclasses.replace(example, answers=answers)
 
 

@@ -31,7 +31,7 @@ def lines(run: Any) -> Iterator[str]:
     sizes = stages.batch_sizes(run)
     scored = {dev.name: (dev, test) for dev, test in zip(data.dev, data.test, strict=True)}
     for i, task in enumerate(data.train):
-        epoch = RoundRobinBatches.epoch_steps([len(task)], sizes[i : i + 1])
+        epoch = RoundRobinBatches.epoch_steps([len(task)], sizes[i : i + 1], settings.drop_last)
         known = f", {_scored(*scored[task.name])}" if task.name in scored else ""
         batches = f"batches of {sizes[i]}, {epoch:,} an epoch"
         metric = f"; metric {scored.pop(task.name)[0].metric}" if known else ", not scored by itself"
@@ -39,7 +39,8 @@ def lines(run: Any) -> Iterator[str]:
     for name, (dev, test) in scored.items():
         yield f"task      {name}: scored alone, {_scored(dev, test)}; metric {dev.metric}"
     steps = stages.steps(run, sizes)
-    an_epoch = math.ceil(RoundRobinBatches.epoch_steps(list(map(len, data.train)), sizes) / settings.accumulated)
+    whole = RoundRobinBatches.epoch_steps(list(map(len, data.train)), sizes, settings.drop_last)
+    an_epoch = math.ceil(whole / settings.accumulated)
     schedule = getattr(settings, "schedule", "linear")
     warm = f"{warmup_steps(settings, steps):,} to warm up, then {schedule} decay"
     every = f"a score every {settings.eval_every:,}, a checkpoint every {settings.save_every:,}"

@@ -76,6 +76,7 @@ class Common:
     epochs: int | None = option(None, "tuning epochs, instead of steps", least=1)
     batch_size: int = option(64, "examples per tuning step", least=1)
     batch_sizes: dict = option({}, "examples per step for each task, over batch_size", each=dict(kind=int, least=1))
+    drop_last: bool = option(False, "an epoch leaves out what does not fill a task's last batch")
     clip: float = option(5.0, "gradient clipping norm; 0: off", least=0)
     weight_decay: float = option(0.01, "AdamW's weight decay", least=0)
     adam_epsilon: float = option(1e-6, "AdamW's epsilon", above=0)

@@ -198,7 +198,13 @@ def batch_sizes(run: Any) -> list[int]:
 
 def steps(run: Any, sizes: list[int]) -> int:
     """How many steps a training of ``run`` has."""
-    an_epoch = RoundRobinBatches.epoch_steps(list(map(len, run.data.train)), sizes)
+    if run.settings.drop_last:
+        for task, size in zip(run.data.train, sizes, strict=True):
+            if len(task) < size:
+                raise UserError(
+                    f"drop_last leaves no batch of task {task.name}: {len(task)} examples, batches of {size}"
+                )
+    an_epoch = RoundRobinBatches.epoch_steps(list(map(len, run.data.train)), sizes, run.settings.drop_last)
     return run.settings.steps or math.ceil(run.settings.epochs * an_epoch / run.settings.accumulated)
 
 

@@ -22,6 +22,7 @@ from petx.data.pairs import RETRIEVAL
 from petx.errors import UserError
 from petx.files import written_whole
 from petx.train import checkpoints, scoring, trainer_flags
+from petx.train.adamw import ReleasedAdamW
 
 
 class PetTrainer(Seq2SeqTrainer):
@@ -33,6 +34,8 @@ class PetTrainer(Seq2SeqTrainer):
     Args:
         batch_sizes: examples in a step, for each of ``tasks``; over all processes together.
         decay: ``clean`` exempts norms and biases from weight decay, ``paper`` what :meth:`paper_decay` leaves out.
+        adamw: ``torch``, or ``released``: :class:`petx.train.adamw.ReleasedAdamW`.
+        drop_last: leave out what does not fill a batch at the end of a task's epoch.
     """
 
     def __init__(
@@ -45,15 +48,20 @@ class PetTrainer(Seq2SeqTrainer):
         *,
         dev_tasks: Sequence[Any] = (),
         decay: str = "clean",
+        adamw: str = "torch",
+        drop_last: bool = False,
     ) -> None:
         self.tasks, self.batch_sizes, self.dev_tasks = tasks, batch_sizes, dev_tasks
-        self.tokenizer, self.decay = tokenizer, decay
+        self.tokenizer, self.decay, self.drop_last = tokenizer, decay, drop_last
         self._scratch: str | None = None  # where a checkpoint is being written
         self.before = 0.0  # seconds that earlier attempts at this training took
         self.host = hosts.bound(model, tokenizer)
         collate = self.host.batch
         self.mixture, none_here = TaskMixture(tasks), cast(Dataset, [])  # :meth:`evaluate` reads ``dev_tasks``
         super().__init__(model, args, train_dataset=self.mixture, eval_dataset=none_here, data_collator=collate)
+        if adamw == "released":
+            betas, eps = (self.args.adam_beta1, self.args.adam_beta2), self.args.adam_epsilon
+            self.optimizer_cls_and_kwargs = (ReleasedAdamW, dict(lr=self.args.learning_rate, betas=betas, eps=eps))
         self.model_accepts_loss_kwargs = False
         self.remove_callback(PrinterCallback)  # it prints every log
         self.add_callback(Progress)
@@ -90,6 +98,7 @@ class PetTrainer(Seq2SeqTrainer):
             seed=self.args.seed,
             rank=self.args.process_index,
             processes=self.args.world_size,
+            drop_last=self.drop_last,
         )
         args = self.args
         reading: dict[str, Any] = dict(num_workers=args.dataloader_num_workers, pin_memory=args.dataloader_pin_memory)

@@ -45,7 +45,7 @@ DECIDED: dict[str, str] = {
     "save_steps": "--save_every",
     "dataloader_num_workers": "--workers",
     "resume_from_checkpoint": "--resume",
-    "dataloader_drop_last": "a batch's size is --batch_size, and an epoch has every example",
+    "dataloader_drop_last": "--drop_last",
     "train_sampling_strategy": "batches are of one task each, in an order that --seed decides",
     "length_column_name": "batches are of one task each, in an order that --seed decides",
     "sortish_sampler": "batches are of one task each, in an order that --seed decides",

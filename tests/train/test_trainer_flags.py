@@ -90,7 +90,7 @@ def test_mixed_precision_is_said_once():
 )
 def test_what_the_machine_cannot_do_is_said_before_any_work(own, tmp_path, given, message):
     with pytest.raises(UserError, match=message):
-        vlpet.run(image_text.settings(own, tmp_path / "out", trainer=trainer_flags.check(given)))
+        vlpet.run(image_text.settings(own, tmp_path / "out", adamw="torch", trainer=trainer_flags.check(given)))
     assert not (tmp_path / "out").exists()
 
 
@@ -101,7 +101,7 @@ def test_an_accumulated_step_reads_as_many_batches(own, tmp_path):
     assert trainer_flags.recomputing(dict(bf16=True)) == {}
     ((name, value),) = trainer_flags.recomputing(dict(gradient_checkpointing=True)).items()
     assert name in FIELDS and value == {"use_reentrant": False}
-    read = dict(args=args, tasks=[range(4)], batch_sizes=[2], mixture=range(4), data_collator=None)
+    read = dict(args=args, tasks=[range(4)], batch_sizes=[2], mixture=range(4), data_collator=None, drop_last=False)
     assert len(list(PetTrainer.get_train_dataloader(SimpleNamespace(**read)).batch_sampler)) == 2 * 3
 
 

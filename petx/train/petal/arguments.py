@@ -63,7 +63,7 @@ class Settings(Common):
     eval_instructions: list = option(
         [], "templates of evaluation, if other than in training", sentences=True, each=dict(kind=str)
     )
-    clean_instructions: bool = option(False, "lower case without punctuation, as released")
+    clean_instructions: bool = option(False, "lower case without punctuation, at most 50 words, as released")
     aggregation: str = option(
         "attention_score",
         "how the features of several instructions are aggregated",

@@ -52,7 +52,8 @@ class Petal(Recipe):
         settings: Common,
         dev_tasks: list | tuple = (),
     ) -> PetalTrainer:
-        more: dict[str, Any] = dict(dev_tasks=dev_tasks, decay=settings.decay, settings=settings)
+        more: dict[str, Any] = dict(dev_tasks=dev_tasks, decay=settings.decay, drop_last=settings.drop_last)
+        more |= dict(settings=settings)
         return PetalTrainer(model, args, tokenizer, tasks, batch_sizes, **more)
 
     def notes(self, settings: Common) -> str:

@@ -24,7 +24,7 @@ class PetalTrainer(PetTrainer):
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
         if self.lr_scheduler is None:
             settings, top = self.settings, self.args.learning_rate
-            batches = RoundRobinBatches.epoch_steps(list(map(len, self.tasks)), self.batch_sizes)
+            batches = RoundRobinBatches.epoch_steps(list(map(len, self.tasks)), self.batch_sizes, self.drop_last)
             an_epoch = math.ceil(batches / self.args.gradient_accumulation_steps)
             warm = warmup_steps(settings, num_training_steps)
 

@@ -102,6 +102,11 @@ class Settings(Common):
     warmup: float = option(
         0.1, "linear warm-up: share of the steps, or their number from 1 on; linear decay to 0 after", least=0
     )
+    adamw: str = option(
+        "torch",
+        "AdamW of torch, or of the released code (transformers 4.2.1), whose epsilon comes before the bias correction",
+        choices=("torch", "released"),
+    )
     decay: str = option(
         "clean",
         "weight decay exempts norms and biases (clean), or what the released code exempts (paper)",
@@ -110,6 +115,8 @@ class Settings(Common):
 
     def check(self) -> None:
         super().check()
+        if self.adamw != "torch" and "optim" in self.trainer:
+            raise UserError(f"adamw={self.adamw} and trainer.optim say the same thing; give adamw=torch beside it")
         if "down" in self.design and self.rank % self.heads:
             raise UserError(f"heads must divide rank, got heads={self.heads}, rank={self.rank}")
         for name, known in (("encoder_places", ENCODER_PLACES), ("decoder_places", DECODER_PLACES)):

@@ -55,7 +55,9 @@ class VLPet(Recipe):
         settings: Common,
         dev_tasks: list | tuple = (),
     ) -> VLPetTrainer:
-        return VLPetTrainer(model, args, tokenizer, tasks, batch_sizes, dev_tasks=dev_tasks, decay=settings.decay)
+        given: Any = settings  # of this recipe
+        more: dict[str, Any] = dict(decay=given.decay, adamw=given.adamw, drop_last=given.drop_last)
+        return VLPetTrainer(model, args, tokenizer, tasks, batch_sizes, dev_tasks=dev_tasks, **more)
 
     def notes(self, settings: Common) -> str:
         return _NOTES
