@@ -16,7 +16,7 @@ CASES = [
     # a threshold for each weight, scale
     reconstruct("soft-each", modules=3, gate="soft", threshold=3, scale=0.5),
     reconstruct("sigmoid-each", modules=3, gate="sigmoid", threshold=3, scale=-1.5),
-    reconstruct("none-scaled", scale=-0.25),
+    reconstruct("none-scaled", scale=-0.3),
     # odd sizes, on and beside the borders of the kernels' tiles
     reconstruct("one-value", modules=1, d_out=1, d_in=1, rank=1, gate="soft"),
     reconstruct("row", modules=3, d_out=1, d_in=67, rank=3, **SIGMOID),

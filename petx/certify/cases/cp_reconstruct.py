@@ -52,7 +52,7 @@ def reconstruct(
     return ReconstructCase(name, shapes | {f"weight {k}": (d_out, d_in) for k in range(modules)}, options)
 
 
-SIGMOID: dict[str, Any] = dict(gate="sigmoid", temperature=0.1)
+SIGMOID: dict[str, Any] = dict(gate="sigmoid", temperature=0.15)
 
 
 CERTIFIED = [

@@ -14,13 +14,16 @@ DROPOUT_SEED = 20_230_809 << 32 | 2_023  # both halves matter
 
 @dataclass(frozen=True)
 class SiteCase(Case):
+    """``far``: the mean of x, which a norm behind the residual has to take away."""
+
     mask: bool = False
+    far: float = 0.0
 
     operation = "gated_adapter"
     ACTIVATIONS = ("h", "x")
 
     def mean_of(self, name: str) -> float:
-        return 1.0 if name == "norm_weight" else 0.0
+        return {"norm_weight": 1.0, "x": self.far}.get(name, 0.0)
 
     def extras(self, device: Device = "cpu") -> Tensors:
         extras = {"seed": torch.tensor([DROPOUT_SEED], device=device)}
@@ -40,7 +43,7 @@ class SiteCase(Case):
         return _by_reference(ordered, extras.get("padding_mask"), extras["seed"], **defaults | self.options)
 
     def empty(self, batch: tuple[int, ...]) -> "SiteCase":
-        return SiteCase(self.name, super().empty(batch).shapes, self.options, self.mask)
+        return SiteCase(self.name, super().empty(batch).shapes, self.options, self.mask, self.far)
 
 
 def site(
@@ -54,6 +57,7 @@ def site(
     bias: bool = True,
     x: bool = True,
     mask: bool = False,
+    far: float = 0.0,
     **options: Any,
 ) -> SiteCase:
     """A VL-PET site with the tensors that its options call for."""
@@ -79,7 +83,7 @@ def site(
         shapes["norm_weight"] = (d,)
     if options.get("norm") == "layer":
         shapes["norm_bias"] = (d,)
-    return SiteCase(name, shapes, options, mask)
+    return SiteCase(name, shapes, options, mask, far)
 
 
 BART_TAIL: dict[str, Any] = dict(dropout=0.1, residual=True, norm="layer")

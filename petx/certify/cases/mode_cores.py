@@ -35,7 +35,7 @@ def cores(
     return CoresCase(name, shapes, options)
 
 
-SIGMOID: dict[str, Any] = dict(gate="sigmoid", temperature=0.1)
+SIGMOID: dict[str, Any] = dict(gate="sigmoid", temperature=0.15)
 
 
 CERTIFIED = [
