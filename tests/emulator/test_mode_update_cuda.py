@@ -1,12 +1,17 @@
 """What the CUDA kernels of `mode_update` and `mode_cores` cost, counted by the emulator: each value asked for and
 written as often as the tiling says, and no more."""
 
+import ctypes
+
 import pytest
 import torch
 
 from tests.cases.mode_cores import cores
 from tests.cases.mode_update import modes
 from tests.checks import outputs, outputs_and_grads, weights_of
+from tests.emulator.operations import addresses, integers, reals
+from tests.emulator.test_token_sums import philox
+from tests.operations import test_mode_update as of_users
 
 TILE = 64
 STEP_PRODUCTS = 8 * 4  # 16 of the depth in a tile: 8 warps of 16 x 32 results, in products 16 x 8 x 16
@@ -200,6 +205,25 @@ def test_gradients_from_some_results(emulator):
         for value, by_zeros in zip(got, expected, strict=True):
             torch.testing.assert_close(value, by_zeros)
         assert expected[3].reshape(3, -1).any(1).tolist() == [k in chosen for k in range(3)]
+
+
+@pytest.mark.parametrize("projected", [False, True])
+def test_hidden_gradients_of_projections_are_summed_in_float32(projected, emulator):
+    of_users.test_hidden_gradients_of_projections_are_summed_in_float32(projected, "cpu")
+
+
+@pytest.mark.parametrize("k", [0, 2])
+@pytest.mark.parametrize("block", [0, 5, 2**24, 2**26, 2**28 + 1])
+def test_masks_at_large_rows(block, k, emulated_kernels):
+    """No row's position is kept in 32 bits."""
+    rows, rank, seed = 2**35, 4, 0x1234567890ABCDEF
+    numbers = integers(torch.float32, rows, 1, 1, rank, 3, False, False), reals(0.5)
+    tensors = addresses(*[None] * 4, emulated_kernels.buffer("seed", torch.tensor([seed])), None)
+    factors, address = emulated_kernels.result("factors", (4,), torch.float32)
+    where = ctypes.c_int64(block), ctypes.c_int64(k), ctypes.c_void_p(address)
+    emulated_kernels.call("mode_update_factors", *numbers, tensors, *where)
+    first = (k * rows + 64 * block) * rank
+    assert factors.tolist() == [2.0 * (philox(seed, first + j) >= 2**23) for j in range(4)]
 
 
 @pytest.mark.parametrize("shares", ["1", "2"])

@@ -94,6 +94,17 @@ def test_results_that_nobody_uses(name, used, path):
             torch.testing.assert_close(got, want, msg=lambda m, n=name_: f"{n}: {m}")
 
 
+@pytest.mark.parametrize("projected", [False, True])
+def test_hidden_gradients_of_projections_are_summed_in_float32(projected, device):
+    """256, 1 and 1 of bfloat16, which has no 257: rounded after each, their sum would stay 256."""
+    eye = torch.eye(8, device=device).bfloat16()
+    x = torch.ones(3, 8, device=device).bfloat16().requires_grad_()
+    cores = torch.stack([256 * eye, eye, eye])
+    results = functional.mode_update(x, None if projected else eye, eye, cores)
+    grad = torch.autograd.grad(results, x, [torch.ones_like(y) for y in results])[0]
+    assert (grad == 258).all()
+
+
 def test_gradients_of_bases_are_passed_on_without_a_copy():
     case = BY_NAME["three"]
     tensors = case.inputs(torch.float32)

@@ -2,6 +2,9 @@
 
 #include "kernels/mode_update.h"
 
+#include "cuda/mode_update/block.cuh"
+#include "simt.h"
+
 #include <initializer_list>
 
 using namespace petx;
@@ -47,4 +50,21 @@ extern "C" int64_t mode_update_bwd_workspace(const int64_t* integers, const doub
 extern "C" int mode_update_bwd(const int64_t* integers, const double* reals, void* const* tensors,
                                void* const* gradients, void* workspace) {
   return cuda::mode_update_bwd(params(integers, reals, tensors), grads(gradients), workspace, nullptr);
+}
+
+// The factors that projection k's mask has for the first run of row 64 `block`: for rows of tensors that no test can
+// hold.
+extern "C" int mode_update_factors(const int64_t* integers, const double* reals, void* const* tensors, int64_t block,
+                                   int64_t k, float* to) {
+  using Block = cuda::ModeBlock<float>;
+  const cuda::ModeCall<float> call(params(integers, reals, tensors));
+  const bool right = simt::launch(1, 1, Block::Tile::kThreads, 0, [&] {
+    const Block rows(call, block);
+    if (cuda::thread_index()) return;
+    Block::Run run;
+    for (float& value : run.value) value = 1;
+    rows.drop(run, k, 0);
+    for (int j = 0; j < Block::kRun; ++j) cuda::write(to + j, run.value[j]);
+  });
+  return right ? 0 : 1;
 }
