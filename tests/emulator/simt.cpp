@@ -216,7 +216,7 @@ bool launch(int64_t grid_x, int64_t grid_y, int threads, int64_t shared_bytes, c
   arrange(blocks);
   if (int64_t all = grid_x * grid_y, few = m.sample; few && few < all) {
     for (int64_t i = 0; i < few; ++i) blocks[i] = (2 * i + 1) * all / (2 * few);
-    blocks.resize(few);
+    blocks.resize(std::max<int64_t>(few, 0));  // fewer than none: no block runs
   }
   for (int64_t block : blocks) {
     m.block = block, m.x = block % grid_x, m.y = block / grid_x;

@@ -39,15 +39,16 @@ void reset_counters();
 // "file:line: count" of each place with bank conflicts since the counters were reset.
 const std::string& conflicts();
 
-// Of each launch only so many blocks are run from now on, spread over the grid; 0 is all of them. For counts alone.
+// Of each launch only so many blocks are run from now on, spread over the grid; 0 is all of them, fewer
+// none. For counts alone.
 void set_sample(int64_t blocks);
 
 // Runs grid_x * grid_y blocks; false where a fault was found, which report() then describes.
 bool launch(int64_t grid_x, int64_t grid_y, int threads, int64_t shared_bytes, const std::function<void()>& kernel);
 const std::string& report();
 
-// Other bodies of the kernels (tests/emulator/ptx): functions that take the addresses of the parameters. `find` is asked
-// at each launch; null brings the kernels' own back.
+// Other bodies of the kernels (tests/emulator/ptx): functions that take the addresses of the parameters. `find` is
+// asked at each launch; null brings the kernels' own back.
 using Body = void (*)(void* const* parameters);
 struct Launch {
   const void* kernel;
