@@ -33,7 +33,7 @@ kernels:  ## compile the CUDA kernels without a GPU (needs nvcc), and run them i
 nightly:  ## the tests that the whole suite leaves out (long; before a release, or after a change below csrc/cuda)
 	python -m pytest -q -n auto -m nightly
 
-mutants:  ## mutation tests of the CUDA kernels (hours; --only NAME in tests/emulator/mutants.py runs some)
+mutants:  ## mutation tests of the kernels (hours; --only NAME in tests/emulator/mutants.py runs some)
 	python -m tests.emulator.mutants
 
 docs:  ## the API site, into site/

@@ -1,4 +1,4 @@
-"""Puts one mistake at a time into the CUDA kernels and asks whether a test notices.
+"""Puts one mistake at a time into the kernels and asks whether a test notices.
 
     python -m tests.emulator.mutants [--only MODULE] [--report FILE]
     python -m tests.emulator.mutants --join FILES --report docs/mutants.md
@@ -8,7 +8,6 @@ The mutants are those of tests/emulator/mutations. A survivor is a missing test 
 """
 
 import argparse
-import datetime
 import functools
 import importlib
 import multiprocessing
@@ -24,7 +23,8 @@ from pathlib import Path
 
 from tests.emulator import CSRC, HERE, Emulator, KernelFault, compile_unit, link, object_name
 from tests.emulator import mutants_page as page
-from tests.emulator.mutations import modules, mutations
+from tests.emulator.cpu_library import CpuLibrary
+from tests.emulator.mutations import SPARED, modules, mutations, of_cpu, operations, source
 from tests.emulator.operations import in_place_of_cpu_kernels
 from tests.emulator.ptx import PtxEmulator, why_absent
 from tests.emulator.ptx.operands import Untranslatable
@@ -37,8 +37,8 @@ INCLUDE = re.compile(r'#include "((?:cuda|kernels)/[\w./]+)"')
 
 
 class Bench:
-    """The kernels of one module, each compiled once, when first needed, and again where a change touches it. float64
-    and float16 are left out: they are the same source as float32 and bfloat16.
+    """The kernels of one module, each compiled once, when first needed, and again where a change touches it. Two dtypes
+    are left out (``SPARED``).
 
     A module with ``PTX`` is of what only nvcc compiles: its launchers stay as they are, in every dtype, and the changed
     sources beside the library are for nvcc."""
@@ -48,14 +48,18 @@ class Bench:
         shutil.copytree(CSRC, self.csrc)
         if not executes_ptx(module):
             common = self.csrc / "cuda" / "common" / "kernel.cuh"
-            text, count = re.subn(r" *case DType::f(64|16):\n.*\n", "", common.read_text())
-            assert count == 2, "kernel.cuh no longer lists the dtypes as expected"
+            spared = getattr(module, "SPARED", SPARED)
+            text, count = re.subn(rf" *case DType::({'|'.join(spared)}):\n.*\n", "", common.read_text())
+            assert count == len(spared), "kernel.cuh no longer lists the dtypes as expected"
             common.write_text(text)
         self.sources = [
-            *sorted((self.csrc / "cuda" / module.OPERATION).glob("*.c*[!h]")),
+            *(path for name in operations(module) for path in sorted((self.csrc / "cuda" / name).glob("*.c*[!h]"))),
             self.csrc / "cuda/common/plan.cpp",
         ]
-        self.fixed = [*sorted(HERE.glob("*.cpp")), HERE / "operations" / f"{module.OPERATION}.cpp"]
+        self.fixed = [
+            *sorted(HERE.glob("*.cpp")),
+            *(HERE / "operations" / f"{name}.cpp" for name in operations(module)),
+        ]
         self.objects = {}
 
     @staticmethod
@@ -77,7 +81,7 @@ class Bench:
         shutil.copytree(self.csrc, folder / "csrc")
         touched = []
         if mutation:
-            changed = folder / "csrc" / "cuda" / mutation.file
+            changed = source(self.module, mutation.file, folder / "csrc")
             changed.write_text(mutation.apply(changed.read_text()))
             touched = [source for source in [*self.sources, *self.fixed] if self.reads(source, mutation.file)]
             read = any(source in self.sources for source in touched)
@@ -150,6 +154,9 @@ def verdict(library, module):
 
 def run_module(name, module, chosen, report):
     """Runs the mutations and reports each."""
+    if of_cpu(module):
+        run_cpu(name, module, chosen, report)
+        return
     if executes_ptx(module) and why_absent():
         print(f"{name}: left out, {why_absent()}")
         return
@@ -164,11 +171,26 @@ def run_module(name, module, chosen, report):
             report(mutation, found)
 
 
+def run_cpu(name, module, chosen, report):
+    """The same of the library that a CPU runs, which is built and asked in one process after the other."""
+    with tempfile.TemporaryDirectory() as folder:
+        library = CpuLibrary(Path(folder))
+        said = library.noticed(module.CHECKS)
+        assert said is None, f"{name}: the kernels as they are do not pass: {said}"
+        for mutation in chosen:
+            with library.changed(mutation):
+                report(mutation, library.noticed(module.CHECKS))
+
+
 def main():
     parser = argparse.ArgumentParser(prog="python -m tests.emulator.mutants", description=__doc__.partition("\n")[0])
     parser.add_argument("--only", help="the mutations of one module", choices=sorted(modules()))
-    parser.add_argument("--named", help="mutations whose name has this text", default="")
-    parser.add_argument("--report", type=Path, help="write the tables into this Markdown file")
+    parser.add_argument("--named", help="mutations whose name has one of these texts", nargs="+", default=[""])
+    parser.add_argument(
+        "--report",
+        type=Path,
+        help="write the tables into this Markdown file; mutants that it has killed are not run again",
+    )
     parser.add_argument("--join", type=Path, nargs="+", help="run nothing: write the tables of these reports")
     parser.add_argument(
         "--behind", action="store_true", help=f"run nothing: what has changed since {PAGE.name} was made"
@@ -178,7 +200,8 @@ def main():
         lines = list(page.behind(PAGE.read_text()))
         print("\n".join(lines) or "every table is of today's kernels and mutants")
         return len(lines) > 0
-    sections = page.joined(path.read_text() for path in arguments.join or ())
+    begun = [arguments.report] if arguments.report and arguments.report.exists() and not arguments.join else []
+    sections = {section.module: section for section in page.joined(f.read_text() for f in arguments.join or begun)}
 
     def report(section, mutation, found):
         print(section.add(mutation, found), flush=True)
@@ -186,17 +209,20 @@ def main():
 
     def write():
         if arguments.report:
-            arguments.report.write_text(page.page_of(section for section in sections if section.rows))
+            arguments.report.write_text(page.page_of(section for section in sections.values() if section.rows))
 
+    before = page.read(PAGE.read_text())
     for name, module in modules().items() if not arguments.join else ():
-        chosen = [mutation for mutation in mutations(module) if arguments.named in mutation.name]
+        section = page.of_today(sections.get(name), name, module)
+        chosen = [mutation for mutation in mutations(module) if any(text in mutation.name for text in arguments.named)]
+        chosen = page.never_run_first(chosen, section, before.get(name))
         if arguments.only not in (None, name) or not chosen:
             continue
-        section = page.Section(name, str(datetime.date.today()), page.digest(module))
-        sections.append(section)
+        sections[name] = section
         run_module(name, module, chosen, functools.partial(report, section))
-    survivors = [name for section in sections for name in section.survivors]
-    print(f"{sum(len(s.rows) for s in sections)} mutants, {len(survivors)} survive: {', '.join(survivors) or 'none'}")
+    survivors = [name for section in sections.values() for name in section.survivors]
+    count = sum(len(section.rows) for section in sections.values())
+    print(f"{count} mutants, {len(survivors)} survive: {', '.join(survivors) or 'none'}")
     write()
     return len(survivors) > 0
 

@@ -4,15 +4,16 @@ A module's run takes up to half an hour, and kernels change one at a time; so ea
 which sources, and what has changed since is asked of the page (``python -m tests.emulator.mutants --behind``).
 """
 
+import datetime
 import hashlib
 import re
 from dataclasses import dataclass, field
 
 from tests.emulator import CSRC
-from tests.emulator.mutations import modules, mutations
+from tests.emulator.mutations import modules, mutations, of_cpu, operations
 
 SURVIVES = "SURVIVES"
-HEAD = """# Mutants of the CUDA kernels
+HEAD = """# Mutants of the kernels
 
 Made with `python -m tests.emulator.mutants`, a module at a time, and joined with `--join`; [kernels.md](kernels.md)
 says how. Of each mutant the first check that killed it, and what it said; line numbers are those of the run. A table is
@@ -76,10 +77,28 @@ def joined(pages):
     return [found[name] for name in sorted(found)]
 
 
+def of_today(section, name, module):
+    """The section if it is of today's sources, else an empty one."""
+    today = digest(module)
+    if section is None or section.sources != today:
+        return Section(name, str(datetime.date.today()), today)
+    return section
+
+
+def never_run_first(chosen, section, before):
+    """Of ``chosen`` mutations those that the section has not killed; first those that no table has."""
+    left = [mutation for mutation in chosen if mutation.name not in set(section.rows) - set(section.survivors)]
+    return sorted(left, key=lambda mutation: before is not None and mutation.name in before.rows)
+
+
 def digest(module):
-    """Of the kernels that a module changes: those of its operation and what they may include."""
+    """Of the kernels that a module changes: those of its operations and what they may include."""
     state = hashlib.sha256()
-    for folder in (f"cuda/{module.OPERATION}", "cuda/common", "kernels"):
+    if of_cpu(module):
+        folders = [f"cpu/{path.name}" for path in sorted((CSRC / "cpu").iterdir())]
+    else:
+        folders = [*(f"cuda/{name}" for name in operations(module)), "cuda/common"]
+    for folder in (*folders, "kernels"):
         for path in sorted((CSRC / folder).glob("*.*")):
             state.update(path.name.encode() + b"\0" + path.read_bytes())
     return state.hexdigest()[:12]

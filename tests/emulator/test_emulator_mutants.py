@@ -3,9 +3,9 @@
 import pytest
 
 from petx import ops
-from tests.emulator import CSRC, mutants, mutants_page
+from tests.emulator import cpu_library, mutants, mutants_page
 from tests.emulator.mutants import Bench, executes_ptx, noticed
-from tests.emulator.mutations import MissingBarrier, modules, mutations
+from tests.emulator.mutations import MissingBarrier, modules, mutations, of_cpu, source
 from tests.emulator.ptx import why_absent
 
 MODULES = modules()
@@ -15,15 +15,15 @@ MODULES = modules()
 def test_every_mutation_finds_its_place(name):
     """Else a kernel was changed and its mutations were not."""
     for mutation in mutations(MODULES[name]):
-        text = (CSRC / "cuda" / mutation.file).read_text()
+        text = source(MODULES[name], mutation.file).read_text()
         assert mutation.apply(text) != text
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(ops._C is None, reason="needs the compiled library's operators")
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", [name for name in MODULES if not of_cpu(MODULES[name])])
 def test_sample_is_noticed(name, tmp_path):
-    """Of each module a missing barrier, or its first mutation where it has none."""
+    """Of each module a missing barrier, or its first mutation where it has none. The CPU's would take a whole build."""
     module = MODULES[name]
     if executes_ptx(module) and why_absent():
         pytest.skip(why_absent())
@@ -56,6 +56,19 @@ def test_page_is_read_as_it_was_written():
     assert list(alone.rows) == [second.name, third.name]  # rows of other sources are left out
 
 
+def test_a_run_goes_on_where_it_was_broken_off():
+    """What it has killed is not run again; what no table has comes first."""
+    module = MODULES["mode_cores"]
+    first, second, third, fourth = mutations(module)[:4]
+    table = section("mode_cores", module, (first, ("a case", "says so")), (second, None))
+    assert mutants_page.of_today(table, "mode_cores", module) is table
+    assert mutants_page.never_run_first([first, second, third], table, None) == [second, third]
+    assert mutants_page.never_run_first([second, third, fourth], table, table) == [third, fourth, second]
+    table.sources = "0" * 12
+    assert not mutants_page.of_today(table, "mode_cores", module).rows
+    assert not mutants_page.of_today(None, "mode_cores", module).rows
+
+
 def test_page_says_what_it_is_behind():
     of = {
         name: section(name, module, *((m, ("a", "b")) for m in mutations(module))) for name, module in MODULES.items()
@@ -76,3 +89,22 @@ def test_page_says_what_it_is_behind():
 def test_page_counts_what_it_lists():
     text = mutants.PAGE.read_text()
     assert text == mutants_page.page_of(mutants_page.joined([text]))
+
+
+@pytest.mark.parametrize(
+    ("output", "said"),
+    [
+        (
+            "....F\nFAILED tests/operations/test_x.py::test_y[a-b] - assert 1 == 2\n1 failed",
+            ("test_y[a-b]", "assert 1 == 2"),
+        ),
+        ("F\nFAILED tests/operations/test_x.py::test_y\n1 failed", ("test_y", "its assertion fails")),
+        ("ERROR tests/operations/test_x.py - ImportError: no\n1 error", ("", "ends with status 2: 1 error")),
+        (
+            "Fatal Python error: Segmentation fault\n",
+            ("", "ends with status 2: Fatal Python error: Segmentation fault"),
+        ),
+    ],
+)
+def test_word_of_pytest(output, said):
+    assert cpu_library.said_by(output, 2) == said

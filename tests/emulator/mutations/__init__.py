@@ -1,11 +1,16 @@
-"""Mistakes to put into the kernels on purpose: of each operation, and of the tiles that all share, a file of its name.
+"""Mistakes to put into the kernels on purpose: of each operation, of the tiles that all share, and of the CPU's, a file
+of its name.
 
 A file has
 
-- ``OPERATION``: whose kernels are built, a folder of ``csrc/cuda`` and a file of the emulator's ``operations``;
+- ``OPERATION``: whose kernels are built, a folder of ``csrc/cuda`` and a file of the emulator's ``operations``, or
+  several;
 - ``FILES``: the files whose barriers are taken out one by one;
 - ``MUTATIONS``: named changes;
-- ``CHECKS``: what must notice them, from cheap to dear. A check takes the emulator and returns what is wrong, or None.
+- ``CHECKS``: what must notice them, from cheap to dear. A check takes the emulator and returns what is wrong, or None;
+- ``SPARED``, if it says so: the dtypes that are not compiled, as :data:`SPARED` here;
+- ``CPU = True``, if its files are below ``csrc`` and not ``csrc/cuda``: then the whole library is built, and a check is
+  what pytest is to run.
 
 Files are found by their names; there is no list to extend. A name with an underscore in front is no module: _common.py
 has the mistakes that several list.
@@ -24,13 +29,14 @@ import torch
 from tests.checks import outputs_and_grads, wrong
 from tests.emulator import CSRC
 
+# float64 and float16 take the source of float32 and bfloat16.
+SPARED = ("f64", "f16")
 BARRIERS = r"\b(?:sync_block|sync_warp|sync_group)\([^;]*\);"
 
 
 @dataclass(frozen=True)
 class Mutation:
-    """The one place of ``csrc/cuda/<file>`` that ``pattern`` finds becomes ``replacement``, both as ``re.sub`` reads
-    them."""
+    """The one place of ``file`` that ``pattern`` finds becomes ``replacement``, both as ``re.sub`` reads them."""
 
     name: str
     file: str
@@ -41,6 +47,15 @@ class Mutation:
         text, count = re.subn(self.pattern, self.replacement, text)
         assert count == 1, f"{self.name}: {self.file} has {self.pattern} {count} times, not once"
         return text
+
+
+@dataclass(frozen=True)
+class Turned(Mutation):
+    """The same with the grid turned: blocks of one axis are those of the other, in all of the file."""
+
+    def apply(self, text):
+        axes = {"block_x()": "block_y()", "block_y()": "block_x()"}
+        return re.sub(r"block_[xy]\(\)", lambda found: axes[found[0]], super().apply(text))
 
 
 @dataclass(frozen=True)
@@ -118,11 +133,25 @@ def modules():
     return {name: importlib.import_module(f"{__name__}.{name}") for name in names}
 
 
+def operations(module):
+    """The names of those whose kernels a module's mutations are put into."""
+    return (module.OPERATION,) if isinstance(module.OPERATION, str) else module.OPERATION
+
+
+def of_cpu(module):
+    return getattr(module, "CPU", False)
+
+
+def source(module, file, csrc=CSRC):
+    """The path of a mutation's file."""
+    return csrc / file if of_cpu(module) else csrc / "cuda" / file
+
+
 def mutations(module):
     """All of a module: what it names, then the missing barriers of its files."""
     found = list(module.MUTATIONS)
     for file in module.FILES:
-        text = (CSRC / "cuda" / file).read_text()
+        text = source(module, file).read_text()
         for number, barrier in enumerate(re.finditer(BARRIERS, text)):
             found.append(MissingBarrier(file, number, text.count("\n", 0, barrier.start()) + 1))
     assert len({mutation.name for mutation in found}) == len(found), "two mutations have one name"

@@ -3,13 +3,14 @@
 import torch
 
 from tests.cases.cp_reconstruct import CASES, WIDE
-from tests.emulator.mutations import Mutation, of_assertions, of_case
+from tests.emulator.mutations import Mutation, Turned, of_assertions, of_case
 from tests.emulator.test_cp_reconstruct_cuda import (
     test_a_block_takes_several_tiles_of_a_large_call,
     test_launches_that_nobody_needs_are_left_out,
     test_more_modules_than_a_table_holds,
     test_sixteen_bit_updates_are_rounded_once,
 )
+from tests.emulator.test_grids import test_rows_lie_on_the_first_axis
 
 OPERATION = "cp_reconstruct"
 FILES = ("cp_reconstruct/block.cuh", "cp_reconstruct/forward.cu", "cp_reconstruct/backward.cu")
@@ -27,6 +28,7 @@ CHECKS = [
     ),
     of_assertions("blocks of several tiles", test_a_block_takes_several_tiles_of_a_large_call, torch.float32),
     of_assertions("more modules than a table holds", test_more_modules_than_a_table_holds),
+    of_assertions("grids of many rows", test_rows_lie_on_the_first_axis, OPERATION),
 ]
 
 TILE, FORWARD, BACKWARD = "cp_reconstruct/block.cuh", "cp_reconstruct/forward.cu", "cp_reconstruct/backward.cu"
@@ -69,6 +71,13 @@ MUTATIONS = [
     Mutation(
         "last block left out", "common/launch.cuh", r"count = \(tiles \+ each - 1\) / each", "count = tiles / each"
     ),
+    Turned(
+        "rows on the grid's second axis",
+        FORWARD,
+        r"plan_\.blocks_a_module\(\), modules\(first\), Tile",
+        "modules(first), plan_.blocks_a_module(), Tile",
+    ),
+    Mutation("workspace a row short", FORWARD, r"Tile::kM \* p\.rank\);", "(Tile::kM - 1) * p.rank);"),
     # the backward
     Mutation("lost slope", BACKWARD, r"d \* slopes.value\)", "d)"),
     Mutation("swapped slopes", BACKWARD, r"d \* slopes.threshold", "d * slopes.value"),

@@ -11,6 +11,7 @@ from tests.emulator.test_expert_mixture_cuda import (
     test_not_finite_exactly_where_the_reference_is_not,
     test_ties,
 )
+from tests.emulator.test_grids import test_rows_lie_on_the_first_axis
 
 OPERATION = "expert_mixture"
 FILES = ("expert_mixture/block.cuh", "expert_mixture/forward.cu", "expert_mixture/backward.cu")
@@ -35,6 +36,7 @@ CHECKS = [
     ),
     of_assertions("inputs begin anywhere", test_inputs_may_begin_anywhere, BY_NAME["token-gelu"], torch.bfloat16),
     of_assertions("ties", test_ties),
+    of_assertions("grids of many rows", test_rows_lie_on_the_first_axis, OPERATION),
     *(of_assertions(f"large logits of a {gate}", test_large_logits, gate) for gate in ("token", "sample")),
     *(
         of_assertions(f"not finite, gate of a {gate}", test_not_finite_exactly_where_the_reference_is_not, gate)
@@ -98,6 +100,19 @@ MUTATIONS = [
     Mutation("first 32 experts alone", SITE, r"begin < width; begin \+= kColumns", "begin < 1; begin += kColumns"),
     # the forward
     Mutation("workspace a row short", FORWARD, r"take<T>\(p.rows \* p.stacked\)", "take<T>((p.rows - 1) * p.stacked)"),
+    Mutation("empty mean divides by zero", FORWARD, r"sum / \(size > C\(1\) \? size : C\(1\)\)", "sum / size"),
+    Mutation(
+        "samples on the grid's second axis",
+        FORWARD,
+        r"sample = block_x\(\);([\s\S]*?)p\.samples\(\), 1, SampleSums",
+        r"sample = block_y();\g<1>1, p.samples(), SampleSums",
+    ),
+    Mutation(
+        "samples' gradients on the grid's second axis",
+        BACKWARD,
+        r"sample = block_x\(\), experts([\s\S]*?)p\.samples\(\), 1, SampleSums",
+        r"sample = block_y(), experts\g<1>1, p.samples(), SampleSums",
+    ),
     Mutation("padding counts", FORWARD, r"p.in_pool\(t\)", "true"),
     Mutation("mean by the length", FORWARD, r"\(size > C\(1\) \? size : C\(1\)\)", "C(p.length)"),
     Mutation("lost bias of a token's gate", FORWARD, r"(p.experts \+ k\)) \+ at_or_zero<T>\(p.gate_bias, k\)", r"\1"),

@@ -14,6 +14,7 @@ from tests.emulator.test_gated_adapter_cuda import (
     test_cost,
     test_dropout_mask,
 )
+from tests.emulator.test_grids import test_rows_lie_on_the_first_axis
 from tests.emulator.test_token_sums import test_dropout_at_large_positions
 
 OPERATION = "gated_adapter"
@@ -21,7 +22,7 @@ FILES = tuple(f"gated_adapter/{name}" for name in ("forward.cu", "backward.cu", 
 
 NAMES = """scale-alone unused-x large-bart middleX middleX-bart small-masked middleY-sigmoid parallel-large-wide-x
 parallel-large pair odd-pair large-rms middleX-original small-masked-original large-t5 large-exact
-odd large-unbiased splits-small""".split()
+odd large-unbiased splits-small small-padded far-bart""".split()
 LARGE = BY_NAME["gated_adapter", "large-bart"]
 SITE_BY_NAME = {case.name: case for case in SITES}
 
@@ -35,6 +36,7 @@ CHECKS = [
     of_assertions("a norm takes no product", test_a_norm_takes_no_product),
     of_assertions("dropout mask", test_dropout_mask, 0.1, torch.float32),
     of_assertions("dropout past 32 bits", test_dropout_at_large_positions, 2**32 + 7),
+    of_assertions("grids of many rows", test_rows_lie_on_the_first_axis, OPERATION),
 ]
 
 SITE, FORWARD, BACKWARD = "gated_adapter/block.cuh", "gated_adapter/forward.cu", "gated_adapter/backward.cu"
@@ -78,6 +80,12 @@ MUTATIONS = [
     ),
     Mutation("mean not subtracted", FORWARD, r"\(y.value\[j\] - mean_\) \* rstd_", "y.value[j] * rstd_"),
     Mutation("norm without eps", FORWARD, r" \+ constants.eps\)", ")"),
+    Mutation(
+        "variance as E[x^2] - E[x]^2",
+        FORWARD,
+        r"y\.value\[j\] - mean : C\(0\)([\s\S]*?)squares_ \+= [^;]*;([\s\S]*?)row_sum\(squares_ [^;]*;",
+        r"y.value[j] : C(0)\1squares_ += squares;\2row_sum(squares_) - C(p.d) * mean * mean;",
+    ),
     Mutation("runs' means not joined", FORWARD, r"squares \+ apart \* apart \* seen_ \* part", "squares"),
     Mutation("mean of the last run", FORWARD, r"mean_ \+= apart \* part", "mean_ += apart"),
     Mutation("mean of eight columns at the end", FORWARD, r"mean = sum / C\(count\)", "mean = sum / C(kRun)"),
@@ -217,6 +225,19 @@ MUTATIONS = [
     Mutation("gate's part of dx lost", GRADS, r"gate = !of_h && this->large\(\)", "gate = false"),
     Mutation("dx never begun", PLAN, r"p.d_x == p.d && ", "false && "),
     Mutation("gelu of the adapter alone", BACKWARD, r"p.r_g \? 2 : 1", "1"),
+    Mutation(
+        "values on the grid's second axis",
+        BACKWARD,
+        r"block_y\(\) == 1;(\s+const int64_t i = \()block_x\(\)([\s\S]*?)(\(most [^,]*), p\.r_g \? 2 : 1,",
+        r"block_x() == 1;\1block_y()\2p.r_g ? 2 : 1, \3,",
+    ),
+    Mutation("workspace a row short", FORWARD, r"take<T>\(p\.rows \* p\.r\)", "take<T>((p.rows - 1) * p.r)"),
+    Mutation(
+        "backward's workspace a row short",
+        BACKWARD,
+        r"ds = workspace\.take<T>\(p\.rows \* p\.d\)",
+        "ds = workspace.take<T>((p.rows - 1) * p.d)",
+    ),
     Mutation("gelu's last block left out", BACKWARD, r"\(most \+ of_block - 1\) / of_block", "most / of_block"),
     Mutation("gelu of as many as the adapter has", BACKWARD, r"gate \? p.r_g : p.r\)", "p.r)"),
     Mutation("dS without a look", BACKWARD, r"first \? site_look<T> : site_pass<T>", "site_pass<T>"),

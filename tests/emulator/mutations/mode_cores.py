@@ -3,7 +3,8 @@
 import torch
 
 from tests.cases.mode_cores import CASES, WIDE
-from tests.emulator.mutations import Mutation, of_case
+from tests.emulator.mutations import Mutation, of_assertions, of_case
+from tests.emulator.test_grids import test_slices_of_a_core_lie_on_the_first_axis
 
 OPERATION = "mode_cores"
 FILES = ("mode_cores/backward.cu",)
@@ -13,12 +14,29 @@ NAMES = """soft sigmoid-each diagonal-sigmoid-each diagonal-soft odd rank-one sp
 wide-rank-each none wide-none""".split()
 
 CHECKS = [of_case(BY_NAME[name], dtype) for name in NAMES for dtype in (torch.float32, torch.bfloat16)]
+CHECKS += [of_assertions("grids of many slices", test_slices_of_a_core_lie_on_the_first_axis)]
 
 BLOCK, FORWARD, BACKWARD = (f"mode_cores/{name}" for name in ("block.cuh", "forward.cu", "backward.cu"))
 PLAN = "mode_cores/plan.h"
 
 MUTATIONS = [
+    # the grid
     Mutation("grid in the other order", FORWARD, r"plan.across, plan.down", "plan.down, plan.across"),
+    Mutation(
+        "slices on the grid's second axis",
+        FORWARD,
+        r"(p\.modes, )block_y\(\)([\s\S]*?)block_x\(\) \* Tile::kN([\s\S]*?)plan\.across, plan\.down",
+        r"\1block_x()\2block_y() * Tile::kN\3plan.down, plan.across",
+    ),
+    Mutation(
+        "backward's blocks on the grid's second axis",
+        BACKWARD,
+        r"int64_t block = block_x\(\);([\s\S]*?)grid_\.blocks\(\), 1,",
+        r"int64_t block = block_y();\1 1, grid_.blocks(),",
+    ),
+    Mutation(
+        "workspace a split short", BACKWARD, r"splits \* p\.modes \* p\.rank : 0", "(splits - 1) * p.modes * p.rank : 0"
+    ),
     # the gate
     Mutation("threshold of the first rank", BLOCK, r"p.each \? k : 0", "0"),
     Mutation("threshold by the slice", BLOCK, r"transposed \? i : k\) : Compute", "transposed ? k : i) : Compute"),

@@ -3,10 +3,13 @@
 import torch
 
 from tests.cases.mode_update import CASES, WIDE
-from tests.emulator.mutations import Mutation, of_assertions, of_case, under
+from tests.emulator.mutations import Mutation, Turned, of_assertions, of_case, under
 from tests.emulator.mutations._common import MASK, ROWS, SHARES
+from tests.emulator.test_grids import test_rows_lie_on_the_first_axis
 from tests.emulator.test_mode_update_cuda import (
     test_gradients_from_some_results,
+    test_hidden_gradients_of_projections_are_summed_in_float32,
+    test_masks_at_large_rows,
     test_nothing_is_made_for_gradients_that_nobody_asks_for,
 )
 from tests.emulator.test_token_sums import test_dropout_at_large_positions
@@ -24,6 +27,9 @@ CHECKS = [
     of_assertions("some results", test_gradients_from_some_results),
     of_assertions("x's gradient alone", test_nothing_is_made_for_gradients_that_nobody_asks_for),
     of_assertions("dropout past 32 bits", test_dropout_at_large_positions, 2**32 + 7),
+    of_assertions("masks past 32 bits", test_masks_at_large_rows, 2**26, 2),
+    of_assertions("sum of dh", test_hidden_gradients_of_projections_are_summed_in_float32, False),
+    of_assertions("grids of many rows", test_rows_lie_on_the_first_axis, OPERATION),
 ]
 
 BLOCK, FORWARD, BACKWARD = "mode_update/block.cuh", "mode_update/forward.cu", "mode_update/backward.cu"
@@ -44,6 +50,12 @@ MUTATIONS = [
         BLOCK,
         r"static_cast<uint64_t>\(token\) \* p.rank",
         "static_cast<uint64_t>(token) * (p.rank - 1)",
+    ),
+    Mutation(
+        "row's position in 32 bits",
+        BLOCK,
+        r"static_cast<uint64_t>\(token\) \* p.rank",
+        "static_cast<uint32_t>(token * p.rank)",
     ),
     # cores
     Mutation("core of the first projection", BLOCK, r"k \* p.core_size\(\)", "0 * p.core_size()"),
@@ -72,7 +84,29 @@ MUTATIONS = [
     Mutation("last split of h too long", FORWARD, r"p.d_in - from < splits.each \? p.d_in - from : ", ""),
     Mutation("second tile of h is the first", FORWARD, r"begin = y / count \* Tile::kN", "begin = 0"),
     Mutation("x U^T left out", FORWARD, r"    if \(p.x\)\n", "    if (false)\n"),
+    Turned(
+        "rows on the grid's second axis", FORWARD, r"kernel, plan_\.blocks, blocks,", "kernel, blocks, plan_.blocks,"
+    ),
+    Mutation("workspace a row short", FORWARD, r"take<T>\(p\.count \* size\)", "take<T>(p.count * size - p.rank)"),
     # the backward
+    Turned(
+        "backward's rows on the grid's second axis",
+        BACKWARD,
+        r"kernel, plan_\.blocks, blocks,",
+        "kernel, blocks, plan_.blocks,",
+    ),
+    Mutation(
+        "backward's workspace a row short",
+        BACKWARD,
+        r"needed \? p\.rows \* p\.rank : 0",
+        "needed ? (p.rows - 1) * p.rank : 0",
+    ),
+    Mutation(
+        "dh rounded after each projection",
+        BACKWARD,
+        r"if \(of_mode\(g.dy, k\)\) (Base::add_to\(sum, .*\);)",
+        r"if (of_mode(g.dy, k)) { \1 sum = Base::rounded(sum); }",
+    ),
     Mutation("dy of the first projection", BACKWARD, r"block_rows\(of_mode\(g.dy, k\)", "block_rows(of_mode(g.dy, 0)"),
     Mutation("dh not dropped", BACKWARD, r"this->drop\(part, k, column\);", ";"),
     Mutation(
