@@ -17,12 +17,15 @@ HEAD = """# Mutants of the kernels
 
 Made with `python -m tests.emulator.mutants`, a module at a time, and joined with `--join`; [kernels.md](kernels.md)
 says how. Of each mutant the first check that killed it, and what it said; line numbers are those of the run. A table is
-of the sources that it names (`earlier`: made before tables named them), and `python -m tests.emulator.mutants --behind`
-says which modules have changed since.
+of the sources that it names (`earlier`: made before tables named them), but for rows that end with "(earlier)", which
+are of those before; `python -m tests.emulator.mutants --behind` says which modules have changed since.
 """
+EARLIER = " (earlier) |"
 TABLE = "| mutant | file | killed by | which says |\n| --- | --- | --- | --- |\n"
 SECTION = re.compile(
-    r"^## (\w+)\n\n(\S+): \d+ mutants, \d+ killed; sources `(\w+)`\.\n\n" + re.escape(TABLE) + r"((?:\| .*\n)*)",
+    r"^## (\w+)\n\n(\S+): \d+ mutants, \d+ killed; sources `(\w+)`(?:, \d+ before)?\.\n\n"
+    + re.escape(TABLE)
+    + r"((?:\| .*\n)*)",
     re.MULTILINE,
 )
 
@@ -46,9 +49,24 @@ class Section:
     def survivors(self):
         return [name for name, rest in self.rows.items() if f" | {SURVIVES} | " in rest]
 
+    @property
+    def current(self):
+        """The mutants that were run on these sources."""
+        return {name for name, rest in self.rows.items() if not rest.endswith(EARLIER)}
+
+    def put_before(self, other):
+        """Takes the rows of a run before: as they are if it was on the same sources."""
+        if self.sources == other.sources:
+            self.rows = other.rows | self.rows
+            return
+        for name, rest in other.rows.items():
+            if name not in self.rows:
+                self.rows[name] = rest if rest.endswith(EARLIER) else rest.removesuffix(" |") + EARLIER
+
     def __str__(self):
         count, killed = len(self.rows), len(self.rows) - len(self.survivors)
-        said = f"{self.day}: {count} mutants, {killed} killed; sources `{self.sources}`."
+        before = f", {count - len(self.current)} before" if len(self.current) < count else ""
+        said = f"{self.day}: {count} mutants, {killed} killed; sources `{self.sources}`{before}."
         rows = "".join(f"| {name} | {rest}\n" for name, rest in self.rows.items())
         return f"## {self.module}\n\n{said}\n\n{TABLE}{rows}"
 
@@ -67,12 +85,12 @@ def read(text):
 
 
 def joined(pages):
-    """The pages' sections: of a module the last one, to which those before it on the same sources add their rows."""
+    """The pages' sections: of a module the last one, to which those before it add their rows."""
     found = {}
     for page in pages:
         for name, section in read(page).items():
-            if name in found and found[name].sources == section.sources:
-                section.rows = found[name].rows | section.rows
+            if name in found:
+                section.put_before(found[name])
             found[name] = section
     return [found[name] for name in sorted(found)]
 
@@ -87,7 +105,7 @@ def of_today(section, name, module):
 
 def never_run_first(chosen, section, before):
     """Of ``chosen`` mutations those that the section has not killed; first those that no table has."""
-    left = [mutation for mutation in chosen if mutation.name not in set(section.rows) - set(section.survivors)]
+    left = [mutation for mutation in chosen if mutation.name not in section.current - set(section.survivors)]
     return sorted(left, key=lambda mutation: before is not None and mutation.name in before.rows)
 
 
@@ -114,6 +132,8 @@ def behind(page):
         listed, seen = {mutation.name for mutation in mutations(module)}, set(sections[name].rows)
         reasons = ["its kernels have changed"] if sections[name].sources != digest(module) else []
         reasons += [f"{len(listed - seen)} mutants are not in its table"] if listed - seen else []
+        before = listed & seen - sections[name].current
+        reasons += [f"{len(before)} were run on earlier ones"] if before else []
         reasons += [f"{len(seen - listed)} of its table are listed no more"] if seen - listed else []
         if reasons:
             yield f"{name} ({sections[name].day}): {', '.join(reasons)}"

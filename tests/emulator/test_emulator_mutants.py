@@ -52,8 +52,13 @@ def test_page_is_read_as_it_was_written():
     assert list(joined.rows) == [first.name, second.name, third.name] and not joined.survivors
     assert "3 mutants, 3 killed" in str(joined)
     old.sources = "0" * 12
-    [alone] = mutants_page.joined(map(mutants_page.page_of, ([old], [new])))
-    assert list(alone.rows) == [second.name, third.name]  # rows of other sources are left out
+    for _ in range(2):  # a row of other sources says so, and once
+        [both] = mutants_page.joined(map(mutants_page.page_of, ([old], [new])))
+        assert list(both.rows) == [second.name, third.name, first.name]
+        assert both.rows[first.name].endswith("says / so (earlier) |") and both.current == {second.name, third.name}
+        assert "3 mutants, 3 killed" in str(both) and ", 1 before." in str(both)
+        old = both
+        old.sources = "1" * 12
 
 
 def test_a_run_goes_on_where_it_was_broken_off():
@@ -77,9 +82,13 @@ def test_page_says_what_it_is_behind():
     of["tiles"].sources = "0" * 12
     of["mode_cores"].rows.pop(mutations(MODULES["mode_cores"])[0].name)
     of["mode_update"].rows["gone"] = "`a` | b | c |"
+    moved = mutations(MODULES["inline_ptx"])[0]
+    del of["inline_ptx"].rows[moved.name]
+    of["inline_ptx"].put_before(section("inline_ptx", MODULES["inline_ptx"], (moved, ("a", "b")), sources="0" * 12))
     del of["cp_reconstruct"]
     assert list(mutants_page.behind(mutants_page.page_of(of.values()))) == [
         "cp_reconstruct: not run",
+        "inline_ptx (2026-01-02): 1 were run on earlier ones",
         "mode_cores (2026-01-02): 1 mutants are not in its table",
         "mode_update (2026-01-02): 1 of its table are listed no more",
         "tiles (2026-01-02): its kernels have changed",
