@@ -1,6 +1,7 @@
 """Putting a saved adapter on a model: every file is checked, and the model is as before if one does not fit."""
 
 import json
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,15 @@ def load_adapter(
     another shape or not finite. With ``strict=False`` tensors that are missing keep their first values, those that are
     too many or of another shape are left out, and a warning names all of them.
     """
+    if not isinstance(model, nn.Module):
+        raise UserError(f"load_adapter: model must be a torch module, got {type(model).__name__}")
+    if not isinstance(folder, str | os.PathLike):
+        raise UserError(f"load_adapter: folder must be a path, got {folder!r}")
+    if not isinstance(adapter_name, str) or not adapter_name:
+        raise UserError(f"load_adapter: adapter_name must be a name, got {adapter_name!r}")
+    for name, flag in (("is_trainable", is_trainable), ("strict", strict)):
+        if not isinstance(flag, bool):
+            raise UserError(f"load_adapter: {name} must be True or False, got {flag!r}")
     folder = Path(folder)
     config, tensors = _config(folder), _tensors(folder)
     config.inference_mode = not is_trainable
@@ -114,7 +124,9 @@ def _tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 def _check_finite(file: Path, tensors: dict[str, torch.Tensor]) -> None:
     for name, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
+        if not tensor.is_floating_point():
+            raise UserError(f"{file}: {name} is {tensor.dtype}, wanted a floating type")
+        if not torch.isfinite(tensor.float() if tensor.itemsize == 1 else tensor).all():
             raise UserError(f"{file}: {name} has values that are not finite")
 
 

@@ -118,11 +118,14 @@ def damage(folder, how):
             saved["base_model.petal_shared.factors.text.w"] = torch.zeros(2)
         elif how == "another shape":
             saved[key] = saved[key][:2].clone()
+        elif how in DTYPES:
+            saved[key] = saved[key].to(DTYPES[how])
         else:
             saved[key][0, 0] = torch.nan
         save_file(saved, file)
 
 
+DTYPES = {"integers": torch.int64, "complex": torch.complex64}
 DAMAGES = {
     "truncated": r"adapter_model\.safetensors is truncated or was altered",
     "no header": r"adapter_model\.safetensors is truncated or was altered",
@@ -134,6 +137,8 @@ DAMAGES = {
     "too many": r"factors\.text\.w is of no use to this adapter",
     "another shape": r"factors\.text\.u is \[2, 32\], wanted \[4, 32\]",
     "not finite": r"factors\.text\.u has values that are not finite",
+    "integers": r"factors\.text\.u is torch\.int64, wanted a floating type",
+    "complex": r"factors\.text\.u is torch\.complex64, wanted a floating type",
 }
 
 
@@ -260,6 +265,16 @@ def test_deepcopy_is_independent():
     assert torch.equal(vlm_logits(twin, KIND), wanted)
     taps = hooks(model)
     assert hooks(twin.unload()) == 0 and hooks(model) == taps > 0
+
+
+def test_a_whole_model_is_written_to_a_file_and_read_again(tmp_path):
+    model = petal(KIND)
+    wanted = vlm_logits(model, KIND)
+    torch.save(model, tmp_path / "model.pt")
+    again = torch.load(tmp_path / "model.pt", weights_only=False)
+    assert torch.equal(vlm_logits(again, KIND), wanted) and hooks(again) == hooks(model)
+    again.train()(**vlm_batch(KIND)).loss.backward()
+    assert all(p.grad is not None for name, p in again.named_parameters() if "petal_mode" in name)
 
 
 def test_moving_between_dtypes_keeps_factors_shared():

@@ -197,7 +197,7 @@ class RunningTower:
                 layer._active_adapter = before
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_pass": None, "_recomputed": Recomputed()}
+        return self.__dict__ | {"_pass": None}
 
 
 class LayerTail:

@@ -100,6 +100,9 @@ class Recomputed:
         self._shares: set[Any] = set()  # (adapter, factors, dtype) that the last pass projected once for all layers
         self._projected = WeakTensorKeyDictionary()  # x -> {(adapter, factors, dtype): (versions, x Uᵀ)}
 
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return Recomputed, ()  # a copy of the model, or a file of it, begins anew
+
     def keep_cores(self, key: Any, sources: list[Tensor], cores: Cores) -> None:
         self._cores[key] = versions(sources), cores.values()
 
