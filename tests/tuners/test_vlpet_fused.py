@@ -183,6 +183,17 @@ def test_hooks_see_what_they_see_in_the_host(path):
     torch.testing.assert_close(seen["fused logits"], seen["alone logits"], rtol=1e-4, atol=1e-4)
 
 
+def test_a_hook_of_all_modules_sees_the_norms():
+    model, seen = tuned(make_host("bart")), []
+    handle = torch.nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(module))
+    try:
+        logits(model, "bart")
+    finally:
+        handle.remove()
+    norms = [layer.final_layer_norm for layer in fused_layers(model)]
+    assert norms and all(fused.layer.running(norm) in seen for norm in norms)
+
+
 def test_attention_weights_and_hidden_states_are_recorded():
     model = tuned(make_host("bart", attn_implementation="eager"))
     alone = separated(model)

@@ -15,11 +15,11 @@ from torch.utils.dlpack import from_dlpack, to_dlpack
 
 from petx.tuners._common.layer import why_packed
 
-__all__ = ["Together", "distributed", "listened_to", "why_apart"]
+__all__ = ["Together", "distributed", "has_hooks", "why_apart"]
 
 
-def listened_to(module: nn.Module) -> bool:
-    """Whether a hook wants to see or change what goes through ``module``."""
+def has_hooks(module: nn.Module) -> bool:
+    """Whether any hook sees what goes through ``module``, one of all modules too."""
     kinds = (module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks)
     return any(kinds) or hooks_of_all._has_any_global_hook()
 
@@ -29,7 +29,7 @@ def why_apart(linears: Sequence[Any]) -> str | None:
     :meth:`Together.lay` has been called."""
     if any(type(linear) is not nn.Linear or "forward" in vars(linear) for linear in linears):
         return "a frozen projection is not torch's own linear layer"
-    if any(listened_to(linear) for linear in linears):
+    if any(has_hooks(linear) for linear in linears):
         return "hooks listen to a frozen projection"
     first = linears[0]
     if any((linear.bias is None) != (first.bias is None) for linear in linears):
@@ -63,7 +63,7 @@ class Together:
         """Weight ``[K d_out, d_in]`` and bias ``[K d_out]`` or None of ``linears``; None if they have a reason to be
         apart or do not lie together. Runs in every pass, :func:`why_apart` only after it said no."""
         for linear in linears:
-            if type(linear) is not nn.Linear or "forward" in vars(linear) or listened_to(linear):
+            if type(linear) is not nn.Linear or "forward" in vars(linear) or has_hooks(linear):
                 return None
         weight, bias = (self._whole.get(name) for name in ("weight", "bias"))
         if weight is None or not _are_parts(linears, "weight", weight) or not _are_parts(linears, "bias", bias):

@@ -12,7 +12,7 @@ from torch import nn
 from petx import functional
 from petx.nn import ValueAdapter
 from petx.tuners._common.together import Together, distributed, why_apart
-from petx.tuners.vlpet.fused.layer import listened_to
+from petx.tuners.vlpet.fused.layer import is_watched
 from petx.tuners.vlpet.layer import ValueSite
 
 __all__ = ["ValueGroup", "decoder_of"]
@@ -91,7 +91,7 @@ class ValueGroup:
         places = {(other.weight.shape, other.weight.dtype, other.weight.device) for other in linears}
         if len(places) > 1:
             return "the value projections differ in size, dtype or device"
-        if any(listened_to(module) for module in (*self.sites, *adapters, *linears)):
+        if any(is_watched(module) for module in (*self.sites, *adapters, *linears)):
             return "hooks listen to them"
         if self.decoder.training and getattr(self.decoder, "layerdrop", None):
             return "the decoder drops whole layers in training"

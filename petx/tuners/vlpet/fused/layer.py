@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
+from torch.nn.modules.module import _has_any_global_hook as _hooks_of_all
 
 from petx.nn import Tail
 from petx.tuners.vlpet.layer import EncoderSite
 
-__all__ = ["FusedLayer", "end_of_sublayer", "listened_to", "running"]
+__all__ = ["FusedLayer", "end_of_sublayer", "is_watched", "running"]
 
 
 class FusedLayer(nn.Module):
@@ -30,7 +31,7 @@ class FusedLayer(nn.Module):
     """Attributes of the layer that the host's forward reads: one more or less, and the host has changed."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if any(listened_to(_at(self, path)) for path in (*self.watched, *self.sites)):
+        if any(is_watched(_at(self, path)) for path in (*self.watched, *self.sites)):
             return super().forward(*args, **kwargs)
         self._let_sites_adapt(False)
         try:
@@ -90,7 +91,7 @@ def _plain(adapter: nn.Module, h: torch.Tensor, x: torch.Tensor) -> bool:
 def _tail(dropout: float | nn.Module, norm: nn.Module | None, training: bool) -> Tail | None:
     """The operation's arguments for a host's dropout and norm, or None if one of them has to be called."""
     if isinstance(dropout, nn.Module):
-        if type(dropout) is not nn.Dropout or listened_to(dropout):
+        if type(dropout) is not nn.Dropout or is_watched(dropout):
             return None
         rate, training = dropout.p, dropout.training
     else:
@@ -101,7 +102,7 @@ def _tail(dropout: float | nn.Module, norm: nn.Module | None, training: bool) ->
     if norm is None:
         return Tail(p)
     norm, wrapper = running(norm), norm
-    if type(norm) is not nn.LayerNorm or norm.weight is None or listened_to(norm) or listened_to(wrapper):
+    if type(norm) is not nn.LayerNorm or norm.weight is None or is_watched(norm) or is_watched(wrapper):
         return None
     return Tail(p, "layer", norm.weight, norm.bias, norm.eps)
 
@@ -116,10 +117,10 @@ def running(module: nn.Module) -> nn.Module:
     return module.modules_to_save[active[0]]
 
 
-def listened_to(module: nn.Module) -> bool:
-    """Whether a hook on ``module`` wants to see or change what goes through it."""
+def is_watched(module: nn.Module) -> bool:
+    """Whether a hook on ``module``, or one of all modules, wants to see or change what goes through it."""
     kinds = (module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks)
-    return any(not _leaves_alone(hook) for hooks in kinds for hook in hooks.values())
+    return any(not _leaves_alone(hook) for hooks in kinds for hook in hooks.values()) or _hooks_of_all()
 
 
 def _leaves_alone(hook: object) -> bool:
