@@ -53,6 +53,7 @@ def test_saved_configuration_is_found_by_its_type_in_a_fresh_process(tmp_path):
 NO_TAP = [dict(output=r".*encoder\.layers\.\d+\.fc2")]
 WRONG_TAP = [dict(output=r"(.*encoder\.layers\.\d+)\.fc2", input=r"\1.fc3")]
 TWICE = [dict(output=r"(.*encoder\.layers\.\d+)\.fc2", input=r"\1.fc1")] * 2
+NO_GROUP = [dict(output=r".*encoder\.layers\.\d+\.fc2", input=r"\1.fc1")]
 NOT_LINEAR = [dict(output=r"(.*encoder\.layers\.\d+)\.final_layer_norm", input=r"\1.fc1")]
 
 
@@ -75,6 +76,8 @@ NOT_LINEAR = [dict(output=r"(.*encoder\.layers\.\d+)\.final_layer_norm", input=r
         (dict(encoder_sites=[], decoder_value=False), "nothing to adapt"),
         (dict(encoder_sites=NO_TAP), "needs the encoder_sites entry 'input', which is not given"),
         (dict(encoder_sites=WRONG_TAP), "'input', which is 'model.encoder.layers.0.fc3', not in the model"),
+        (dict(encoder_sites=NO_GROUP), r"input '.*' in encoder_sites does not fit the pattern '.*fc2': "),
+        (dict(decoder_sites=[dict(output="(?P<a>v)(?P<a>w")]), r"in decoder_sites is no pattern: "),
         (dict(encoder_sites=TWICE), "two entries of encoder_sites and decoder_sites match"),
         (dict(encoder_sites=NOT_LINEAR), "must be a linear layer, got LayerNorm"),
         (dict(granularity="small", mask_padding=True, encoder_sites=TWICE[:1]), "entry 'mask', which is not given"),

@@ -1,8 +1,9 @@
 """What VL-PET adapts and how: the configuration."""
 
-import re
 from dataclasses import dataclass, field
 from typing import Any
+
+import regex
 
 from petx.errors import UserError
 from petx.functional._gated_adapter_options import check_options
@@ -134,8 +135,8 @@ class VLPetConfig(AdapterConfig):
                         f"and 'name', got {site!r}"
                     )
                 try:
-                    re.compile(site["output"])
-                except re.error as error:
+                    regex.compile(site["output"])
+                except regex.error as error:
                     raise UserError(
                         f"VLPetConfig: output {site['output']!r} in {name} is no pattern: {error}"
                     ) from None

@@ -59,7 +59,7 @@ def find_sites(model: nn.Module, config: VLPetConfig) -> dict[str, Site]:
                 found += 1
                 taps = {}
                 for tap, needed in (("input", config.reads_input(side)), ("mask", config.reads_mask(side))):
-                    taps[tap] = match.expand(entry[tap]) if entry.get(tap) else None
+                    taps[tap] = _expanded(match, entry, side, tap)
                     if needed and taps[tap] not in modules:
                         given = f"which is {taps[tap]!r}, not in the model" if taps[tap] else "which is not given"
                         raise UserError(f"VL-PET: the site {path} needs the {side}_sites entry {tap!r}, {given}")
@@ -80,6 +80,18 @@ def find_sites(model: nn.Module, config: VLPetConfig) -> dict[str, Site]:
     if not sites:
         raise UserError("VL-PET: nothing to adapt: encoder_sites is empty, and decoder_sites is empty or off too")
     return {path: sites[path] for path in modules if path in sites}
+
+
+def _expanded(match: Any, entry: dict[str, str], side: str, tap: str) -> str | None:
+    """The path that ``entry`` gives for ``tap`` where its pattern matched; None if it gives none."""
+    if not entry.get(tap):
+        return None
+    try:
+        return match.expand(entry[tap])
+    except (regex.error, IndexError) as error:
+        raise UserError(
+            f"VL-PET: {tap} {entry[tap]!r} in {side}_sites does not fit the pattern {entry['output']!r}: {error}"
+        ) from None
 
 
 def _kinds(paths: Iterable[str]) -> str:
