@@ -39,13 +39,13 @@ def expert_mixture(
         weights = x.new_full((*x.shape[:-1], experts), 1 / experts)
     else:
         assert gate_weight is not None
-        read = x
-        if gate == "sample" and pool_mask is None:
-            read = x.mean(dim=1, keepdim=True)
-        elif gate == "sample" and pool_mask is not None:
-            counts = pool_mask.to(x.dtype).unsqueeze(-1)
-            read = (x * counts).sum(1, keepdim=True) / counts.sum(1, keepdim=True).clamp(min=1)
-        logits = F.linear(read, gate_weight, gate_bias)
+        logits = F.linear(x, gate_weight)
+        if gate == "sample":  # the mean of its tokens' logits; what does not count may be anything, NaN too
+            counts = torch.ones_like(x[..., :1], dtype=torch.bool) if pool_mask is None else pool_mask.unsqueeze(-1)
+            total = logits.masked_fill(~counts, 0).sum(1, keepdim=True)
+            logits = total / counts.sum(1, keepdim=True).clamp(min=1)
+        if gate_bias is not None:
+            logits = logits + gate_bias
         if top_k is not None:
             logits = logits.masked_fill(~_among_largest(logits, top_k), -math.inf)
         weights = torch.softmax(logits, dim=-1).expand(*x.shape[:-1], experts)

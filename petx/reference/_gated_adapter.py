@@ -72,12 +72,13 @@ def gated_adapter(
         gate = 1 + (gate_weight if middle_y == "linear" else torch.sigmoid(gate_weight))
     elif granularity == "small":
         assert x is not None and gate_weight is not None
-        per_token = torch.sigmoid(F.linear(torch.cat([x, read], dim=-1), gate_weight, gate_bias))  # [B, L, 1]
+        logits = F.linear(torch.cat([x, read], dim=-1), gate_weight, gate_bias)  # [B, L, 1]
         if padding_mask is None:
-            gate = per_token.mean(dim=1, keepdim=True)
-        else:
-            weight = padding_mask.to(per_token.dtype).unsqueeze(-1)
-            gate = (per_token * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True).clamp(min=1)
+            gate = torch.sigmoid(logits).mean(dim=1, keepdim=True)
+        else:  # padding may be anything, NaN too: it is taken out before the activation, and after it
+            padding = ~padding_mask.unsqueeze(-1)
+            per_token = torch.sigmoid(logits.masked_fill(padding, 0)).masked_fill(padding, 0)
+            gate = per_token.sum(1, keepdim=True) / (~padding).sum(1, keepdim=True).clamp(min=1)
     else:
         gate = None
     y = scale * (s if gate is None else gate * s)

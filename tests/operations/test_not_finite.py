@@ -6,6 +6,7 @@ import torch
 from petx import functional, reference
 from petx.functional import _cp_reconstruct
 from tests.cases.expert_mixture import mixture
+from tests.cases.gated_adapter import site
 from tests.checks import outputs_and_grads
 
 NAN, INF = float("nan"), float("inf")
@@ -28,9 +29,32 @@ def same_places(where, bad, **options):
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
 def test_one_bad_value(gate, top_k, activation):
     for where in LEAVES:
-        # A sample's logits are the mean of its tokens', for which an infinite weight can have both signs.
-        for bad in (NAN, INF, -INF) if (gate, where) != ("sample", "gate_weight") else (NAN,):
+        for bad in (NAN, INF, -INF):
             same_places(where, bad, gate=gate, top_k=top_k, activation=activation)
+
+
+@pytest.mark.parametrize(
+    "case, mask",
+    [
+        (mixture("pool", pool=True, activation="gelu", gate="sample"), "pool_mask"),
+        (mixture("pool-top", pool=True, activation="relu", gate="sample", top_k=2), "pool_mask"),
+        (site("small", granularity="small", mask=True), "padding_mask"),
+        (site("original", granularity="small", gate_input="original", mask=True), "padding_mask"),
+    ],
+    ids=lambda one: getattr(one, "name", ""),
+)
+@pytest.mark.parametrize("bad", [NAN, INF])
+def test_a_token_that_does_not_count_may_be_anything(case, mask, bad):
+    """For the gate of its sample; its own row, and what sums over all rows, are as they are."""
+    tensors, counts = case.inputs(torch.float32), case.extras()[mask]
+    row = int(counts.flatten().logical_not().nonzero()[0])
+    with torch.no_grad():
+        tensors[case.ACTIVATIONS[0]].flatten(0, -2)[row, 1] = bad
+    got, wanted = (outputs_and_grads(run, tensors) for run in (case.run, case.expected))
+    for name, value in wanted.items():
+        assert torch.equal(got[name].isfinite(), value.isfinite()), name
+    rows = wanted["out"].flatten(0, -2).isfinite().all(-1)
+    assert rows.sum() == len(rows) - 1 and not rows[row]
 
 
 @pytest.mark.parametrize("gate", ["token", "sample"])
