@@ -10,6 +10,8 @@ from typing import Any, NoReturn
 
 import torch
 
+LARGEST = torch.finfo(torch.float32).max  # of a number that kernels compute with: beyond it is infinity to them
+
 
 def told(value: Any) -> str:
     """``value`` in a message: tensors by dtype and shape, other things as Python writes them, cut short."""
@@ -69,20 +71,24 @@ def check_probability(owner: str, **values: Any) -> None:
 
 def check_finite(owner: str, **values: Any) -> None:
     for name, value in values.items():
-        if not is_number(value) or not abs(value) < math.inf:
-            refuse(owner, name, "finite", value)
+        if not is_number(value) or not abs(value) <= LARGEST:
+            refuse(owner, name, _within("finite", value), value)
 
 
 def check_positive(owner: str, **values: Any) -> None:
     for name, value in values.items():
-        if not is_number(value) or not 0 < value < math.inf:
-            refuse(owner, name, "positive and finite", value)
+        if not is_number(value) or not 0 < value <= LARGEST:
+            refuse(owner, name, _within("positive and finite", value), value)
 
 
 def check_not_negative(owner: str, **values: Any) -> None:
     for name, value in values.items():
-        if not is_number(value) or not 0 <= value < math.inf:
-            refuse(owner, name, "at least 0 and finite", value)
+        if not is_number(value) or not 0 <= value <= LARGEST:
+            refuse(owner, name, _within("at least 0 and finite", value), value)
+
+
+def _within(wanted: str, value: Any) -> str:
+    return f"{wanted} in float32" if is_number(value) and LARGEST < abs(value) < math.inf else wanted
 
 
 def shown_shape(shape: Sequence[int]) -> str:

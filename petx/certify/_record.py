@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from petx._checks import refuse_type
 from petx.certify import cards as machine
 from petx.certify import choice
 
@@ -40,6 +41,8 @@ def differences(saved: dict[str, Any]) -> list[str]:
     """
     from petx import ops
 
+    if not isinstance(saved, dict):
+        refuse_type("differences", "saved", "what record() gave", saved)
     found = []
     for stem, path in saved.get("cpu", {}).items():
         now = PATHS[ops.has_kernel(stem, "cpu")]

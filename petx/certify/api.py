@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from petx._checks import check_flag
 from petx.certify import cards as machine
 from petx.certify import certificate as file
 from petx.certify import process
@@ -26,7 +27,9 @@ def certify(
 
     Raises UserError for a device or an operation that does not exist, and for a card that the library cannot run on.
     """
-    card, wanted = card_of(device), stems(operations)
+    wanted = stems(operations)
+    check_flag("certify", timed=timed)
+    card = card_of(device)
     if operations is None and timed:
         forget(card.index)
         found = made(card)
@@ -43,6 +46,8 @@ def card_of(device: int | str | torch.device) -> machine.Card:
     cards = machine.cards
     if isinstance(device, str) and device.isdigit():
         device = int(device)
+    if isinstance(device, bool) or not isinstance(device, int | str | torch.device):
+        raise UserError(f"device must be a GPU such as cuda:0, got {device!r}")
     if not isinstance(device, int):
         try:
             device = torch.device(device)
@@ -70,9 +75,11 @@ def stems(operations: Iterable[str] | None) -> list[str]:
 
     if operations is None:
         return list(CASES)
+    if isinstance(operations, str) or not isinstance(operations, Iterable):
+        raise UserError(f"operations must be several names, of {', '.join(CASES)}; got {operations!r}")
     wanted = list(operations)
     for name in wanted:
-        if name not in CASES:
+        if not isinstance(name, str) or name not in CASES:
             raise UserError(f"operations: there is no {name!r}; there are {', '.join(CASES)}")
     return wanted
 

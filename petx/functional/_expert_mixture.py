@@ -9,6 +9,7 @@ from torch import Tensor
 
 from petx import reference
 from petx._checks import (
+    LARGEST,
     check_choice,
     check_finite,
     check_floating,
@@ -86,7 +87,7 @@ def mixture(
 ) -> Tensor:
     """:func:`expert_mixture` of what a layer has: ``parameters`` in the order of :data:`ARGUMENTS`, both masks."""
     # What the operator does not see or would not refuse.
-    checked = type(alpha) in NUMBERS and type(beta) in NUMBERS and abs(alpha) < math.inf and abs(beta) < math.inf
+    checked = type(alpha) in NUMBERS and type(beta) in NUMBERS and abs(alpha) <= LARGEST and abs(beta) <= LARGEST
     checked = checked and type(gate) is str and gate in GATES
     checked = (
         checked

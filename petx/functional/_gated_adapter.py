@@ -10,6 +10,7 @@ from torch import Tensor
 
 from petx import reference
 from petx._checks import (
+    LARGEST,
     check_device,
     check_finite,
     check_flag,
@@ -117,9 +118,9 @@ def site(
     h: Any = tensors[0]
     down: Any = tensors[2]
     # What the operator does not see or would not refuse.
-    checked = type(scale) in NUMBERS and abs(scale) < math.inf and type(eps) in NUMBERS and eps >= 0
+    checked = type(scale) in NUMBERS and abs(scale) <= LARGEST and type(eps) in NUMBERS and 0 <= eps <= LARGEST
     checked = checked and padding_mask is None and seed is None
-    if checked and dropout == 0 and OPERATION.can_try_fast_path(h, down):
+    if checked and type(dropout) in NUMBERS and dropout == 0 and OPERATION.can_try_fast_path(h, down):
         try:
             if h.dtype is down.dtype and h.is_contiguous():
                 granularity, *others = CODES[choices]

@@ -1,6 +1,5 @@
 """PETAL's cores: every mode vector's contraction with the shared core tensor, behind a learnable threshold."""
 
-import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,7 +7,7 @@ import torch
 from torch import Tensor
 
 from petx import reference
-from petx._checks import check_shape, refuse, refuse_type
+from petx._checks import LARGEST, check_shape, refuse, refuse_type
 from petx.functional._operation import ARGUMENT_ERRORS, NUMBERS, Operation, cast
 from petx.functional._threshold import THRESHOLDS, check_threshold
 
@@ -33,7 +32,7 @@ def mode_cores(
 
     Raises ValueError naming the argument, what came and what was wanted.
     """
-    checked = type(temperature) in NUMBERS and temperature < math.inf and type(gate) is str and gate in THRESHOLDS
+    checked = type(temperature) in NUMBERS and temperature <= LARGEST and type(gate) is str and gate in THRESHOLDS
     if checked and OPERATION.can_try_fast_path(core, core):
         try:
             if core.dtype == modes.dtype:

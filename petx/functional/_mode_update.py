@@ -14,6 +14,7 @@ from petx._checks import check_flag, check_floating, check_probability, check_se
 from petx.functional._autograd import Differentiable, dtypes_of, wants_gradient
 from petx.functional._operation import (
     ARGUMENT_ERRORS,
+    NUMBERS,
     Operation,
     as_leaves,
     autocast_dtype,
@@ -58,8 +59,9 @@ def mode_update(
 
     Raises ValueError naming the argument, what came and what was wanted.
     """
-    none_given = isinstance(bases, list | tuple) and not bases  # which the operator would take for None
-    if seed is None and dropout == 0 and not none_given and OPERATION.can_try_fast_path(x, cores):
+    # Of no bases the operator would think that None was given.
+    plain = seed is None and type(dropout) in NUMBERS and (bases is None or (type(bases) in (list, tuple) and bases))
+    if plain and dropout == 0 and OPERATION.can_try_fast_path(x, cores):
         try:
             if x.dtype is v.dtype and x.is_contiguous():
                 given = () if bases is None else bases
@@ -67,7 +69,7 @@ def mode_update(
         except ARGUMENT_ERRORS:
             pass
     arguments = (x, u, v, cores, bases, dropout, shared_mask, seed)
-    return OPERATION.call_or_explain(x, cores, _run, check, arguments, check_first=seed is not None or none_given)
+    return OPERATION.call_or_explain(x, cores, _run, check, arguments, check_first=not plain)
 
 
 def update(

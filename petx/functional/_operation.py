@@ -201,7 +201,10 @@ def autocast_dtype(tensor: torch.Tensor) -> torch.dtype:
 
 
 def cast(tensor: torch.Tensor | None, dtype: torch.dtype) -> Any:
-    return tensor if tensor is None or tensor.dtype == dtype else tensor.to(dtype)
+    """``tensor`` in ``dtype``; what is not floating is left for the operator, or a check, to refuse."""
+    if tensor is None or tensor.dtype == dtype or not tensor.is_floating_point():
+        return tensor
+    return tensor.to(dtype)
 
 
 def operands(tensors: Iterable[torch.Tensor | None], dtype: torch.dtype) -> list[torch.Tensor | None]:

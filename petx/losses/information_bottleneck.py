@@ -84,15 +84,18 @@ class InformationBottleneck(nn.Module):
         if estimator == "variational":
             if label_estimator is not None or input_estimator is not None:
                 raise ValueError("InformationBottleneck: 'variational' takes no label_estimator or input_estimator")
+            for name, hidden in (("label_hidden", label_hidden), ("input_hidden", input_hidden)):
+                if hidden is not None:
+                    refuse("InformationBottleneck", name, "None for 'variational', which has no such estimator", hidden)
             # Small noise at first, so that a trained host still works when its features are sampled.
             self.log_variance = nn.Parameter(torch.full((z_features,), -4.0))
             return
         label_default, input_default = DEFAULTS[estimator]
         widths = (x_features, z_features) if estimator == "authors" else (z_features, x_features)
-        self.label_estimator = _make(
-            "label_estimator", label_estimator or label_default, z_features, vocabulary, label_hidden
-        )
-        self.input_estimator = _make("input_estimator", input_estimator or input_default, *widths, input_hidden)
+        label_estimator = label_default if label_estimator is None else label_estimator
+        input_estimator = input_default if input_estimator is None else input_estimator
+        self.label_estimator = _make("label_estimator", label_estimator, z_features, vocabulary, label_hidden)
+        self.input_estimator = _make("input_estimator", input_estimator, *widths, input_hidden)
 
     def forward(self, z: Tensor, x: Tensor, labels: Tensor) -> Tensor:
         """The term, a scalar, of ``z [B, Q, z_features]``, ``x [B, P, x_features]`` and ``labels [B, L]``.
@@ -132,6 +135,8 @@ class InformationBottleneck(nn.Module):
         for name, tensor in (("z", z), ("x", x), ("labels", labels)):
             if not isinstance(tensor, Tensor):
                 refuse_type("InformationBottleneck", name, "a tensor", tensor)
+        if labels.dim() != 2:
+            raise ValueError(f"InformationBottleneck: labels must be [B, L], got {list(labels.shape)}")
         for name, tensor, features in (("z", z, self.z_features), ("x", x, self.x_features)):
             if tensor.dim() not in (2, 3) or tensor.shape[-1] != features or not tensor.is_floating_point():
                 raise ValueError(
@@ -168,6 +173,9 @@ def _objective(estimator: Any, first: Tensor, second: Tensor | LabelBag) -> Tens
 
 def _make(name: str, estimator: str | nn.Module, first: int, second: int, hidden: int | None) -> nn.Module:
     if isinstance(estimator, nn.Module):
+        if hidden is not None:
+            owner, size = "InformationBottleneck", name.replace("estimator", "hidden")
+            refuse(owner, size, f"None beside a {name} that is a module", hidden)
         return estimator
     if not isinstance(estimator, str) or estimator not in ESTIMATORS:
         raise ValueError(

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from petx._checks import check_size, refuse_type
+from petx._checks import check_size, refuse, refuse_type
 from petx.losses.labels import LabelBag
 
 __all__ = ["CLUB", "MINE", "InfoNCE"]
@@ -42,6 +42,9 @@ class _Estimator(nn.Module):
             refuse_type(name, "second", f"a tensor [B, {self.second_features}] or a LabelBag", second)
         if first.dim() != 2 or first.shape[1] != self.first_features or first.shape[0] < 1:
             raise ValueError(f"{name}: first must be [B >= 1, {self.first_features}], got {list(first.shape)}")
+        for which, given in (("first", first), ("second", second)):
+            if isinstance(given, Tensor) and not given.is_floating_point():
+                refuse(name, which, "floating", given)
         wanted = "a LabelBag of B samples" if isinstance(second, LabelBag) else f"[B, {self.second_features}]"
         fits = isinstance(second, LabelBag) or (second.dim() == 2 and second.shape[1] == self.second_features)
         if isinstance(second, LabelBag) and second.device.type == "cpu":  # on a GPU torch's own assertion says so
@@ -55,6 +58,16 @@ class _Estimator(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.first_features}, {self.second_features}, hidden={self.hidden}"
+
+
+def _check_order(owner: str, name: str, value: Tensor, count: int, device: torch.device) -> None:
+    """``value`` is int64 ``[count]``; on the CPU, of numbers of samples (on a GPU torch's own assertion says so)."""
+    if not isinstance(value, Tensor):
+        refuse_type(owner, name, f"a tensor int64 [{count}]", value)
+    if value.dtype != torch.int64 or list(value.shape) != [count] or value.device != device:
+        refuse(owner, name, f"int64 [{count}] on {device}", value)
+    if device.type == "cpu" and bool(((value < 0) | (value >= count)).any()):
+        raise ValueError(f"{owner}: {name} must be in [0, {count}), got {value.tolist()}")
 
 
 def _product(second: Tensor | LabelBag, weight: Tensor) -> Tensor:
@@ -89,6 +102,8 @@ class MINE(_Estimator):
         count = first.shape[0]
         if draws is None:
             draws = torch.randint(count, (count,), device=first.device)
+        else:
+            _check_order("MINE", "draws", draws, count, first.device)
         first_part, second_part = self.weight.split([self.first_features, self.second_features])
         left, right = first @ first_part + self.bias, _product(second, second_part)
         joint, product = (self.score(F.relu(left + other)).squeeze(1) for other in (right, right[draws]))
@@ -149,6 +164,8 @@ class CLUB(_Estimator):
         self._check(first, second)
         if permutation is None:
             permutation = torch.randperm(first.shape[0], device=first.device)
+        else:
+            _check_order("CLUB", "permutation", permutation, first.shape[0], first.device)
         hidden = self._hidden(first)
         if isinstance(second, LabelBag):
             # Pairs (a_b, labels of π(b)) are the pairs (a_π⁻¹(s), labels of s): the rows of s serve both.
@@ -167,6 +184,8 @@ class CLUB(_Estimator):
         values. ``samples=None`` takes every column, ``[B, second_features]``.
         """
         self._check(first, second)
+        if samples is not None:
+            check_size("CLUB", samples=samples)
         hidden = self._hidden(first)
         if not isinstance(second, LabelBag):
             mean, variance = self._gaussian(hidden)

@@ -1,6 +1,7 @@
 """Scores of generated answers and captions. One module per family; a task names it, and its ``score`` scores."""
 
 from collections.abc import Callable
+from types import ModuleType
 
 from petx import _rooms
 from petx.metrics.caption import bleu, cider_d, rouge_l
@@ -33,7 +34,7 @@ def names() -> list[str]:
 
 def reads_references(name: str) -> bool:
     """Whether the metric ``name`` compares with the examples' references, its module's ``REFERENCES``."""
-    return getattr(_rooms.modules(__name__)[name], "REFERENCES", False)
+    return getattr(_found(name), "REFERENCES", False)
 
 
 def reads_rankings(name: str) -> bool:
@@ -43,4 +44,11 @@ def reads_rankings(name: str) -> bool:
 
 def find(name: str) -> Callable[..., dict[str, float]]:
     """``score(predictions, examples) -> {metric: value}`` of the metric ``name``; the first value is the main one."""
-    return _rooms.modules(__name__)[name].score
+    return _found(name).score
+
+
+def _found(name: str) -> ModuleType:
+    known = _rooms.modules(__name__)
+    if not isinstance(name, str) or name not in known:
+        raise ValueError(f"name must be one of {', '.join(known)}, got {name!r}")
+    return known[name]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from petx._checks import check_flag
 from petx.data.examples import Example
 from petx.metrics._arguments import check_as_many, check_text_lists, check_texts
 from petx.metrics._mean import mean
@@ -20,6 +21,7 @@ def match_accuracy(predictions: list[str], annotations: list[Iterable[str]], *, 
     check_texts("match_accuracy", "predictions", predictions)
     check_text_lists("match_accuracy", "annotations", annotations)
     check_as_many("match_accuracy", "predictions", predictions, "annotations", annotations)
+    check_flag("match_accuracy", normalised=normalised)
     scores = []
     for prediction, answers in zip(predictions, annotations, strict=True):
         given, text = list(answers), prediction

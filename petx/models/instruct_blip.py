@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, InstructBlipConfig, InstructBlipForConditionalGeneration, PretrainedConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from petx._checks import check_size, is_integer, refuse, refuse_type, told
 from petx.errors import UserError
 from petx.models._retrieval import Head, QFormerRetrieval, reset_if_head
 from petx.models.instructions import aggregate_instructions
@@ -67,6 +68,11 @@ class InstructBlip(QFormerRetrieval, InstructBlipForConditionalGeneration):
         **kwargs: Any,
     ) -> Any:
         """As the base's; of several instructions, ``qformer_outputs`` are the first one's."""
+        if not isinstance(qformer_input_ids, Tensor) or qformer_input_ids.dim() not in (2, 3):
+            raise UserError(f"qformer_input_ids must be [B, L], or [B, instructions, L], got {told(qformer_input_ids)}")
+        if qformer_attention_mask is not None and qformer_attention_mask.shape != qformer_input_ids.shape:
+            wanted, got = list(qformer_input_ids.shape), list(qformer_attention_mask.shape)
+            raise UserError(f"qformer_attention_mask must be {wanted} as qformer_input_ids, got {got}")
         if qformer_input_ids.dim() == 2:
             return super().get_image_features(pixel_values, qformer_input_ids, qformer_attention_mask, **kwargs)
         masks = torch.ones_like(qformer_input_ids) if qformer_attention_mask is None else qformer_attention_mask
@@ -107,11 +113,16 @@ class FeatureVision(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
+        check_size("FeatureVision", width=width)
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("std", torch.ones(width))
 
     def forward(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
         """The standardised features ``[B, V, width]``; ``pooler_output`` is their mean over V."""
+        if not isinstance(pixel_values, Tensor):
+            raise UserError(
+                f"pixel_values must be features [batch, tokens, {len(self.mean)}], got {told(pixel_values)}"
+            )
         if pixel_values.dim() != 3 or pixel_values.shape[-1] != len(self.mean):
             raise UserError(
                 f"pixel_values must be features [batch, tokens, {len(self.mean)}], got {list(pixel_values.shape)}"
@@ -152,6 +163,11 @@ def feature_config(
 
     ``image_token`` is the id that the language model's input holds ``queries`` times, in place of the soft tokens.
     """
+    check_size("feature_config", width=width, queries=queries)
+    if not is_integer(image_token) or image_token < 0:
+        refuse("feature_config", "image_token", "a token's id, an integer of at least 0", image_token)
+    if not isinstance(text_config, PretrainedConfig):
+        refuse_type("feature_config", "text_config", "a configuration of transformers", text_config)
     return FeatureInstructBlipConfig(
         # Layers of a vision tower are never built; this is only the width of what the Q-Former reads.
         vision_config=dict(hidden_size=width, num_hidden_layers=0, num_attention_heads=1, image_size=1, patch_size=1),

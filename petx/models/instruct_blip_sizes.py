@@ -56,8 +56,8 @@ def build_instruct_blip(language_model: str) -> "transformers.InstructBlipForCon
     """
     import transformers  # here, so that the names above stay quick to read
 
-    if language_model not in INSTRUCT_BLIPS:
-        raise UserError(f"language model must be one of {', '.join(INSTRUCT_BLIPS)}, got {language_model!r}")
+    if not isinstance(language_model, str) or language_model not in INSTRUCT_BLIPS:
+        raise UserError(f"language_model must be one of {', '.join(INSTRUCT_BLIPS)}, got {language_model!r}")
     text_config, facts = INSTRUCT_BLIPS[language_model]
     config = transformers.InstructBlipConfig(
         vision_config=transformers.InstructBlipVisionConfig(**VISION),

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from petx._checks import check_choice, refuse_type
+from petx._checks import LARGEST, check_choice, refuse_type
 
 __all__ = ["aggregate_instructions"]
 
@@ -64,7 +64,7 @@ def aggregate_instructions(features: Iterable[Tensor], method: str = "mean", sca
 def _scale(scale: str | float, width: int) -> float:
     known = {"width": float(width), "sqrt_width": math.sqrt(width)}
     value = known.get(scale) if isinstance(scale, str) else scale
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= LARGEST:
         raise ValueError(
             f"aggregate_instructions: scale must be 'width', 'sqrt_width' or a positive number, got {scale!r}"
         )

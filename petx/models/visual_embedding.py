@@ -1,11 +1,12 @@
 """The visual projector in front of BART and T5, and how its tokens join the text (VL-T5, arXiv 2102.02779)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from petx._checks import check_choice, check_not_negative, check_size, refuse_type, told
 from petx.errors import UserError
 
 __all__ = ["VisualEmbedding", "join_masks"]
@@ -39,6 +40,12 @@ class VisualEmbedding(nn.Module):
         init_std: float = 0.02,
     ) -> None:
         super().__init__()
+        owner = "VisualEmbedding"
+        check_size(owner, visual_width=visual_width, hidden_size=hidden_size, max_images=max_images)
+        check_choice(owner, "init", init, ("normal", "default"))
+        check_not_negative(owner, init_std=init_std)
+        if not callable(norm):
+            refuse_type(owner, "norm", "a function from a width to a layer", norm)
         self.visual_width, self.init, self.init_std = visual_width, init, init_std
         self.feature = nn.Linear(visual_width, hidden_size)
         self.feature_norm = norm(hidden_size)
@@ -101,12 +108,17 @@ class VisualEmbedding(nn.Module):
         return out + nn.functional.embedding(token_embedding.shape[0] - 1 - order, token_embedding)
 
     def _check(self, features: Tensor, token_embedding: Tensor, boxes: Tensor | None, image_ids: Tensor | None) -> None:
+        given = dict(visual_features=features, token_embedding=token_embedding, boxes=boxes, image_ids=image_ids)
+        _check_tensors(given, optional=("boxes", "image_ids"))
         if features.dim() != 3 or features.shape[-1] != self.visual_width or not features.is_floating_point():
             raise UserError(
                 f"visual_features must be floating [batch, tokens, {self.visual_width}] (the model's visual_width), "
                 f"got {features.dtype} {list(features.shape)}"
             )
         batch, length, _ = features.shape
+        width = self.feature.out_features
+        if token_embedding.dim() != 2 or token_embedding.shape[1] != width:
+            raise UserError(f"token_embedding must be [vocabulary, {width}], got {list(token_embedding.shape)}")
         if length > token_embedding.shape[0]:
             raise UserError(
                 f"visual_features has {length} tokens, but the object embeddings are the last rows of a vocabulary of "
@@ -116,6 +128,24 @@ class VisualEmbedding(nn.Module):
             raise UserError(f"boxes must be {[batch, length, 4]}, got {list(boxes.shape)}")
         if image_ids is not None and list(image_ids.shape) != [batch, length]:
             raise UserError(f"image_ids must be {[batch, length]}, got {list(image_ids.shape)}")
+        if image_ids is not None:
+            self._check_order(image_ids)
+
+    def _check_order(self, image_ids: Tensor) -> None:
+        count = self.image_order.num_embeddings
+        if image_ids.dtype not in (torch.int64, torch.int32):
+            raise UserError(f"image_ids must be integers, int64 or int32, got {image_ids.dtype}")
+        # On a GPU torch's own assertion says so, without a synchronisation here.
+        if image_ids.device.type == "cpu" and image_ids.numel() and not torch.compiler.is_compiling():
+            lowest, highest = (int(end) for end in image_ids.aminmax())
+            if lowest < 0 or highest >= count:
+                raise UserError(f"image_ids must be below max_images={count}, got {lowest} to {highest}")
+
+
+def _check_tensors(given: dict[str, Any], optional: Sequence[str]) -> None:
+    for name, value in given.items():
+        if not isinstance(value, Tensor) and not (value is None and name in optional):
+            raise UserError(f"{name} must be a tensor{' or None' if name in optional else ''}, got {told(value)}")
 
 
 def join_masks(
@@ -128,6 +158,13 @@ def join_masks(
 
     Raises UserError for a mask or features of another shape.
     """
+    given = dict(input_ids=input_ids, attention_mask=attention_mask, visual_features=visual_features)
+    given["visual_attention_mask"] = visual_attention_mask
+    _check_tensors(given, optional=("attention_mask", "visual_attention_mask"))
+    if input_ids.dim() != 2:
+        raise UserError(f"input_ids must be [batch, tokens], got {list(input_ids.shape)}")
+    if visual_features.dim() < 2:
+        raise UserError(f"visual_features must be [batch, tokens, width], got {list(visual_features.shape)}")
     batch, length = input_ids.shape
     if visual_features.shape[0] != batch:
         raise UserError(f"visual_features must have input_ids' batch size {batch}, got {list(visual_features.shape)}")

@@ -60,7 +60,7 @@ def build_skeleton(
     Raises UserError for a name that is not in :data:`BACKBONES` or :data:`FEATURES`.
     """
     for name, value, known in (("backbone", backbone, BACKBONES), ("features", features, FEATURES)):
-        if value not in known:
+        if not isinstance(value, str) or value not in known:
             raise UserError(f"{name} must be one of {', '.join(known)}, got {value!r}")
     entry = BACKBONES[backbone]
     with torch.device("meta"):

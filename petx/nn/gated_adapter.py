@@ -12,6 +12,7 @@ from petx._checks import (
     check_not_negative,
     check_probability,
     check_size,
+    refuse_type,
 )
 from petx.functional._gated_adapter import site
 from petx.functional._gated_adapter_options import OPTIONS
@@ -206,6 +207,8 @@ class GatedAdapter(nn.Module):
             norm, norm_weight, norm_bias = self.norm, self.norm_weight, self.norm_bias
             residual, dropout, eps = self.residual, self.dropout if self.training else 0.0, self.eps
         else:
+            if type(tail) is not Tail:
+                refuse_type("GatedAdapter", "tail", "a Tail or None", tail)
             norm, norm_weight, norm_bias = tail[1:4]
             residual, dropout, eps = True, tail.dropout, tail.eps
         gate: tuple[Tensor | None, ...]

@@ -15,7 +15,7 @@ __all__ = ["adapted", "describe", "parameter_counts"]
 def _report(model: nn.Module) -> ModuleType:
     tuner = tuner_of(model)
     if not isinstance(tuner, AdapterModel):
-        raise UserError(f"wanted a model with an adapter of petx, got {type(tuner).__name__}")
+        raise UserError(f"model must be one with an adapter of petx, got {type(tuner).__name__}")
     return tuner.report
 
 

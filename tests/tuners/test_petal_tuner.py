@@ -280,7 +280,7 @@ def test_describe_names_what_differs():
     ):
         assert part in words
     assert "VL-PET adapter" in describe(get_peft_model(make_host("bart"), VLPetConfig()))
-    with pytest.raises(UserError, match="wanted a model with an adapter of petx, got InstructBlipFor"):
+    with pytest.raises(UserError, match="model must be one with an adapter of petx, got InstructBlipFor"):
         describe(make_vlm("instructblip-t5"))
 
 

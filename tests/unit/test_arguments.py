@@ -1,6 +1,8 @@
 """Wrong values for every public argument, drawn from its annotation: a clear refusal or a right result alone."""
 
+import functools
 import inspect
+import re
 import traceback
 import typing
 from pathlib import Path
@@ -12,8 +14,10 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import petx
-from petx import functional, losses, metrics, models, nn, reference
+from petx import certify, functional, losses, metrics, models, nn, reference, tuners
+from petx.errors import UserError
 from petx.tuners import PetalConfig, VLPetConfig
+from tests.fixtures.tiny_hosts import make_host, tuned
 
 HERE = str(Path(petx.__file__).parent)
 
@@ -22,6 +26,9 @@ def r(*shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
 
 
+WORDS = torch.tensor([[1, 2, 3], [4, 5, 6]])
+model = functools.cache(lambda: tuned("bart"))
+plain = functools.cache(lambda: make_host("bart"))
 # A good call of each: what a wrong value is put into. Layers are called once they are built.
 FUNCTIONS = {
     functional.gated_adapter: lambda: dict(
@@ -29,6 +36,14 @@ FUNCTIONS = {
     ),
     functional.value_adapter: lambda: dict(
         e=r(2, 5, 8), v=r(2, 5, 6), down_weight=r(4, 8), down_bias=r(4), up_weight=r(6, 4), up_bias=r(6)
+    ),
+    functional.value_adapters: lambda: dict(
+        e=r(2, 5, 8),
+        v=r(2, 5, 2, 6),
+        down_weight=r(2, 4, 8),
+        down_bias=r(2, 4),
+        up_weight=r(2, 6, 4),
+        up_bias=r(2, 6),
     ),
     functional.mode_cores: lambda: dict(core=r(4, 4, 4), modes=r(3, 4), threshold=r(1), gate="soft"),
     functional.mode_update: lambda: dict(
@@ -40,6 +55,23 @@ FUNCTIONS = {
     ),
     losses.label_bag: lambda: dict(labels=torch.tensor([[1, -100], [3, 0]]), vocabulary=5),
     models.aggregate_instructions: lambda: dict(features=[r(2, 3, 4), r(2, 3, 4)], method="attention_score"),
+    models.join_masks: lambda: dict(
+        input_ids=WORDS,
+        attention_mask=torch.ones(2, 3),
+        visual_features=r(2, 4, 6),
+        visual_attention_mask=torch.ones(2, 4),
+    ),
+    models.feature_config: lambda: dict(width=8, text_config=plain().config, queries=2, image_token=3),
+    models.build_instruct_blip: lambda: dict(language_model="flan-t5-xl"),
+    models.build_skeleton: lambda: dict(backbone="bart-base", features="image"),
+    tuners.describe: lambda: dict(model=model(), adapter_name="default"),
+    tuners.adapted: lambda: dict(model=model(), adapter_name="default"),
+    tuners.parameter_counts: lambda: dict(model=model(), adapter_name="default"),
+    tuners.load_adapter: lambda: dict(model=plain(), folder="nowhere", adapter_name="default", strict=True),
+    certify.certify: lambda: dict(device="cuda:9999", operations=(), timed=True),
+    certify.differences: lambda: dict(saved={"cpu": {}, "cuda": []}),
+    metrics.find: lambda: dict(name="exact"),
+    metrics.reads_references: lambda: dict(name="exact"),
     metrics.exact_match: lambda: dict(predictions=["a", "b"], answers=["a", "c"]),
     metrics.match_accuracy: lambda: dict(predictions=["a"], annotations=[["a", "b"]]),
     metrics.vqa_accuracy: lambda: dict(predictions=["a"], annotations=[["a", "b"]]),
@@ -60,6 +92,14 @@ LAYERS = {
     nn.ModeProjections: (lambda: dict(in_features=8, out_features=6, rank=4), lambda: (r(2, 5, 8),)),
     nn.ModeCores: (lambda: dict(rank=4), lambda: (r(3, 4),)),
     nn.ExpertMixture: (lambda: dict(features=8, experts=3, rank=2), lambda: (r(2, 5, 8),)),
+    nn.ModeFactors: (lambda: dict(in_features=8, out_features=6, rank=4), None),
+    nn.ContextEnhancement: (lambda: dict(context="per_sample"), lambda: (r(2, 5, 8), r(2, 5, 8))),
+    nn.QueryTransformation: (lambda: dict(features=8), lambda: (r(2, 5, 8),)),
+    models.VisualEmbedding: (
+        lambda: dict(visual_width=8, hidden_size=6),
+        lambda: (r(2, 3, 8), r(9, 6), r(2, 3, 4), torch.tensor([[0, 0, 1]] * 2)),
+    ),
+    models.FeatureVision: (lambda: dict(width=8), lambda: (r(2, 5, 8),)),
     nn.PHMLinear: (lambda: dict(in_features=8, out_features=8, order=2), lambda: (r(2, 5, 8),)),
     losses.MINE: (lambda: dict(first_features=4, second_features=5, hidden=3), lambda: (r(2, 4), r(2, 5))),
     losses.CLUB: (lambda: dict(first_features=4, second_features=5, hidden=3), lambda: (r(2, 4), r(2, 5))),
@@ -70,6 +110,20 @@ LAYERS = {
     ),
 }
 CONFIGS = {VLPetConfig: dict(rank=4, heads=2), PetalConfig: dict(rank=4, experts=2)}
+# What has no arguments of petx's own, or is made by another: transformers' models and their configurations (what is
+# visual in them goes through VisualEmbedding and join_masks), PEFT's tuners, what a function here returns or takes.
+OTHERWISE = {
+    *(
+        models.VLBartConfig,
+        models.VLBartForConditionalGeneration,
+        models.VLT5Config,
+        models.VLT5ForConditionalGeneration,
+    ),
+    *(models.InstructBlip, models.FeatureInstructBlip, models.FeatureInstructBlipConfig),
+    *(tuners.VLPetModel, tuners.PetalModel, losses.LabelBag, nn.Tail, certify.record, metrics.names),
+}
+# Right values, which are then refused because of a good call's other argument.
+ALMOST = {tuners.load_adapter: "is no saved adapter: cannot read", certify.certify: "device cuda:.* does not exist"}
 # Not of petx: PEFT's own fields, and where torch puts a tensor. `options` are handed on and named themselves.
 ELSEWHERE = {"device", "options", "host"} | {
     field
@@ -101,10 +155,18 @@ def wrong(annotation):
     return st.one_of(drawn)
 
 
-def arguments(target):
-    found = inspect.signature(target).parameters.values()
+def arguments(target, skipped=0):
+    found = list(inspect.signature(target).parameters.values())[skipped:]
     kept = [p for p in found if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) and p.name not in ELSEWHERE]
     return [(p.name, p.annotation) for p in kept]
+
+
+def test_every_public_function_layer_and_configuration_is_here():
+    packages = (certify, functional, losses, metrics, models, nn, tuners)
+    public = {
+        getattr(package, name) for package in packages for name in package.__all__ if callable(getattr(package, name))
+    }
+    assert public == {*FUNCTIONS, *LAYERS, *CONFIGS, *OTHERWISE}
 
 
 def explained(error, name, owner, value=None, others=()):
@@ -119,10 +181,14 @@ def explained(error, name, owner, value=None, others=()):
     assert any(one in str(error) for one in (name, *fits)), f"{owner}: {name}: {error!r} does not name it"
 
 
+def overflows(value):
+    return isinstance(value, int | float) and abs(value) > 1e30
+
+
 def tensors_in(result):
     if isinstance(result, torch.Tensor):
         return [result]
-    if isinstance(result, dict):
+    if isinstance(result, dict):  # a ModelOutput, too
         return [t for one in result.values() for t in tensors_in(one)]
     return [t for one in result for t in tensors_in(one)] if isinstance(result, list | tuple) else []
 
@@ -137,6 +203,12 @@ EACH = settings(
 )
 NAMED = [(target, name, hint) for target in FUNCTIONS for name, hint in arguments(target)]
 BUILT = [(target, name, hint) for target in LAYERS for name, hint in arguments(target)]
+CALLED = [
+    (target, name, hint)
+    for target in LAYERS
+    if LAYERS[target][1]
+    for name, hint in arguments(target.forward, skipped=1)
+]
 FIELDS = [(target, name, hint) for target in CONFIGS for name, hint in arguments(target)]
 
 
@@ -146,7 +218,7 @@ def ids(rows):
 
 @pytest.mark.parametrize("target, name, hint", NAMED, ids=ids(NAMED))
 def test_functions(target, name, hint):
-    plain = getattr(reference, target.__name__, None)
+    definition = getattr(reference, target.__name__, None)
 
     @EACH
     @given(wrong(hint))
@@ -155,11 +227,14 @@ def test_functions(target, name, hint):
         try:
             result = target(**call)
         except Exception as error:
+            if isinstance(error, UserError) and re.search(ALMOST.get(target, "^$"), str(error)):
+                return
             explained(error, name, target.__name__, value, call)
             return
-        if plain is not None and name not in ("dropout", "seed"):  # which are drawn
+        # Dropout is drawn. Of finite values too large for their dtype the order of the steps decides what overflows.
+        if definition is not None and name not in ("dropout", "seed") and not overflows(value):
             with torch.no_grad():
-                wanted = plain(**call)
+                wanted = definition(**call)
             for got, want in zip(tensors_in(result), tensors_in(wanted), strict=True):
                 torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4, equal_nan=True, check_dtype=False)
 
@@ -179,12 +254,33 @@ def test_layers(target, name, hint):
         except Exception as error:
             explained(error, name, target.__name__, value, call)
             return
+        if inputs is None:  # it is called by other layers
+            return
         try:
             result = layer(*inputs())
         except ValueError as error:  # a layer of another size, which says what it is given
             explained(error, "", target.__name__)
             return
         assert tensors_in(result), f"{target.__name__}({name}={value!r})"
+
+    check()
+
+
+@pytest.mark.parametrize("target, name, hint", CALLED, ids=ids(CALLED))
+def test_calls_of_layers(target, name, hint):
+    make, inputs = LAYERS[target]
+    layer = target(**make())
+    good = dict(zip(inspect.signature(layer.forward).parameters, inputs(), strict=False))
+
+    @EACH
+    @given(wrong(hint))
+    def check(value):
+        try:
+            result = layer(**good | {name: value})
+        except Exception as error:
+            explained(error, name, target.__name__, value, good)
+            return
+        assert tensors_in(result), f"{target.__name__}.forward({name}={value!r})"
 
     check()
 

@@ -58,7 +58,7 @@ def test_single_setting_and_table(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--language-model gpt", "language model must be one of flan-t5-xl, flan-t5-xxl, vicuna-7b, got 'gpt'"),
+        ("--language-model gpt", "language_model must be one of flan-t5-xl, flan-t5-xxl, vicuna-7b, got 'gpt'"),
         ("--rank 0", "rank must be a positive integer, got 0"),
         ("--core square", "core must be one of 'full', 'diagonal', got 'square'"),
         ("--all --rank 4", "--all counts what is set already; leave --rank out"),

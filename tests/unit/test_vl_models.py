@@ -289,10 +289,12 @@ def test_inputs_that_do_not_fit_are_named(kind, change, message):
         model.generate(**inputs, max_new_tokens=2)
 
 
-def test_image_ids_beyond_the_table_are_an_index_error():
+@pytest.mark.parametrize("ids", [[0, 2], [-1, 0]])
+def test_image_ids_beyond_the_table_are_refused(ids):
     visual = VisualEmbedding(4, 8, max_images=2)
-    with pytest.raises(IndexError):
-        visual(torch.randn(1, 2, 4), torch.randn(9, 8), image_ids=torch.tensor([[0, 2]]))
+    message = f"image_ids must be below max_images=2, got {min(ids)} to {max(ids)}"
+    with pytest.raises(UserError, match=message):
+        visual(torch.randn(1, 2, 4), torch.randn(9, 8), image_ids=torch.tensor([ids]))
 
 
 def test_text_bias_attention_without_vision_is_t5s():

@@ -22,9 +22,9 @@ def adapter_named(model: Any, adapter_name: str | None) -> str:
     """``adapter_name``, or the active adapter's if None; raises UserError if ``model`` has no such adapter."""
     if adapter_name is None and model.active_adapters:
         return model.active_adapters[0]
-    if adapter_name is None or adapter_name not in model.peft_config:
+    if not isinstance(adapter_name, str) or adapter_name not in model.peft_config:
         known = ", ".join(model.peft_config) or "none"
-        raise UserError(f"there is no adapter {adapter_name!r} in this model; there are: {known}")
+        raise UserError(f"adapter_name: there is no adapter {adapter_name!r} in this model; there are: {known}")
     return adapter_name
 
 
