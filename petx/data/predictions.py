@@ -3,6 +3,7 @@
 import csv
 import difflib
 import filecmp
+import io
 import json
 import tempfile
 from collections import Counter
@@ -49,15 +50,19 @@ class PredictionFile:
         return [(row.name("id"), row.text("answer")) for row in json_lines(path, "id", "answer")]
 
     def matched(self, path: Path, examples: list[Example]) -> list[Any]:
-        """The text in ``path`` for each of ``examples``; :class:`UserError` names an id that is missing, or twice."""
-        found: dict[str, str] = {}
+        """The text in ``path`` for each of ``examples``; :class:`UserError` names an id that is missing, or once too
+        often. Of examples with one id the first has the first text, as :meth:`write` writes them."""
+        found: dict[str, list[Any]] = {}
         for name, text in self.read(path):
-            if name in found:
-                raise UserError(f"{path}: id {name} stands there twice")
-            found[name] = text
+            found.setdefault(name, []).append(text)
         wanted = list(map(str, ids(examples)))
-        missing = [name for name in wanted if name not in found]
-        unknown = sorted(found.keys() - set(wanted))
+        counts = Counter(wanted)
+        for name, texts in found.items():
+            if len(texts) > max(counts[name], 1):
+                asked = f", and the split has {counts[name]} of them" if counts[name] > 1 else ""
+                raise UserError(f"{path}: id {name} stands there {_times(len(texts))}{asked}")
+        missing = [name for name, count in counts.items() for _ in range(count - len(found.get(name, [])))]
+        unknown = sorted(found.keys() - counts.keys())
         if missing or unknown:
             parts = []
             if missing:
@@ -65,10 +70,15 @@ class PredictionFile:
             if unknown:
                 parts.append(f"{len(unknown)} ids that the split has not, such as {unknown[0]}")
             raise UserError(f"{path}: {' and '.join(parts)}")
-        return [found[name] for name in wanted]
+        rest = {name: iter(texts) for name, texts in found.items()}
+        return [next(rest[name]) for name in wanted]
 
     def check(self, task: str, examples: list[Example]) -> None:
-        """Raise :class:`UserError` if two of ``examples`` have one id and the format has room for one."""
+        """Raise :class:`UserError` if an id of ``examples`` cannot be read again, or if two have one and the format has
+        room for one."""
+        for i, name in enumerate(ids(examples)):
+            if isinstance(name, bool) or not isinstance(name, str | int) or name == "":
+                raise UserError(f"task {task}: the id of example {i} must be a name or a whole number, got {name!r}")
         if self.keyed:
             name, count = Counter(map(str, ids(examples))).most_common(1)[0]
             if count > 1:
@@ -117,7 +127,10 @@ class Nlvr2Csv(PredictionFile):
     suffix, words = ".csv", "CSV identifier,True|False"
 
     def dump(self, examples: list[Example], texts: list[str]) -> str:
-        return "".join(f"{name},{text.capitalize()}\n" for name, text in zip(ids(examples), texts, strict=True))
+        rows = io.StringIO()
+        writer = csv.writer(rows, lineterminator="\n")
+        writer.writerows((name, text.capitalize()) for name, text in zip(ids(examples), texts, strict=True))
+        return rows.getvalue()
 
     def read(self, path: Path) -> list[tuple[str, str]]:
         found = []
@@ -168,6 +181,10 @@ def chosen_of(text: str, choices: tuple[str, ...]) -> str:
     if not choices or text in choices:
         return text
     return max(choices, key=lambda choice: difflib.SequenceMatcher(None, text.lower(), choice.lower()).ratio())
+
+
+def _times(count: int) -> str:
+    return "twice" if count == 2 else f"{count} times"
 
 
 def path_of(folder: Path, split: str, task: Any) -> Path:

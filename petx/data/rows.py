@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -27,6 +28,8 @@ class Row(dict[str, Any]):
         """A text."""
         if not isinstance(self[field], str):
             self.refuse(field, "text", self[field])
+        if not is_whole(self[field]):
+            self.refuse(field, "text without half of a surrogate pair", self[field])
         return self[field]
 
     def question(self, field: str) -> str:
@@ -40,7 +43,7 @@ class Row(dict[str, Any]):
     def name(self, field: str) -> str:
         """The name or number of an image or a video."""
         value = self[field]
-        if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+        if isinstance(value, bool) or not isinstance(value, str | int) or value == "" or not is_whole(str(value)):
             self.refuse(field, "a name or a number", value)
         return str(value)
 
@@ -51,7 +54,7 @@ class Row(dict[str, Any]):
         if not isinstance(given, list) or not (given or none_allowed):
             self.refuse(field, wanted, given)
         found: tuple[Any, ...] = tuple(one.get(inside) if inside and isinstance(one, dict) else one for one in given)
-        if not all(isinstance(one, str) for one in found):
+        if not all(isinstance(one, str) and is_whole(one) for one in found):
             self.refuse(field, wanted, given)
         return found
 
@@ -59,8 +62,8 @@ class Row(dict[str, Any]):
         """``{answer: score}``, or one answer as a text."""
         given = self[field]
         if isinstance(given, str):
-            return {given: 1.0}
-        if not isinstance(given, dict) or not all(map(_is_score, given.values())):
+            return {self.text(field): 1.0}
+        if not isinstance(given, dict) or not all(map(_is_score, given.values())) or not all(map(is_whole, given)):
             self.refuse(field, "an answer or {answer: score} with scores of at least 0", given)
         return {answer: float(score) for answer, score in given.items()}
 
@@ -78,6 +81,14 @@ class Row(dict[str, Any]):
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
             self.refuse(field, f"a whole number from {least} to {most}", value)
         return value
+
+
+def is_whole(text: str) -> bool:
+    """Whether ``text`` can be written: JSON can hold half of a surrogate pair, and no encoding can."""
+    try:
+        return text.isascii() or bool(text.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def _is_score(value: Any) -> bool:
@@ -116,10 +127,18 @@ def json_either(path: Path, *needed: str) -> list[Row]:
 
 
 def json_object(path: Path) -> dict[str, Any]:
-    """The mapping in a JSON file."""
-    found = _read(path, json.loads)
+    """The mapping in a JSON file; no key of it, or of what is in it, stands there twice."""
+    found = _read(path, lambda text: json.loads(text, object_pairs_hook=_unique))
     if not isinstance(found, dict):
         raise UserError(f"{path} must hold a mapping, got {type(found).__name__}")
+    return found
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        name, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise ValueError(f"{name!r} stands there twice")
     return found
 
 

@@ -30,6 +30,7 @@ CLIP = (("tv", "s01"),)
         (JsonList("questionId", "prediction"), ["07", "8"], ["a", "b"], '"questionId": "07"'),
         (JsonMapping("direct_answer"), ["x", "y"], ["a", "b"], '"y": {'),
         (Nlvr2Csv(), ["dev-1-0-0", "dev-1-1-0"], ["true", "false"], "dev-1-1-0,False\n"),
+        (Nlvr2Csv(), ['a,"b', " c"], ["true", "false"], '"a,""b",True\n c,False\n'),
         (ValueAnswers(), [5, 6], ["a3", ""], '"5": 3'),
         (ValueCaptions(), [5, 6], ["a", "b"], '{"vid_name": "s01", "clip_id": 6, "descs": [{"desc": "b"}]}\n'),
     ],
@@ -61,6 +62,11 @@ def test_ids_keep_their_type(tmp_path):
         (JsonList(), json.dumps([{"question_id": 1, "answer": "a"}] * 2), r"a\.x: id 1 stands there twice"),
         (JsonList(), json.dumps([dict(question_id=i, answer="a") for i in (1, 2, 3)]), "1 ids that the split has not"),
         (JsonMapping("direct_answer"), '{"1": {"multiple_choice": "a"}}', r"entry 1 must be {direct_answer: text}"),
+        (
+            JsonMapping("direct_answer"),
+            '{"1": {"direct_answer": "a"}, "1": {"direct_answer": "b"}}',
+            "'1' stands there twice",
+        ),
         (JsonMapping("direct_answer"), "[]", r"a\.x must hold a mapping, got list"),
         (Nlvr2Csv(), "1,True\n2,yes\n", r"line 2 must be identifier,True or identifier,False, got \['2', 'yes'\]"),
         (ValueAnswers(), '{"1": "a2"}', "entry 1 must be the number of an answer, got 'a2'"),
@@ -71,6 +77,27 @@ def test_what_does_not_fit_is_named(tmp_path, form, text, message):
     (tmp_path / "a.x").write_text(text)
     with pytest.raises(UserError, match=message):
         form.matched(tmp_path / "a.x", [Example("q", ("i",), (), id=name) for name in (1, 2)])
+
+
+def test_examples_with_one_id_have_their_texts_in_order(tmp_path):
+    """Then a run's own file can be scored; another's is taken if it has as many of each id as the split."""
+    examples = [Example("q", ("i",), (), id=name) for name in ("x", 1, "x", "y")]
+    for form in (PredictionFile(), JsonList(), Nlvr2Csv()):
+        texts = ["true", "false", "false", "true"]
+        form.write(tmp_path / "a", examples, texts)
+        assert form.matched(tmp_path / "a", examples) == texts
+        form.write(tmp_path / "a", examples[1:], texts[1:])
+        with pytest.raises(UserError, match="no prediction for 1 of 4 examples, such as id x"):
+            form.matched(tmp_path / "a", examples)
+        form.write(tmp_path / "a", [*examples, examples[0]], [*texts, "true"])
+        with pytest.raises(UserError, match="id x stands there 3 times, and the split has 2 of them"):
+            form.matched(tmp_path / "a", examples)
+
+
+@pytest.mark.parametrize("name", [1.5, True, "", [1], {}])
+def test_an_id_that_could_not_be_read_again_is_refused(name):
+    with pytest.raises(UserError, match="task vqa: the id of example 1 must be a name or a whole number, got "):
+        JsonList().check("vqa", [Example("q", ("i",), (), id=one) for one in ("x", name)])
 
 
 def test_one_id_twice_is_refused_where_there_is_room_for_one():
