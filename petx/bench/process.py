@@ -50,6 +50,7 @@ def wheel(source: str | Path | None = None) -> dict[str, float]:
                     target.write_bytes(file.read_bytes())
         command = [
             sys.executable,
+            "-P",
             "-m",
             "pip",
             "wheel",

@@ -2,12 +2,13 @@
 
 import os
 import re
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from petx import _python
 
 LEAST_CAPABILITY = (8, 0)  # the kernels use cp.async and the matrix units of Ampere
 
@@ -34,17 +35,6 @@ class Card:
 
 
 # The child takes the package that runs here, whatever else is installed.
-_CHILD = """
-import importlib.util, sys
-root = sys.argv[1]
-found = importlib.util.find_spec("petx")
-if found is None or not str(found.origin).startswith(root):
-    sys.path.insert(0, root)
-from petx.certify.child import main
-sys.exit(main())
-"""
-
-
 class Cards:
     """The cards of this machine, by torch."""
 
@@ -83,7 +73,7 @@ class Cards:
             "CUDA_LAUNCH_BLOCKING",
         ):
             environment.pop(name, None)
-        return [sys.executable, "-P", "-c", _CHILD, str(Path(__file__).parents[2])], environment
+        return _python.command("petx.certify.child"), environment
 
 
 def driver() -> str:

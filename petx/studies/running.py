@@ -10,7 +10,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 import yaml
 
+from petx import _python
 from petx.errors import UserError
 from petx.files import held, read_json, require_writable, write_json, written_whole
 from petx.studies.plan import Cell, Study
@@ -191,7 +191,7 @@ class _Children:
         """Run one ``petx train`` to its end; what went wrong, in words, or None."""
         job.folder.mkdir(parents=True, exist_ok=True)
         (job.folder / "cell.yaml").write_text(yaml.safe_dump(job.changes, sort_keys=False), encoding="utf-8")
-        command = [sys.executable, "-m", "petx", "train", self.study.method, "--preset", self.study.preset]
+        command = _python.command("petx.cli", "train", self.study.method, "--preset", self.study.preset)
         command += ["--config", str(job.folder / "cell.yaml"), "--seed", str(job.settings.seed)]
         command += ["--seeds", "1", "--output_dir", str(job.folder)]
         command += ["--resume"] if (job.folder / SETTINGS).is_file() else []

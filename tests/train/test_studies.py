@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import time
 
 import pytest
@@ -219,7 +220,7 @@ def test_an_interruption_ends_the_children(tmp_path, monkeypatch):
     child = tmp_path / "child"
     child.write_text(CHILD)
     child.chmod(0o755)
-    monkeypatch.setattr(running.sys, "executable", str(child))
+    monkeypatch.setattr(sys, "executable", str(child))
     out, said = tmp_path / "out", []
     (out / "cells" / "level=huge").mkdir(parents=True)
     log = out / "cells" / "level=none" / "seed-0" / "log.txt"
@@ -290,7 +291,7 @@ def test_a_run_that_does_not_reproduce_its_score_is_not_finished(tmp_path, monke
     )
     child.write_text(f"#!/bin/sh\n{script}exit 1\n")
     child.chmod(0o755)
-    monkeypatch.setattr(running.sys, "executable", str(child))
+    monkeypatch.setattr(sys, "executable", str(child))
     study, said = studies.read(write(tmp_path, settings={"host": "x", "arms": ["vlpet"]})), []
     for _ in range(2):  # it is tried again
         failed = running.run(study, tmp_path / "out", at_once=1, say=said.append)

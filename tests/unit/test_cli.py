@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import petx
-from petx import cli, ops
+from petx import _python, cli, ops
 from petx.errors import UserError
 
 COMMANDS = cli.command_names()
@@ -29,6 +29,15 @@ def test_help_lists_every_command_with_its_line(capsys):
 def test_no_command_prints_help(capsys):
     assert cli.main([]) == 2
     assert "commands:" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_new_python_looks_for_no_modules_where_it_is_started(tmp_path):
+    """As runs of a study are, and the certification of a card."""
+    (tmp_path / "random.py").write_text("raise SystemExit('looked here')")
+    command = _python.command("petx.cli", "--version")
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == f"petx {petx.__version__}", done.stderr
 
 
 def test_version(capsys):
