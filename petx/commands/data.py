@@ -92,7 +92,9 @@ def _check(args: argparse.Namespace) -> int:
             raise UserError(f"--{name} must be at least 1, got {getattr(args, name)}")
     widths = (args.feature_width or 2048, args.feature_width or 512)
     counts = (args.visual_tokens or 36, args.visual_tokens or 64)
-    looking = _checking.Looking(args.images_dir, args.features_dir, widths, counts)
+    named = dict(images_dir=args.images_dir, features_dir=args.features_dir)
+    places = {name: None if path is None else str(user_path(path, f"--{name}")) for name, path in named.items()}
+    looking = _checking.Looking(**places, widths=widths, tokens=counts)
     specs = _checking.all_tasks() if args.task is None else [tasks.find(args.task)]
     problems = splits = 0
     for spec in specs:

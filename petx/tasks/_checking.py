@@ -81,22 +81,35 @@ def _inside(path: Path) -> list[str]:
 
 def _checked(folder: Path, spec: TaskSpec, split: str, file: str, looking: Looking) -> Found:
     found = Found(spec.name, split, file)
-    try:
-        examples = spec.examples(folder, [split], training=False)
-        answered = sum(example.answered for example in examples)
-        known = "answers known" if answered else "no answers: predicted, not scored"
-        found.lines.append(f"{len(examples):,} examples, {known}")
-        if answered:
-            spec.examples(folder, [split], training=True)
-        spec.predictions.check(spec.name, examples)
-    except UserError as error:
-        found.problems.append(str(error))
+    scored, why_not_scored = _read(folder, spec, split, training=False)
+    trained, why_not_trained = _read(folder, spec, split, training=True)
+    examples = trained if scored is None else scored
+    if examples is None:  # of no use for either
+        found.problems.append(why_not_scored)
         return found
+    if scored is None:
+        known = f"trained on, not scored: {why_not_scored}"
+    elif not any(example.answered for example in examples):
+        known = "no answers: predicted, not scored"
+    else:
+        known = "answers known" if trained is not None else f"scored, not trained on: {why_not_trained}"
+    found.lines.append(f"{len(examples):,} examples, {known}")
     try:
         _look(folder, spec, examples, looking, found.lines)
     except UserError as error:
         found.problems.append(str(error))
     return found
+
+
+def _read(folder: Path, spec: TaskSpec, split: str, *, training: bool) -> tuple[list[Example] | None, str]:
+    """The examples of ``split``, or None and why it cannot be trained on, or else scored and written."""
+    try:
+        examples = spec.examples(folder, [split], training=training)
+        if not training:
+            spec.predictions.check(spec.name, examples)
+    except UserError as error:
+        return None, str(error)
+    return examples, ""
 
 
 def _look(folder: Path, spec: TaskSpec, examples: list[Example], looking: Looking, lines: list[str]) -> None:

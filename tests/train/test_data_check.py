@@ -50,6 +50,18 @@ def test_what_is_wrong_is_named_with_file_entry_and_field(tmp_path, capsys):
     assert f"wrong: cannot read annotations from {folder / 'nlvr' / 'dev.json'}" in shown
 
 
+def test_a_split_that_is_only_trained_on_or_only_scored_is_whole(tmp_path, capsys):
+    folder = instruct_blip.write_data(tmp_path / "data")
+    for split, field in (("train", "answers"), ("val", "label")):
+        file = folder / "vqa" / f"{split}.json"
+        rows = [row | {"answers": ["red"] * 10, "label": {"red": 1}} for row in json.loads(file.read_text())]
+        file.write_text(json.dumps([{name: row[name] for name in row if name != field} for row in rows]))
+    code, shown = checked(capsys, folder, "--task", "vqa")
+    assert code == 0 and "no problems" in shown
+    assert "examples, trained on, not scored: " in shown and "entry 0 has no 'answers'" in shown
+    assert "examples, scored, not trained on: " in shown and "entry 0 has no 'label'" in shown
+
+
 def test_pictures_are_checked_without_h5py(tmp_path, capsys, monkeypatch):
     folder = instruct_blip.write_data(tmp_path / "data")
     monkeypatch.setitem(sys.modules, "h5py", None)
