@@ -37,7 +37,7 @@ def known(device: int) -> Choices:
     facts = file.facts_of(card)
     given = os.environ.get("PETX_CERTIFICATE")
     if given:
-        return _given(Path(given), card, facts)
+        return _given(Path(os.path.expanduser(given)), card, facts)
     try:
         found = file.read(file.path_of(facts))
     except FileNotFoundError:
@@ -70,6 +70,7 @@ def _given(path: Path, card: machine.Card, facts: dict[str, Any]) -> Choices:
 def _without_a_card() -> Choices:
     """For fake tensors of a GPU that is not here: a file that is named, if it is of this software."""
     given = os.environ.get("PETX_CERTIFICATE")
+    given = os.path.expanduser(given) if given else None
     if given and Path(given).is_file():
         with contextlib.suppress(file.Corrupt):
             found = file.read(Path(given))

@@ -12,7 +12,6 @@ disturbed.
 import argparse
 import shlex
 import signal
-from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -63,10 +62,10 @@ def run(args: argparse.Namespace) -> int:
 def _measure(args: argparse.Namespace, device: str, torch: ModuleType, chosen: list["BenchCase"]) -> int:
     from petx.bench import compare, report
     from petx.bench.run import run as run_set
-    from petx.files import require_writable, written_whole
+    from petx.files import require_writable, user_path, written_whole
 
-    earlier = compare.load(args.compare) if args.compare else None
-    folder = Path(args.output_dir)
+    earlier = None if args.compare is None else compare.load(user_path(args.compare, "--compare"))
+    folder = user_path(args.output_dir, "--output-dir")
     require_writable(folder, "--output-dir")
     if args.threads:
         torch.set_num_threads(args.threads)

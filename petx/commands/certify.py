@@ -9,20 +9,19 @@ Exit code: 0 all kernels are right, 1 one is wrong, 2 a mistake in the command, 
 import argparse
 import json
 import sys
-from pathlib import Path
 
 from petx.certify import api, choice, table
 from petx.certify import certificate as file
 from petx.certify.certificate import RIGHT, WRONG
 from petx.errors import UserError
-from petx.files import require_writable
+from petx.files import require_writable, user_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cuda:0", help="the card, as torch numbers it (default: cuda:0)")
     parser.add_argument("--operations", nargs="+", metavar="NAME", help="only these; a check, whose result is not kept")
     parser.add_argument("--untimed", action="store_true", help="only whether they are right; not kept either")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="keep it there, for PETX_CERTIFICATE=FILE")
+    parser.add_argument("--output", metavar="FILE", help="keep it there, for PETX_CERTIFICATE=FILE")
     parser.add_argument("--json", action="store_true", help="print the certificate")
 
 
@@ -31,9 +30,10 @@ def run(args: argparse.Namespace) -> int:
     partial = args.operations is not None or args.untimed
     if args.output is not None and partial:
         raise UserError("output: a part is no certificate; leave out --operations and --untimed, or --output")
-    target = args.output or file.path_of(file.facts_of(card))
-    if args.output is not None:
-        require_writable(args.output.absolute().parent, "output")
+    output = None if args.output is None else user_path(args.output, "output")
+    target = output or file.path_of(file.facts_of(card))
+    if output is not None:
+        require_writable(output.absolute().parent, "output")
     print(f"Certifying {card} ...", file=sys.stderr, flush=True)
     found, unknown = api.examined(card, wanted, timed=not args.untimed)
     if unknown is None and not partial:
