@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import sys
 import typing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -121,11 +122,13 @@ class Common:
     @property
     def all_arms(self) -> list[str]:
         """What is compared: ``arms`` and ``with_arms``, a group as those of its baselines that apply."""
-        offered, wanted = baselines.of_method(self.recipe), []
-        for arm in [*self.arms, *self.with_arms]:
+        return list(dict.fromkeys([*self._meant(self.arms), *self._meant(self.with_arms)]))
+
+    def _meant(self, arms: list[str]) -> Iterator[str]:
+        offered = baselines.of_method(self.recipe)
+        for arm in arms:
             group = [one for one in offered.values() if one.group == arm]
-            wanted += [one.name for one in group if one.applies(self)] if group else [arm]
-        return list(dict.fromkeys(wanted))
+            yield from [one.name for one in group if one.applies(self)] if group else [arm]
 
     def check(self) -> None:
         """Raise :class:`UserError` if values do not fit together; a recipe adds its own checks to these."""
@@ -134,8 +137,13 @@ class Common:
             raise UserError(f"amp={self.amp} and trainer.fp16 or trainer.bf16 say the same thing; give one")
         if self.keep == "best" and self.trainer.get("eval_strategy") == "no":
             raise UserError("keep=best needs development scores, and trainer.eval_strategy=no leaves them out")
-        for arm in self.all_arms:
-            baselines.find(arm, self.recipe).check(self)
+        for setting, arms in (("arms", self.arms), ("with", self.with_arms)):
+            for arm in self._meant(arms):
+                try:
+                    baseline = baselines.find(arm, self.recipe)
+                except UserError as error:
+                    raise UserError(f"{setting}: {error}") from None
+                baseline.check(self)
         if (self.steps is None) == (self.epochs is None):
             raise UserError(f"one of steps and epochs must be given, got steps={self.steps}, epochs={self.epochs}")
         if not self.all_arms:
@@ -303,7 +311,11 @@ def assigned(kind: Any, values: Values, assignment: str) -> Values:
     field = next((field for field in dataclasses.fields(kind) if field.name == name), None)
     if field is not None and not subkeys:
         return {name: _from_text(kind, field, text, f"--set {assignment}")}
-    value = _yaml(text, f"--set {assignment}")
+    where = f"--set {assignment}"
+    if name == "trainer" and len(subkeys) == 1:
+        value = trainer_flags.from_text(subkeys[0], text, lambda given: _yaml(given, where))
+    else:
+        value = _yaml(text, where)
     for i in reversed(range(len(subkeys))):
         inside = values.get(name)
         for subkey in subkeys[:i]:

@@ -6,6 +6,7 @@ import math
 import os
 import types
 import typing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,16 @@ from transformers.integrations import get_available_reporting_integrations
 
 from petx.errors import UserError
 
-__all__ = ["DECIDED", "as_settings", "check", "check_machine", "named_flags", "recomputing", "writes_tensorboard"]
+__all__ = [
+    "DECIDED",
+    "as_settings",
+    "check",
+    "check_machine",
+    "from_text",
+    "named_flags",
+    "recomputing",
+    "writes_tensorboard",
+]
 
 _PUSH = "petx sends nothing anywhere; the folder 'tuned' of an arm can be uploaded by itself"
 _CHECKPOINT = "petx keeps one checkpoint, the last whole one, from which a run goes on to the same bits"
@@ -122,6 +132,18 @@ def as_settings(argv: list[str]) -> list[str]:
 def named_flags() -> dict[str, dataclasses.Field]:
     """The fields of ``TrainingArguments`` that go through, by name."""
     return {field.name: field for field in dataclasses.fields(Seq2SeqTrainingArguments) if field.name not in DECIDED}
+
+
+def from_text(name: str, text: str, read: Callable[[str], Any]) -> Any:
+    """What a command line gives for a field: a text as it is (YAML would read 2024 as a number), ``null`` for nothing
+    where that is a value, and else what ``read`` makes of it, if that is what the field takes."""
+    if name not in named_flags():
+        return read(text)
+    kinds = _kinds(typing.get_type_hints(Seq2SeqTrainingArguments)[name])
+    if kinds <= {str, type(None)}:
+        return None if text == "null" and type(None) in kinds else text
+    value = read(text)
+    return text if str in kinds and type(value) not in kinds else value
 
 
 def check(given: dict[str, Any]) -> dict[str, Any]:

@@ -4,8 +4,11 @@ import dataclasses
 import math
 import os
 
+import hypothesis
 import pytest
 import yaml
+from hypothesis import Phase, given
+from hypothesis import strategies as st
 
 from petx import tasks
 from petx.errors import UserError
@@ -36,6 +39,37 @@ def test_a_number_is_finite_within_its_range_and_told_by_name(recipe, field):
     if ends != [None, None]:  # a count or a rate: nothing below its least
         with pytest.raises(UserError, match=f"{field.name} must be .*, got -1"):
             parsed(recipe, **{field.name: "-1"})
+
+
+VALUES = st.one_of(
+    st.sampled_from([None, "", "odd", "~", b"x", [], [None], {}, {"vqa": None}, {1: 2}, True, False, object(), 1j]),
+    st.sampled_from(["vqa", ["vqa"], {"vqa": {"train": 3}}, {"vqa": ["{q} {x}"]}, "\0", "2024", [[]], {"a": {"b": 1}}]),
+    st.integers(-3, 40),
+    st.floats(allow_nan=True, allow_infinity=True),
+    st.lists(st.text(max_size=3), max_size=2),
+    st.dictionaries(st.text(max_size=3), st.integers(-1, 1), max_size=2),
+)
+FIELDS = [(recipe, field) for recipe, arguments in RECIPES.items() for field in dataclasses.fields(arguments.Settings)]
+
+
+@pytest.mark.parametrize("recipe, field", FIELDS, ids=[f"{recipe}-{field.name}" for recipe, field in FIELDS])
+def test_any_value_of_a_setting_is_taken_or_told_by_name(recipe, field):
+    kind = RECIPES[recipe].Settings
+
+    @hypothesis.settings(max_examples=20, deadline=None, derandomize=True, database=None, phases=[Phase.generate])
+    @given(VALUES)
+    def check(value):
+        try:
+            made = settings.checked(kind, {"steps": 1, field.name: value})
+        except UserError as error:
+            assert field.metadata.get("flag", field.name) in str(error), f"{value!r}: {error}"
+            return
+        kept = getattr(made, field.name)
+        as_number = isinstance(kept, int | float) and isinstance(value, str | float) and kept == float(value)
+        as_path = isinstance(value, str) and kept == os.path.expanduser(value)
+        assert kept == value or as_number or as_path or (value is False and kept == "off"), f"{value!r}: {kept!r}"
+
+    check()
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -68,6 +68,16 @@ def test_a_wrong_name_or_type_is_told(given, message):
         trainer_flags.check(given)
 
 
+def test_a_text_is_taken_as_it_is_written():
+    """Where YAML reads a number, a date, a truth, nothing, or nothing that it can read."""
+    for text in ("2024", "1e3", "2024-01-02", "off", "~", "a: b: c", "[1"):
+        for argv in ([f"--trainer.run_name={text}"], ["--set", f"trainer.run_name={text}"]):
+            assert parse(arguments.Settings, argv).trainer == dict(run_name=text)
+    assert parse(arguments.Settings, ["--trainer.run_name=null"]).trainer == dict(run_name=None)
+    for text, value in (("2024", "2024"), ("none", "none"), ("[a, b]", ["a", "b"]), ("null", None)):
+        assert parse(arguments.Settings, [f"--trainer.report_to={text}"]).trainer == dict(report_to=value)
+
+
 def test_mixed_precision_is_said_once():
     with pytest.raises(UserError, match="amp=bf16 and trainer.fp16 or trainer.bf16 say the same thing"):
         parse(arguments.Settings, ["--amp", "bf16", "--trainer.bf16=true"])

@@ -173,8 +173,14 @@ class Settings(Common):
                 raise UserError(f"metrics.{task} must be one of {', '.join(metrics.names())}; got {metric!r}")
         if not self.instructions:
             raise UserError("instructions must name at least one template")
-        for template in [*self.instructions, *self.eval_instructions, *sum(self.task_instructions.values(), [])]:
-            instruction(template, "")
+        templates = dict(instructions=self.instructions, eval_instructions=self.eval_instructions)
+        templates |= {f"task_instructions.{task}": own for task, own in self.task_instructions.items()}
+        for setting, given in templates.items():
+            for template in given:
+                try:
+                    instruction(template, "")
+                except UserError as error:
+                    raise UserError(f"{setting}: {error}") from None
         for name, value in self.generation.items():
             if name not in GENERATION:
                 raise UserError(f"generation: unknown {name!r}; there are: {', '.join(GENERATION)}")
