@@ -187,6 +187,11 @@ def read_json(path: str | os.PathLike, *needed: str, hint: str) -> dict[str, Any
     return values
 
 
+def disk_is_full(error: BaseException) -> bool:
+    """Whether ``error``, of any library's making, says that there is no room on the disk."""
+    return any(words in str(error) for words in ("No space left", "Disk quota exceeded", "os error 28"))
+
+
 def require_writable(folder: str | os.PathLike, argument: str) -> None:
     """Create ``folder`` and prove that a file can be written there, or raise :class:`UserError` naming ``argument``."""
     try:

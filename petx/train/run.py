@@ -16,12 +16,17 @@ from petx import baselines, tasks
 from petx._quiet import ignore_known_warnings
 from petx.baselines import Baseline
 from petx.errors import UserError
-from petx.files import held, require_writable, write_json
+from petx.files import disk_is_full, held, require_writable, write_json
 from petx.tasks import RunData
 from petx.train import best, dry_run, plots, rehearsal, report, stages, stopping, trainer_flags
 from petx.train.recipe import Recipe
 from petx.train.settings import Common
 from petx.train.trainer import PetTrainer, training_arguments
+
+
+def _memory_is_full(error: BaseException) -> bool:
+    said = "DefaultCPUAllocator" in str(error)  # as torch says it of a CPU
+    return said or isinstance(error, torch.OutOfMemoryError | MemoryError)
 
 
 class Run:
@@ -105,9 +110,16 @@ class Run:
             stopping.last_words(f"\nThe output was closed. {resume}")
             return 1
         except (OSError, SafetensorError) as error:
-            if "No space left" not in str(error) and "Disk quota exceeded" not in str(error):
+            if not disk_is_full(error):
                 raise
             raise UserError(f"the disk is full: {error}. Make room first. {resume}") from error
+        except (RuntimeError, MemoryError) as error:
+            if not _memory_is_full(error):
+                raise
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UserError(
+                f"the memory is full: {first}. A smaller batch_size or eval_batch_size takes less"
+            ) from error
 
     def execute(self) -> int:
         """All stages; 0, or 1 if the saved adapter did not reproduce its score. A dry run says what they would do."""

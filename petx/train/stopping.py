@@ -1,4 +1,4 @@
-"""The end of a run by a signal: SIGTERM and SIGHUP are told as Ctrl-C is."""
+"""The end of a run by a signal: SIGTERM, SIGHUP and what else ends a process are told as Ctrl-C is."""
 
 import contextlib
 import os
@@ -10,7 +10,8 @@ from typing import Any
 
 from accelerate import PartialState
 
-SIGNALS = (signal.SIGTERM, signal.SIGHUP)
+# What schedulers send, at the end of the time or some minutes before, and the system at the end of a limit of CPU time.
+SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 
 
 class Stopped(KeyboardInterrupt):

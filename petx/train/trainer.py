@@ -20,7 +20,7 @@ from petx import hosts
 from petx.data.batches import IGNORED, RoundRobinBatches, TaskMixture
 from petx.data.pairs import RETRIEVAL
 from petx.errors import UserError
-from petx.files import written_whole
+from petx.files import disk_is_full, written_whole
 from petx.train import checkpoints, scoring, trainer_flags
 from petx.train.adamw import ReleasedAdamW
 
@@ -76,6 +76,13 @@ class PetTrainer(Seq2SeqTrainer):
             return super().train(resume_from_checkpoint, *args, **kwargs)
         except UserError as error:
             raise UserError(_without_worker(str(error))) from error
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error) or not any(word in str(error) for word in _GONE):
+                raise
+            raise UserError(
+                f"workers: a process that reads the training data has gone ({error}). The last whole checkpoint is "
+                "kept, and --resume goes on from it"
+            ) from error
 
     @property
     def seconds(self) -> float:
@@ -178,9 +185,8 @@ class PetTrainer(Seq2SeqTrainer):
                 if writer:
                     checkpoints.mark_whole(target, self.seconds)
         except (OSError, RuntimeError, SafetensorError) as error:
-            raise UserError(
-                f"cannot write {final}: {error}. The last whole checkpoint is kept; make room, then use --resume"
-            ) from error
+            room = "make room, then use --resume" if disk_is_full(error) else "--resume goes on from it"
+            raise UserError(f"cannot write {final}: {error}. The last whole checkpoint is kept; {room}") from error
         finally:
             self._scratch = None
         if writer:
@@ -192,6 +198,9 @@ class PetTrainer(Seq2SeqTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         checkpoints.load_trainable(self._trained, resume_from_checkpoint)
+
+
+_GONE = ("exited unexpectedly", "is killed by signal")  # torch's words for a worker that ended without an error
 
 
 def _without_worker(text: str) -> str:

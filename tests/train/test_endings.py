@@ -9,10 +9,14 @@ import sys
 import threading
 
 import pytest
+import torch
+from transformers import Seq2SeqTrainer
 
+from petx import _memory
 from petx.errors import UserError
 from petx.train import stages, stopping, vlpet
 from petx.train.run import Run
+from petx.train.trainer import PetTrainer
 
 
 @pytest.fixture
@@ -126,6 +130,46 @@ def test_only_a_full_disk_is_told_as_one(made, monkeypatch):
     monkeypatch.setattr(run, "execute", lambda: fails("another"))
     with pytest.raises(OSError, match="^another$"):
         run.main()
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory.\nx"), RuntimeError("DefaultCPUAllocator: x")]
+)
+def test_a_full_memory_is_told_as_one(made, monkeypatch, error):
+    run = made()
+
+    def fails(error):
+        raise error
+
+    monkeypatch.setattr(run, "execute", lambda: fails(error))
+    with pytest.raises(
+        UserError, match="^the memory is full: [^\n]+ A smaller batch_size or eval_batch_size takes less$"
+    ):
+        run.main()
+    monkeypatch.setattr(run, "execute", lambda: fails(RuntimeError("another")))
+    with pytest.raises(RuntimeError, match="^another$"):
+        run.main()
+
+
+@pytest.mark.parametrize("said", ["(pid(s) 7) exited unexpectedly", "(pid 7) is killed by signal: Killed."])
+def test_a_reading_process_that_is_killed_is_told(monkeypatch, said):
+    reading = object.__new__(PetTrainer)
+
+    def train(self, *args):
+        raise RuntimeError(f"DataLoader worker {said}")
+
+    monkeypatch.setattr(Seq2SeqTrainer, "train", train)
+    with pytest.raises(UserError, match=r"workers: a process that reads .*7\) .*--resume goes on from it"):
+        reading.train()
+
+
+def test_the_memory_is_what_a_container_may_take(tmp_path, monkeypatch):
+    monkeypatch.setattr(_memory, "LIMITS", ())
+    whole = _memory.memory()
+    monkeypatch.setattr(_memory, "LIMITS", (str(tmp_path / "max"), str(tmp_path / "none")))
+    for text, wanted in (("4096\n", 4096), ("max\n", whole), ("", whole)):
+        (tmp_path / "max").write_text(text)
+        assert _memory.memory() == wanted
 
 
 # ---- output folders ----
