@@ -13,6 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from petx.data.pictures import read_picture
+    from petx.data.rows import PLACEHOLDER, is_whole
     from petx.errors import UserError
     from petx.files import require_writable, user_path
     from petx.train import answering, tuned
@@ -25,15 +26,18 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--output would overwrite the image {args.image}")
     if args.num_beams < 1:
         raise UserError(f"--num_beams must be at least 1, got {args.num_beams}")
-    if not args.question.strip():
-        raise UserError("QUESTION must not be empty")
+    question = args.question.replace(PLACEHOLDER, "").strip()
+    if not question:
+        raise UserError(f"QUESTION must not be empty, got {args.question!r}")
+    if not is_whole(question):
+        raise UserError(f"QUESTION must be text in the terminal's encoding, got {args.question!r}")
     read_picture(image)  # a broken image is told before anything is loaded
     require_writable(output.parent, "--output")
     loaded = tuned.load(adapter)
-    answer = answering.answer(loaded, str(image), args.question, args.num_beams)
+    answer = answering.answer(loaded, str(image), question, args.num_beams)
     if answer.unknown:
         print(f"note: the model does not know {', '.join(map(repr, answer.unknown))}")
     print(f"{answer.text}   (probability {answer.probability:.3f})", flush=True)
-    answering.draw(image, args.question, answer, output)
+    answering.draw(image, question, answer, output)
     print(f"drawn in {output}")
     return 0

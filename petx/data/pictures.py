@@ -84,8 +84,10 @@ def _turned(picture: Image.Image) -> Image.Image:
 
 def _shown(picture: Image.Image, name: str) -> Image.Image:
     mode = picture.mode
-    if mode.startswith("I;16") or (mode == "I" and picture.format in ("PNG", None) and _is_16_bit(picture)):
+    if mode.startswith("I;16") or (mode == "I" and picture.format in ("PNG", "PPM", None) and _is_16_bit(picture)):
         values = np.asarray(picture, dtype=np.int64)
+        if isinstance(picture.info.get("transparency"), int):  # the one grey that stands for nothing
+            values = np.where(values == picture.info["transparency"], 65535, values)
         return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
     if mode in _CLEAR or "transparency" in picture.info:
         clear = picture.convert(_CLEAR.get(mode, "RGBA")).convert("RGBA")

@@ -33,6 +33,7 @@ class Instructed(Host):
 
     methods = ("petal",)
     inputs: ClassVar[tuple[str, ...]] = ("pixel_values", "input_ids", "attention_mask")
+    marks: ClassVar[int] = 0  # how often an instruction may say where the image stands
     model_class: type[PreTrainedModel]
 
     def __init__(self, config: Any, tokenizers: Tokenizers) -> None:
@@ -130,9 +131,29 @@ class Instructed(Host):
             templates = settings.instructions[:1]
         elif split in ("dev", "test") and settings.eval_instructions:
             templates = settings.eval_instructions
+        if settings.host is not None:
+            cls.check_texts(spec.name, examples, templates, settings, tokenizer)
         names = ("metric", "max_target", "loss", "num_beams", "predictions")
         limits = {name: getattr(spec, name) for name in names}
         return _task(settings, spec.name, examples, store, tokenizer, templates, **limits)
+
+    @classmethod
+    def check_texts(cls, task: str, examples: list[Example], templates: Any, settings: Any, tokenizer: Any) -> None:
+        """Raise :class:`UserError` if a template, question or answer has the token in it that stands for an image: the
+        model would look for an image there."""
+        config = AutoConfig.from_pretrained(settings.host)
+        mark = tokenizer.text.convert_ids_to_tokens(image_token(config))
+        for template in templates:
+            if template.count(mark) > cls.marks:
+                wanted = "must stand there once" if cls.marks else "is put in front of it"
+                raise UserError(f"instructions: {mark}, the place of the image, {wanted}, got {template!r}")
+        reads_answers = cls.is_decoder_only(config)
+        for i, example in enumerate(examples):
+            answers = [answer for answer, _ in example.answers] if reads_answers else []
+            for text in (example.text, *answers):
+                if mark in text:
+                    where = f"example {i}" if example.id is None else f"example {example.id}"
+                    raise UserError(f"task {task}: {where} has {mark}, which stands for an image, in {text!r}")
 
     @classmethod
     def question_item(

@@ -22,6 +22,7 @@ class Llava(Instructed):
     model_types = ("llava",)
     words, order = "LLaVA", 2
     model_class = LlavaForConditionalGeneration
+    marks = 1
     full_words = " of projector and language model"
 
     def __init__(self, config: Any, tokenizers: Any) -> None:

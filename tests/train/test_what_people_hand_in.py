@@ -80,10 +80,30 @@ def test_every_mode_becomes_what_is_seen(tmp_path, picture, kind, seen):
     assert np.abs(got - seen).max() <= 1
 
 
-def test_a_colour_that_stands_for_nothing_is_white(tmp_path):
+@pytest.mark.parametrize(
+    "picture, colour",
+    [
+        (Image.new("RGB", (4, 4), (9, 9, 9)), (9, 9, 9)),
+        (Image.new("L", (4, 4), 9), 9),
+        (Image.new("1", (4, 4), 0), 0),
+        (Image.new("RGB", (4, 4), (9, 9, 9)).quantize(4), 0),
+        (Image.fromarray(np.full((4, 4), 2570, np.uint16)), 2570),
+    ],
+    ids=lambda one: getattr(one, "mode", ""),
+)
+def test_a_colour_that_stands_for_nothing_is_white(tmp_path, picture, colour):
     path = tmp_path / "clear.png"
-    Image.new("RGB", (4, 4), (9, 9, 9)).save(path, transparency=(9, 9, 9))
+    picture.save(path, transparency=colour)
     assert np.asarray(read_picture(path))[0, 0].tolist() == [255, 255, 255]
+
+
+@pytest.mark.parametrize("kind", ["gif", "webp", "png"])
+def test_of_an_animation_the_first_picture_is_read(tmp_path, kind):
+    path = tmp_path / f"moving.{kind}"
+    halves().save(path, save_all=True, append_images=[Image.new("RGB", (40, 20), "lime")] * 2, lossless=True)
+    check_picture(path)
+    left, right = np.asarray(read_picture(path))[10, [5, 35]].tolist()
+    assert left == [255, 0, 0] and right == [0, 0, 255]
 
 
 @pytest.mark.parametrize("mode", ["F", "LAB"])
@@ -146,6 +166,8 @@ SCORES = r"label must be an answer or \{answer: score\}"
         ("nlvr", "nlvr/train.json", "train", dict(label={}), "label must be true or false"),
         ("nlvr", "nlvr/train.json", "train", dict(img0=None), "img0 must be a name or a number, got None"),
         ("nlvr", "nlvr/train.json", "train", dict(sent=3), "sent must be text, got 3"),
+        ("nlvr", "nlvr/train.json", "train", dict(sent="\ud800"), "sent must be text without half of a surrogate pair"),
+        ("gqa", "GQA/train.json", "train", dict(label={"\ud800": 1}), r"label must be an answer or"),
         ("gqa", "GQA/train.json", "train", dict(label={}), r"label must be .* with an answer, got {}"),
         ("gqa", "GQA/train.json", "train", dict(label=None), SCORES),
         ("gqa", "GQA/train.json", "train", dict(label={"red": "1"}), SCORES),
