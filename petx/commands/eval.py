@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+from typing import Any
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -9,6 +10,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num_beams", "--num-beams", type=int, metavar="N", help="beams (default: as it was trained)")
     parser.add_argument("--split", choices=("dev", "test"), default="test", help="default: test")
     parser.add_argument("--data_dir", "--data-dir", metavar="DIR", help="where the data lies now (default: as trained)")
+    for name, held in (("images", "image files"), ("features", "feature files")):
+        words = f"where the {held} lie now (default: as trained)"
+        parser.add_argument(f"--{name}_dir", f"--{name}-dir", metavar="DIR", help=words)
     parser.add_argument("--output", metavar="DIR", help="folder of the predictions (default: eval beside DIR)")
 
 
@@ -26,10 +30,18 @@ def run(args: argparse.Namespace) -> int:
     output = user_path(args.output or adapter.resolve().parent / "eval", "--output")
     require_writable(output, "--output")
     settings = loaded.settings
-    if args.data_dir is not None:
+    if settings.host is not None:  # which may be named from the folder that the training was started in
+        settings = dataclasses.replace(settings, host=str(loaded.host_folder))
+    for name in ("data_dir", "images_dir", "features_dir"):
+        given = getattr(args, name)
+        if given is None:
+            continue
         if settings.data_dir is None:
-            raise UserError(f"--data_dir is for data of one's own, and this was trained on {settings.data}")
-        settings = dataclasses.replace(settings, data_dir=str(user_path(args.data_dir, "--data_dir")))
+            raise UserError(f"--{name} is for data of one's own, and this was trained on {settings.data}")
+        if not hasattr(settings, name):
+            raise UserError(f"--{name} is no setting of petx train {settings.recipe}, got {given!r}")
+        place: dict[str, Any] = {name: str(user_path(given, f"--{name}"))}
+        settings = dataclasses.replace(settings, **place)
     run = Run(loaded.recipe, settings)
     run.prepare()
     tasks = getattr(run.load_data(), args.split)

@@ -30,6 +30,7 @@ class Tuned:
     manifest: dict[str, Any]
     recipe: Recipe
     host: type[hosts.Host]
+    host_folder: str | Path  # where the host was found now, or its hub name
 
 
 def save(
@@ -94,7 +95,8 @@ def load(folder: str | Path) -> Tuned:
     else:
         model = heads.built(baselines.find(manifest["arm"], recipe.name), host, model, settings)
         checkpoints.load_trainable(model, folder)
-    return Tuned(model.eval(), hosts.tokenizers(host, host_folder), settings, manifest, recipe, host)
+    tokenizer = hosts.tokenizers(host, host_folder)
+    return Tuned(model.eval(), tokenizer, settings, manifest, recipe, host, host_folder)
 
 
 def adapted(model: nn.Module, folder: Path) -> nn.Module:

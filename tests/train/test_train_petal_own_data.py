@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from petx import hosts, tasks
 from petx.baselines._sizes import ESTIMATORS
 from petx.cli import main as petx
+from petx.data.examples import Example
 from petx.data.instructions import instruction, plain
 from petx.data.stores import ImageFiles
 from petx.errors import UserError
@@ -60,6 +61,22 @@ def test_a_task_is_searched_with_its_own_beams(name, beams):
     assert task.num_beams == beams and task.predictions is tasks.find(name).predictions
 
 
+def test_the_token_of_an_image_is_refused_where_none_is(mine, tmp_path):
+    settings = fixture.settings(mine, tmp_path / "out")
+    tokenizer = HOST.pretrained_tokenizers(settings)
+
+    def made(text="what?", answer="red", template="{q}"):
+        settings.instructions, settings.eval_instructions = [template], []
+        example = Example(text, ("0",), ((answer, 1.0),), id=7)
+        return HOST.dataset(tasks.find("vqa"), [example], None, tokenizer, settings, "train")
+
+    assert len(made(answer="<image>")) == 1  # of an encoder-decoder
+    with pytest.raises(UserError, match="task vqa: example 7 has <image>, which stands for an image, in 'a<image>'"):
+        made("a<image>")
+    with pytest.raises(UserError, match="instructions: <image>, the place of the image, is put in front of it, got '<"):
+        made(template="<image> {q}")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("language_model", ["t5", "llama"])
 def test_a_pretrained_host_learns_colours(tmp_path, language_model):
@@ -74,21 +91,29 @@ def test_a_pretrained_host_learns_colours(tmp_path, language_model):
 
 
 @pytest.mark.slow
-def test_tasks_of_questions_and_captions(mine, tmp_path, capsys):
+def test_tasks_of_questions_and_captions(mine, tmp_path, capsys, monkeypatch):
     own = {"caption": ["a photo of"]}
     more = dict(tasks=["vqa", "caption"], metrics={"vqa": "matches"}, arms=["petal"], epochs=1, task_instructions=own)
     settings = fixture.settings(mine, tmp_path / "out", dtype="bfloat16", **more)
+    settings.host, settings.data_dir = "host", "data"
+    monkeypatch.chdir(mine)
     assert petal.run(settings) == 0
+    monkeypatch.chdir(tmp_path)
     scores = json.loads((tmp_path / "out" / "petal" / "seed-42" / "result.json").read_text())["test"]
     assert {"average", "vqa accuracy", "caption cider"} <= set(scores)
     folder = str(tmp_path / "out" / "petal" / "seed-42" / "tuned")
     capsys.readouterr()
-    assert petx(["eval", "--adapter", folder]) == 0
+    assert petx(["eval", "--adapter", folder]) == 2
+    assert "data_dir must be the folder of the data, got 'data'" in capsys.readouterr().err
+    assert petx(["eval", "--adapter", folder, "--features_dir", "x"]) == 2
+    assert "--features_dir is no setting of petx train petal, got 'x'" in capsys.readouterr().err
+    moved = ["--data_dir", str(mine / "data")]
+    assert petx(["eval", "--adapter", folder, *moved, "--images_dir", str(mine / "data" / "images")]) == 0
     assert f"average      {scores['average']:.4f}" in capsys.readouterr().out
     written = tmp_path / "out" / "petal" / "seed-42"
     for name, main in (("vqa.json", "accuracy"), ("caption.json", "cider")):
         assert (written / "eval" / f"test-{name}").read_text() == (written / "predictions" / f"test-{name}").read_text()
-        assert petx(["score", str(written / "predictions" / f"test-{name}")]) == 0
+        assert petx(["score", str(written / "predictions" / f"test-{name}"), *moved]) == 0
         assert f"{main:<12} {scores[f'{name[:-5]} {main}']:.4f}" in capsys.readouterr().out
     image = str(mine / "data" / "images" / "0.png")
     assert petx(["predict", image, "what color is it?", "--adapter", folder, "--output", str(tmp_path / "a.png")]) == 0
