@@ -39,7 +39,7 @@ def reads_references(name: str) -> bool:
 
 def reads_rankings(name: str) -> bool:
     """Whether the metric ``name`` scores rankings of retrieval in place of texts, its module's ``RANKINGS``."""
-    return getattr(_rooms.modules(__name__)[name], "RANKINGS", False)
+    return getattr(_found(name), "RANKINGS", False)
 
 
 def find(name: str) -> Callable[..., dict[str, float]]:

@@ -24,6 +24,9 @@ def recall(rankings: Sequence[Sequence[Any]], relevant: Sequence[Collection[Any]
     for name, value in (("rankings", rankings), ("relevant", relevant)):
         if not isinstance(value, list | tuple):
             refuse_type("recall", name, "a list with an entry for each query", value)
+        for i, one in enumerate(value):
+            if isinstance(one, str) or not isinstance(one, Sequence if name == "rankings" else Collection):
+                refuse_type("recall", f"{name}[{i}]", "several of what is ranked", one)
     check_as_many("recall", "rankings", rankings, "relevant", relevant)
     for i, wanted in enumerate(relevant):
         if not wanted:

@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from petx._checks import check_floating
+
 __all__ = ["Temperature"]
 
 HOTTEST = 100.0  # 1 / temperature is at most this, as CLIP's
@@ -23,4 +25,5 @@ class Temperature(nn.Module):
 
     def forward(self, similarity: Tensor) -> Tensor:
         """``similarity [...] / τ``, of its dtype: ``[...]``."""
+        check_floating("Temperature", "similarity", similarity, "[...]")
         return similarity * self.log_scale.clamp(max=math.log(HOTTEST)).exp().to(similarity.dtype)

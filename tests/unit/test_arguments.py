@@ -54,6 +54,8 @@ FUNCTIONS = {
         x=r(2, 5, 8), down_weight=r(6, 8), down_bias=r(6), up_weight=r(8, 6), up_bias=r(3, 8), experts=3
     ),
     losses.label_bag: lambda: dict(labels=torch.tensor([[1, -100], [3, 0]]), vocabulary=5),
+    losses.contrastive_loss: lambda: dict(similarity=r(3, 3), same=torch.eye(3, dtype=torch.bool)),
+    losses.hard_negatives: lambda: dict(similarity=r(3, 3), same=torch.eye(3, dtype=torch.bool)),
     models.aggregate_instructions: lambda: dict(features=[r(2, 3, 4), r(2, 3, 4)], method="attention_score"),
     models.join_masks: lambda: dict(
         input_ids=WORDS,
@@ -72,6 +74,8 @@ FUNCTIONS = {
     certify.differences: lambda: dict(saved={"cpu": {}, "cuda": []}),
     metrics.find: lambda: dict(name="exact"),
     metrics.reads_references: lambda: dict(name="exact"),
+    metrics.reads_rankings: lambda: dict(name="exact"),
+    metrics.recall: lambda: dict(rankings=[["a", "b"]], relevant=[["a"]], k=1),
     metrics.exact_match: lambda: dict(predictions=["a", "b"], answers=["a", "c"]),
     metrics.match_accuracy: lambda: dict(predictions=["a"], annotations=[["a", "b"]]),
     metrics.vqa_accuracy: lambda: dict(predictions=["a"], annotations=[["a", "b"]]),
@@ -99,6 +103,7 @@ LAYERS = {
         lambda: dict(visual_width=8, hidden_size=6),
         lambda: (r(2, 3, 8), r(9, 6), r(2, 3, 4), torch.tensor([[0, 0, 1]] * 2)),
     ),
+    models.Temperature: (lambda: {}, lambda: (r(2, 2),)),
     models.FeatureVision: (lambda: dict(width=8), lambda: (r(2, 5, 8),)),
     nn.PHMLinear: (lambda: dict(in_features=8, out_features=8, order=2), lambda: (r(2, 5, 8),)),
     losses.MINE: (lambda: dict(first_features=4, second_features=5, hidden=3), lambda: (r(2, 4), r(2, 5))),
@@ -119,7 +124,7 @@ OTHERWISE = {
         models.VLT5Config,
         models.VLT5ForConditionalGeneration,
     ),
-    *(models.InstructBlip, models.FeatureInstructBlip, models.FeatureInstructBlipConfig),
+    *(models.InstructBlip, models.FeatureInstructBlip, models.FeatureInstructBlipConfig, models.Blip2Retrieval),
     *(tuners.VLPetModel, tuners.PetalModel, losses.LabelBag, nn.Tail, certify.record, metrics.names),
 }
 # Right values, which are then refused because of a good call's other argument.
