@@ -16,6 +16,7 @@ from torch import nn
 from petx.errors import UserError
 from petx.tuners._common.layer import AdapterLayer, refuse_several
 from petx.tuners._common.mixed import BASE, Rows, trained_whole
+from petx.tuners._common.packed import keep_differentiable
 from petx.tuners._common.paths import covered, plain, some
 from petx.tuners._common.sizes import check_memory
 
@@ -86,6 +87,8 @@ class AdapterModel(BaseTuner):
         resolved.resolve(self.get_model_config(model).get("model_type"))
         plan = self._plan(model, resolved)
         check_memory(self.method, self._tensors(model, resolved, plan))
+        if not resolved.inference_mode:
+            keep_differentiable(self.method, model)
         self._begin(model, adapter_name, resolved, plan, low_cpu_mem_usage)
         vars(config).update(vars(resolved))
         self._planned = plan

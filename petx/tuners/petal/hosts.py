@@ -59,16 +59,18 @@ def projectors(model: Any, modules: dict[str, nn.Module], root: str) -> list[str
     named = [path for path in modules if PROJECTOR.search(path.rpartition(".")[2])]
     named = [path for path in named if path != root and not path.startswith(f"{root}.")]
     named = [path for path in named if not any(part.isdigit() for part in path.split("."))]
-    fitting = [
-        path
-        for path in named
-        if any(p.dim() == 2 and width in p.shape and ".petal_" not in name for name, p in _weights(modules[path]))
-    ]
+    fitting = [path for path in named if _touches(modules[path], width)]
     return [path for path in fitting if not any(above in fitting for above in parents(path))]
 
 
-def _weights(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    return [(f".{name}", parameter) for name, parameter in module.named_parameters()]
+def _touches(module: nn.Module, width: int) -> bool:
+    """Whether a weight in ``module`` is of ``width``, or a linear is whose weight is packed (4 bit) and shows none."""
+    named = [(f".{name}", parameter) for name, parameter in module.named_parameters()]
+    if any(p.dim() == 2 and width in p.shape and ".petal_" not in name for name, p in named):
+        return True
+    return any(
+        width in (part.in_features, part.out_features) for part in module.modules() if isinstance(part, nn.Linear)
+    )
 
 
 def find_projector(model: Any, modules: dict[str, nn.Module], root: str, given: str | None) -> str:
