@@ -24,20 +24,28 @@ class VLPet(Baseline):
     methods = ("vlpet",)
 
     def build(self, host: type[Host], model: Any, settings: Any) -> nn.Module:
-        return get_peft_model(model, vlpet_config(settings, model.config.model_type))
+        config = vlpet_config(settings, model.config.model_type, host.vlpet_preset(model.config))
+        return get_peft_model(model, config)
 
     sized = build  # what other baselines are made as large as
 
 
-def vlpet_config(settings: Any, model_type: str) -> VLPetConfig:
-    """The tuner's configuration for the recipe's ``settings`` on a host of ``model_type``."""
+def vlpet_config(settings: Any, model_type: str, preset: str = "auto") -> VLPetConfig:
+    """The tuner's configuration for the recipe's ``settings`` on a host of ``model_type``, by the tuner's ``preset``.
+
+    Raises UserError for places that a decoder-only language model does not have.
+    """
     encoder, decoder = settings.encoder_places, settings.decoder_places
+    alone = preset == "decoder"
+    if alone:
+        _check_decoder_only(settings)
     places: dict[str, Any] = {}
     if set(encoder) != set(ENCODER_PLACES) or set(decoder) not in ({"value"}, set()):
         names = [ENCODER_PLACES[one] for one in encoder] + [DECODER_PLACES[one] for one in decoder]
         places = dict(sites_named(model_type, names))
     return VLPetConfig(
-        task_type="SEQ_2_SEQ_LM",
+        task_type="CAUSAL_LM" if alone else "SEQ_2_SEQ_LM",
+        preset=preset,
         granularity=settings.level,
         design=settings.design,
         rank=settings.rank,
@@ -49,7 +57,7 @@ def vlpet_config(settings: Any, model_type: str) -> VLPetConfig:
         mask_padding=settings.mask_padding,
         activation=settings.activation,
         use_bias=settings.use_bias,
-        scale=settings.scale,
+        scale=1.0 if settings.scale is None and not alone else settings.scale,
         zero_init_up=settings.zero_init or None,
         zero_init_gate=settings.zero_init or None,
         decoder_value=bool(decoder),
@@ -61,9 +69,24 @@ def vlpet_config(settings: Any, model_type: str) -> VLPetConfig:
     )
 
 
-def check_sizes(settings: Any, width: int) -> None:
+def _check_decoder_only(settings: Any) -> None:
+    for name, wanted in (
+        ("encoder_places", list(ENCODER_PLACES)),
+        ("decoder_places", ["value"]),
+        ("decoder_level", "none"),
+        ("train_decoder_norms", False),
+    ):
+        given = getattr(settings, name)
+        if given != wanted and not (isinstance(wanted, list) and set(given) == set(wanted)):
+            raise UserError(
+                f"{name}={given!r} is for encoder-decoders: in a decoder-only language model the attentions' and "
+                "feed-forwards' outputs are adapted, and its norms are those of train_encoder_norms; leave it out"
+            )
+
+
+def check_sizes(settings: Any, width: int, preset: str = "auto") -> None:
     """Raise :class:`petx.errors.UserError` if VL-PET's modules do not fit a host of ``width``."""
-    config = vlpet_config(settings, "bart")  # places and sizes do not interact
+    config = vlpet_config(settings, "bart", preset)  # places and sizes do not interact
     config.resolve("bart")
     try:
         GatedAdapter(width, **config.adapter_options("encoder"), device="meta")

@@ -232,7 +232,11 @@ class ImageFiles:
         """``picture``, augmented as ``draw`` and its ``name`` decide, as the image processor makes it."""
         if draw and self.augment != "none":
             picture = self._augmented(picture, random.Random(f"{draw} {name}"))
-        return self.processor(picture, return_tensors="pt")["pixel_values"][0], None
+        return self.processed(picture), None
+
+    def processed(self, picture: Image.Image) -> Any:
+        """What the host is given of ``picture``: its pixels."""
+        return self.processor(picture, return_tensors="pt")["pixel_values"][0]
 
     def _augmented(self, picture: Image.Image, draw: random.Random) -> Image.Image:
         width, height = picture.size

@@ -39,7 +39,7 @@ def of_checkpoint(folder: str | Path, method: str) -> type[Host]:
 
 def _of_config(config: Any, known: Iterable[type[Host]]) -> type[Host] | None:
     """The host of ``known`` for a model of ``config``: of those of its type the one for its class, if there is one."""
-    fitting = [host for host in known if config.model_type in host.model_types]
+    fitting = [host for host in _in_order(known) if host.takes(config)]
     made = set(getattr(config, "architectures", None) or ())
     own = [host for host in fitting if made.intersection(host.architectures)]
     return next(iter(own or [host for host in fitting if not host.architectures]), None)
@@ -47,16 +47,21 @@ def _of_config(config: Any, known: Iterable[type[Host]]) -> type[Host] | None:
 
 def wanted(method: str) -> str:
     """The hosts of ``method`` in words, such as ``BART or T5``."""
-    *others, last = [host.words for host in sorted(of_method(method).values(), key=lambda host: host.order)]
+    *others, last = [host.words for host in _in_order(of_method(method).values())]
     return f"{', '.join(others)} or {last}" if others else last
 
 
 def bound(model: Any, tokenizer: object) -> Host:
-    """The host of ``model``, bound to its configuration and ``tokenizer``."""
-    found = _of_config(model.config, [module.HOST for module in _rooms.modules(__name__).values()])
+    """The host of ``model``, bound to its configuration and ``tokenizer``, of the kind that this host reads by."""
+    known = [module.HOST for module in _rooms.modules(__name__).values()]
+    found = _of_config(model.config, [host for host in known if host.reads_by(tokenizer)])
     if found is None:
         raise UserError(f"no host is known for a {model.config.model_type!r} model")
     return found(model.config, tokenizer)
+
+
+def _in_order(found: Iterable[type[Host]]) -> list[type[Host]]:
+    return sorted(found, key=lambda host: host.order)
 
 
 def load(host: type[Host], folder: str | Path, settings: Any) -> nn.Module:

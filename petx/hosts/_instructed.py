@@ -31,10 +31,12 @@ class Instructed(Host):
     ``labels`` are as long.
     """
 
-    methods = ("petal",)
+    methods: ClassVar[tuple[str, ...]] = ("petal",)
     inputs: ClassVar[tuple[str, ...]] = ("pixel_values", "input_ids", "attention_mask")
     marks: ClassVar[int] = 0  # how often an instruction may say where the image stands
     model_class: type[PreTrainedModel]
+    task_class: ClassVar[type[InstructTask]] = InstructTask
+    store_class: ClassVar[type[ImageFiles]] = ImageFiles
 
     def __init__(self, config: Any, tokenizers: Tokenizers) -> None:
         self.pad = tokenizers.pad_token_id
@@ -56,6 +58,8 @@ class Instructed(Host):
         given = [settings.instructions, settings.eval_instructions, *settings.task_instructions.values()]
         if max(map(len, given)) > 1:
             raise UserError(f"instructions: {cls.words} reads one instruction per image, got {max(map(len, given))}")
+        if settings.ib != "off" and not cls.has_qformer:
+            raise UserError(f"ib={settings.ib} needs a Q-Former, and {cls.words} has none")
 
     @classmethod
     def tokenizers(cls, folder: str | Path) -> Tokenizers:
@@ -115,7 +119,7 @@ class Instructed(Host):
                 f"host: {settings.host} was trained on features; data {settings.data} needs one that reads images"
             )
         folders = folders_of(settings.images_dir, settings.data_dir, spec.images, "images")
-        return ImageFiles(folders, tokenizer.image_processor, settings.augment if split == "train" else "none")
+        return cls.store_class(folders, tokenizer.image_processor, settings.augment if split == "train" else "none")
 
     @classmethod
     def dataset(
@@ -135,14 +139,14 @@ class Instructed(Host):
             cls.check_texts(spec.name, examples, templates, settings, tokenizer)
         names = ("metric", "max_target", "loss", "num_beams", "predictions")
         limits = {name: getattr(spec, name) for name in names}
-        return _task(settings, spec.name, examples, store, tokenizer, templates, **limits)
+        return cls._task(settings, spec.name, examples, store, tokenizer, templates, **limits)
 
     @classmethod
     def check_texts(cls, task: str, examples: list[Example], templates: Any, settings: Any, tokenizer: Any) -> None:
         """Raise :class:`UserError` if a template, question or answer has the token in it that stands for an image: the
         model would look for an image there."""
         config = AutoConfig.from_pretrained(settings.host)
-        mark = tokenizer.text.convert_ids_to_tokens(image_token(config))
+        mark = cls.image_mark(config, tokenizer)
         for template in templates:
             if template.count(mark) > cls.marks:
                 wanted = "must stand there once" if cls.marks else "is put in front of it"
@@ -156,19 +160,40 @@ class Instructed(Host):
                     raise UserError(f"task {task}: {where} has {mark}, which stands for an image, in {text!r}")
 
     @classmethod
+    def image_mark(cls, config: Any, tokenizer: Any) -> str:
+        """The token that stands for an image, as a text has it."""
+        return tokenizer.text.convert_ids_to_tokens(image_token(config))
+
+    @classmethod
     def question_item(
         cls, source: Any, settings: Any, tokenizer: Tokenizers, image: str, question: str
     ) -> dict[str, Any]:
         unknown = []
         if tokenizer.image_processor is not None:
-            pixels, _ = ImageFiles(".", tokenizer.image_processor).read(Path(image))
+            pixels, _ = cls.store_class(".", tokenizer.image_processor).read(Path(image))
         else:
             pixels = source.encode(image, settings)[0][0]
             unknown = unknown_words(question, tokenizer.qformer)
         templates = settings.eval_instructions or settings.instructions
-        task = _task(settings, "vqa", [], None, tokenizer, templates, max_target=MAX_ANSWER, metric="exact")
+        task = cls._task(settings, "vqa", [], None, tokenizer, templates, max_target=MAX_ANSWER, metric="exact")
         limit = settings.generation.get("max_new_tokens", max([MAX_ANSWER, *settings.max_target.values()]))
         return task.item(pixels, question) | {"max_target": limit, "unknown": unknown}
+
+    @classmethod
+    def _task(
+        cls, settings: Any, name: str, examples: list, store: Any, tokenizers: Any, templates: Any, **limits: Any
+    ) -> InstructTask:
+        return cls.task_class(
+            name,
+            examples,
+            store,
+            tokenizers,
+            templates=templates,
+            clean=settings.clean_instructions,
+            max_text=settings.max_text,
+            generation=settings.generation,
+            **limits,
+        )
 
     def collate(self, items: list[dict]) -> dict[str, Any]:
         batch = self._images_and_instructions(items)
@@ -230,22 +255,6 @@ def _first_answer(example: Example) -> Example:
     """``example`` with the first of its answers alone: the first annotator's if they are given."""
     first = example.references[0] if example.references else example.answers[0][0]
     return dataclasses.replace(example, answers=((first, 1.0 if first else example.answers[0][1]),))
-
-
-def _task(
-    settings: Any, name: str, examples: list[Example], store: Any, tokenizers: Tokenizers, templates: Any, **limits: Any
-) -> InstructTask:
-    return InstructTask(
-        name,
-        examples,
-        store,
-        tokenizers,
-        templates=templates,
-        clean=settings.clean_instructions,
-        max_text=settings.max_text,
-        generation=settings.generation,
-        **limits,
-    )
 
 
 def padded(sequences: list[torch.Tensor], padding: int, side: str = "right") -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from petx.data.batches import IGNORED
+from petx.data.conversations import Conversations
 from petx.data.examples import Example
 from petx.data.task import Task
 
@@ -38,7 +39,7 @@ class Host:
     """
 
     methods: ClassVar[tuple[str, ...]]
-    model_types: ClassVar[tuple[str, ...]]
+    model_types: ClassVar[tuple[str, ...]] = ()
     architectures: ClassVar[tuple[str, ...]] = ()
     words: ClassVar[str]
     order: ClassVar[int] = 50
@@ -61,6 +62,21 @@ class Host:
         raise NotImplementedError
 
     # ---- the model ----
+
+    @classmethod
+    def takes(cls, config: Any) -> bool:
+        """Whether checkpoints of transformers' configuration ``config`` are its; of several hosts the first's."""
+        return config.model_type in cls.model_types
+
+    @classmethod
+    def reads_by(cls, tokenizer: object) -> bool:
+        """Whether ``tokenizer`` is of the kind that :meth:`tokenizers` gives."""
+        return not isinstance(tokenizer, Conversations)
+
+    @classmethod
+    def vlpet_preset(cls, config: Any) -> str:
+        """``preset`` of :class:`petx.tuners.VLPetConfig` for a model of ``config``."""
+        return "auto"
 
     @classmethod
     def check(cls, settings: Any) -> None:

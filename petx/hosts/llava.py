@@ -32,12 +32,6 @@ class Llava(Instructed):
         self.image_token, self.begin = config.image_token_id, tokenizers.bos_token_id
 
     @classmethod
-    def check(cls, settings: Any) -> None:
-        super().check(settings)
-        if settings.ib != "off":
-            raise UserError(f"ib={settings.ib} needs a Q-Former, and LLaVA has none")
-
-    @classmethod
     def visual_tokens(cls, config: Any) -> int:
         vision = config.vision_config
         if vision.model_type not in ENCODERS:

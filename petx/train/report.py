@@ -28,7 +28,7 @@ def rows(run: Any, results: dict[str, Any]) -> tuple[list[str], list[list[str]]]
                 run.title(arm, one),
                 f"{one['trainable']:,}",
                 f"{100 * one['trainable'] / one['total']:.2f} %",
-                *(f"{one[key]:,}" for _, key in columns),
+                *(f"{one[key]:,}" if key in one else "-" for _, key in columns),
                 *(score([record["test"].get(m) for record in records]) for m in metrics),
                 score([next(iter(record["dev"].values()), None) for record in records]),
                 f"{one['steps']:,}",

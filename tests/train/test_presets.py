@@ -59,7 +59,7 @@ def test_a_file_extends_a_preset_or_a_file(tmp_path):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("extends: paper-okvqaa", "extends unknown preset 'paper-okvqaa'; there are: easy-vqa, "),
+        ("extends: paper-okvqaa", "extends unknown preset 'paper-okvqaa'; there are: chat-vqa, easy-vqa, "),
         ("extends: mine.yaml", "extends itself"),
         ("extends: [a]", r"extends must be the name of a preset or a file, got \['a'\]"),
         ("extends: nowhere.yaml", "cannot read settings from .*nowhere.yaml"),

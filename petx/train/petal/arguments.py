@@ -78,7 +78,8 @@ class Settings(Common):
     # host
     host: str | None = option(
         None,
-        "pretrained InstructBLIP, BLIP-2 or LLaVA, folder or hub name (default: a small one pretrained here)",
+        "pretrained InstructBLIP, BLIP-2, LLaVA or another image-text-to-text model with its processor, folder or hub "
+        "name (default: a small one pretrained here)",
         path=True,
     )
     dtype: str = option("float32", "own host: type of its weights", choices=("float32", "bfloat16", "float16"))

@@ -30,7 +30,9 @@ class Settings(Common):
     # data
     data: str = option("easy-vqa", "data set", choices=tasks.kinds("vlpet"))
     features_dir: str | None = option(
-        None, "folder of the feature files, for Florence-2 of the image files (default: in DATA_DIR)", path=True
+        None,
+        "folder of the feature files, or of the image files for a host that reads them (default: in DATA_DIR)",
+        path=True,
     )
     visual_tokens: int = option(
         4, "visual tokens per image or video; longer features are max-pooled to this many", least=1, most=65536
@@ -40,7 +42,10 @@ class Settings(Common):
 
     # host
     host: str | None = option(
-        None, "pretrained BART, T5 or Florence-2, folder or hub name (default: a small BART pretrained here)", path=True
+        None,
+        "pretrained BART, T5, Florence-2 or another image-text-to-text model with its processor, folder or hub name "
+        "(default: a small BART pretrained here)",
+        path=True,
     )
     width: int = option(128, "small host: width of the model", least=1)
     layers: int = option(2, "small host: encoder layers, and decoder layers", least=1, most=1024)
@@ -55,7 +60,9 @@ class Settings(Common):
     gate_rank: int = option(24, "bottleneck of the gate at level large", least=1)
     decoder_rank: int = option(24, "bottleneck of VL-PET's decoder value adapters", least=1)
     heads: int = option(4, "heads of VL-PET's multi-head modification", least=1)
-    scale: float = option(1.0, "VL-PET's scaling factor s")
+    scale: float | None = option(
+        None, "VL-PET's scaling factor s (default: 1, or in a decoder-only language model that of the frozen model)"
+    )
     zero_init: bool = option(False, "start VL-PET's up projections and gates at zero, as on T5")
     encoder_places: list = option(
         list(ENCODER_PLACES),

@@ -39,10 +39,11 @@ class VLPet(Recipe):
     def prepared_host(self, settings: Common) -> type[Host]:
         host = super().prepared_host(settings)
         given: Any = settings  # of this recipe
-        width = given.width
+        width, preset = given.width, "auto"
         if given.host is not None:
-            width = AutoConfig.from_pretrained(given.host).get_text_config().hidden_size
-        check_sizes(given, width)
+            config = AutoConfig.from_pretrained(given.host)
+            width, preset = config.get_text_config().hidden_size, host.vlpet_preset(config)
+        check_sizes(given, width, preset)
         return host
 
     def trainer(
