@@ -1,0 +1,33 @@
+"""Serve a page that answers questions on images: frozen model and a run's tuned ones beside it: ``petx demo RUN``."""
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="output folder of petx train")
+    parser.add_argument("--arms", metavar="A,B", help="which tuned models (default: method, LoRA and full tuning)")
+    parser.add_argument("--num_beams", "--num-beams", type=int, default=1, metavar="N", help="beams (default: 1)")
+    parser.add_argument("--port", type=int, default=7860, help="of this machine alone, 127.0.0.1 (default: 7860)")
+
+
+def run(args: argparse.Namespace) -> int:
+    from petx.errors import UserError
+    from petx.files import user_path
+    from petx.train import demo
+
+    if args.num_beams < 1:
+        raise UserError(f"--num_beams must be at least 1, got {args.num_beams}")
+    if not 1 <= args.port <= 65535:
+        raise UserError(f"--port must be in [1, 65535], got {args.port}")
+    arms = None if args.arms is None else [arm for arm in args.arms.split(",") if arm]
+    if arms == []:
+        raise UserError("--arms must name at least one, got none")
+    demo.library()  # told before anything is loaded
+    models = demo.rows(user_path(args.run, "RUN"), arms)
+    print(
+        f"{', '.join(row.title for row in models)}; a page at http://127.0.0.1:{args.port}, Ctrl-C ends it", flush=True
+    )
+    demo.page(models, args.num_beams).launch(
+        server_name="127.0.0.1", server_port=args.port, share=False, inbrowser=False, quiet=True
+    )
+    return 0
