@@ -139,6 +139,9 @@ class PictureFiles(ImageFiles):
     def processed(self, picture: Any) -> Any:
         return picture
 
+    def size_read(self, picture: Any) -> tuple[int, int]:
+        return picture.size
+
 
 class ConversationTask(InstructTask):
     """A task whose items hold ``picture``, ``text`` and the answer's tokens as ``labels``."""

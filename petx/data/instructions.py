@@ -10,7 +10,8 @@ from petx.data.task import Task
 from petx.errors import UserError
 
 MOST_WORDS = 50  # of a cleaned text
-_DROPPED = str.maketrans("", "", '.!"()*#:;~')
+_MARKS = '.!"()*#:;~'
+_DROPPED, _SPACED = str.maketrans("", "", _MARKS), str.maketrans(_MARKS, " " * len(_MARKS))
 
 
 def instruction(template: str, question: str) -> str:
@@ -26,9 +27,13 @@ def instruction(template: str, question: str) -> str:
 
 
 def plain(text: str) -> str:
-    """The first 50 words in lower case without ``. ! " ( ) * # : ; ~``, as PETAL's released code cleans questions and
-    captions."""
+    """The first 50 words in lower case without ``. ! " ( ) * # : ; ~``, as PETAL's released code cleans questions."""
     return " ".join(text.lower().translate(_DROPPED).split()[:MOST_WORDS])
+
+
+def plain_caption(text: str) -> str:
+    """The same of a caption, where each of these marks becomes a space."""
+    return " ".join(text.lower().translate(_SPACED).split()[:MOST_WORDS])
 
 
 class InstructTask(Task):

@@ -1,5 +1,6 @@
 """Where the features or pixels of an image or video come from: a tensor, h5 or npz files, image files."""
 
+import functools
 import math
 import random
 import re
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from petx.data.augment import augmented
 from petx.data.pictures import check_picture, read_picture
 from petx.errors import UserError
 
@@ -199,8 +201,8 @@ class ImageFiles:
 
     ``folder``: one, or several, of which the first that has the file counts. An image ``part/name`` may also lie there
     as ``name``, and COCO's ``COCO_val2014_…`` as ``val2014/COCO_val2014_…``.
-    ``augment``: ``"none"``, ``"crop"`` (a random part of half to all of the area, resized) or ``"crop-flip"``, for the
-    keys that come with a draw: :meth:`__call__` with ``draw`` gives the same pixels for the same draw.
+    ``augment``: one of :data:`petx.data.augment.KINDS`, for the keys that come with a draw: :meth:`__call__` with
+    ``draw`` gives the same pixels for the same draw.
     """
 
     def __init__(self, folder: Any, processor: Any, augment: str = "none") -> None:
@@ -231,20 +233,20 @@ class ImageFiles:
     def pixels(self, picture: Image.Image, draw: str, name: str) -> tuple:
         """``picture``, augmented as ``draw`` and its ``name`` decide, as the image processor makes it."""
         if draw and self.augment != "none":
-            picture = self._augmented(picture, random.Random(f"{draw} {name}"))
+            change = random.Random(f"{draw} {name}")
+            picture = augmented(picture, self.augment, functools.partial(self.size_read, picture), change)
         return self.processed(picture), None
 
     def processed(self, picture: Image.Image) -> Any:
         """What the host is given of ``picture``: its pixels."""
         return self.processor(picture, return_tensors="pt")["pixel_values"][0]
 
-    def _augmented(self, picture: Image.Image, draw: random.Random) -> Image.Image:
-        width, height = picture.size
-        side = draw.uniform(0.5, 1) ** 0.5
-        ratio = draw.uniform(0.75, 1.33) ** 0.5
-        w, h = max(1, min(width, round(width * side * ratio))), max(1, min(height, round(height * side / ratio)))
-        left, top = draw.randint(0, width - w), draw.randint(0, height - h)
-        picture = picture.resize((width, height), Image.Resampling.BICUBIC, box=(left, top, left + w, top + h))
-        if self.augment == "crop-flip" and draw.random() < 0.5:
-            picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return picture
+    def size_read(self, picture: Image.Image) -> tuple[int, int]:
+        """Width and height in which the host reads ``picture``."""
+        return self._size
+
+    @functools.cached_property
+    def _size(self) -> tuple[int, int]:
+        """Width and height of what the processor makes of a square picture."""
+        height, width = self.processor(Image.new("RGB", (64, 64)), return_tensors="pt")["pixel_values"].shape[-2:]
+        return width, height

@@ -12,7 +12,7 @@ from transformers.utils import logging
 
 from petx.data.batches import IGNORED
 from petx.data.examples import Example
-from petx.data.instructions import InstructTask, plain
+from petx.data.instructions import InstructTask, plain_caption
 from petx.data.stores import ImageFiles, folders_of
 from petx.data.task import Task
 from petx.data.tokenizers import Tokenizers, unknown_words
@@ -247,7 +247,7 @@ def image_token(config: Any) -> int:
 
 def _cleaned(example: Example) -> Example:
     """``example`` with its caption as PETAL's released code trains on it."""
-    answers = tuple((plain(text), score) for text, score in example.answers)
+    answers = tuple((plain_caption(text), score) for text, score in example.answers)
     return dataclasses.replace(example, answers=answers)
 
 

@@ -158,7 +158,7 @@ class Pictures(ImageFiles):
 
     def __init__(self, columns: Columns, files: ImageFiles) -> None:
         super().__init__(files.folders, files.processor, files.augment)
-        self.columns = columns
+        self.columns, self.files = columns, files
 
     def path(self, image: str) -> Path:
         raise UserError(f"{image} is a row of {self.columns.path}, and no file")
@@ -169,7 +169,7 @@ class Pictures(ImageFiles):
             check_picture(*self.columns.picture(image))
 
     def __call__(self, image: str, draw: str = "") -> tuple:
-        return self.pixels(read_picture(*self.columns.picture(image)), draw, image)
+        return self.files.pixels(read_picture(*self.columns.picture(image)), draw, image)
 
 
 def task_of(name: str, given: Mapping[str, Any]) -> tuple[TaskSpec, Columns]:

@@ -5,6 +5,7 @@ import functools
 from typing import ClassVar
 
 from petx import metrics, tasks
+from petx.data.augment import KINDS as AUGMENTATIONS
 from petx.data.instructions import instruction
 from petx.errors import UserError
 from petx.options import checked_value, option
@@ -41,7 +42,9 @@ class Settings(Common):
         None, "own data: folder of the image files (default: images in DATA_DIR)", path=True
     )
     augment: str = option(
-        "none", "own data: augmentation of the training images", choices=("none", "crop", "crop-flip")
+        "none",
+        "own data: augmentation of the training images; released: resized-crop for captions, for questions randaugment",
+        choices=AUGMENTATIONS,
     )
     metrics: dict = option({}, "own data: {task: metric}, over the task's own", each=dict(kind=str))
     loss: str = option(
