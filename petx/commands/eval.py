@@ -45,6 +45,8 @@ def run(args: argparse.Namespace) -> int:
     run = Run(loaded.recipe, settings)
     run.prepare()
     tasks = getattr(run.load_data(), args.split)
+    if args.num_beams is not None and all(task.retrieval for task in tasks):
+        raise UserError("--num_beams is for texts that are generated, and this was trained to rank")
     beams = args.num_beams or loaded.settings.num_beams
     scored, texts = scoring.evaluate(
         loaded.model, tasks, loaded.tokenizer, batch_size=loaded.settings.eval_batch_size, num_beams=beams

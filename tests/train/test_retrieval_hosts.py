@@ -1,4 +1,4 @@
-"""Hosts that embed images and captions: batches, ranking, whole runs, and what they refuse."""
+"""Hosts that embed images and captions: batches, whole runs, and what they refuse."""
 
 import json
 from types import SimpleNamespace
@@ -11,11 +11,10 @@ from PIL import Image
 
 from petx import hosts
 from petx.cli import main as petx
-from petx.data.examples import Example
 from petx.errors import UserError
 from petx.hosts._retrieval import bare, head_modules, similarities
 from petx.models import InstructBlip
-from petx.train import heads, petal, ranking, tuned, vlpet
+from petx.train import heads, petal, tuned, vlpet
 from petx.train.run import Run
 from tests.fixtures import image_text, instruct_blip, tiny_hosts
 
@@ -153,66 +152,6 @@ def test_a_host_in_half_precision_embeds_in_single(place):
         assert host.retrieval_loss(model, batch).isfinite()
 
 
-# ---- ranking ----
-
-
-class Known:
-    """A host whose vectors and logits are given: an image is its number, a caption its text, a number."""
-
-    def __init__(self, similarity, odds):
-        self.similarity, self.odds, self.asked = similarity, odds, []
-
-    def pictures(self, items):
-        return {"place": torch.tensor(items)}
-
-    def captions(self, items):
-        return {"place": torch.tensor(items)}
-
-    def seen(self, model, batch):
-        return batch
-
-    def embed_images(self, model, seen):
-        return self.similarity[seen["place"]][:, None]
-
-    def embed_texts(self, model, batch):
-        return torch.eye(self.similarity.shape[1])[batch["place"]]
-
-    def match(self, model, seen, captions):
-        pairs = list(zip(seen["place"].tolist(), captions["place"].tolist(), strict=True))
-        self.asked += pairs
-        return torch.tensor([[0.5, 0.5 + self.odds[i, j]] for i, j in pairs])
-
-
-@pytest.mark.parametrize("rerank", [0, 3, 100])
-def test_rankings_are_the_plain_definition(monkeypatch, rerank):
-    draw = torch.Generator().manual_seed(1)
-    counts = [1, 3, 2, 5, 1, 1, 2, 2, 1, 4, 1, 1]
-    total = sum(counts)
-    sizes = (len(counts), total)
-    similarity, odds = (torch.randint(-16, 17, sizes, generator=draw) / 8 for _ in range(2))  # exact sums, with ties
-    texts = iter(map(str, range(total)))
-    examples = [Example("", (i,), (), tuple(next(texts) for _ in range(n)), id=i) for i, n in enumerate(counts)]
-    host = Known(similarity, odds)
-    task = SimpleNamespace(examples=examples, rerank=rerank, picture=lambda one: one.id, caption=int)
-    monkeypatch.setattr(hosts, "bound", lambda model, tokenizer: host)
-    model = torch.nn.Module()
-    model.device = torch.device("cpu")
-    found = ranking.rankings(model, task, None, batch_size=4)
-
-    def ranked(row, more):
-        order = sorted(range(len(row)), key=lambda j: (-row[j], j))
-        first = sorted(order[:rerank], key=lambda j: (-(row[j] + more[j]), j))
-        return [*first, *order[rerank:]][:10]
-
-    names = [f"{i}#{k}" for i, n in enumerate(counts) for k in range(n)]
-    for i, one in enumerate(found):
-        assert list(one.captions) == [names[j] for j in ranked(similarity[i].tolist(), odds[i].tolist())]
-    columns = [best for one in found for best in one.images]
-    for j, best in enumerate(columns):
-        assert list(best) == [str(i) for i in ranked(similarity[:, j].tolist(), odds[:, j].tolist())]
-    assert len(set(host.asked)) == len(host.asked) <= rerank * (len(counts) + total)  # no pair is matched twice
-
-
 # ---- runs ----
 
 
@@ -232,6 +171,8 @@ def test_a_host_learns_to_rank_and_gives_the_same_again(place, tmp_path, capsys,
     written = folder / "predictions" / "test-coco_retrieval.jsonl"
     assert petx(["score", str(written)]) == 0
     assert f"i2t r1       {arms[method][0]['test']['i2t r1']:.4f}" in capsys.readouterr().out
+    assert petx(["eval", "--adapter", str(folder / "tuned"), "--num_beams", "2"]) == 2
+    assert "--num_beams is for texts that are generated" in capsys.readouterr().err
     loaded = tuned.load(folder / "tuned")
     assert set(head_modules(loaded.model)) >= {"vision_projection", "text_projection", "temperature"}
     (folder / "tuned" / heads.HEADS).unlink()
@@ -285,6 +226,35 @@ def test_heads_are_trained_in_every_tuned_row(place):
     assert "qformer.encoder.layer.1.output.dense.weight" in names  # by which a caption leaves the Q-Former
 
 
+@pytest.mark.parametrize("kind", ["vl_bart", "vl_t5"])
+def test_which_loss_teaches_what(place, kind):
+    """Encoder and projections learn by the contrastive loss, the decoder by matching alone."""
+    model = tiny_hosts.make_host(kind, retrieval_width=6)
+    tokenizer = hosts.find("vl_bart").tokenizers(place / "bart")
+    host = hosts.find(kind)(model.config, tokenizer)
+    draw = torch.Generator().manual_seed(0)
+    items = []
+    for i, words in enumerate(WORDS[:4]):
+        visual = {
+            "visual_features": torch.randn(5, tiny_hosts.VISUAL_WIDTH, generator=draw),
+            "boxes": torch.zeros(5, 4),
+        }
+        visual |= {
+            "image_ids": torch.zeros(5, dtype=torch.long),
+            "prompt_ids": torch.tensor(tokenizer("a")["input_ids"]),
+        }
+        of = {"image": (i,), "loss": "retrieval", "input_ids": torch.tensor(tokenizer(words)["input_ids"])}
+        items.append(visual | of)
+    for matching in (0.0, 1.0):
+        model.zero_grad()
+        host.retrieval_loss(model, host.batch([item | {"matching": matching} for item in items])).backward()
+        learns = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+        for name in ("vision_projection.weight", "text_projection.weight", "temperature.log_scale"):
+            assert name in learns
+        assert any("encoder." in name and "att" in name.lower() for name in learns)
+        assert any("decoder." in name and "embed" not in name for name in learns) == bool(matching)
+
+
 def test_temperature_does_not_decay(place, tmp_path):
     run, model = prepared(place, "vlpet", None)
     built = heads.built(run.baseline("full"), run.host, model, run.settings)
@@ -331,6 +301,7 @@ def test_dry_run_shows_a_pair(place, tmp_path, capsys):
             "task coco_retrieval compares the pairs of a batch: its batch size must be at least 2",
         ),
         ("vlpet", dict(batch_sizes={"coco_retrieval": 1}), "its batch size must be at least 2"),
+        ("vlpet", dict(num_beams=2), "num_beams=2 is for texts that are generated; coco_retrieval rank"),
         ("petal", dict(ib="corrected"), "task coco_retrieval has no answers that ib=corrected could bound"),
         (
             "petal",
