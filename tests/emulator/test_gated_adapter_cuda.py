@@ -9,6 +9,7 @@ from petx.reference import philox_uniform
 from tests.cases.gated_adapter import BART_TAIL, DROPOUT_SEED, site
 from tests.checks import outputs_and_grads, wrong
 from tests.emulator.contracts import Cost, counted, hold, hold_conflicts
+from tests.operations import test_gated_adapter as of_users
 
 # Whole tiles and ragged ones; several blocks, several tiles of every width, two splits of tokens.
 SITES = [
@@ -187,3 +188,8 @@ def test_a_norm_takes_no_product(emulator):
         outputs_and_grads(case.run, case.inputs(torch.bfloat16))
         found.append(emulator.counters().matrix_products)
     assert found[0] == found[1] > 0
+
+
+@pytest.mark.parametrize("granularity", ["none", "large"])
+def test_gelu_is_of_z_as_it_is_stored(granularity, emulator):
+    of_users.test_gelu_is_of_z_as_it_is_stored(granularity, "cpu")

@@ -52,6 +52,20 @@ def test_sums_over_tokens_are_float32(device):
     assert (up.grad == 257).all()
 
 
+@pytest.mark.parametrize("granularity", ["none", "large"])
+def test_gelu_is_of_z_as_it_is_stored(granularity, device):
+    """z is -4 - 1/256, in bfloat16 -4: there gelu is another by a fiftieth, and the backward has z from memory."""
+    h = torch.tensor([[[-4.0, 0.0]]], device=device).bfloat16()
+    down, bias = torch.tensor([[1.0, 0.0]], device=device), torch.tensor([-1 / 256], device=device)
+    up, options = torch.tensor([[0.0], [1.0]], device=device), {}
+    wanted = torch.nn.functional.gelu(torch.full((), -4.0, device=device), approximate="tanh")
+    if granularity == "large":
+        options = dict(gate_weight=2e4 * up, gate_down_weight=down, gate_down_bias=bias)
+        wanted = wanted * torch.sigmoid(2e4 * wanted)
+    out = functional.gated_adapter(h, h, down, bias, up, None, granularity=granularity, **options)
+    torch.testing.assert_close(out[0, 0, 1].float(), wanted, rtol=2**-7, atol=0)
+
+
 @pytest.mark.parametrize("p", [0.1, 0.9])
 def test_dropout_mask_is_the_references(p):
     """Forward and backward zero exactly the elements that the reference's mask drops."""

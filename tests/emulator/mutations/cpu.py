@@ -20,65 +20,6 @@ MIXTURE, MIXTURE_FORWARD, MIXTURE_BACKWARD = (
 CORES, RECONSTRUCT = "cpu/mode_cores/call.h", "cpu/cp_reconstruct/call.h"
 
 MUTATIONS = [
-    # dropout
-    Mutation(
-        "site: seed's high word dropped",
-        SITE,
-        r"static_cast<uint64_t>\(\*p\.seed\)",
-        "static_cast<uint32_t>(*p.seed)",
-    ),
-    Mutation(
-        "update: seed's high word dropped",
-        UPDATE_CALL,
-        r"static_cast<uint64_t>\(\*p_\.seed\)",
-        "static_cast<uint32_t>(*p_.seed)",
-    ),
-    Mutation("lanes: seed's high word dropped", DROPOUT, r"static_cast<uint32_t>\(seed >> 32\) \+", "0u +"),
-    Mutation(
-        "position in 32 bits",
-        DROPOUT,
-        r"dropout_mask\(uint64_t seed, uint64_t first",
-        "dropout_mask(uint64_t seed, uint32_t first",
-    ),
-    Mutation(
-        "site: row's position in 32 bits",
-        SITE,
-        r"static_cast<uint64_t>\(row\) \* p\.d",
-        "static_cast<uint32_t>(row * p.d)",
-    ),
-    Mutation(
-        "update: projection's position in 32 bits",
-        "kernels/mode_update.h",
-        r"static_cast<uint64_t>\(k\) \* rows \* rank",
-        "static_cast<uint32_t>(k * rows * rank)",
-    ),
-    # constants of a call in float64
-    Mutation(
-        "dropout's factor in float32", DROPOUT, r"C\(1\.0 / \(1\.0 - dropout\)\)", "C(float(1.0 / (1.0 - dropout)))"
-    ),
-    Mutation("site: eps in float32", SITE, r"C\(p\.eps\)", "C(float(p.eps))"),
-    Mutation("site: scale in float32", SITE, r"C factor = C\(p\.scale\)", "C factor = C(float(p.scale))"),
-    Mutation(
-        "mixture: alpha in float32",
-        MIXTURE,
-        r"const C alpha = C\(b\.p->alpha\)",
-        "const C alpha = C(float(b.p->alpha))",
-    ),
-    Mutation("cores: temperature in float32", CORES, r"C\(1 / p\.temperature\)", "C(float(1 / p.temperature))"),
-    # the site
-    Mutation(
-        "variance as E[x^2] - E[x]^2",
-        SITE,
-        r"square \+= \(y\[j\] - mean\) \* \(y\[j\] - mean\);(\s+C rstd = C\(1\) / sqrt\(square / C\(d\))",
-        r"square += y[j] * y[j];\1 - mean * mean",
-    ),
-    Mutation(
-        "mean of a padded sample divides by zero",
-        SITE_CALL,
-        r"std::max<int64_t>\(1, (std::count\([^)]*\))\)",
-        r"\1",
-    ),
-    Mutation("padding has a gradient", SITE_BACKWARD, r"call_\.counts\(i\) \? (mean[^:]*) : C\(0\)", r"\1"),
     # sums over tokens
     Mutation(
         "split one token short",
@@ -123,4 +64,69 @@ MUTATIONS = [
         r"loops_\.put_logits\(described",
         "if (g_.dx) loops_.put_logits(described",
     ),
+    # the site
+    Mutation(
+        "variance as E[x^2] - E[x]^2",
+        SITE,
+        r"square \+= \(y\[j\] - mean\) \* \(y\[j\] - mean\);(\s+C rstd = C\(1\) / sqrt\(square / C\(d\))",
+        r"square += y[j] * y[j];\1 - mean * mean",
+    ),
+    Mutation(
+        "mean of a padded sample divides by zero",
+        SITE_CALL,
+        r"std::max<int64_t>\(1, (std::count\([^)]*\))\)",
+        r"\1",
+    ),
+    Mutation("padding has a gradient", SITE_BACKWARD, r"call_\.counts\(i\) \? (mean[^:]*) : C\(0\)", r"\1"),
+    Mutation(
+        "gelu of the unrounded z",
+        SITE,
+        r"(store\(a\[j\], gelu<kind>\()C\(load\(z\[j\]\)\)",
+        r"\1C(load(product[j])) + (bias ? bias[j] : C(0))",
+    ),
+    # dropout
+    Mutation(
+        "site: seed's high word dropped",
+        SITE,
+        r"static_cast<uint64_t>\(\*p\.seed\)",
+        "static_cast<uint32_t>(*p.seed)",
+    ),
+    Mutation(
+        "update: seed's high word dropped",
+        UPDATE_CALL,
+        r"static_cast<uint64_t>\(\*p_\.seed\)",
+        "static_cast<uint32_t>(*p_.seed)",
+    ),
+    Mutation("lanes: seed's high word dropped", DROPOUT, r"static_cast<uint32_t>\(seed >> 32\) \+", "0u +"),
+    Mutation(
+        "position in 32 bits",
+        DROPOUT,
+        r"(C\* words\) \{\n)(  uint64_t begin = first / 4)",
+        r"\1  first = static_cast<uint32_t>(first);\n\2",
+    ),
+    Mutation(
+        "site: row's position in 32 bits",
+        SITE,
+        r"static_cast<uint64_t>\(row\) \* p\.d",
+        "static_cast<uint32_t>(row * p.d)",
+    ),
+    Mutation(
+        "update: projection's position in 32 bits",
+        "kernels/mode_update.h",
+        r"static_cast<uint64_t>\(k\) \* rows \* rank",
+        "static_cast<uint32_t>(k * rows * rank)",
+    ),
+    # constants of a call in float64
+    Mutation(
+        "dropout's factor in float32", DROPOUT, r"C\(1\.0 / \(1\.0 - dropout\)\)", "C(float(1.0 / (1.0 - dropout)))"
+    ),
+    Mutation("site: eps in float32", SITE, r"C\(p\.eps\)", "C(float(p.eps))"),
+    Mutation("site: scale in float32", SITE, r"C factor = C\(p\.scale\)", "C factor = C(float(p.scale))"),
+    Mutation(
+        "mixture: alpha in float32",
+        MIXTURE,
+        r"const C alpha = C\(b\.p->alpha\)",
+        "const C alpha = C(float(b.p->alpha))",
+    ),
+    Mutation("cores: temperature in float32", CORES, r"C\(1 / p\.temperature\)", "C(float(1 / p.temperature))"),
 ]

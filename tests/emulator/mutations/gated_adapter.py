@@ -13,6 +13,7 @@ from tests.emulator.test_gated_adapter_cuda import (
     test_a_norm_takes_no_product,
     test_cost,
     test_dropout_mask,
+    test_gelu_is_of_z_as_it_is_stored,
 )
 from tests.emulator.test_grids import test_rows_lie_on_the_first_axis
 from tests.emulator.test_token_sums import test_dropout_at_large_positions
@@ -34,6 +35,7 @@ CHECKS = [
     of_assertions("inputs begin anywhere", test_inputs_may_begin_anywhere, LARGE, torch.bfloat16),
     of_assertions("gradient begins anywhere", test_a_gradient_may_begin_anywhere),
     of_assertions("a norm takes no product", test_a_norm_takes_no_product),
+    of_assertions("gelu of z as stored", test_gelu_is_of_z_as_it_is_stored, "large"),
     of_assertions("dropout mask", test_dropout_mask, 0.1, torch.float32),
     of_assertions("dropout past 32 bits", test_dropout_at_large_positions, 2**32 + 7),
     of_assertions("grids of many rows", test_rows_lie_on_the_first_axis, OPERATION),
