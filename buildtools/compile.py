@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -121,7 +122,7 @@ def write_ninja_file(path, library, torch, cuda, compiler):
     if cuda.mode == "full":
         links += ["-ltorch_cuda", "-lc10_cuda"]
 
-    with path.open("w") as stream:
+    with path.open("w", encoding=sys.getfilesystemencoding(), errors=sys.getfilesystemencodeerrors()) as stream:
         ninja = ninja_syntax.Writer(stream, width=10**6)
         ninja.rule("cxx", f"{words(compiler)} -MMD -MF $out.d $flags -c $in -o $out", depfile="$out.d", deps="gcc")
         ninja.rule("nvcc", f"{words(nvcc)} -MD -MF $out.d $flags -c $in -o $out", depfile="$out.d", deps="gcc")
@@ -129,7 +130,9 @@ def write_ninja_file(path, library, torch, cuda, compiler):
         objects = []
         for source, rule, flags in units:
             objects.append(f"{source.relative_to(csrc)}.o")
-            ninja.build(objects[-1], rule, str(source), variables={"flags": words(flags)})
+            # The writer escapes a dollar in front of a space, and leaves any other to be a variable.
+            source = re.sub(r"\$(?! )", "$$", str(source))
+            ninja.build(objects[-1], rule, source, variables={"flags": words(flags)})
         ninja.build(library.name, "link", objects, variables={"flags": words(links)})
 
 
