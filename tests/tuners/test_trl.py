@@ -42,7 +42,7 @@ def test_the_page_runs(tmp_path, monkeypatch, method):
         text = text.replace("from petx.tuners import PetalConfig", "from peft import LoraConfig")
     names = {}
     exec(compile(text, str(PAGE), "exec"), names)
-    losses = [entry["loss"] for entry in names["trainer"].state.log_history if "loss" in entry]
+    losses = [entry["train_loss"] for entry in names["trainer"].state.log_history if "train_loss" in entry]
     assert losses and all(torch.isfinite(torch.tensor(loss)) for loss in losses)
     saved = load_file(tmp_path / "sft" / "adapter_model.safetensors")
     assert all(("petal" in name) == (method == "petal") for name in saved)
