@@ -16,8 +16,9 @@ from petx._quiet import ignore_known_warnings
 from petx.errors import UserError
 from petx.version import __version__
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _OF_THE_MACHINE = {
-    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG),
+    *(errno.EACCES, errno.EPERM, errno.EROFS, *_FULL, errno.ENAMETOOLONG),
     *(errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ESTALE),
 }
 
@@ -80,9 +81,11 @@ def main(argv: list[str] | None = None) -> int:
         print("petx: interrupted", file=sys.stderr)
         return 130
     except OSError as error:
-        if error.errno not in _OF_THE_MACHINE or error.filename is None:
+        if error.errno not in _OF_THE_MACHINE or (error.filename is None and error.errno not in _FULL):
             raise
-        print(f"petx: error: {error.filename}: {error.strerror}", file=sys.stderr)
+        if error.filename is None:  # what was printed has no room where it goes, and must not be tried again at the end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(f"petx: error: {error.filename or 'the output'}: {error.strerror}", file=sys.stderr)
         return 2
 
 

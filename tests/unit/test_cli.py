@@ -40,6 +40,14 @@ def test_a_new_python_looks_for_no_modules_where_it_is_started(tmp_path):
     assert done.stdout.strip() == f"petx {petx.__version__}", done.stderr
 
 
+@pytest.mark.slow
+def test_an_output_without_room_is_told():
+    command = _python.command("petx.cli", "data", "list")
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (2, "petx: error: the output: No space left on device\n")
+
+
 def test_version(capsys):
     with pytest.raises(SystemExit, match="0"):
         cli.main(["--version"])
