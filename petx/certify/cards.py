@@ -69,6 +69,7 @@ class Cards:
             "PETX_CERTIFICATE",
             "PETX_CUDA_SHARES",
             "PETX_CUDA_SPLITS",
+            "PETX_CUDA_WIDE",
             "PETX_EXPERT_MIXTURE",
             "CUDA_LAUNCH_BLOCKING",
         ):

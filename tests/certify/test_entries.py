@@ -40,6 +40,8 @@ class Listing(Emulator):
 def test_every_kernel_of_every_dtype_is_launched(monkeypatch):
     names = {name.rpartition("::")[2].partition("<")[0] for name in declared()}
     listing = Listing(kernels())
+    # Some have tiles for 16-bit types alone.
+    had = {short_name(name) for name in symbols(kernels())}
     try:
         with in_place_of_cpu_kernels(listing):
             for trials in CASES.values():
@@ -51,5 +53,6 @@ def test_every_kernel_of_every_dtype_is_launched(monkeypatch):
                         outputs_and_grads(trial.case.run, trial.case.inputs(dtype))
     finally:
         listing.library.simt_set_find_body(None)
-    every = {f"{name}<{type_}>" for name in names for type_ in DTYPES.values()}
+    every = {f"{name}<{type_}>" for name in names for type_ in DTYPES.values()} & had
     assert not every - listing.launched
+    assert {name.partition("<")[0] for name in every} == names

@@ -7,14 +7,17 @@ two. What sectors the lanes of a warp ask for together is ``sectors``.
 """
 
 import contextlib
+import os
 from dataclasses import dataclass
+from unittest import mock
 
 TILE = 64  # of FmaTile and MmaTile, in every direction
+NARROW = mock.patch.dict(os.environ, PETX_CUDA_WIDE="1")  # a decorator: whatever the shape, such tiles
 SLACK = 1.05
 
 
-def tiles(size):
-    return -(-size // TILE)
+def tiles(size, of=TILE):
+    return -(-size // of)
 
 
 @dataclass
@@ -33,23 +36,25 @@ class Cost:
     def writes(self, *counts, size=None):
         self.written += sum(counts) * (size or self.size)
 
-    def product(self, rows, columns, *depths):
+    def product(self, rows, columns, *depths, tile=(TILE, TILE)):
         """[rows, columns] by tiles, each of which reads its vectors once; ``depths`` where the depth is cut."""
+        down, across = tiles(rows, tile[0]), tiles(columns, tile[1])
         for depth in depths:
-            self.reads(rows * depth * tiles(columns), columns * depth * tiles(rows))
-            # The depth in steps of 16, in each of a tile's eight warps four products of 16 x 8.
-            self.products += 8 * 4 * tiles(rows) * tiles(columns) * -(-depth // 16) * (self.size == 2)
+            self.reads(rows * depth * across, columns * depth * down)
+            # The depth in steps of 16, products of 16 x 8.
+            self.products += tile[0] * tile[1] // 128 * down * across * -(-depth // 16) * (self.size == 2)
 
-    def token_sums(self, rows, products, columns, finished):
+    def token_sums(self, rows, products, columns, finished, tile=(TILE, TILE), splits=None):
         """Sums over tokens by cuda/common/token_sums.cuh: ``products`` (m, n, groups), ``columns`` (width, read a token
-        in storage type, in compute type), ``finished`` (parts, count) beside these."""
-        splits = min(-(-rows // 512), 16)
+        in storage type, in compute type), ``finished`` (parts, count) beside these. Of a ``tile`` that is no square the
+        longer of m and n are the rows."""
+        splits = splits or min(-(-rows // 512), 16)
         length = -(-rows // splits)
         lengths = [min(length, rows - first) for first in range(0, rows, length)]
         finished = list(finished)
         for m, n, groups in products:
             for _ in range(groups):
-                self.product(m, n, *lengths)
+                self.product(max(m, n), min(m, n), *lengths, tile=tile)
             finished.append((len(lengths), groups * m * n))
             self.writes(len(lengths) * groups * m * n, size=self.compute)
         for width, narrow, wide in columns:

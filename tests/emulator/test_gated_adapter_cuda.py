@@ -8,7 +8,7 @@ import torch
 from petx.reference import philox_uniform
 from tests.cases.gated_adapter import BART_TAIL, DROPOUT_SEED, site
 from tests.checks import outputs_and_grads, wrong
-from tests.emulator.contracts import Cost, counted, hold, hold_conflicts
+from tests.emulator.contracts import NARROW, Cost, counted, hold, hold_conflicts
 from tests.operations import test_gated_adapter as of_users
 
 # Whole tiles and ragged ones; several blocks, several tiles of every width, two splits of tokens.
@@ -36,67 +36,69 @@ def sizes(case):
     return n, d, r, r_g, case.options.get("heads", 1), "up_bias" in case.shapes
 
 
-def cost_of_a_look(cost, case):
+def cost_of_a_look(cost, case, up):
     """S and G of every value: the up products, h, the biases, a gate vector, a residual."""
     n, d, r, r_g, heads, bias = sizes(case)
     for _ in range(heads):
-        cost.product(n, d // heads, r // heads)
+        cost.product(n, d // heads, r // heads, tile=up)
     cost.reads(n * d, n * d * bias)
     if r_g:
-        cost.product(n, d, r_g)
+        cost.product(n, d, r_g, tile=up)
         cost.reads(n * d * bias)
     cost.reads(n * d * (case.options.get("granularity") == "middleY"))
 
 
-def cost_forward(case, size):
+def cost_forward(case, size, tile=(64, 64), up=(64, 64)):
     n, d, r, r_g, heads, bias = sizes(case)
     cost = Cost(size)
     for rank in (r, *([r_g] if r_g else [])):
-        cost.product(n, rank, d)  # down: z and its gelu are written
+        cost.product(n, rank, d, tile=tile)  # down: z and its gelu are written
         cost.reads(n * rank * bias)
         cost.writes(2 * n * rank)
-    cost_of_a_look(cost, case)
+    cost_of_a_look(cost, case, up)
     cost.reads(n * d * case.options.get("residual", False))
     cost.writes(n * d)
     return cost, 2  # down and up
 
 
-def cost_backward(case, size):
+def cost_backward(case, size, tile=(64, 64), up=(64, 64), splits=None):
     n, d, r, r_g, heads, bias = sizes(case)
     x, middle_y = "x" in case.shapes, case.options.get("granularity") == "middleY"
     cost = Cost(size)
     for rank in (r, r_g):
         cost.reads(n * rank)  # gelu of z and, later, its slope
         cost.writes(n * rank)
-    cost_of_a_look(cost, case)
+    cost_of_a_look(cost, case, up)
     cost.reads(n * d)  # dout
     begun = x and (case.options.get("residual", False) or not r_g)
     cost.writes(n * d, n * d * bool(r_g), n * d * begun)  # dS, the gate's, dx
     if middle_y:
         cost.writes(-(-n // 64) * d, size=4)  # a block's sum
     for _ in range(heads):
-        cost.product(n, r // heads, d // heads)
+        cost.product(n, r // heads, d // heads, tile=tile)
     cost.reads(n * r)
     cost.writes(n * r)
-    cost.product(n, d, r)
+    cost.product(n, d, r, tile=up)
     cost.reads(n * d)
     cost.writes(n * d)  # dh
     if r_g:
-        cost.product(n, r_g, d)
+        cost.product(n, r_g, d, tile=tile)
         cost.reads(n * r_g)
         cost.writes(n * r_g)
-        cost.product(n, d, r_g)
+        cost.product(n, d, r_g, tile=up)
         cost.reads(n * d * begun)
         cost.writes(n * d)  # dx, or dx again
     products = [(d // heads, r // heads, heads), (r, d, 1), *([(d, r_g, 1), (r_g, d, 1)] if r_g else [])]
     widths = [d, r, *([r_g, d] if r_g else [])] if bias else []
     finished = [(-(-n // 64), d)] if middle_y else []
-    cost.token_sums(n, products, [(width, 1, 0) for width in widths], finished)
+    columns = [(width, 1, 0) for width in widths]
+    cost.token_sums(n, products, columns, finished, tile, splits)
     return cost, 4 + 2 + bool(widths)  # gelu, dS, dz and what reaches h and x; the sums over tokens
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("case", SITES, ids=str)
+@NARROW
 def test_cost(case, dtype, emulator):
     """Each value asked for and written as often as the tiling says, and no more; no bank conflicts."""
     tensors = case.inputs(dtype)

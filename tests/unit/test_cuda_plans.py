@@ -86,6 +86,50 @@ def test_few_rows_split_the_depth_of_an_update(sizes, down, out):
         assert f"{product} in {splits} splits of its depth" in why or splits == 1 and f"{product} in 1 piece" in why
 
 
+@pytest.mark.parametrize(
+    ("sizes", "wide"),
+    [
+        ({}, "64 x 128, down by tiles of 128 x 96, dS up by tiles of 128 x 96, gradients by tiles of 128 x 96"),
+        (
+            dict(r=192, r_g=192),
+            "64 x 128, down by tiles of 128 x 96, dS up by tiles of 128 x 96, gradients by tiles of 128 x 96",
+        ),
+        (
+            dict(r=64, r_g=64),
+            "64 x 128, down by tiles of 128 x 64, dS up by tiles of 128 x 64, gradients by tiles of 128 x 64",
+        ),
+        (dict(rows=1024), "64 x 64, down by tiles of 64 x 64, dS up by tiles of 64 x 64, gradients by tiles of 128 x "),
+        (dict(rows=512), "64 x 64, down by tiles of 64 x 64, dS up by tiles of 64 x 64, gradients by tiles of 64 x 64"),
+    ],
+    ids=str,
+)
+def test_many_rows_take_wide_tiles(sizes, wide):
+    """A rank of 96 or 192 by tiles of 96 ranks; few rows make too few blocks of such tiles."""
+    assert f"up by tiles of {wide}" in plan("gated_adapter", **sizes)["why"]
+
+
+def test_other_types_and_calls_have_no_wide_tiles():
+    for dtype in ("float32", "float64"):
+        assert "128" not in plan("gated_adapter", dtype)["why"].replace("28000", "")
+    assert "by tiles of 64 x 128" in plan("mode_update")["why"] and "64 x 64" in plan("mode_update", rows=64)["why"]
+    many = dict(stacked=64, rows=16_384)
+    assert (
+        "64 x 128" in plan("expert_mixture", **many)["why"]
+        and "64 x 64" in plan("expert_mixture", "float32", **many)["why"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("wanted", "words"),
+    [("1", ("64 x 64", "64 x 64")), ("2", ("64 x 128", "128 x 64")), ("3", ("64 x 128", "128 x 96"))],
+)
+def test_tiles_obey_the_environment(wanted, words, monkeypatch):
+    monkeypatch.setenv("PETX_CUDA_WIDE", wanted)
+    for rows in (20, 28_000):
+        assert f"up by tiles of {words[0]}, down by tiles of {words[1]}" in plan("gated_adapter", rows=rows)["why"]
+    assert "up by tiles of 64 x 64, down by tiles of 64 x 64" in plan("gated_adapter", "float32")["why"]
+
+
 def test_table_holds_240_modules():
     assert plan("cp_reconstruct", modules=240)["grid"][1] == plan("cp_reconstruct", modules=241)["grid"][1] == 240
     assert "2 launches" in plan("cp_reconstruct", modules=241)["why"]

@@ -53,8 +53,11 @@ using Rows = Operand<T, false>;
 template <class T>
 using Columns = Operand<T, true>;
 
-// Where a result of 64 x 64 values has (row, column): XOR-swizzled, free of bank conflicts both for the fragments of a
-// matrix product (eight rows of four pairs of columns) and for the owners of eight rows, each at every eighth column.
-PETX_INLINE int result_place(int row, int column) { return row * 64 + (column ^ ((row & 7) + (row >> 1 & 3) * 8)); }
+// Where a result of `width` columns, a multiple of 32, has (row, column): XOR-swizzled, free of bank conflicts both for
+// the fragments of a matrix product (eight rows of four pairs of columns) and for the owners of eight rows, each at
+// every eighth column.
+PETX_INLINE int result_place(int row, int column, int width = 64) {
+  return row * width + (column ^ ((row & 7) + (row >> 1 & 3) * 8));
+}
 
 }  // namespace petx::cuda

@@ -3,15 +3,24 @@
 #pragma once
 
 #include "cuda/common/kernel.cuh"
+#include "cuda/common/turned_tile.cuh"
 
 namespace petx::cuda {
 
+// Consecutive values of a row.
 template <class S>
+struct RunOf {
+  Compute<S> value[16 / sizeof(S)];
+};
+// In place of the columns left, of runs that are all whole and may be moved at once.
+struct WholeRuns {};
+
+template <class S, class TileType = TileOf<S>>
 class RowBlock {
  public:
   using T = S;
   using C = Compute<T>;
-  using Tile = TileOf<T>;
+  using Tile = TileType;
   static constexpr int kSharers = Tile::kThreads / Tile::kM;  // threads that own a row
   static constexpr int kRun = 16 / sizeof(T);                 // consecutive columns a thread takes at a time
   static_assert(kSharers == 4);
@@ -51,23 +60,28 @@ class RowBlock {
     for (int64_t n = 0; n < shares.each && n < left; ++n) visit(begin + n);
   }
 
-  // Consecutive values of a row.
-  struct Run {
-    C value[kRun];
-  };
-  // In place of the columns left, of runs that are all whole and may be moved at once.
-  struct Whole {};
+  using Run = RunOf<T>;
+  using Whole = WholeRuns;
 
-  // Calls visit(column, column in the tile, columns left) for each of this thread's runs of a tile that begins at
-  // `begin`.
+  // Calls visit(column, column in the tile, columns left) for each of this thread's runs of a tile of `columns` that
+  // begins at `begin`.
   template <class Visit>
-  PETX_DEVICE void each_run(int64_t begin, int64_t end, const Visit& visit) const {
-    each_place(begin, end, [&](int c) { visit(begin + c, c, end - begin - c); });
+  PETX_DEVICE void each_run(int64_t begin, int64_t end, const Visit& visit, int columns = Tile::kN) const {
+    each_place(begin, end, [&](int c) { visit(begin + c, c, end - begin - c); }, columns);
   }
 
   template <class Visit>
   PETX_DEVICE void each_whole_run(int64_t begin, int64_t end, const Visit& visit) const {
     each_place(begin, end, [&](int c) { visit(begin + c, c, Whole{}); });
+  }
+
+  // Of a wide tile, whose block has the rows of two of these: this one is its `half`.
+  template <class Wide>
+  PETX_DEVICE Run wide_result(int half, int c) const {
+    Run run;
+#pragma unroll
+    for (int j = 0; j < kRun; ++j) run.value[j] = Wide::result(half * Tile::kM + row, c, j);
+    return run;
   }
 
   PETX_DEVICE Run result(int slot, int c) const {
@@ -136,10 +150,10 @@ class RowBlock {
 
  private:
   template <class Visit>
-  PETX_DEVICE void each_place(int64_t begin, int64_t end, const Visit& visit) const {
+  PETX_DEVICE void each_place(int64_t begin, int64_t end, const Visit& visit, int columns = Tile::kN) const {
     if (!valid()) return;
 #pragma unroll 1
-    for (int c = kRun * sharer; c < Tile::kN && begin + c < end; c += kRun * kSharers) visit(c);
+    for (int c = kRun * sharer; c < columns && begin + c < end; c += kRun * kSharers) visit(c);
   }
 };
 

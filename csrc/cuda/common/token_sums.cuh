@@ -7,6 +7,7 @@
 #pragma once
 
 #include "cuda/common/row_block.cuh"
+#include "cuda/common/weight_grads.cuh"
 #include "kernels/math.h"
 
 namespace petx::cuda {
@@ -20,54 +21,6 @@ struct Splits {
     count = (n + size - 1) / size;
   }
 };
-
-// to [groups * m, n] = a^T b, group by group: a [N, groups * m], b [N, groups * n].
-template <class T>
-struct WeightGrad {
-  const T* a;
-  const T* b;
-  int64_t m, n, groups;
-  int64_t offset;  // of `to` in a split's sums
-
-  PETX_HD int64_t row_tiles() const { return (m + TileOf<T>::kM - 1) / TileOf<T>::kM; }
-  PETX_HD int64_t column_tiles() const { return (n + TileOf<T>::kN - 1) / TileOf<T>::kN; }
-  PETX_HD int64_t tiles() const { return groups * row_tiles() * column_tiles(); }
-};
-
-template <class T, int kMost>
-struct WeightGrads {
-  WeightGrad<T> each[kMost];
-  int count = 0;
-  int64_t rows, split_rows, split_sums;  // tokens, tokens a split, values a split
-  Compute<T>* sums;                      // [splits, split_sums]
-};
-
-template <class T, int kMost>
-PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks) weight_grads(WeightGrads<T, kMost> all) {
-  using Tile = TileOf<T>;
-  int64_t tile = block_x();
-  int number = 0;
-  while (tile >= all.each[number].tiles()) tile -= all.each[number++].tiles();
-  const WeightGrad<T> grad = all.each[number];
-  int64_t column = tile % grad.column_tiles() * Tile::kN;
-  int64_t row = tile / grad.column_tiles() % grad.row_tiles() * Tile::kM;
-  int64_t group = tile / grad.column_tiles() / grad.row_tiles();
-
-  int64_t begin = block_y() * all.split_rows;
-  int64_t depth = all.rows - begin < all.split_rows ? all.rows - begin : all.split_rows;
-  int64_t a_width = grad.groups * grad.m, b_width = grad.groups * grad.n;
-  Columns<T> a{grad.a + begin * a_width + group * grad.m + row, a_width, grad.m - row};
-  Columns<T> b{grad.b + begin * b_width + group * grad.n + column, b_width, grad.n - column};
-  Tile::multiply(0, a, b, depth);
-
-  Compute<T>* to = all.sums + block_y() * all.split_sums + grad.offset + (group * grad.m + row) * grad.n + column;
-  const int j = thread_index() % Tile::kN;
-  if (j >= grad.n - column) return;
-  const int rows = grad.m - row < Tile::kM ? static_cast<int>(grad.m - row) : Tile::kM;
-  constexpr int kStep = Tile::kThreads / Tile::kN;
-  to += thread_index() / Tile::kN * grad.n + j;
-  for (int i = thread_index() / Tile::kN; i < rows; i += kStep, to += kStep * grad.n) write(to, Tile::result(0, i, j));
-}
 
 // to [width] = sum over tokens of weight * value, each 1 where its pointer is null.
 template <class T>
@@ -211,22 +164,23 @@ class TokenSums {
   // to [groups * m, n] = a^T b, group by group; see WeightGrad. Nothing where `to` is null, as below.
   void product(void* to, const void* a, const void* b, int64_t m, int64_t n, int64_t groups = 1) {
     if (!to) return;
-    products_.each[products_.count++] = {static_cast<const T*>(a), static_cast<const T*>(b), m, n, groups, split_sums_};
-    finish_split(to, groups * m * n);
+    const int64_t first = product_values_;
+    add_product(a, b, m, n, groups);
+    finish_split(to, kOfProducts, first, groups * m * n);
   }
   // to [m, n] = the sum over all pairs of a_k^T b_k.
   void product_of_pairs(void* to, int pairs, const void* const* a, const void* const* b, int64_t m, int64_t n) {
     if (!to || !pairs) return;
-    for (int k = 0; k < pairs; ++k)
-      products_.each[products_.count++] = {static_cast<const T*>(a[k]), static_cast<const T*>(b[k]), m, n, 1,
-                                           split_sums_ + k * m * n};
-    finish_split(to, m * n, pairs);
+    const int64_t first = product_values_;
+    for (int k = 0; k < pairs; ++k) add_product(a[k], b[k], m, n, 1);
+    finish_split(to, kOfProducts, first, m * n, pairs);
   }
   // to [copies, width] = sum over tokens of weight * value; see ColumnSum.
   void column(void* to, const void* value, const C* weight, int64_t width, int64_t copies = 1) {
     if (!to) return;
-    columns_.each[columns_.count++] = {static_cast<const T*>(value), weight, width, split_sums_};
-    finish_split(to, width);
+    columns_.each[columns_.count++] = {static_cast<const T*>(value), weight, width, column_values_};
+    finish_split(to, kOfColumns, column_values_, width);
+    column_values_ += width;
     reductions_.each[reductions_.count - 1].copies = copies;
   }
   // to [count] = what others have left in T.
@@ -244,44 +198,52 @@ class TokenSums {
 
   // After the last job.
   void place(Workspace& workspace) {
-    C* sums = workspace.take<C>(splits_.count * split_sums_);
+    tiles_.choose(DTypeOf<T>::value, splits_.rows);
     products_.rows = columns_.rows = splits_.rows;
-    products_.split_rows = columns_.split_rows = splits_.size;
-    products_.split_sums = columns_.split_sums = split_sums_;
-    products_.sums = columns_.sums = sums;
+    products_.split_rows = tiles_.split_rows, products_.split_sums = product_values_;
+    columns_.split_rows = splits_.size, columns_.split_sums = column_values_;
+    products_.sums = workspace.take<C>(tiles_.splits * product_values_);
+    columns_.sums = workspace.take<C>(splits_.count * column_values_);
     for (int i = 0; i < reductions_.count; ++i) {
       Reduction<T>& job = reductions_.each[i];
-      if (!job.parts && !job.narrow) job.from = sums + job.stride, job.parts = splits_.count, job.stride = split_sums_;
+      if (job.parts == kOfProducts)
+        job.from = products_.sums + job.stride, job.parts = tiles_.splits, job.stride = product_values_;
+      if (job.parts == kOfColumns)
+        job.from = columns_.sums + job.stride, job.parts = splits_.count, job.stride = column_values_;
     }
   }
 
   int run(void* stream) const {
-    int64_t tiles = 0, column_blocks = 0, reduce_blocks = 0;
-    for (int i = 0; i < products_.count; ++i) tiles += products_.each[i].tiles();
+    int64_t column_blocks = 0, reduce_blocks = 0;
     for (int i = 0; i < columns_.count; ++i) column_blocks += columns_.each[i].blocks();
     for (int i = 0; i < reductions_.count; ++i) reduce_blocks += reductions_.each[i].blocks();
-    int bytes = TileOf<T>::shared_bytes(1);
-    if (int error = launch_table(weight_grads<T, kProducts>, products_, tiles, splits_.count, bytes, stream))
-      return error;
-    bytes = 8 * 8 * 12 * sizeof(C);  // of eight warps
+    if (int error = launch_weight_grads(products_, tiles_, stream)) return error;
+    const int bytes = 8 * 8 * 12 * sizeof(C);  // of eight warps
     if (int error = launch_table(column_sums<T, kColumns>, columns_, column_blocks, splits_.count, bytes, stream))
       return error;
     return launch_table(reduce<T, kReductions>, reductions_, reduce_blocks, 1, 0, stream);
   }
 
  private:
-  // Sums by split have no address yet: `stride` keeps the offset, `parts` 0 says so.
-  void finish_split(void* to, int64_t count, int64_t pieces = 1) {
-    finish(to, nullptr, 0, split_sums_, count);
+  // Sums by split have no address yet: `parts` says so, and `stride` keeps the offset.
+  static constexpr int64_t kOfProducts = -1, kOfColumns = -2;
+  void finish_split(void* to, int64_t of, int64_t first, int64_t count, int64_t pieces = 1) {
+    finish(to, nullptr, of, first, count);
     reductions_.each[reductions_.count - 1].pieces = pieces;
-    split_sums_ += pieces * count;
+  }
+  void add_product(const void* a, const void* b, int64_t m, int64_t n, int64_t groups) {
+    products_.each[products_.count++] = {static_cast<const T*>(a), static_cast<const T*>(b), m, n, groups,
+                                         product_values_};
+    product_values_ += groups * m * n;
+    tiles_.add(m, n, groups);
   }
 
-  Splits splits_;
+  Splits splits_;  // of the columns; the products have their own
+  GradTiles tiles_;
   WeightGrads<T, kProducts> products_ = {};
   ColumnSums<T, kColumns> columns_ = {};
   Reductions<T, kReductions> reductions_ = {};
-  int64_t split_sums_ = 0;
+  int64_t product_values_ = 0, column_values_ = 0;  // of a split
 };
 
 }  // namespace petx::cuda

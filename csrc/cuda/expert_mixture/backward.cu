@@ -32,9 +32,9 @@ struct Work {
 };
 
 // The products of 64 rows.
-template <class T>
-class Backward : Mixture<T> {
-  using Base = Mixture<T>;
+template <class T, class TileType = TileOf<T>>
+class Backward : Mixture<T, TileType> {
+  using Base = Mixture<T, TileType>;
   using Base::p, Base::token, Base::mixed, Base::kRun;
   using typename Base::C;
   using typename Base::Run;
@@ -187,6 +187,13 @@ PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
   Backward<T>(p, g, work).dx(shares);
 }
 
+// The same by tiles of 64 x 128.
+template <class T>
+PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
+    mixture_wide_dx(MixtureCall<Compute<T>> p, ExpertMixtureGrads g, Work<T> work, ColumnShares shares) {
+  Backward<T, TurnedTile<T>>(p, g, work).dx(shares);
+}
+
 template <class T>
 PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
     mixture_finish_bwd(MixtureCall<Compute<T>> p, ExpertMixtureGrads g, Work<T> work, ColumnShares shares) {
@@ -297,14 +304,16 @@ class BackwardCall {
                   work_, shares, q_tiles);
   }
   int dx(void* stream) const {
-    auto rows = [&](auto* kernel, int bytes) {
-      return launch(kernel, plan_.blocks, plan_.shares.count, Tile::kThreads, bytes, stream, p, g, work_, plan_.shares);
+    auto rows = [&](auto* kernel, const ColumnShares& shares, int bytes) {
+      return launch(kernel, plan_.blocks, shares.count, Tile::kThreads, bytes, stream, p, g, work_, shares);
     };
-    if (!plan_.hybrid) return rows(mixture_dx<T>, Tile::shared_bytes(1));
+    if constexpr (sizeof(T) == 2)
+      if (!plan_.hybrid && plan_.up.wide()) return rows(mixture_wide_dx<T>, plan_.up, TurnedTile<T>::shared_bytes(1));
+    if (!plan_.hybrid) return rows(mixture_dx<T>, plan_.up, Tile::shared_bytes(1));
     if (int error =
             multiply(matrix(work_.du, p.rows, p.stacked), matrix(p.down_weight, p.stacked, p.d), static_cast<T*>(g.dx)))
       return error;
-    return rows(mixture_finish_bwd<T>, 0);
+    return rows(mixture_finish_bwd<T>, plan_.shares, 0);
   }
 
   // Products by cuBLAS.

@@ -86,9 +86,9 @@ PETX_DEVICE void softmax(const Logit& logit, int64_t experts, int64_t top_k, C* 
 }
 
 // 64 rows, four threads each: what a product's columns become.
-template <class S>
-class Mixture : public RowBlock<S> {
-  using Base = RowBlock<S>;
+template <class S, class TileType = TileOf<S>>
+class Mixture : public RowBlock<S, TileType> {
+  using Base = RowBlock<S, TileType>;
 
  public:
   using Base::first, Base::rows, Base::row, Base::sharer, Base::token, Base::valid, Base::block_rows, Base::weight_rows,

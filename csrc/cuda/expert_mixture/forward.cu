@@ -27,9 +27,9 @@ struct Work {
   C* mean_logits;  // [samples, K]
 };
 
-template <class T>
-class Forward : Mixture<T> {
-  using Base = Mixture<T>;
+template <class T, class TileType = TileOf<T>>
+class Forward : Mixture<T, TileType> {
+  using Base = Mixture<T, TileType>;
   using Base::p, Base::token, Base::mixed, Base::kRun;
   using typename Base::C;
   using typename Base::Run;
@@ -187,6 +187,14 @@ PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
   Forward<T>(p, work, out, Forward<T>::kProductBytes).up(shares);
 }
 
+// The same by tiles of 64 x 128.
+template <class T>
+PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
+    mixture_wide_up(MixtureCall<Compute<T>> p, Work<T> work, T* out, ColumnShares shares) {
+  using Wide = Forward<T, TurnedTile<T>>;
+  Wide(p, work, out, Wide::kProductBytes).up(shares);
+}
+
 template <class T>
 PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
     mixture_finish(MixtureCall<Compute<T>> p, Work<T> work, T* out, ColumnShares shares) {
@@ -232,12 +240,15 @@ class ForwardCall {
     if (int error = p.gate == ExpertGate::sample ? gates(stream) : 0) return error;
     if (int error = library || p.gated() ? between(library && p.down_bias, stream) : 0) return error;
     if (int error = library ? multiply(work_.hidden, p.stacked, p.up_weight, p.d, out_) : 0) return error;
-    const ColumnShares& shares = plan_.shares;
-    if (library)
-      return launch(mixture_finish<T>, plan_.blocks, shares.count, Tile::kThreads, Forward<T>::kBiasBytes, stream, p,
-                    work_, out_, shares);
-    return launch(mixture_up<T>, plan_.blocks, shares.count, Tile::kThreads,
-                  Forward<T>::kProductBytes + Forward<T>::kBiasBytes, stream, p, work_, out_, shares);
+    auto start = [&](auto* kernel, const ColumnShares& shares, int shared_bytes) {
+      return launch(kernel, plan_.blocks, shares.count, Tile::kThreads, shared_bytes, stream, p, work_, out_, shares);
+    };
+    if (library) return start(mixture_finish<T>, plan_.shares, Forward<T>::kBiasBytes);
+    if constexpr (sizeof(T) == 2) {
+      using Wide = Forward<T, TurnedTile<T>>;
+      if (plan_.up.wide()) return start(mixture_wide_up<T>, plan_.up, Wide::kProductBytes + Wide::kBiasBytes);
+    }
+    return start(mixture_up<T>, plan_.up, Forward<T>::kProductBytes + Forward<T>::kBiasBytes);
   }
 
  private:

@@ -10,7 +10,7 @@ namespace petx::cuda {
 // more) and there are rows enough that launches do not count: 4096 for the released K r = 384, more for a lower rank.
 // From a model of bytes and operations; no card has measured it yet.
 ExpertMixturePlan::ExpertMixturePlan(const ExpertMixtureParams& p)
-    : blocks(tiles_along(p.rows)), shares(blocks, tiles_along(p.d)) {
+    : blocks(tiles_along(p.rows)), shares(blocks, tiles_along(p.d)), up(p.dtype, p.rows, p.stacked, {{p.d}}) {
   const char* wanted = std::getenv("PETX_EXPERT_MIXTURE");
   if (wanted && (!std::strcmp(wanted, "hybrid") || !std::strcmp(wanted, "fused"))) {
     hybrid = !std::strcmp(wanted, "hybrid");
@@ -29,14 +29,16 @@ ExpertMixturePlan::ExpertMixturePlan(const ExpertMixtureParams& p)
 
 bool expert_mixture_hybrid(const ExpertMixtureParams& p) { return ExpertMixturePlan(p).hybrid; }
 
-static const Planner planner("expert_mixture", {{"rows", 4112}, {"stacked", 384}, {"d", 768}},
-                             [](DType dtype, const Sizes& sizes) -> Plan {
-                               ExpertMixtureParams p = {};
-                               p.rows = sizes.at("rows"), p.stacked = sizes.at("stacked"), p.d = sizes.at("d");
-                               ExpertMixturePlan plan(p);
-                               return {plan.hybrid ? "hybrid" : "fused",
-                                       plan.why + "; " + (plan.hybrid ? "wide products by cuBLAS" : units_of(dtype)),
-                                       plan.blocks, plan.shares.count};
-                             });
+static const Planner planner(
+    "expert_mixture", {{"rows", 4112}, {"stacked", 384}, {"d", 768}}, [](DType dtype, const Sizes& sizes) -> Plan {
+      ExpertMixtureParams p = {};
+      p.dtype = dtype, p.rows = sizes.at("rows"), p.stacked = sizes.at("stacked"), p.d = sizes.at("d");
+      ExpertMixturePlan plan(p);
+      return {plan.hybrid ? "hybrid" : "fused",
+              plan.why + "; " +
+                  (plan.hybrid ? "wide products by cuBLAS"
+                               : units_of(dtype) + ", y by tiles of 64 x " + std::to_string(plan.up.width)),
+              plan.blocks, plan.hybrid ? plan.shares.count : plan.up.count};
+    });
 
 }  // namespace petx::cuda

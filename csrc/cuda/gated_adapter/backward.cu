@@ -47,6 +47,21 @@ PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
   SiteBackward<T>(p, constants, g, to).template run<false>(which, shares);
 }
 
+// The same by tiles of 64 x 128.
+template <class T>
+PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
+    site_wide_look(GatedAdapterParams p, SiteConstants<T> constants, GatedAdapterGrads g, SiteIntermediate<T> to,
+                   ColumnShares shares, SitePass which) {
+  SiteBackward<T, TurnedTile<T>>(p, constants, g, to).template run<true>(which, shares);
+}
+
+template <class T>
+PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
+    site_wide_pass(GatedAdapterParams p, SiteConstants<T> constants, GatedAdapterGrads g, SiteIntermediate<T> to,
+                   ColumnShares shares, SitePass which) {
+  SiteBackward<T, TurnedTile<T>>(p, constants, g, to).template run<false>(which, shares);
+}
+
 template <class T>
 PETX_KERNEL void __launch_bounds__(kRowLaunch.threads, kRowLaunch.blocks)
     site_gates(GatedAdapterParams p, SiteConstants<T> constants, SiteIntermediate<T> to, GateStage stage,
@@ -58,7 +73,20 @@ template <class T>
 PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
     site_hidden_grad(GatedAdapterParams p, SiteConstants<T> constants, GatedAdapterGrads g, SiteIntermediate<T> to,
                      int64_t head_tiles) {
-  SiteBackward<T>(p, constants, g, to).hidden_grad(head_tiles);
+  SiteBackward<T>(p, constants, g, to).hidden_grad(HiddenGrad<T>(p, to, head_tiles, TileOf<T>::kN));
+}
+
+// The same by tiles of 128 x 32 n.
+template <class T, int parts>
+PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
+    site_wide_hidden_grad(GatedAdapterParams p, SiteConstants<T> constants, GatedAdapterGrads g, SiteIntermediate<T> to,
+                          int64_t head_tiles) {
+  using Wide = WideTile<T, parts>;
+  const HiddenGrad<T> of(p, to, head_tiles, Wide::kN);
+  Wide::multiply_rows(of.d, p.d, p.rows, of.columns(), of.width);
+#pragma unroll 1
+  for (int half = 0; half < 2; ++half)
+    SiteBackward<T>(p, constants, g, to, 2 * block_x() + half).template wide_hidden_grad<Wide>(of, half);
 }
 
 template <class T>
@@ -66,6 +94,14 @@ PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
     site_input_grads(GatedAdapterParams p, SiteConstants<T> constants, GatedAdapterGrads g, SiteIntermediate<T> to,
                      ColumnShares shares, int64_t h_tiles) {
   SiteBackward<T>(p, constants, g, to).input_grads(shares, h_tiles);
+}
+
+// The same by tiles of 64 x 128.
+template <class T>
+PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
+    site_wide_input_grads(GatedAdapterParams p, SiteConstants<T> constants, GatedAdapterGrads g, SiteIntermediate<T> to,
+                          ColumnShares shares, int64_t h_tiles) {
+  SiteBackward<T, TurnedTile<T>>(p, constants, g, to).input_grads(shares, h_tiles);
 }
 
 // One call: where everything lies, and the launches in their order.
@@ -79,7 +115,7 @@ class BackwardCall {
       : p(params), g(grads), plan_(p), constants_(p, {grads.dout, grads.dh, grads.dx}), sums_(p.rows) {
     bool large = p.granularity == Granularity::large, middle_y = p.granularity == Granularity::middle_y;
     bool small = p.granularity == Granularity::small, token_gate = has_token_gate(p);
-    const int64_t parts = plan_.shares.tiles * p.rows;
+    const int64_t parts = plan_.up.tiles * p.rows;
     to_.hidden = {workspace.take<T>(p.rows * p.r), workspace.take<T>(p.rows * p.r_g)};
     to_.ds = workspace.take<T>(p.rows * p.d);
     to_.dgate = workspace.take<T>(large ? p.rows * p.d : 0);
@@ -125,7 +161,7 @@ class BackwardCall {
     for (SitePass which : {SitePass::statistics, SitePass::dots, SitePass::result}) {
       if (which == SitePass::statistics && p.norm == Norm::none) continue;
       if (which == SitePass::dots && !token_gate) continue;
-      if (int error = pass(first ? site_look<T> : site_pass<T>, which, stream)) return error;
+      if (int error = pass(first, which, stream)) return error;
       first = false;
       if (which != SitePass::dots) continue;
       if (int error = gates(GateStage::dot, stream)) return error;
@@ -142,29 +178,46 @@ class BackwardCall {
     return launch(site_activate<T>, (most + of_block - 1) / of_block, p.r_g ? 2 : 1, kRowLaunch.threads, 0, stream, p,
                   constants_, to_.hidden);
   }
-  template <class Kernel>
-  int pass(Kernel* kernel, SitePass which, void* stream) const {
+  int pass(bool first, SitePass which, void* stream) const {
     const int results = p.granularity == Granularity::large || to_.gate_weight ? 2 : 1;
-    return launch(kernel, plan_.blocks, plan_.shares.count, Tile::kThreads, Tile::shared_bytes(results), stream, p,
-                  constants_, g, to_, plan_.shares, which);
+    auto start = [&](auto* kernel, int shared_bytes) {
+      return launch(kernel, plan_.blocks, plan_.up.count, Tile::kThreads, shared_bytes, stream, p, constants_, g, to_,
+                    ColumnShares(plan_.up), which);
+    };
+    if constexpr (sizeof(T) == 2)
+      if (plan_.up.wide())
+        return start(first ? site_wide_look<T> : site_wide_pass<T>, TurnedTile<T>::shared_bytes(results));
+    return start(first ? site_look<T> : site_pass<T>, Tile::shared_bytes(results));
   }
   int gates(GateStage stage, void* stream) const {
     return launch(site_gates<T>, SiteRow<T>::blocks(p.rows), 1, kRowLaunch.threads, 0, stream, p, constants_, to_,
-                  stage, plan_.shares.tiles);
+                  stage, plan_.up.tiles);
   }
   int hidden_grad(void* stream) const {
-    const int64_t tiles = tiles_along(p.r / p.heads);
-    return launch(site_hidden_grad<T>, plan_.blocks, p.heads * tiles + plan_.gate_rank_tiles, Tile::kThreads,
-                  Tile::shared_bytes(1), stream, p, constants_, g, to_, tiles);
+    const TileKind kind = plan_.hidden_grad;
+    auto start = [&](auto* kernel, int shared_bytes) {
+      const int64_t tiles = kind.across(p.r / p.heads);
+      return launch(kernel, kind.down(p.rows), p.heads * tiles + kind.across(p.r_g), Tile::kThreads, shared_bytes,
+                    stream, p, constants_, g, to_, tiles);
+    };
+    if constexpr (sizeof(T) == 2) {
+      if (kind.parts == 2) return start(site_wide_hidden_grad<T, 2>, WideTile<T, 2>::kSharedBytes);
+      if (kind.parts == 3) return start(site_wide_hidden_grad<T, 3>, WideTile<T, 3>::kSharedBytes);
+    }
+    return start(site_hidden_grad<T>, Tile::shared_bytes(1));
   }
   int input_grads(void* stream) const {
     const bool large = p.granularity == Granularity::large;
     const bool adds = large || p.reads_x_in_down() || !begins_dx(p);
-    const int64_t h_tiles = g.dh ? tiles_along(p.d) : 0, x_tiles = g.dx && adds ? tiles_along(p.d_x) : 0;
-    const ColumnShares shares(plan_.blocks, h_tiles + x_tiles);
-    if (!shares.tiles) return 0;
-    return launch(site_input_grads<T>, plan_.blocks, shares.count, Tile::kThreads, Tile::shared_bytes(large ? 2 : 1),
-                  stream, p, constants_, g, to_, shares, h_tiles);
+    const TiledColumns columns = plan_.input_grads(p, g.dh ? p.d : 0, g.dx && adds ? p.d_x : 0);
+    if (!columns.tiles) return 0;
+    auto start = [&](auto* kernel, int shared_bytes) {
+      return launch(kernel, plan_.blocks, columns.count, Tile::kThreads, shared_bytes, stream, p, constants_, g, to_,
+                    ColumnShares(columns), g.dh ? columns.tiles_of(p.d) : 0);
+    };
+    if constexpr (sizeof(T) == 2)
+      if (columns.wide()) return start(site_wide_input_grads<T>, TurnedTile<T>::shared_bytes(large ? 2 : 1));
+    return start(site_input_grads<T>, Tile::shared_bytes(large ? 2 : 1));
   }
 
   const GatedAdapterParams& p;

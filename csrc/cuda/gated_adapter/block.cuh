@@ -91,9 +91,9 @@ class SiteView {
   const SiteConstants<T>& constants;
 };
 
-template <class S>
-class Site : public RowBlock<S>, public SiteView<S> {
-  using Base = RowBlock<S>;
+template <class S, class TileType = TileOf<S>>
+class Site : public RowBlock<S, TileType>, public SiteView<S> {
+  using Base = RowBlock<S, TileType>;
   using View = SiteView<S>;
 
  public:
@@ -104,8 +104,8 @@ class Site : public RowBlock<S>, public SiteView<S> {
   using View::constants, View::kRough, View::large, View::p;
   static constexpr int kRun = Base::kRun;
 
-  PETX_DEVICE Site(const GatedAdapterParams& params, const SiteConstants<T>& constants)
-      : Base(params.rows, block_x()), View(params, constants) {}
+  PETX_DEVICE Site(const GatedAdapterParams& params, const SiteConstants<T>& constants, int64_t block = block_x())
+      : Base(params.rows, block), View(params, constants) {}
 
   // Of a tile as wide as h or x: visit takes either kind of what is left.
   template <class Visit>

@@ -19,9 +19,27 @@ namespace {
 
 enum class Stage { tokens, whole };
 
+// A tile of `columns` of the down products, z = in . weight^T + bias and gelu(z): the adapter's or, behind these, of
+// the gate's.
 template <class T>
-class Forward : Site<T> {
-  using Base = Site<T>;
+struct Down {
+  const void *in, *weight, *bias;
+  void *z, *a;
+  int64_t width, rank, begin;
+
+  PETX_DEVICE Down(const GatedAdapterParams& p, const Hidden<T>& hidden, int64_t adapter_tiles, int columns) {
+    const bool gate = block_y() >= adapter_tiles, reads_x = gate || p.reads_x_in_down();
+    begin = (gate ? block_y() - adapter_tiles : block_y()) * columns;
+    rank = gate ? p.r_g : p.r, width = reads_x ? p.d_x : p.d;
+    in = reads_x ? p.x : p.h, weight = gate ? p.gate_down_weight : p.down_weight;
+    bias = gate ? p.gate_down_bias : p.down_bias;
+    z = gate ? p.gate_z : p.z, a = gate ? hidden.gate_a : hidden.a;
+  }
+};
+
+template <class T, class TileType = TileOf<T>>
+class Forward : Site<T, TileType> {
+  using Base = Site<T, TileType>;
   using Base::kRun, Base::p, Base::token;
   using typename Base::Run;
   using typename Base::Tile;
@@ -29,24 +47,15 @@ class Forward : Site<T> {
  public:
   using Base::Base;
 
-  // z = in . weight^T + bias and gelu(z), a tile of the adapter's or, behind these, of the gate's.
-  PETX_DEVICE void down(const Hidden<T>& hidden, int64_t adapter_tiles) const {
-    const bool gate = block_y() >= adapter_tiles, reads_x = gate || p.reads_x_in_down();
-    const int64_t begin = (gate ? block_y() - adapter_tiles : block_y()) * Tile::kN;
-    const int64_t rank = gate ? p.r_g : p.r, width = reads_x ? p.d_x : p.d;
-    const void *in = reads_x ? p.x : p.h, *weight = gate ? p.gate_down_weight : p.down_weight;
-    const void* bias = gate ? p.gate_down_bias : p.down_bias;
-    void *z = gate ? p.gate_z : p.z, *a = gate ? hidden.gate_a : hidden.a;
-    Tile::multiply(0, this->block_rows(in, width), this->weight_rows(weight, begin, rank, width), width);
-    this->each_run(begin, rank, [&](int64_t column, int c, int64_t left) {
-      int64_t i = token * rank + column;
-      Run run = this->result(0, c);
-      if (bias) Base::add_to(run, Base::load_run(bias, column, left));
-      Base::store_run(z, i, left, run);
-      run = Base::rounded(run);  // as the backward will find it
-      this->activate(run);
-      Base::store_run(a, i, left, run);
-    });
+  PETX_DEVICE void down(const Down<T>& of) const {
+    Tile::multiply(0, this->block_rows(of.in, of.width), this->weight_rows(of.weight, of.begin, of.rank, of.width),
+                   of.width);
+    put_down(of, Tile::kN, [&](int c) { return this->result(0, c); });
+  }
+  // Of a wide tile's rows those of its `half`.
+  template <class Wide>
+  PETX_DEVICE void wide_down(const Down<T>& of, int half) const {
+    put_down(of, Wide::kN, [&](int c) { return this->template wide_result<Wide>(half, c); });
   }
 
   // y = x + dropout(s G S); S where a token's gate, which follows from it, still misses.
@@ -65,6 +74,21 @@ class Forward : Site<T> {
         Base::store_run(out, i, left, y);
       });
     });
+  }
+
+ private:
+  template <class Result>
+  PETX_DEVICE void put_down(const Down<T>& of, int columns, const Result& result) const {
+    auto put = [&](int64_t column, int c, int64_t left) {
+      int64_t i = token * of.rank + column;
+      Run run = result(c);
+      if (of.bias) Base::add_to(run, Base::load_run(of.bias, column, left));
+      Base::store_run(of.z, i, left, run);
+      run = Base::rounded(run);  // as the backward will find it
+      this->activate(run);
+      Base::store_run(of.a, i, left, run);
+    };
+    this->each_run(of.begin, of.rank, put, columns);
   }
 };
 
@@ -175,13 +199,33 @@ class ForwardRow : SiteRow<T> {
 template <class T>
 PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
     site_down(GatedAdapterParams p, SiteConstants<T> constants, Hidden<T> hidden, int64_t adapter_tiles) {
-  Forward<T>(p, constants).down(hidden, adapter_tiles);
+  Forward<T>(p, constants).down(Down<T>(p, hidden, adapter_tiles, TileOf<T>::kN));
+}
+
+// The same by tiles of 128 x 32 n.
+template <class T, int parts>
+PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
+    site_wide_down(GatedAdapterParams p, SiteConstants<T> constants, Hidden<T> hidden, int64_t adapter_tiles) {
+  using Wide = WideTile<T, parts>;
+  const Down<T> of(p, hidden, adapter_tiles, Wide::kN);
+  Wide::multiply_rows(of.in, of.width, p.rows, RowBlock<T>::weight_rows(of.weight, of.begin, of.rank, of.width),
+                      of.width);
+#pragma unroll 1
+  for (int half = 0; half < 2; ++half)
+    Forward<T>(p, constants, 2 * block_x() + half).template wide_down<Wide>(of, half);
 }
 
 template <class T>
 PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
     site_up(GatedAdapterParams p, SiteConstants<T> constants, Hidden<T> hidden, ColumnShares shares, T* out) {
   Forward<T>(p, constants).up(hidden, shares, out);
+}
+
+// The same by tiles of 64 x 128.
+template <class T>
+PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
+    site_wide_up(GatedAdapterParams p, SiteConstants<T> constants, Hidden<T> hidden, ColumnShares shares, T* out) {
+  Forward<T, TurnedTile<T>>(p, constants).up(hidden, shares, out);
 }
 
 template <class T>
@@ -204,14 +248,8 @@ class ForwardCall {
         out_(static_cast<T*>(out)) {}
 
   int run(void* stream) const {
-    const int64_t tiles = plan_.adapter_rank_tiles;
-    if (int error = launch(site_down<T>, plan_.blocks, tiles + plan_.gate_rank_tiles, Tile::kThreads,
-                           Tile::shared_bytes(1), stream, p, constants_, hidden_, tiles))
-      return error;
-    const int results = p.granularity == Granularity::large ? 2 : 1;
-    if (int error = launch(site_up<T>, plan_.blocks, plan_.shares.count, Tile::kThreads, Tile::shared_bytes(results),
-                           stream, p, constants_, hidden_, plan_.shares, out_))
-      return error;
+    if (int error = down(stream)) return error;
+    if (int error = up(stream)) return error;
     const int passes = plan_.row_passes(p);
     if (passes == 2)
       if (int error = rows(Stage::tokens, stream)) return error;
@@ -219,6 +257,29 @@ class ForwardCall {
   }
 
  private:
+  int down(void* stream) const {
+    const TileKind kind = plan_.down;
+    auto start = [&](auto* kernel, int shared_bytes) {
+      const int64_t tiles = kind.across(p.r);
+      return launch(kernel, kind.down(p.rows), tiles + kind.across(p.r_g), Tile::kThreads, shared_bytes, stream, p,
+                    constants_, hidden_, tiles);
+    };
+    if constexpr (sizeof(T) == 2) {
+      if (kind.parts == 2) return start(site_wide_down<T, 2>, WideTile<T, 2>::kSharedBytes);
+      if (kind.parts == 3) return start(site_wide_down<T, 3>, WideTile<T, 3>::kSharedBytes);
+    }
+    return start(site_down<T>, Tile::shared_bytes(1));
+  }
+  int up(void* stream) const {
+    const int results = p.granularity == Granularity::large ? 2 : 1;
+    auto start = [&](auto* kernel, int shared_bytes) {
+      return launch(kernel, plan_.blocks, plan_.up.count, Tile::kThreads, shared_bytes, stream, p, constants_, hidden_,
+                    ColumnShares(plan_.up), out_);
+    };
+    if constexpr (sizeof(T) == 2)
+      if (plan_.up.wide()) return start(site_wide_up<T>, TurnedTile<T>::shared_bytes(results));
+    return start(site_up<T>, Tile::shared_bytes(results));
+  }
   int rows(Stage stage, void* stream) const {
     return launch(site_rows<T>, SiteRow<T>::blocks(p.rows), 1, kRowLaunch.threads, 0, stream, p, constants_, out_,
                   stage);

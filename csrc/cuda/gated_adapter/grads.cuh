@@ -28,10 +28,31 @@ struct SiteIntermediate {
   C* gate_weight;  // [row blocks, d] or null: of middle_y's vector, or what multiplies S in a token gate
 };
 
-// A block's rows and its share of the columns.
+// A tile of `columns` of dz = (dS up) gelu'(z): of a head's or, behind these, the gate's from the gradient of its
+// logits.
 template <class T>
-class SiteBackward : Site<T> {
-  using Base = Site<T>;
+struct HiddenGrad {
+  const T *d, *up;
+  const void* z;
+  T* dz;
+  int64_t width, rank, all, first, begin;  // of the head; ranks of all heads, and before this head's; the tile
+
+  PETX_DEVICE HiddenGrad(const GatedAdapterParams& p, const SiteIntermediate<T>& to, int64_t head_tiles, int columns) {
+    const bool gate = block_y() >= p.heads * head_tiles;
+    const int64_t tile = gate ? block_y() - p.heads * head_tiles : block_y() % head_tiles;
+    const int64_t head = gate ? 0 : block_y() / head_tiles, heads = gate ? 1 : p.heads;
+    begin = tile * columns, width = p.d / heads, all = gate ? p.r_g : p.r, rank = all / heads, first = head * rank;
+    d = (gate ? to.dgate : to.ds) + head * width;
+    up = static_cast<const T*>(gate ? p.gate_weight : p.up_weight) + head * width * rank;
+    z = gate ? p.gate_z : p.z, dz = gate ? to.dgate_z : to.dz;
+  }
+  PETX_DEVICE Columns<T> columns() const { return RowBlock<T>::weight_columns(up, begin, rank, rank); }
+};
+
+// A block's rows and its share of the columns.
+template <class T, class TileType = TileOf<T>>
+class SiteBackward : Site<T, TileType> {
+  using Base = Site<T, TileType>;
   using Base::constants, Base::kRun, Base::p, Base::row, Base::sharer, Base::token;
   using typename Base::C;
   using typename Base::Run;
@@ -39,8 +60,8 @@ class SiteBackward : Site<T> {
 
  public:
   PETX_DEVICE SiteBackward(const GatedAdapterParams& params, const SiteConstants<T>& constants,
-                           const GatedAdapterGrads& grads, const SiteIntermediate<T>& to)
-      : Base(params, constants), g(grads), to_(to) {}
+                           const GatedAdapterGrads& grads, const SiteIntermediate<T>& to, int64_t block = block_x())
+      : Base(params, constants, block), g(grads), to_(to) {}
 
   // S and G by products, or as the first pass has left them.
   template <bool products>
@@ -76,31 +97,14 @@ class SiteBackward : Site<T> {
     });
   }
 
-  // dz = (dS up) gelu'(z), a tile of a head's or, behind these, the gate's from the gradient of its logits.
-  PETX_DEVICE void hidden_grad(int64_t head_tiles) const {
-    const bool gate = block_y() >= p.heads * head_tiles;
-    const int64_t tile = gate ? block_y() - p.heads * head_tiles : block_y() % head_tiles;
-    const int64_t head = gate ? 0 : block_y() / head_tiles, heads = gate ? 1 : p.heads;
-    const int64_t all = gate ? p.r_g : p.r, rank = all / heads, width = p.d / heads, begin = tile * Tile::kN;
-    const void *up = gate ? p.gate_weight : p.up_weight, *z = gate ? p.gate_z : p.z;
-    const T* up_of_head = static_cast<const T*>(up) + head * width * rank;
-    T *d = gate ? to_.dgate : to_.ds, *dz = gate ? to_.dgate_z : to_.dz;
-    Tile::multiply(0, this->block_rows(d, p.d, head * width), this->weight_columns(up_of_head, begin, rank, rank),
-                   width);
-    this->each_run(begin, rank, [&](int64_t column, int c, int64_t left) {
-      int64_t i = token * all + head * rank + column;
-      Run slope = Base::load_run(z, i, left);
-      if (p.activation == Activation::gelu) {
-#pragma unroll
-        for (int j = 0; j < kRun; ++j) slope.value[j] = gelu_derivative<Activation::gelu, Base::kRough>(slope.value[j]);
-      } else {
-#pragma unroll
-        for (int j = 0; j < kRun; ++j)
-          slope.value[j] = gelu_derivative<Activation::gelu_tanh, Base::kRough>(slope.value[j]);
-      }
-      Base::multiply_by(slope, this->result(0, c));
-      Base::store_run(dz, i, left, slope);
-    });
+  PETX_DEVICE void hidden_grad(const HiddenGrad<T>& of) const {
+    Tile::multiply(0, this->block_rows(of.d, p.d), of.columns(), of.width);
+    put_hidden_grad(of, Tile::kN, [&](int c) { return this->result(0, c); });
+  }
+  // Of a wide tile's rows those of its `half`.
+  template <class Wide>
+  PETX_DEVICE void wide_hidden_grad(const HiddenGrad<T>& of, int half) const {
+    put_hidden_grad(of, Wide::kN, [&](int c) { return this->template wide_result<Wide>(half, c); });
   }
 
   // dh = dS + dz down in `h_tiles` tiles; behind these dx, or what is added to it: dz down where down reads x, and the
@@ -108,7 +112,7 @@ class SiteBackward : Site<T> {
   PETX_DEVICE void input_grads(const ColumnShares& shares, int64_t h_tiles) const {
     const bool parallel = p.reads_x_in_down();
     const bool through_gate = this->has_token_gate() && p.gate_input == GateInput::original;
-    RowBlock<T>::each_tile(shares, [&](int64_t tile) {
+    RowBlock<T, Tile>::each_tile(shares, [&](int64_t tile) {
       const bool of_h = tile < h_tiles, adapter = of_h != parallel, gate = !of_h && this->large();
       const int64_t begin = (of_h ? tile : tile - h_tiles) * Tile::kN, width = of_h ? p.d : p.d_x;
       if (adapter)
@@ -132,6 +136,24 @@ class SiteBackward : Site<T> {
   }
 
  private:
+  template <class Result>
+  PETX_DEVICE void put_hidden_grad(const HiddenGrad<T>& of, int columns, const Result& result) const {
+    auto put = [&](int64_t column, int c, int64_t left) {
+      int64_t i = token * of.all + of.first + column;
+      Run slope = Base::load_run(of.z, i, left);
+      if (p.activation == Activation::gelu) {
+#pragma unroll
+        for (int j = 0; j < kRun; ++j) slope.value[j] = gelu_derivative<Activation::gelu, Base::kRough>(slope.value[j]);
+      } else {
+#pragma unroll
+        for (int j = 0; j < kRun; ++j)
+          slope.value[j] = gelu_derivative<Activation::gelu_tanh, Base::kRough>(slope.value[j]);
+      }
+      Base::multiply_by(slope, result(c));
+      Base::store_run(of.dz, i, left, slope);
+    };
+    this->each_run(of.begin, of.rank, put, columns);
+  }
   // What the launches before have found for this row.
   PETX_DEVICE void find_row(SitePass which, int64_t tiles) {
     if (this->valid() && to_.gate) gate_ = read(to_.gate + token);
@@ -248,20 +270,23 @@ class SiteBackward : Site<T> {
   // Adds up the block's rows of what the threads left. Four threads have a column; thread q of them takes rows 2q and
   // 2q + 1 of every eight, which lie in banks of their own.
   PETX_DEVICE void column_sums(int64_t begin, int64_t end) const {
-    const int thread = opaque(thread_index()), c = thread / 4, q = thread % 4;
+    const int thread = opaque(thread_index()), q = thread % 4;
     sync_block();
 #pragma unroll 1
     for (int slot = 0; slot < 2; ++slot) {
       C* to = slot == 0 ? to_.norm_weight : to_.gate_weight;
       if (!to) continue;
-      C sum = 0;
+#pragma unroll 1
+      for (int c = thread / 4; c < Tile::kN; c += Tile::kThreads / 4) {
+        C sum = 0;
 #pragma unroll
-      for (int i = 0; i < Tile::kM / 4; ++i) {
-        int of = i / 2 * 8 + 2 * q + i % 2;
-        if (of < this->rows && begin + c < end) sum += Tile::result(slot, of, c);
+        for (int i = 0; i < Tile::kM / 4; ++i) {
+          int of = i / 2 * 8 + 2 * q + i % 2;
+          if (of < this->rows && begin + c < end) sum += Tile::result(slot, of, c);
+        }
+        sum = this->row_sum(sum);
+        if (q == 0 && begin + c < end) write(to + block_x() * p.d + begin + c, sum);
       }
-      sum = this->row_sum(sum);
-      if (q == 0 && begin + c < end) write(to + block_x() * p.d + begin + c, sum);
     }
     sync_block();  // others write the next tile's there
   }

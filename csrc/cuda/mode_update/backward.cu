@@ -49,9 +49,9 @@ PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
   block.put_part(begin, of_mode(to.parts, k) + split * p.rows * p.rank);
 }
 
-template <class T>
-class Backward : ModeBlock<T> {
-  using Base = ModeBlock<T>;
+template <class T, class TileType = TileOf<T>>
+class Backward : ModeBlock<T, TileType> {
+  using Base = ModeBlock<T, TileType>;
   using Base::p, Base::token;
   using typename Base::C;
   using typename Base::Run;
@@ -159,6 +159,13 @@ PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
   Backward<T>(p, g, to).input(shares, several);
 }
 
+// The same by tiles of 64 x 128.
+template <class T>
+PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
+    mode_wide_inputs(ModeCall<Compute<T>> p, ModeUpdateGrads g, Intermediate<T> to, ColumnShares shares, bool several) {
+  Backward<T, TurnedTile<T>>(p, g, to).input(shares, several);
+}
+
 // One call: where everything lies, and the launches in their order.
 template <class T>
 class BackwardCall {
@@ -210,11 +217,21 @@ class BackwardCall {
       if (int error = rows(mode_parts<T>, p.count * splits_ * plan_.rank_tiles, plan_.out)) return error;
     if (int error = rows(mode_outputs<T>, again_ ? 2 * p.count : p.count, splits_)) return error;
     if (to_.dh && (several_ || (g.dx && p.x)))
-      if (int error = rows(mode_inputs<T>, shares_, plan_.dx, several_)) return error;
+      if (int error = inputs(stream)) return error;
     return sums_.run(stream);
   }
 
  private:
+  int inputs(void* stream) const {
+    auto start = [&](auto* kernel, int shared_bytes) {
+      return launch(kernel, plan_.blocks, shares_, Tile::kThreads, shared_bytes, stream, p, g, to_,
+                    ColumnShares(plan_.dx), several_);
+    };
+    if constexpr (sizeof(T) == 2)
+      if (plan_.dx.wide()) return start(mode_wide_inputs<T>, TurnedTile<T>::shared_bytes(1));
+    return start(mode_inputs<T>, Tile::shared_bytes(1));
+  }
+
   const ModeCall<C> p;
   const ModeUpdateGrads& g;
   ModeUpdatePlan plan_;

@@ -28,9 +28,9 @@ PETX_DEVICE P of_mode(const P (&each)[kMostModes], int64_t k) {
   return k & 2 ? high : low;
 }
 
-template <class S>
-class ModeBlock : public RowBlock<S> {
-  using Base = RowBlock<S>;
+template <class S, class TileType = TileOf<S>>
+class ModeBlock : public RowBlock<S, TileType> {
+  using Base = RowBlock<S, TileType>;
 
  public:
   using Base::each_run, Base::kRun, Base::load_run, Base::multiply_by, Base::result, Base::store_run,

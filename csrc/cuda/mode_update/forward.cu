@@ -73,11 +73,10 @@ PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
 }
 
 // Block (row block, share of the results' tiles, which are numbered through all projections).
-template <class T>
-PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
-    mode_up(ModeCall<Compute<T>> p, ModeUpdateOutputs out, const T* mixed, int64_t tiles, ColumnShares shares) {
-  using Block = RowBlock<T>;
-  using Tile = typename Block::Tile;
+template <class T, class Tile>
+PETX_DEVICE void put_results(const ModeCall<Compute<T>>& p, const ModeUpdateOutputs& out, const T* mixed, int64_t tiles,
+                             const ColumnShares& shares) {
+  using Block = RowBlock<T, Tile>;
   const Block block(p.rows, block_x());
   int64_t k = block_y() * shares.each / tiles, tile = block_y() * shares.each - k * tiles;
   const int64_t left = shares.tiles - block_y() * shares.each;
@@ -95,6 +94,19 @@ PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
     });
     if (++tile == tiles) tile = 0, ++k;
   }
+}
+
+template <class T>
+PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
+    mode_up(ModeCall<Compute<T>> p, ModeUpdateOutputs out, const T* mixed, int64_t tiles, ColumnShares shares) {
+  put_results<T, TileOf<T>>(p, out, mixed, tiles, shares);
+}
+
+// The same by tiles of 64 x 128.
+template <class T>
+PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
+    mode_wide_up(ModeCall<Compute<T>> p, ModeUpdateOutputs out, const T* mixed, int64_t tiles, ColumnShares shares) {
+  put_results<T, TurnedTile<T>>(p, out, mixed, tiles, shares);
 }
 
 // One call: where everything lies, and its launch.
@@ -121,7 +133,13 @@ class ForwardCall {
     if (p.x)
       if (int error = rows(mode_down<T>, splits.count * plan_.rank_tiles, splits, passing_.parts)) return error;
     if (int error = rows(mode_mixed<T>, p.count, passing_, splits.count)) return error;
-    return rows(mode_up<T>, plan_.shares.count, out_, static_cast<const T*>(passing_.mixed), plan_.tiles, plan_.shares);
+    auto up = [&](auto* kernel, int shared_bytes) {
+      return launch(kernel, plan_.blocks, plan_.up.count, Tile::kThreads, shared_bytes, stream, p, out_,
+                    static_cast<const T*>(passing_.mixed), plan_.up.tiles_of(p.d_out), ColumnShares(plan_.up));
+    };
+    if constexpr (sizeof(T) == 2)
+      if (plan_.up.wide()) return up(mode_wide_up<T>, TurnedTile<T>::shared_bytes(1));
+    return up(mode_up<T>, Tile::shared_bytes(1));
   }
 
  private:

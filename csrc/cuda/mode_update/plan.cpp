@@ -12,11 +12,13 @@ static const Planner planner("mode_update", {{"rows", 4112}, {"d_in", 768}, {"d_
                                ModeUpdateParams p = {};
                                p.rows = sizes.at("rows"), p.d_out = sizes.at("d_out"), p.count = sizes.at("count");
                                p.d_in = sizes.at("d_in"), p.rank = sizes.at("rank"), p.x = &p;  // not read
+                               p.dtype = dtype;
                                ModeUpdatePlan plan(p);
-                               std::string why = rows_of(dtype, plan.blocks, plan.shares.count);
+                               std::string why = rows_of(dtype, plan.blocks, plan.up.count);
+                               why += ", results by tiles of 64 x " + std::to_string(plan.up.width);
                                why += splits_of("x U^T", plan.down) + splits_of("dy V", plan.out);
-                               return {plan.shares.count > 1 ? "column shares" : "whole rows", why, plan.blocks,
-                                       plan.shares.count};
+                               return {plan.up.count > 1 ? "column shares" : "whole rows", why, plan.blocks,
+                                       plan.up.count};
                              });
 
 }  // namespace petx::cuda

@@ -6,7 +6,7 @@
 // model (docs/cost.md) 4096-wide updates take less this way than as products of torch's with launches between them.
 #pragma once
 
-#include "cuda/common/plan.h"
+#include "cuda/common/wide_plan.h"
 #include "kernels/mode_update.h"
 
 namespace petx::cuda {
@@ -35,22 +35,20 @@ struct ModeUpdatePlan {
   // A launch, and adding up the parts, in the units of DepthSplits.
   static constexpr int64_t kLaunch = 120;
 
-  int64_t blocks;       // of rows
-  int64_t tiles;        // of a result's columns
-  int64_t rank_tiles;   // of the rank
-  DepthSplits down;     // of x U^T, which has a launch of its own in any case
-  ColumnShares shares;  // of the K results' columns
-  DepthSplits out;      // of dy_k V
-  ColumnShares dx;      // of dx's columns; each adds up dh
+  int64_t blocks;      // of rows
+  int64_t rank_tiles;  // of the rank
+  DepthSplits down;    // of x U^T, which has a launch of its own in any case
+  TiledColumns up;     // of the K results' columns
+  DepthSplits out;     // of dy_k V
+  TiledColumns dx;     // of dx's columns; each adds up dh
 
   explicit ModeUpdatePlan(const ModeUpdateParams& p)
       : blocks(tiles_along(p.rows)),
-        tiles(tiles_along(p.d_out)),
         rank_tiles(tiles_along(p.rank)),
         down(blocks * rank_tiles, p.x ? p.d_in : 0, 0),
-        shares(blocks, p.count * tiles),
+        up(p.dtype, p.rows, p.rank, {{p.d_out, p.count}}),
         out(blocks * p.count * rank_tiles, p.d_out, kLaunch),
-        dx(blocks, p.x ? tiles_along(p.d_in) : 1, 1) {}
+        dx(p.dtype, p.rows, p.rank, {{p.x ? p.d_in : 1}}, 1) {}
 };
 
 }  // namespace petx::cuda

@@ -68,6 +68,8 @@ class Case:
 
 # Blocks take all of a row block's column tiles in turns, as with many rows; with few, each tile has a block of its own.
 ONE_SHARE = {"PETX_CUDA_SHARES": "1"}
+# Tiles of 128 x 32 n, as with many rows; four splits of the tokens.
+WIDE = {n: {"PETX_CUDA_WIDE": str(n), "PETX_CUDA_SPLITS": "4"} for n in (2, 3)}
 
 
 @dataclass(frozen=True)

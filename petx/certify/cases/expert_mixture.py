@@ -8,7 +8,7 @@ import torch
 
 from petx import reference
 from petx.bench.case import BenchCase
-from petx.certify.cases.case import ONE_SHARE, Case, Device, Results, Tensors, Trial
+from petx.certify.cases.case import ONE_SHARE, WIDE, Case, Device, Results, Tensors, Trial
 from petx.functional._expert_mixture import ARGUMENTS
 
 
@@ -91,6 +91,8 @@ CERTIFIED = [
     # Without top_k: of so many experts rounding decides who is the last one chosen, in torch as in the kernel.
     Trial(mixture("many-experts", batch=(1, 66), d=72, experts=66, rank=2, **TOKEN)),
     Trial(mixture("splits", batch=(5, 113), d=24, experts=4, rank=4, **TOKEN)),
+    Trial(mixture("tall", batch=(1, 150), d=136, experts=3, rank=32, activation="gelu", **TOKEN), environment=WIDE[3]),
+    Trial(mixture("tall-odd", batch=(1, 131), d=131, experts=3, rank=23, **TOKEN), environment=WIDE[2]),
     Trial(mixture("one-share", batch=(1, 67), d=150, rank=23, **TOKEN), environment=ONE_SHARE),
     Trial(mixture("hybrid-odd", batch=(3, 43), d=37, rank=5, **TOKEN), misaligned=True, environment=HYBRID),
     Trial(mixture("hybrid-sample", pool=True, activation="gelu", **SAMPLE), each_gradient=True, environment=HYBRID),

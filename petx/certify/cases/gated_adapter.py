@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from petx.bench.case import BenchCase
-from petx.certify.cases.case import ONE_SHARE, Case, Device, Results, Tensors, Trial
+from petx.certify.cases.case import ONE_SHARE, WIDE, Case, Device, Results, Tensors, Trial
 from petx.functional._gated_adapter import ARGUMENTS, _by_reference
 
 DROPOUT_SEED = 20_230_809 << 32 | 2_023  # both halves matter
@@ -107,6 +107,8 @@ CERTIFIED = [
     Trial(site("wide", batch=(1, 67), d=131, r=67, r_g=65, granularity="large", **BART_TAIL)),
     Trial(site("splits", batch=(5, 113), d=24, granularity="large", **BART_TAIL)),
     Trial(site("one-share", batch=(1, 67), d=260, heads=2, granularity="large", **BART_TAIL), environment=ONE_SHARE),
+    Trial(site("tall", batch=(1, 150), d=136, r=104, r_g=40, granularity="large", **BART_TAIL), environment=WIDE[3]),
+    Trial(site("tall-odd", batch=(1, 131), d=130, r=14, heads=2, granularity="middleX"), environment=WIDE[2]),
 ]
 
 # BART's whole site; the rank is that of the adapter and of its gate.

@@ -7,7 +7,7 @@ import torch
 
 from petx import reference
 from petx.bench.case import BenchCase
-from petx.certify.cases.case import ONE_SHARE, Case, Device, Results, Tensors, Trial
+from petx.certify.cases.case import ONE_SHARE, WIDE, Case, Device, Results, Tensors, Trial
 
 DROPOUT_SEED = (5 << 40) + 20_231_215  # both words count
 
@@ -80,6 +80,8 @@ CERTIFIED = [
     Trial(modes("one-share", batch=(1, 70), d_in=150, d_out=140, rank=9, count=2, dropout=0.1), environment=ONE_SHARE),
     Trial(modes("deep", batch=(70,), d_in=331, d_out=643, rank=66, count=2, dropout=0.1)),
     Trial(modes("splits", batch=(5, 113), d_in=24, d_out=20, rank=8, dropout=0.1)),
+    Trial(modes("tall", batch=(1, 150), d_in=136, d_out=144, rank=72, count=2), environment=WIDE[2]),
+    Trial(modes("tall-odd", batch=(1, 131), d_in=37, d_out=131, rank=99, dropout=0.1), environment=WIDE[3]),
 ]
 
 # The frozen projections' outputs are given; rows are tokens, the width is d_in and d_out.

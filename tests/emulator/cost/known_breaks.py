@@ -3,57 +3,59 @@
 # Call -> "direction kernel: rule" (contracts.broken).
 BREAKS: dict[str, set[str]] = {
     "gated_adapter/bart-1024": {
+        "bwd site_hidden_grad<BFloat16>: under 128 blocks",
+        "bwd wide_weight_grads<BFloat16>: under 128 blocks",
         "fwd site_down<BFloat16>: under 128 blocks",
     },
     "gated_adapter/bare-1024": {
         "bwd site_hidden_grad<BFloat16>: under 128 blocks",
+        "bwd wide_weight_grads<BFloat16>: under 128 blocks",
         "fwd site_down<BFloat16>: under 128 blocks",
     },
     "gated_adapter/t5-1024": {
         "bwd site_hidden_grad<BFloat16>: under 128 blocks",
+        "bwd wide_weight_grads<BFloat16>: under 128 blocks",
         "fwd site_down<BFloat16>: under 128 blocks",
     },
     "gated_adapter/middleX-1024": {
         "bwd column_sums<BFloat16>: partial sectors written",
         "bwd site_gates<BFloat16>: partial sectors written",
-        "bwd weight_grads<BFloat16>: partial sectors written",
-        "bwd weight_grads<BFloat16>: under 128 blocks",
         "fwd site_down<BFloat16>: under 128 blocks",
     },
     "mode_update/qkv-1024": {
         "bwd mode_outputs<BFloat16>: under 128 blocks",
-        "bwd weight_grads<BFloat16>: under 128 blocks",
+        "bwd wide_weight_grads<BFloat16>: under 128 blocks",
         "fwd mode_down<BFloat16>: under 128 blocks",
         "fwd mode_mixed<BFloat16>: under 128 blocks",
     },
     "mode_update/image-1024": {
         "bwd full_cores_backward<BFloat16>: under 128 blocks",
         "bwd mode_outputs<BFloat16>: under 128 blocks",
-        "bwd weight_grads<BFloat16>: under 128 blocks",
+        "bwd wide_weight_grads<BFloat16>: under 128 blocks",
         "fwd mode_mixed<BFloat16>: under 128 blocks",
     },
     "mode_update/diagonal-1024": {
         "bwd mode_outputs<BFloat16>: under 128 blocks",
-        "bwd weight_grads<BFloat16>: under 128 blocks",
+        "bwd wide_weight_grads<BFloat16>: under 128 blocks",
         "fwd mode_down<BFloat16>: under 128 blocks",
         "fwd mode_mixed<BFloat16>: under 128 blocks",
     },
     "expert_mixture/uniform-1024": {
         "bwd mixture_products<BFloat16>: under 128 blocks",
+        "bwd wide_weight_grads<BFloat16>: under 128 blocks",
         "fwd mixture_down<BFloat16>: under 128 blocks",
     },
     "expert_mixture/token-1024": {
         "bwd column_sums<BFloat16>: partial sectors written",
         "bwd mixture_products<BFloat16>: under 128 blocks",
-        "bwd weight_grads<BFloat16>: partial sectors written",
+        "bwd wide_weight_grads<BFloat16>: under 128 blocks",
         "fwd mixture_down<BFloat16>: under 128 blocks",
     },
     "expert_mixture/narrow-1024": {
         "bwd column_sums<BFloat16>: partial sectors written",
         "bwd mixture_products<BFloat16>: partial sectors written",
         "bwd mixture_products<BFloat16>: under 128 blocks",
-        "bwd weight_grads<BFloat16>: partial sectors written",
-        "bwd weight_grads<BFloat16>: under 128 blocks",
+        "bwd wide_weight_grads<BFloat16>: under 128 blocks",
         "fwd mixture_down<BFloat16>: partial sectors written",
         "fwd mixture_down<BFloat16>: under 128 blocks",
     },
@@ -61,7 +63,7 @@ BREAKS: dict[str, set[str]] = {
         "bwd mixture_products<BFloat16>: partial sectors written",
         "bwd mixture_products<BFloat16>: under 128 blocks",
         "bwd sample_gate_grads<BFloat16>: partial sectors written",
-        "bwd weight_grads<BFloat16>: under 128 blocks",
+        "bwd wide_weight_grads<BFloat16>: under 128 blocks",
         "fwd mixture_down<BFloat16>: partial sectors written",
         "fwd mixture_down<BFloat16>: under 128 blocks",
         "fwd sample_gates<BFloat16>: partial sectors written",
@@ -101,13 +103,10 @@ MISSED: set[str] = {
 
 # "call direction" where petx takes longer by the model than the better of eager and inductor -> by what factor at most.
 SLOWER: dict[str, float] = {
-    "gated_adapter/bart-1024 bwd": 1.03,
-    "gated_adapter/t5-1024 bwd": 1.03,
-    "gated_adapter/middleX-1024 bwd": 1.47,
-    "expert_mixture/uniform-1024 bwd": 1.41,
+    "gated_adapter/middleX-1024 bwd": 1.44,
+    "expert_mixture/uniform-1024 bwd": 1.22,
     "mode_cores/qformer fwd": 1.28,
     "mode_cores/qformer bwd": 1.52,
     "mode_cores/diagonal fwd": 1.07,
     "mode_cores/diagonal bwd": 1.08,
-    "gated_adapter/t5 bwd": 1.06,
 }

@@ -114,7 +114,7 @@ MUTATIONS = [
     ),
     Mutation("rows without a pass", PLAN, r"return has_token_gate\(p\) \|\| p.norm", "return p.norm"),
     Mutation("norm without a pass", PLAN, r" \|\| p.norm != Norm::none;", ";"),
-    Mutation("heads' last tiles left out", PLAN, r"p.heads \* tiles_along\(p.d / p.heads\)", "tiles_along(p.d)"),
+    Mutation("heads' last tiles left out", PLAN, r"\{\{p.d / p.heads, p.heads\}\}", "{{p.d}}"),
     Mutation("tiles begin with the first head", SITE, r"head \* width \+ number", "number"),
     Mutation("tiles end with the first head", SITE, r"\(head \+ 1\) \* width", "width"),
     Mutation("rows of the wrong block of rows", SITE, r"token\(block_x\(\) \* kRows \+", "token(block_x() +"),
@@ -162,8 +162,8 @@ MUTATIONS = [
     Mutation(
         "lost slope of gelu",
         GRADS,
-        r"Base::multiply_by\(slope, this->result\(0, c\)\);",
-        "slope = this->result(0, c);",
+        r"Base::multiply_by\(slope, result\(c\)\);",
+        "slope = result(c);",
     ),
     Mutation(
         "slope of the other gelu",
@@ -172,10 +172,10 @@ MUTATIONS = [
         "if (p.activation != Activation::gelu)",
     ),
     Mutation("dz of the first head's up projection", GRADS, r" \+ head \* width \* rank;", ";"),
-    Mutation("dz of the first head's dS", GRADS, r"block_rows\(d, p.d, head \* width\)", "block_rows(d, p.d)"),
-    Mutation("dz in the first head's place", GRADS, r"token \* all \+ head \* rank", "token * all"),
+    Mutation("dz of the first head's dS", GRADS, r"to.ds\) \+ head \* width", "to.ds)"),
+    Mutation("dz in the first head's place", GRADS, r"token \* of.all \+ of.first", "token * of.all"),
     Mutation("dz's tiles of a head begin with the first", GRADS, r"block_y\(\) % head_tiles", "0"),
-    Mutation("gate's dz from dS", GRADS, r"gate \? to_.dgate : to_.ds", "to_.ds"),
+    Mutation("gate's dz from dS", GRADS, r"gate \? to.dgate : to.ds", "to.ds"),
     Mutation(
         "gate's dz from the first head's tiles",
         GRADS,

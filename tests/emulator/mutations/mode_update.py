@@ -166,6 +166,11 @@ MUTATIONS = [
     Mutation("last rank left out of dx", BACKWARD, r"(p.d_in, p.d_in\)),\s*p.rank\);", r"\1, p.rank - (p.rank > 1));"),
     # sums of several products
     Mutation("last product left out", SUMS, r"piece < job.pieces;", "piece < job.pieces - (job.pieces > 1);"),
-    Mutation("products' sums in one place", SUMS, r"split_sums_ \+ k \* m \* n", "split_sums_"),
-    Mutation("a split has room for one product", SUMS, r"split_sums_ \+= pieces \* count", "split_sums_ += count"),
+    Mutation("products' sums in one place", SUMS, r"m, n, groups,\s+product_values_\};", "m, n, groups, 0};"),
+    Mutation(
+        "a split has room for one product",
+        SUMS,
+        r"product_values_ \+= groups",
+        "product_values_ += !product_values_ * groups",
+    ),
 ]

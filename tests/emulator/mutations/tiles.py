@@ -8,7 +8,7 @@ from tests.emulator.test_gated_adapter_cuda import SITES, test_cost, test_heads_
 from tests.emulator.test_token_sums import test_weight_gradients_are_sums_in_float32
 
 OPERATION = "gated_adapter"
-FILES = ("common/mma_tile.cuh", "common/fma_tile.cuh", "common/token_sums.cuh")
+FILES = ("common/mma_tile.cuh", "common/fma_tile.cuh", "common/token_sums.cuh", "common/weight_grads.cuh")
 
 ONE_BLOCK = dict(batch=(1, 20), d=24, r=16, r_g=16, granularity="large")
 # Of a weight's gradient 4 by 2 tiles, since 3 by 2 are all met whichever index counts them.
@@ -37,6 +37,7 @@ CHECKS = [
 ]
 
 MMA, FMA, SUMS, OPERAND = "common/mma_tile.cuh", "common/fma_tile.cuh", "common/token_sums.cuh", "common/operand.cuh"
+GRADS = "common/weight_grads.cuh"
 
 MUTATIONS = [
     # copies and stages
@@ -105,25 +106,25 @@ MUTATIONS = [
     # sums over tokens
     Mutation(
         "whole split one token short",
-        SUMS,
+        GRADS,
         r"all.rows - begin : all.split_rows;",
         "all.rows - begin : all.split_rows - (all.rows % 512 == 0);",
     ),
     Mutation(
         "splits rounded to the storage type",
-        SUMS,
+        GRADS,
         r"write\(to, Tile::result\(0, i, j\)\);",
         r"{ T rounded; store(rounded, Tile::result(0, i, j)); write(to, load(rounded)); }",
     ),
     Mutation(
         "last split one token short",
-        SUMS,
+        GRADS,
         r"all.rows - begin < all.split_rows \? all.rows - begin",
         "all.rows - begin < all.split_rows ? all.rows - begin - 1",
     ),
     Mutation(
         "splits overlap",
-        SUMS,
+        GRADS,
         r"int64_t begin = block_y\(\) \* all.split_rows;",
         "int64_t begin = block_y() * (all.split_rows - 1);",
     ),
@@ -135,24 +136,27 @@ MUTATIONS = [
     ),
     Mutation(
         "splits' sums in one place",
-        SUMS,
+        GRADS,
         r"all.sums \+ block_y\(\) \* all.split_sums \+ grad.offset",
         "all.sums + grad.offset",
     ),
     Mutation("off by one in the reduction", SUMS, r"part < job.parts", "part + 1 < job.parts"),
     Mutation("reduction skips the first part", SUMS, r"int64_t part = 0;", "int64_t part = job.parts > 1;"),
-    Mutation("second group reads the first's columns", SUMS, r"group \* grad.n \+ column, b_width", "column, b_width"),
+    Mutation("second group reads the first's columns", GRADS, r"group \* grad.n \+ n, b_width", "n, b_width"),
     Mutation(
         "tile's rows by its columns",
-        SUMS,
-        r"tile / grad.column_tiles\(\) % grad.row_tiles\(\)",
-        "tile % grad.row_tiles()",
+        GRADS,
+        r"tile / column_tiles % row_tiles",
+        "tile % row_tiles",
     ),
-    Mutation("missing mask of the weight's tail", SUMS, r"if \(j >= grad.n - column\) return;", ""),
+    Mutation("missing mask of the weight's tail", GRADS, r"if \(j >= tile.columns.count\) return;", ""),
     Mutation(
-        "missing mask of the weight's rows", SUMS, r"grad.m - row < Tile::kM \? static_cast<int>\(grad.m - row\) : ", ""
+        "missing mask of the weight's rows",
+        GRADS,
+        r"tile.rows.count < Tile::kM \? static_cast<int>\(tile.rows.count\) : ",
+        "",
     ),
-    Mutation("rows of a weight one apart", SUMS, r"to \+= kStep \* grad.n", "to += grad.n"),
+    Mutation("rows of a weight one apart", GRADS, r"to \+= kStep \* tile.grad.n", "to += tile.grad.n"),
     Mutation("tokens twice", SUMS, r"t \+= kTokens", "t += kTokens - 1"),
     Mutation("a warp's sum left out", SUMS, r"k = 0; k < kWarps", "k = 1; k < kWarps"),
     Mutation("sum of half a warp", SUMS, r"mask < 32", "mask < 16"),

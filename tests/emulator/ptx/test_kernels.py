@@ -13,6 +13,7 @@ from tests.emulator.ptx import build, why_absent
 from tests.emulator.ptx.text import ENTRY, entries
 from tests.emulator.ptx.translate import translated
 from tests.emulator.test_emulated_kernels import is_small
+from tests.emulator.test_wide_tiles_cuda import CASES as WIDE_CASES
 
 pytestmark = pytest.mark.slow
 ALL = [case for table in TABLES.values() for case in [*table.CASES, *table.WIDE]]
@@ -33,6 +34,14 @@ def test_kernels_match_reference(case, dtype, nvcc_kernels):
     tensors = case.inputs(dtype)
     nvcc_kernels.order = ("random-1", "descending")[len(case.name) % 2]
     assert not wrong(outputs_and_grads(case.run, tensors), case, tensors)
+
+
+@pytest.mark.parametrize("case", WIDE_CASES, ids=str)
+def test_wide_tiles_match_reference(case, nvcc_kernels, monkeypatch):
+    """Which only large calls take by themselves."""
+    monkeypatch.setenv("PETX_CUDA_WIDE", "32"[len(case.name) % 2])
+    monkeypatch.setenv("PETX_CUDA_SPLITS", "3")
+    test_kernels_match_reference(case, torch.bfloat16, nvcc_kernels)
 
 
 @pytest.mark.nightly

@@ -112,6 +112,11 @@ PETX_DEVICE void write(T* to, T value, simt::Line line = simt::Line::current()) 
   *static_cast<T*>(simt::global(simt::Access::write, to, sizeof(T), line)) = value;
 }
 
+PETX_DEVICE void write_pair(float* to, float first, float second, simt::Line line = simt::Line::current()) {
+  auto* at = static_cast<float*>(simt::global(simt::Access::write, to, 2 * sizeof(float), line));
+  at[0] = first, at[1] = second;
+}
+
 template <class T>
 class Shared {
  public:
