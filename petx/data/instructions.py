@@ -43,6 +43,7 @@ class InstructTask(Task):
         tokenizers: :class:`Tokenizers`.
         templates: instructions with ``{q}`` where the example's text goes. The Q-Former reads each; the language model
             reads the first.
+        language_template: what the language model reads in place of the first, with ``{q}`` or without.
         clean: whether instructions are made :func:`plain`.
     """
 
@@ -54,11 +55,13 @@ class InstructTask(Task):
         tokenizers: Any,
         *,
         templates: Any,
+        language_template: str | None = None,
         clean: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(name, examples, features, tokenizers.text, **options)
         self.tokenizers, self.templates, self.clean = tokenizers, tuple(templates), clean
+        self.language_template = language_template
 
     def __getitem__(self, key: Any) -> dict[str, Any]:
         example, answer, score, draw = self.drawn(key)
@@ -70,11 +73,13 @@ class InstructTask(Task):
         return (self.features(image, draw) if isinstance(self.features, ImageFiles) else self.features(image))[0]
 
     def item(self, pixels: torch.Tensor, text: str, answer: Any = "", score: float = 1.0) -> dict[str, Any]:
-        texts = [instruction(template, text) for template in self.templates]
+        templates = (self.language_template or self.templates[0], *self.templates)
+        texts = [instruction(template, text) for template in templates]
         texts = [plain(each) for each in texts] if self.clean else texts
         read = {}
         if self.tokenizers.qformer is not None:
-            read["qformer_input_ids"] = [self.encode(each, self.max_text, self.tokenizers.qformer) for each in texts]
+            qformer = self.tokenizers.qformer
+            read["qformer_input_ids"] = [self.encode(each, self.max_text, qformer) for each in texts[1:]]
         return read | {
             "pixel_values": pixels,
             "input_ids": self.encode(texts[0], self.max_text, self.tokenizers.text),

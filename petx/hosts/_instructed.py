@@ -137,7 +137,7 @@ class Instructed(Host):
             templates = settings.eval_instructions
         if settings.host is not None:
             cls.check_texts(spec.name, examples, templates, settings, tokenizer)
-        names = ("metric", "max_target", "loss", "num_beams", "predictions")
+        names = ("language_template", "metric", "max_target", "loss", "num_beams", "predictions")
         limits = {name: getattr(spec, name) for name in names}
         return cls._task(settings, spec.name, examples, store, tokenizer, templates, **limits)
 

@@ -35,7 +35,7 @@ class Host:
         full_words: what follows "full tuning" in a table.
         retrieves: whether it embeds images and captions for retrieval.
         inputs: entries of a batch that generating needs.
-        lessons: what its small version is pretrained on, of easy-VQA's.
+        lessons: what its small version is pretrained on, of easy-VQA's, unless settings say otherwise.
     """
 
     methods: ClassVar[tuple[str, ...]]
@@ -106,6 +106,11 @@ class Host:
     def small(cls, settings: Any, data: Any) -> nn.Module:
         """A small model of random weights for :class:`petx.train.data.RunData`, to be pretrained."""
         raise NotImplementedError
+
+    @classmethod
+    def lessons_of(cls, settings: Any) -> tuple[str, ...]:
+        """The lessons that the small version of ``settings`` is pretrained on."""
+        return tuple(getattr(settings, "lessons", ())) or cls.lessons
 
     @classmethod
     def sketch(cls, settings: Any, data: Any) -> nn.Module | None:

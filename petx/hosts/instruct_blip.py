@@ -83,7 +83,8 @@ class InstructBlipHost(QFormerPairs):
     @classmethod
     def small_tokenizer(cls, texts: list[str], settings: Any, visual_tokens: int) -> Tokenizers:
         """Words for the Q-Former, and for the language model unless that is SmolLM2, which brings its own."""
-        own = [template.replace("{q}", "") for spec in LESSONS.values() for template in spec.templates]
+        lessons = [LESSONS[one] for one in cls.lessons_of(settings)]
+        own = [template.replace("{q}", "") for spec in lessons for template in spec.templates]
         texts = [*own, *settings.instructions, *settings.eval_instructions, *texts]
         qformer = word_tokenizer(texts, visual_tokens=0)
         qformer.add_tokens([AddedToken(smollm2.IMAGE_TOKEN, special=True)], special_tokens=True)

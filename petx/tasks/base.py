@@ -24,6 +24,7 @@ class TaskSpec:
         methods: recipes that can train on it.
         prompt: what VL-PET's hosts read in front of a question.
         templates: instructions in place of the settings', for hosts that read instructions.
+        language_template: what a Q-Former's language model reads in place of the first of ``templates``.
         metric: name of a module of :mod:`petx.metrics`.
         max_text, max_target: tokens of a text (prompt included) and of an answer (its end included).
         images, features: folders below the data folder in which its image files, or released feature files, lie; the
@@ -44,6 +45,7 @@ class TaskSpec:
     methods: tuple[str, ...] = ("vlpet", "petal")
     prompt: str = ""
     templates: tuple[str, ...] = ()
+    language_template: str | None = None
     metric: str = "exact"
     max_text: int | None = None
     max_target: int = 20
@@ -90,7 +92,7 @@ class Source:
 
     own_tasks: tuple[str, ...] = ()  # names of its tasks, unless they are modules of their own
     retrieval: tuple[str, ...] = ()  # those of them that rank images and captions
-    pretraining: str | None = None  # what a small host is pretrained on, in words; None for the recipe's
+    pretraining: str | None = None  # what a small host is pretrained on, in words; None for the lessons of the host
     caveats = False  # whether the recipe's notes belong beside its table
     encodes_images = False  # whether :meth:`encode` makes the features it trained on of any image file
 

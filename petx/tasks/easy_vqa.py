@@ -23,10 +23,21 @@ from petx.tasks.base import RunData, Source, TaskSpec
 
 MAX_ANSWER = 4  # tokens of an answer, its end included, with room
 QUESTIONS = TaskSpec("vqa", prompt="vqa: ", max_text=20, max_target=MAX_ANSWER)
+MATCHES = ("yes", "no")  # a caption is the image's, or another's
 LESSONS = {  # what a small host can be pretrained on
-    "caption": TaskSpec("caption", prompt="caption: ", templates=("describe the image",), max_target=6),
-    "what": TaskSpec("what", prompt="vqa: ", max_text=20, max_target=MAX_ANSWER),
-    "words": TaskSpec("words", templates=("say {q}",), max_target=6),
+    "caption": TaskSpec(
+        "caption", title="captions", prompt="caption: ", templates=("describe the image",), max_target=6
+    ),
+    "what": TaskSpec("what", title="'what' questions", prompt="vqa: ", max_text=20, max_target=MAX_ANSWER),
+    "words": TaskSpec("words", title="repeating words", templates=("say {q}",), max_target=6),
+    "match": TaskSpec(
+        "match",
+        title="matching captions",
+        templates=("match {q}",),
+        language_template="match",
+        max_target=MAX_ANSWER,
+        choices=MATCHES,
+    ),
 }
 PARTS = {  # tasks of their own to train on, by the kind of question, and captions
     "yes-no": dataclasses.replace(QUESTIONS, name="yes-no"),
@@ -36,6 +47,8 @@ PARTS = {  # tasks of their own to train on, by the kind of question, and captio
 }
 COLOURS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
 SHAPES = ("circle", "rectangle", "triangle")
+CAPTION_WORDS = {"colour": COLOURS, "shape": SHAPES}
+CAPTION_FORMS = {"a {colour} {shape}": ("colour", "shape"), "a {colour} shape": ("colour",), "a {shape}": ("shape",)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +114,12 @@ def captions(questions: list[Question]) -> list[tuple[str, str]]:
     return found
 
 
+def lesson_words(lessons: tuple[str, ...]) -> str:
+    """``lessons`` in words: "captions and 'what' questions"."""
+    *others, last = [LESSONS[one].title for one in lessons]
+    return f"{', '.join(others)} and {last}" if others else last
+
+
 def majority_answer(questions: list[Question]) -> str:
     return Counter(question.answer for question in questions).most_common(1)[0][0]
 
@@ -154,6 +173,26 @@ class EasyVQA:
         vocabulary = sorted({word for text in self.texts() for word in words(text)})
         said = [(image, " ".join(draw.choices(vocabulary, k=draw.randint(1, 3)))) for image in images_of(self.train)]
         return [Example(text, (image,), ((text, 1.0),)) for image, text in said]
+
+    def matches(self) -> list[Example]:
+        """Examples that tell a training image's own caption from another's: "a red circle", "a red shape", "a circle".
+
+        About half are another's, by the colour or by the shape. It is what the Q-Former of BLIP-2 is pretrained on
+        beside captions (image-text matching, arXiv 2301.12597). The captions are those of :func:`captions`, so no
+        yes/no question is looked at here either.
+        """
+        draw = random.Random(0)
+        right, wrong = MATCHES
+        examples = []
+        for image, caption in captions(self.train):
+            _, colour, shape = caption.split()
+            for form, kinds in CAPTION_FORMS.items():
+                told, answer = {"colour": colour, "shape": shape}, right
+                if draw.random() < 0.5:
+                    kind, answer = draw.choice(kinds), wrong
+                    told[kind] = draw.choice([one for one in CAPTION_WORDS[kind] if one != told[kind]])
+                examples.append(Example(form.format(**told), (image,), ((answer, 1.0),)))
+        return examples
 
     def baselines(self, tasks: dict[str, Any]) -> dict[str, Any]:
         """Scores without a model; ``tasks``: ``{split: Task}`` over the questions of dev and test."""
@@ -228,8 +267,9 @@ class EasyVQASource(Source):
         run_data.baselines = data.baselines(vqa)
         if settings.host is None:
             read_by = {"caption": data.captions, "what": lambda: data.questions("train", only_what=True)}
-            read_by["words"] = data.words
-            run_data.pretraining = [dataset(LESSONS[one], read_by[one](), "pretraining") for one in host.lessons]
+            read_by |= {"words": data.words, "match": data.matches}
+            lessons = host.lessons_of(settings)
+            run_data.pretraining = [dataset(LESSONS[one], read_by[one](), "pretraining") for one in lessons]
             rows = [data.features.rows[image] for image in images_of(data.train)]
             rows = data.features.features[rows].flatten(0, 1)
             run_data.feature_stats = rows.mean(0), rows.std(0)

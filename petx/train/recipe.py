@@ -20,14 +20,13 @@ class Recipe:
 
     Class attributes: ``name`` (of the method, and of the baseline that it is), ``settings`` (dataclass,
     :class:`petx.train.settings.Common`), ``small_host`` (the host that is pretrained here), ``columns`` (heading and
-    key of the record, between "share" and the scores), ``pretraining`` (words for the screen).
+    key of the record, between "share" and the scores).
     """
 
     name: ClassVar[str]
     settings: ClassVar[type[Common]]
     small_host: ClassVar[str]
     columns: ClassVar[tuple[tuple[str, str], ...]] = ()
-    pretraining: ClassVar[str] = "captions and 'what' questions"
 
     @property
     def baselines(self) -> dict[str, Baseline]:

@@ -21,6 +21,7 @@ from petx.data import predictions
 from petx.data.batches import RoundRobinBatches
 from petx.errors import UserError
 from petx.files import damaged_files, read_json, write_json, written_whole
+from petx.tasks.easy_vqa import lesson_words
 from petx.train import checkpoints, heads, scoring, trainer_flags, tuned
 from petx.train.best import BestState
 
@@ -100,7 +101,7 @@ def prepare_host(run: Any) -> str | Path:
     if settings.host is None:
         model = host.small(settings, run.data)
         host.prepare_pretraining(model, settings)
-        size, lessons = counts(host, model)["total"], run.source.pretraining or run.recipe.pretraining
+        size, lessons = counts(host, model)["total"], run.source.pretraining or lesson_words(host.lessons_of(settings))
         say(f"\nPretraining the host, {size:,} parameters, on {lessons}")
         args = run.training_arguments(
             run.out / "host-training",

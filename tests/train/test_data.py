@@ -154,6 +154,21 @@ def test_captions_come_from_what_questions_only():
     assert easy_vqa.captions(told) == [("1.png", "a red circle"), ("2.png", "a blue triangle")]
 
 
+def test_matches_are_captions_of_the_image_or_of_another(questions):
+    """A wrong one differs in one word from the image's caption, half are wrong, and no held-out image is there."""
+    train, dev = easy_vqa.split_by_image(questions["train"], 400)
+    matches = easy_vqa.EasyVQA(None, train, dev, []).matches()
+    caption_of = dict(easy_vqa.captions(train))
+    assert len(matches) == 3 * len(caption_of) and not {one.images[0] for one in matches} & {q.image for q in dev}
+    answers = collections.Counter()
+    for one in matches:
+        told, (image,), ((answer, _),) = one.text.split(), one.images, one.answers
+        differing = set(told[1:]) - {*caption_of[image].split(), "shape"}
+        assert len(differing) == (answer == "no") and told[0] == "a" and len(told) <= 3
+        answers[answer] += 1
+    assert set(answers) == {"yes", "no"} and 0.45 < answers["yes"] / len(matches) < 0.55
+
+
 def test_blind_answers_by_hand():
     train = [Question("a?", answer, "") for answer in ("yes", "yes", "no")] + [Question("b?", "no", "")] * 4
     asked = [Question("a?", "no", ""), Question("b?", "no", ""), Question("c?", "yes", "")]

@@ -14,6 +14,7 @@ from petx.baselines import _sizes as sizes
 from petx.cli import main as petx
 from petx.errors import UserError
 from petx.hosts.instruct_blip import HOST, LEAST_STD
+from petx.tasks.easy_vqa import LESSONS
 from petx.train import stages, tuned
 from petx.train.petal import arguments
 from petx.train.petal.trainer import learning_rate
@@ -142,7 +143,8 @@ def test_a_host_of_an_earlier_run_is_used_where_it_lies(tiny, petx_cache, tmp_pa
 @pytest.mark.slow
 @pytest.mark.parametrize("language_model", ["llama", "smollm2"])
 def test_decoder_only_language_models(petx_cache, tmp_path, monkeypatch, language_model):
-    """``smollm2`` with a stand-in of the same architecture in place of the package's weights."""
+    """``smollm2`` with a stand-in of the same architecture in place of the package's weights; ``llama`` with lessons
+    of choice."""
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     from petx.data import smollm2
@@ -161,13 +163,30 @@ def test_decoder_only_language_models(petx_cache, tmp_path, monkeypatch, languag
         monkeypatch.setattr(smollm2, "check", lambda: None)
     out = tmp_path / "out"
     command = [*TINY.split(), "--language_model", language_model, "--arms", "petal", "--output_dir", str(out)]
+    command += ["--lessons", "what,match"] if language_model == "llama" else []
     assert petx(["train", "petal", *command]) == 0
     model = HOST.load(out / "host", tuned.load(out / "petal" / "seed-0" / "tuned").settings)
     assert model.config.use_decoder_only_language_model
+    if language_model == "llama":
+        vocabulary, notes = HOST.tokenizers(out / "host").qformer.get_vocab(), (out / "results.md").read_text()
+        assert "match" in vocabulary and "say" not in vocabulary
+        assert "minutes ago on 'what' questions and matching captions." in notes
     if language_model == "smollm2":  # frozen while the Q-Former was pretrained; one row more, for <image>
         weights, kept = model.language_model.model, LlamaForCausalLM.from_pretrained(stand_in).model
         assert torch.equal(weights.layers[0].mlp.up_proj.weight, kept.layers[0].mlp.up_proj.weight)
         assert torch.equal(weights.embed_tokens.weight[:-1], kept.embed_tokens.weight)
+
+
+def test_captions_are_matched_in_the_qformer():
+    """It reads the caption; the language model reads that there is one, and has only the soft tokens to go by."""
+    settings = arguments.checked(arguments.read_preset("smoke") | {"lessons": ["match"]})
+    tokenizers = HOST.small_tokenizer(["a red circle", "yes no"], settings, visual_tokens=0)
+    task = HOST.dataset(LESSONS["match"], [], None, tokenizers, settings, "pretraining")
+    item = task.item(torch.zeros(1, 4), "a red circle", "yes")
+    (read,) = item["qformer_input_ids"]
+    assert tokenizers.qformer.decode(read) == "match a red circle </s>"
+    assert tokenizers.text.decode(item["input_ids"]) == "match </s>"
+    assert tokenizers.text.decode(item["labels"]) == "yes </s>"
 
 
 def test_lora_and_adapter_are_as_large_as_petal_on_the_main_job():
@@ -201,6 +220,9 @@ def test_lora_and_adapter_are_as_large_as_petal_on_the_main_job():
         ("--experts 2 --expert_top_k 3", "expert_top_k must be between 1 and experts=2, got 3"),
         ("--threshold medium", "threshold must be one of none, soft, hard, sigmoid; got 'medium'"),
         ("--adapter_dropout 1", "adapter_dropout must be in [0, 1), got 1.0"),
+        ("--lessons caption,spelling", "lessons[1] must be one of caption, what, words, match; got 'spelling'"),
+        ("--lessons match,what,match", "lessons must name each lesson once, got match, what, match"),
+        ("--lessons what --host nowhere", "lessons are what the small host of easy-vqa is pretrained on"),
         ("--instructions []", "instructions must name at least one template"),
         ("--set generation.beams=3", "generation: unknown 'beams'; there are: num_beams, "),
         ("--width 30", "attention_heads must divide width, got 4 and 30"),

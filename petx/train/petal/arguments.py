@@ -9,6 +9,7 @@ from petx.data.augment import KINDS as AUGMENTATIONS
 from petx.data.instructions import instruction
 from petx.errors import UserError
 from petx.options import checked_value, option
+from petx.tasks.easy_vqa import LESSONS
 from petx.train import settings
 from petx.train.settings import Common, with_baselines
 
@@ -97,6 +98,11 @@ class Settings(Common):
     attention_heads: int = option(4, "small host: attention heads", least=1)
     ffn: int = option(192, "small host: width of the feed-forward layers", least=1)
     queries: int = option(4, "small host: query tokens", least=1)
+    lessons: list = option(
+        [],
+        f"small host: what it is pretrained on, of {', '.join(LESSONS)} (default: all but match)",
+        each=dict(kind=str, choices=tuple(LESSONS)),
+    )
     init_std: float = option(0.1, "small host: standard deviation of the Q-Former's initial weights", above=0)
 
     # PETAL
@@ -177,6 +183,13 @@ class Settings(Common):
                 raise UserError(f"metrics.{task} must be one of {', '.join(metrics.names())}; got {metric!r}")
         if not self.instructions:
             raise UserError("instructions must name at least one template")
+        if self.lessons and (self.host is not None or self.data != "easy-vqa"):
+            own = f"data {self.data}" if self.host is None else f"host {self.host}"
+            raise UserError(
+                f"lessons are what the small host of easy-vqa is pretrained on, got {self.lessons} and {own}"
+            )
+        if len(set(self.lessons)) < len(self.lessons):
+            raise UserError(f"lessons must name each lesson once, got {', '.join(self.lessons)}")
         templates = dict(instructions=self.instructions, eval_instructions=self.eval_instructions)
         templates |= {f"task_instructions.{task}": own for task, own in self.task_instructions.items()}
         for setting, given in templates.items():

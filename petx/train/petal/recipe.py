@@ -4,6 +4,8 @@ from typing import Any
 
 from torch import nn
 
+from petx.hosts.instruct_blip import InstructBlipHost
+from petx.tasks.easy_vqa import lesson_words
 from petx.train.petal import arguments
 from petx.train.petal.trainer import PetalTrainer
 from petx.train.recipe import Recipe
@@ -29,18 +31,17 @@ HOST
 _HOSTS = {
     "small": """\
 - The host is a small InstructBLIP: EfficientNet-Lite0's features, a Q-Former and a tiny language model, pretrained
-  minutes ago on captions, "what" questions and repeating words. It had seen no yes/no question. So small a host makes
-  the trained share large; of the full-size InstructBLIPs PETAL trains far less (petx params petal).""",
+  minutes ago on LESSONS. It had seen no yes/no question. So small a host makes the trained share large; of the
+  full-size InstructBLIPs PETAL trains far less (petx params petal).""",
     "smollm2": """\
 - The language model is SmolLM2-135M with its own weights. The Q-Former between it and EfficientNet-Lite0's features was
-  pretrained here on captions, "what" questions and repeating words, and had seen no yes/no question.""",
+  pretrained here on LESSONS, and had seen no yes/no question.""",
     "own": "- The host is the InstructBLIP that was given; what it had seen before is not known here.",
 }
 
 
 class Petal(Recipe):
     name, settings, small_host = "petal", arguments.Settings, "instruct_blip"
-    pretraining = "captions, 'what' questions and repeating words"
 
     def trainer(
         self,
@@ -59,7 +60,8 @@ class Petal(Recipe):
     def notes(self, settings: Common) -> str:
         given: Any = settings  # of this recipe
         kind = "own" if given.host else "smollm2" if given.language_model == "smollm2" else "small"
-        return _NOTES.replace("HOST", _HOSTS[kind])
+        lessons = lesson_words(InstructBlipHost.lessons_of(settings))
+        return _NOTES.replace("HOST", _HOSTS[kind].replace("LESSONS", lessons))
 
 
 RECIPE = Petal()
