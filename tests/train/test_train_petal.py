@@ -211,7 +211,7 @@ def test_lora_and_adapter_are_as_large_as_petal_on_the_main_job():
 @pytest.mark.parametrize(
     "command, message",
     [
-        ("--preset easy-vqaa", "unknown preset 'easy-vqaa'; there are: easy-vqa, "),
+        ("--preset easy-vqaa", "unknown preset 'easy-vqaa'; there are: chat-vqa, easy-vqa, "),
         ("--arms petal,lorra", "unknown arm 'lorra'"),
         ("--with full-core", "arm full-core would be PETAL itself: core is 'full' already"),
         ("--with no-ib", "arm no-ib would be PETAL itself: ib is 'off' already"),
