@@ -55,12 +55,13 @@ class Section:
         return {name for name, rest in self.rows.items() if not rest.endswith(EARLIER)}
 
     def put_before(self, other):
-        """Takes the rows of a run before: as they are if it was on the same sources."""
+        """Takes the rows of a run before: as they are if it was on the same sources, else those that are listed yet."""
         if self.sources == other.sources:
             self.rows = other.rows | self.rows
             return
+        listed = {mutation.name for mutation in mutations(modules()[self.module])}
         for name, rest in other.rows.items():
-            if name not in self.rows:
+            if name in listed - set(self.rows):
                 self.rows[name] = rest if rest.endswith(EARLIER) else rest.removesuffix(" |") + EARLIER
 
     def __str__(self):

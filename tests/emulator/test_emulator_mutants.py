@@ -51,7 +51,7 @@ def test_page_is_read_as_it_was_written():
     assert str(untouched) == str(tiles)
     assert list(joined.rows) == [first.name, second.name, third.name] and not joined.survivors
     assert "3 mutants, 3 killed" in str(joined)
-    old.sources = "0" * 12
+    old.sources, old.rows["gone"] = "0" * 12, "`a` | b | c |"
     for _ in range(2):  # a row of other sources says so, and once
         [both] = mutants_page.joined(map(mutants_page.page_of, ([old], [new])))
         assert list(both.rows) == [second.name, third.name, first.name]

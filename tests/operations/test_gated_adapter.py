@@ -55,14 +55,17 @@ def test_sums_over_tokens_are_float32(device):
 @pytest.mark.parametrize("granularity", ["none", "large"])
 def test_gelu_is_of_z_as_it_is_stored(granularity, device):
     """z is -4 - 1/256, in bfloat16 -4: there gelu is another by a fiftieth, and the backward has z from memory."""
-    h = torch.tensor([[[-4.0, 0.0]]], device=device).bfloat16()
+    large = granularity == "large"  # then of the gate's alone: S is 1
+    h = torch.tensor([[[-4.0, float(large)]]], device=device).bfloat16()
     down, bias = torch.tensor([[1.0, 0.0]], device=device), torch.tensor([-1 / 256], device=device)
-    up, options = torch.tensor([[0.0], [1.0]], device=device), {}
+    up = torch.tensor([[0.0], [1.0]], device=device)
     wanted = torch.nn.functional.gelu(torch.full((), -4.0, device=device), approximate="tanh")
-    if granularity == "large":
-        options = dict(gate_weight=2e4 * up, gate_down_weight=down, gate_down_bias=bias)
-        wanted = wanted * torch.sigmoid(2e4 * wanted)
-    out = functional.gated_adapter(h, h, down, bias, up, None, granularity=granularity, **options)
+    if large:
+        gate = dict(gate_weight=20_000 * up, gate_down_weight=down, gate_down_bias=bias)
+        out = functional.gated_adapter(h, h, down, None, 0 * up, None, granularity=granularity, **gate)
+        wanted = torch.sigmoid(20_000 * wanted)
+    else:
+        out = functional.gated_adapter(h, None, down, bias, up, None)
     torch.testing.assert_close(out[0, 0, 1].float(), wanted, rtol=2**-7, atol=0)
 
 
