@@ -19,6 +19,8 @@ CASES = [
     site("ragged", batch=(1, 150), d=136, r=104, r_g=40, granularity="large", **BART_TAIL),
     site("odd", batch=(1, 131), d=131, r=67, r_g=5, granularity="large", **BART_TAIL),
     site("heads", batch=(1, 20), d=48, r=24, heads=3, granularity="middleY"),
+    # An even width of a gradient whose sums begin at an odd place.
+    site("odd-place", batch=(1, 20), d=7, d_x=8, r=9, placement="parallel"),
     site("one-token", batch=(1, 1), d=24, granularity="large"),
     modes("projections", batch=(1, 150), d_in=136, d_out=37, rank=72, count=2, dropout=0.1),
     mixture("experts", batch=(1, 150), d=136, experts=3, rank=23, gate="token"),

@@ -12,10 +12,19 @@ WHOLE = site("whole", batch=(1, 192), d=192, r=96, r_g=64, granularity="large")
 RAGGED = site("ragged", batch=(1, 150), d=136, r=104, r_g=40, granularity="large", **BART_TAIL)
 ODD = site("odd", batch=(1, 131), d=131, r=67, r_g=5, granularity="large", **BART_TAIL)
 HEADS = site("heads", batch=(1, 20), d=48, r=24, heads=3, granularity="middleY")
+ODD_PLACE = site("odd-place", batch=(1, 20), d=7, d_x=8, r=9, placement="parallel")
 
 CHECKS = [
     under(of_case(case, torch.bfloat16), PETX_CUDA_WIDE=parts, PETX_CUDA_SPLITS="3")
-    for case, parts in ((HEADS, "2"), (RAGGED, "3"), (RAGGED, "2"), (ODD, "3"), (ODD, "2"), (WHOLE, "3"))
+    for case, parts in (
+        (HEADS, "2"),
+        (ODD_PLACE, "2"),
+        (RAGGED, "3"),
+        (RAGGED, "2"),
+        (ODD, "3"),
+        (ODD, "2"),
+        (WHOLE, "3"),
+    )
 ]
 
 WIDE, GRADS, BLOCK = "common/wide_tile.cuh", "common/weight_grads.cuh", "common/row_block.cuh"
