@@ -2,7 +2,9 @@
 //
 //   z = down(h or x);  S = h + up(gelu(z));  Y = s * G * S;  out = norm(x + dropout(Y))
 //
-// Shapes stand beside each pointer; N = rows, C = the compute type (double for f64, else float).
+// Shapes stand beside each pointer; N = rows, C = the compute type (double for f64, else float). Mixed precision keeps
+// the residual stream in C beside layers in 16 bits: with `skip`, out = norm(skip + dropout(Y)), and what follows the
+// sum is in C, too.
 #pragma once
 
 #include "kernels/math.h"
@@ -40,8 +42,9 @@ struct GatedAdapterParams {
   const void* gate_down_bias;    // [r_g] or null
   const void* gate_weight;       // [d, r_g] large, [d] middle_x and middle_y, [2 d] small
   const void* gate_bias;         // [d] large, [1] middle_x and small, or null
-  const void* norm_weight;       // [d]
-  const void* norm_bias;         // [d] or null
+  const void* norm_weight;       // [d], in C with `skip`
+  const void* norm_bias;         // [d] or null, likewise
+  const void* skip;              // C [N, d] or null: added in place of x; out and dout are C [N, d] then
   const bool* mask;              // [N] or null: tokens that count in `small`'s mean
   const int64_t* seed;           // [1], read if dropout > 0
 
@@ -61,6 +64,7 @@ struct GatedAdapterGrads {
   const void* dout;  // [N, d]
   void* dh;          // [N, d] or null if not wanted, as every pointer below
   void* dx;          // [N, d_x]
+  void* skip;        // C [N, d]
   // Parameters' gradients, in C and in the parameters' shapes, summed in an order fixed by the shape.
   void* down_weight;
   void* down_bias;

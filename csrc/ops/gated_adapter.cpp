@@ -23,7 +23,8 @@ namespace {
   X(OptionalTensor, gate_weight)      \
   X(OptionalTensor, gate_bias)        \
   X(OptionalTensor, norm_weight)      \
-  X(OptionalTensor, norm_bias) X(OptionalTensor, mask) X(OptionalTensor, seed)
+  X(OptionalTensor, norm_bias)        \
+  X(OptionalTensor, skip) X(OptionalTensor, mask) X(OptionalTensor, seed)
 #define SITE_OPTIONS(X)   \
   X(int64_t, granularity) \
   X(int64_t, heads)       \
@@ -39,6 +40,9 @@ namespace {
 PETX_ARGUMENTS(SiteTensors, SITE_TENSORS)
 PETX_ARGUMENTS(SiteOptions, SITE_OPTIONS)
 PETX_ARGUMENTS(SiteSaved, SITE_SAVED)
+
+// What the residual stream is kept in.
+ScalarType stream_type(const SiteTensors& t) { return t.skip ? compute_type(t.h) : t.h.scalar_type(); }
 
 GatedAdapterParams checked(const char* op, const SiteTensors& t, const SiteOptions& o) {
   GatedAdapterParams p = {};
@@ -99,8 +103,13 @@ GatedAdapterParams checked(const char* op, const SiteTensors& t, const SiteOptio
   }
   if (p.norm == Norm::none) check.unused("norm_weight", t.norm_weight, "without a norm");
   if (p.norm != Norm::layer) check.unused("norm_bias", t.norm_bias, "without a layer norm");
-  if (p.norm != Norm::none) p.norm_weight = check.required("norm_weight", t.norm_weight, {p.d});
-  p.norm_bias = check("norm_bias", t.norm_bias, {p.d});
+  if (p.norm != Norm::none && !t.norm_weight) check.required("norm_weight", t.norm_weight, {p.d});
+  // The residual stream and what follows it: of h's type, or with skip of the compute type.
+  ScalarType stream = stream_type(t);
+  if (t.skip && p.residual) fail(op, "skip takes the place of x in the residual connection; got residual True");
+  p.norm_weight = check.of_type("norm_weight", t.norm_weight, {p.d}, stream);
+  p.norm_bias = check.of_type("norm_bias", t.norm_bias, {p.d}, stream);
+  p.skip = check.of_type("skip", t.skip, rows_by(t.h, p.d), stream);
   p.mask = static_cast<const bool*>(check.of_type("mask", t.mask, {p.rows}, ScalarType::Bool));
   if (p.dropout > 0 && !t.seed) fail(op, "seed must be an int64 tensor of one element where dropout > 0, got None");
   p.seed = static_cast<const int64_t*>(check.of_type("seed", t.seed, {1}, ScalarType::Long));
@@ -144,7 +153,7 @@ Outputs fwd(Stack& stack) {
   if (keep && !keeps_products(t.h)) fail(op, "keep is for float32 and float64 on a CPU");
   bool token_gate = p.granularity == Granularity::middle_x || p.granularity == Granularity::small;
   auto dtype = t.h.scalar_type(), compute = compute_type(t.h);
-  Tensor out = empty(t.h, rows_by(t.h, p.d), dtype), z = empty(t.h, {p.rows, p.r}, dtype);
+  Tensor out = empty(t.h, rows_by(t.h, p.d), stream_type(t)), z = empty(t.h, {p.rows, p.r}, dtype);
   Tensor gate_z = empty(t.h, {p.r_g ? p.rows : 0, p.r_g}, dtype);
   Tensor token = empty(t.h, {token_gate ? p.rows : 0}, compute);
   Tensor stats = empty(t.h, {p.norm == Norm::none ? 0 : p.rows, 2}, compute);
@@ -158,9 +167,9 @@ Outputs fwd(Stack& stack) {
   return {out, z, gate_z, token, stats, up, gate};
 }
 
-// Gradients of h, x and the ten parameters; empty if not asked for.
+// Gradients of h, x, the ten parameters and skip; empty if not asked for.
 using Grads =
-    std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+    std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 void bwd_on_cpu(const Tensor&, const GatedAdapterParams& p, const GatedAdapterGrads& g) {
   cpu::gated_adapter_bwd(p, g);
@@ -188,7 +197,7 @@ Grads bwd(Stack& stack) {
   auto compute = compute_type(h);
   bool token = p.granularity == Granularity::middle_x || p.granularity == Granularity::small;
   GatedAdapterGrads g = {};
-  g.dout = check("dout", dout, rows_by(h, p.d));
+  g.dout = check.of_type("dout", dout, rows_by(h, p.d), stream_type(t));
   p.z = const_cast<void*>(check("z", saved.z, {p.rows, p.r}));
   p.gate_z = const_cast<void*>(check("gate_z", saved.gate_z, {p.r_g ? p.rows : 0, p.r_g}));
   p.token_gate = const_cast<void*>(check.of_type("token_gate", saved.token_gate, {token ? p.rows : 0}, compute));
@@ -214,7 +223,8 @@ Grads bwd(Stack& stack) {
               wanted(8, t.gate_weight, compute, g.gate_weight),
               wanted(9, t.gate_bias, compute, g.gate_bias),
               wanted(10, t.norm_weight, compute, g.norm_weight),
-              wanted(11, t.norm_bias, compute, g.norm_bias)};
+              wanted(11, t.norm_bias, compute, g.norm_bias),
+              wanted(12, t.skip, compute, g.skip)};
   launch(h, p, g);
   return grads;
 }
@@ -227,10 +237,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(petx, m) {
   m.def(schema("gated_adapter_fwd", SiteTensors::schema() + SiteOptions::schema() + "bool keep, ",
                "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)")
             .c_str());
-  m.def(schema("gated_adapter_bwd",
-               "Tensor dout, " + SiteTensors::schema() + SiteSaved::schema() + "int needs, " + SiteOptions::schema(),
-               "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)")
-            .c_str());
+  m.def(
+      schema("gated_adapter_bwd",
+             "Tensor dout, " + SiteTensors::schema() + SiteSaved::schema() + "int needs, " + SiteOptions::schema(),
+             "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)")
+          .c_str());
 }
 
 STABLE_TORCH_LIBRARY_IMPL(petx, CPU, m) {

@@ -59,10 +59,10 @@ def judged(got: Found, case: Case, tensors: Tensors) -> tuple[str | None, dict[s
             if value is not None and value.any():
                 return f"{name} should have no gradient", worst
             continue
-        like = next(iter(tensors.values())) if name.startswith("out") else tensors[name]
-        if value is None or value.dtype != like.dtype or value.shape != want[name].shape:
+        dtype = case.result_dtype(tensors) if name.startswith("out") else tensors[name].dtype
+        if value is None or value.dtype != dtype or value.shape != want[name].shape:
             got_kind = None if value is None else (value.dtype, list(value.shape))
-            return f"{name}: {got_kind}, not {(like.dtype, list(want[name].shape))}", worst
+            return f"{name}: {got_kind}, not {(dtype, list(want[name].shape))}", worst
         if not torch.isfinite(value).all():
             return f"{name} is not finite", worst
         error, torch_error = relative(value, want[name]), relative(own[name], want[name])

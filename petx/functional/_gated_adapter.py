@@ -19,7 +19,6 @@ from petx._checks import (
     check_not_negative,
     check_probability,
     check_seed,
-    check_shape,
     is_integer,
     told,
 )
@@ -27,7 +26,7 @@ from petx.functional._autograd import wants_gradient
 from petx.functional._gated_adapter_options import CODES, OPTIONS, check_options
 from petx.functional._operation import ARGUMENT_ERRORS, NUMBERS, Operation, autocast_dtype, cast
 
-__all__ = ["gated_adapter", "value_adapter", "value_adapters"]
+__all__ = ["gated_adapter"]
 
 # Values of h up to which a site on a CPU keeps its last products for the backward, and without a tail.
 KEPT_VALUES, KEPT_VALUES_BARE = 1 << 20, 1 << 22
@@ -36,6 +35,8 @@ KEPT_VALUES, KEPT_VALUES_BARE = 1 << 20, 1 << 22
 ARGUMENTS = "h x down_weight down_bias up_weight up_bias gate_down_weight gate_down_bias gate_weight gate_bias".split()
 ARGUMENTS += ["norm_weight", "norm_bias"]
 PARAMETERS = tuple(ARGUMENTS[2:])
+# And those that are in float32 beside an h in 16 bits, if the last of them, a float32 x's place, is given.
+WIDE = ("norm_weight", "norm_bias", "skip")
 
 
 def gated_adapter(
@@ -78,9 +79,11 @@ def gated_adapter(
     - ``small``: mean over the sample's tokens of σ([x, S] · wᵀ); ``gate_weight [1, 2 d]``
 
     Args:
-        h: ``[..., L, d]``, output of the frozen sub-layer. Floating; its dtype is the compute and output dtype
-            (under autocast, the autocast dtype).
-        x: ``[..., L, d_x]``, input of the residual branch, or None if nothing reads it.
+        h: ``[..., L, d]``, output of the frozen sub-layer. Floating; its dtype (under autocast, the autocast dtype) is
+            that of the GEMMs and of the result.
+        x: ``[..., L, d_x]``, input of the residual branch, or None if nothing reads it. With ``residual`` it may be
+            float32 beside an h in 16 bits, as mixed precision keeps it: then the sum, the norm and the result are
+            float32, too, while gates and a parallel modification read it in h's dtype.
         down_weight, down_bias: ``[r, d]`` (``[r, d_x]`` if parallel) and ``[r]`` or None.
         up_weight, up_bias: ``[d, r / heads]`` and ``[d]`` or None; ``heads > 1`` makes the up projection
             block-diagonal (the paper's down-up-pair design).
@@ -125,7 +128,7 @@ def site(
             if h.dtype is down.dtype and h.is_contiguous():
                 granularity, *others = CODES[choices]
                 numbers = (granularity, heads, *others, residual, scale, 0.0, eps, False)
-                return torch.ops.petx.gated_adapter_fwd(*tensors, None, None, *numbers)[0]
+                return torch.ops.petx.gated_adapter_fwd(*tensors, None, None, None, *numbers)[0]
         except ARGUMENT_ERRORS:
             pass
     arguments = (tensors, padding_mask, seed, choices, heads, residual, scale, dropout, eps)
@@ -154,8 +157,12 @@ def check(
     named = dict(zip(ARGUMENTS, tensors, strict=True))
     _check_shapes(named, mask, dict(zip(OPTIONS, choices, strict=True)), heads, residual)
     h, x = tensors[:2]
-    if x is not None and x.dtype != h.dtype and not torch.is_autocast_enabled(h.device.type):
+    if x is None or x.dtype == h.dtype or torch.is_autocast_enabled(h.device.type):
+        pass
+    elif not residual:
         raise ValueError(f"gated_adapter: x must have h's dtype {h.dtype}, got {x.dtype}")
+    elif x.dtype != torch.promote_types(h.dtype, torch.float32):
+        raise ValueError(f"gated_adapter: x must have h's dtype {h.dtype}, or float32 beside 16 bits, got {x.dtype}")
     check_seed("gated_adapter", seed, h)
 
 
@@ -233,8 +240,9 @@ def _run(
 ) -> Tensor:
     h, x, *parameters = tensors
     if torch.is_autocast_enabled(h.device.type):  # without it the operator refuses an x of another dtype
-        dtype = autocast_dtype(h)
-        h, x = cast(h, dtype), cast(x, dtype)
+        h = cast(h, autocast_dtype(h))
+        if not _is_wide(h, x, residual):
+            x = cast(x, h.dtype)
     if seed is not None:
         seed = seed.reshape(1)
     elif dropout > 0:
@@ -243,22 +251,40 @@ def _run(
         options: dict[str, Any] = dict(zip(OPTIONS, choices, strict=True))
         options |= dict(heads=heads, residual=residual, scale=scale, dropout=dropout, eps=eps)
         return _by_reference((h, x, *parameters), padding_mask, seed, **options)
+    x, skip = _apart(h, x, residual, choices)
     granularity, *others = CODES[choices]
     return OPERATION.differentiable(
         h.contiguous(),
         None if x is None else x.contiguous(),
         *parameters,
+        None if skip is None else skip.contiguous(),
         None if padding_mask is None else padding_mask.ne(0).reshape(-1),
         seed,
         granularity,
         heads,
         *others,
-        residual,
+        residual and skip is None,
         float(scale),
         float(dropout),
         float(eps),
         _keeps_products(h, tensors, choices, residual, dropout),
     )[0]
+
+
+def _is_wide(h: Tensor, x: Tensor | None, residual: bool) -> bool:
+    """Whether x is a residual stream in float32 beside an h in 16 bits."""
+    return residual and x is not None and h.dtype != x.dtype == torch.promote_types(h.dtype, torch.float32)
+
+
+def _apart(
+    h: Tensor, x: Tensor | None, residual: bool, choices: tuple[str | None, ...]
+) -> tuple[Tensor | None, Tensor | None]:
+    """x as gates and a parallel modification read it, and a residual stream that is wider than h, or None."""
+    if x is None or not _is_wide(h, x, residual):
+        return x, None
+    chosen = dict(zip(OPTIONS, choices, strict=True))
+    reads_x = chosen["granularity"] in ("large", "middleX", "small") or chosen["placement"] == "parallel"
+    return (cast(x, h.dtype) if reads_x else None), x
 
 
 def _keeps_products(
@@ -274,88 +300,21 @@ def _keeps_products(
     return h.numel() <= (KEPT_VALUES if tail else KEPT_VALUES_BARE)
 
 
-def value_adapter(
-    e: Tensor,
-    v: Tensor,
-    down_weight: Tensor,
-    down_bias: Tensor | None,
-    up_weight: Tensor,
-    up_bias: Tensor | None,
-    *,
-    activation: str = "gelu_tanh",
-    scale: float = 1.0,
-) -> Tensor:
-    """``v + up(gelu(down(e)))``, VL-PET's decoder module beside the cross-attention's value projection.
-
-    ``e [..., L, d_e]`` is the encoder output, ``v [..., L, d]`` the frozen projection of it (arXiv 2308.09804,
-    section 3.4); weights as in :func:`gated_adapter` with ``placement="parallel"``, which this is.
-    """
-    try:
-        return gated_adapter(
-            v, e, down_weight, down_bias, up_weight, up_bias, activation=activation, placement="parallel", scale=scale
-        )
-    except ARGUMENT_ERRORS:
-        check_value("value_adapter", e, v)
-        raise
-
-
-def check_value(owner: str, e: Any, v: Any) -> None:
-    """Raise ValueError if e and v do not fit each other, by the names that a value adapter's caller gave them."""
-    check_floating(owner, "e", e, "[..., L, d_e]", least_dims=2)
-    check_floating(owner, "v", v, "[..., L, d]", least_dims=2)
-    if v.shape[:-1] != e.shape[:-1]:
-        raise ValueError(f"{owner}: v must be {[*e.shape[:-1], 'd']} like e, got {list(v.shape)}")
-    check_device(owner, "v", v, e)
-
-
-def value_adapters(
-    e: Tensor,
-    v: Tensor,
-    down_weight: Tensor,
-    down_bias: Tensor | None,
-    up_weight: Tensor,
-    up_bias: Tensor | None,
-    *,
-    activation: str = "gelu_tanh",
-    scale: float = 1.0,
-) -> Tensor:
-    """:func:`value_adapter` of L decoder layers at once, which all read one encoder output: ``e`` is read once.
-
-    ``e [..., L_e, d_e]``; ``v [..., L_e, L, d]``, the L frozen value projections of it, as one GEMM with their
-    weights stacked gives them; ``down_weight [L, r, d_e]``, ``down_bias [L, r]`` or None, ``up_weight [L, d, r]``,
-    ``up_bias [L, d]`` or None. Returns ``[..., L_e, L, d]``.
-
-    It is :func:`gated_adapter` with the layers as heads: their bottlenecks stacked, a block-diagonal up projection.
-    """
-    check_floating("value_adapters", "e", e, "[..., L_e, d_e]", least_dims=2)
-    check_floating("value_adapters", "v", v, "[..., L_e, L, d]", least_dims=3)
-    check_floating("value_adapters", "down_weight", down_weight, "[L, r, d_e]")
-    if down_weight.dim() != 3 or not down_weight.shape[0]:
-        raise ValueError(f"value_adapters: down_weight must be [L, r, d_e], got {list(down_weight.shape)}")
-    layers, rank = down_weight.shape[:2]
-    wanted = {"v": [*e.shape[:-1], layers, -1], "down_weight": [layers, rank, e.shape[-1]], "down_bias": [layers, rank]}
-    wanted |= {"up_weight": [layers, v.shape[-1], rank], "up_bias": [layers, v.shape[-1]]}
-    given = dict(v=v, down_weight=down_weight, down_bias=down_bias, up_weight=up_weight, up_bias=up_bias)
-    for name, shape in wanted.items():
-        check_shape("value_adapters", name, given[name], shape, like=e, optional="bias" in name)
-    flat: Any = {n: None if t is None else t.flatten(0, 1) for n, t in given.items() if n != "v"}
-    out = gated_adapter(
-        v.flatten(-2), e, **flat, heads=layers, activation=activation, placement="parallel", scale=scale
-    )
-    return out.unflatten(-1, v.shape[-2:])
-
-
 def _by_reference(tensors: tuple[Any, ...], padding_mask: Any, seed: Any, **options: Any) -> Tensor:
-    """The reference on ``[B, L, d]`` views, parameters cast to h's dtype."""
+    """The reference on ``[B, L, d]`` views, parameters cast to h's dtype, the norm's to that of the residual stream."""
     h, x, *parameters = tensors
+    x, skip = _apart(h, x, options["residual"], tuple(options[name] for name in OPTIONS))
     shape = h.shape
 
     def batched(tensor: Any) -> Any:
         return None if tensor is None else tensor.reshape(-1, *tensor.shape[-2:])
 
+    options |= dict(residual=options["residual"] and skip is None)
     options |= dict(padding_mask=None if padding_mask is None else padding_mask.ne(0).reshape(-1, shape[-2]))
-    options |= {name: cast(p, h.dtype) for name, p in zip(ARGUMENTS[2:], parameters, strict=True)}
-    return reference.gated_adapter(batched(h), batched(x), seed=seed, **options).reshape(shape)
+    stream = h.dtype if skip is None else skip.dtype
+    for name, parameter in zip(ARGUMENTS[2:], parameters, strict=True):
+        options[name] = cast(parameter, stream if name in WIDE else h.dtype)
+    return reference.gated_adapter(batched(h), batched(x), skip=batched(skip), seed=seed, **options).reshape(shape)
 
 
 def _shapes(given: SimpleNamespace) -> tuple[Tensor, ...]:
@@ -367,7 +326,7 @@ def _shapes(given: SimpleNamespace) -> tuple[Tensor, ...]:
     gate_z = (0, 0) if gate_down is None else (rows, gate_down.shape[0])
     kept = rows if given.keep else 0
     return (
-        torch.empty_like(h),
+        torch.empty_like(h if given.skip is None else given.skip),
         h.new_empty(rows, given.down_weight.shape[0]),
         h.new_empty(gate_z),
         h.new_empty(rows if granularity in ("middleX", "small") else 0, dtype=compute),
@@ -381,10 +340,11 @@ def _shapes(given: SimpleNamespace) -> tuple[Tensor, ...]:
 # last GEMMs' results, of width d, if the last argument asks for it.
 OPERATION = Operation(
     "gated_adapter",
-    ARGUMENTS,
+    (*ARGUMENTS, "skip"),
     activations=("h", "x"),
     constants=("mask", "seed"),
     forward_only=1,
+    wide=WIDE,
     rank_dim=0,
     shapes=_shapes,
 )

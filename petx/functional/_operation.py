@@ -32,6 +32,8 @@ class Operation:
             gradients come in it, the others' in float32 (float64 for float64).
         constants: tensors without a gradient that follow the leaves in the schemas (masks, the seed).
         forward_only: number of last arguments of the forward that the backward does not have.
+        wide: the last leaves if they are of the result's dtype, not of the activations': if the last one is given, the
+            dtype that the kernels compute in, to which the others are cast.
         rank_dim: dimension of the tensor ``narrow`` below whose size is the bottleneck's rank.
         shapes: the forward's results for torch.compile, from its arguments by name.
 
@@ -46,12 +48,13 @@ class Operation:
         activations: Sequence[str] = (),
         constants: Sequence[str] = (),
         forward_only: int = 0,
+        wide: Sequence[str] = (),
         rank_dim: int,
         shapes: Callable[[SimpleNamespace], Any],
     ) -> None:
         self.stem, self.leaves, self.activations = stem, tuple(leaves), tuple(activations)
         self.rank_dim = rank_dim
-        self._function = _function_of(self, len(constants), forward_only)
+        self._function = _function_of(self, len(constants), forward_only, len(wide))
         ops.register(stem, shapes, self._gradient_shapes)
 
     def takes(self, first: torch.Tensor, narrow: Any) -> bool:
@@ -130,9 +133,9 @@ class Operation:
         )
 
 
-def _function_of(operation: Operation, constants: int, forward_only: int) -> type[Differentiable]:
+def _function_of(operation: Operation, constants: int, forward_only: int, wide: int) -> type[Differentiable]:
     """The autograd function of an operation whose results are one tensor and what it keeps for the backward."""
-    leaves, cast_from = len(operation.leaves), len(operation.activations)
+    leaves, activations = len(operation.leaves), len(operation.activations)
     tensors = leaves + constants
     forward_name, backward_name = f"{operation.stem}_fwd", f"{operation.stem}_bwd"
 
@@ -141,14 +144,12 @@ def _function_of(operation: Operation, constants: int, forward_only: int) -> typ
 
         @staticmethod
         def prepare(inputs: tuple[Any, ...], copies: Any) -> tuple[Any, ...]:
-            parameters = operands(inputs[cast_from:leaves], inputs[0].dtype)
-            return (*inputs[:cast_from], *parameters, *inputs[leaves:])
+            return (*_operands_of(inputs[:leaves], activations, wide), *inputs[leaves:])
 
         @staticmethod
         def forward(*inputs: Any) -> Any:
-            parameters = operands(inputs[cast_from:leaves], inputs[0].dtype)
             operator = getattr(torch.ops.petx, forward_name)
-            return operator(*inputs[:cast_from], *parameters, *inputs[leaves:])
+            return operator(*_operands_of(inputs[:leaves], activations, wide), *inputs[leaves:])
 
         @staticmethod
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -166,11 +167,9 @@ def _function_of(operation: Operation, constants: int, forward_only: int) -> typ
             if dout is None:
                 return (None,) * len(needs)
             saved = ctx.saved_tensors
-            parameters = operands(saved[cast_from:leaves], saved[0].dtype)
             grads = getattr(torch.ops.petx, backward_name)(
                 dout.contiguous(),
-                *saved[:cast_from],
-                *parameters,
+                *_operands_of(saved[:leaves], activations, wide),
                 *saved[leaves:],
                 needed_bits(needs[:leaves]),
                 *ctx.options,
@@ -179,6 +178,19 @@ def _function_of(operation: Operation, constants: int, forward_only: int) -> typ
 
     Function.__name__ = Function.__qualname__ = "".join(part.capitalize() for part in operation.stem.split("_"))
     return Function
+
+
+def _operands_of(leaves: Sequence[Any], activations: int, wide: int) -> list[torch.Tensor | None]:
+    """An operation's leaves as its operator takes them: all but the activations cast."""
+    dtype, end = leaves[0].dtype, len(leaves)
+    if not wide or leaves[-1] is None:
+        return [*leaves[:activations], *operands(leaves[activations:], dtype)]
+    narrow, stream = leaves[activations : end - wide], leaves[end - wide :]
+    return [
+        *leaves[:activations],
+        *operands(narrow, dtype),
+        *operands(stream, torch.promote_types(dtype, torch.float32)),
+    ]
 
 
 def needed_bits(needs: Iterable[bool]) -> int:

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from petx import functional
 from petx._checks import check_choice, check_finite, check_flag, check_not_negative, check_size
-from petx.functional._gated_adapter import check_value
 from petx.functional._gated_adapter_options import OPTIONS
 from petx.functional._operation import ARGUMENT_ERRORS
+from petx.functional._value_adapter import check_value
 from petx.nn._parameters import Device, place_of
 from petx.nn.gated_adapter import GatedAdapter
 

@@ -33,6 +33,7 @@ def gated_adapter(
     gate_bias: Tensor | None = None,  # [d] large, [1] middleX and small
     norm_weight: Tensor | None = None,  # [d]
     norm_bias: Tensor | None = None,  # [d]
+    skip: Tensor | None = None,  # [B, L, d] added in place of x, perhaps wider than h: the result is as wide
     padding_mask: Tensor | None = None,  # [B, L] bool, True if a token counts; small only
     seed: Tensor | None = None,  # int64, one element
     *,
@@ -51,7 +52,7 @@ def gated_adapter(
     """VL-PET's granularity-controlled adapter site with the frozen layer's tail (arXiv 2308.09804, section 3).
 
     z   = down(h or x);  S = h + up(gelu(z));  Y = s * G * S
-    out = norm(x + dropout(Y)),   each of dropout, x and norm optional
+    out = norm(x + dropout(Y)),   each of dropout, x and norm optional; x may be given apart, as skip
     """
     read_down = h if placement == "sequential" else x
     assert read_down is not None
@@ -88,6 +89,8 @@ def gated_adapter(
     if residual:
         assert x is not None
         y = x + y
+    if skip is not None:
+        y = skip + y
     if norm == "layer":
         y = F.layer_norm(y, y.shape[-1:], norm_weight, norm_bias, eps)
     elif norm == "rms":

@@ -40,6 +40,15 @@ CASES = [
     site("value-layers", d=3 * 16, d_x=24, r=3 * 5, heads=3, placement="parallel"),
     site("parallel-large-wide-x", d=16, d_x=24, granularity="large", placement="parallel"),
     site("unused-x", granularity="middleY", x=True),
+    # a residual stream in float32 beside 16 bits, as mixed precision has it
+    site("stream-bart", granularity="large", stream=True, **BART_TAIL),
+    site("stream-t5", stream=True, **T5_TAIL),  # nothing else reads x
+    site("stream-middleX", granularity="middleX", gate_input="original", stream=True, **BART_TAIL),
+    site("stream-small", granularity="small", mask=True, stream=True, **BART_TAIL),
+    site("stream-rms", granularity="middleY", stream=True, residual=True, norm="rms", eps=1e-6),
+    site("stream-parallel", granularity="large", placement="parallel", stream=True, **T5_TAIL),
+    site("stream-odd", batch=(3, 43), d=37, r=5, r_g=3, granularity="large", stream=True, **BART_TAIL),
+    site("stream-splits", batch=(13, 97), d=40, r=16, granularity="middleX", stream=True, **BART_TAIL),
     # no biases
     site("large-unbiased", granularity="large", bias=False, **BART_TAIL),
     site("middleX-unbiased", granularity="middleX", bias=False),
@@ -85,8 +94,10 @@ WIDE = [
     site("wide-small", batch=(2, 65), d=136, r=72, granularity="small", mask=True, **T5_TAIL),
     site("wide-value", batch=(2, 65), d=72, d_x=200, r=80, placement="parallel"),
     site("wide-value-layers", batch=(2, 65), d=3 * 72, d_x=200, r=3 * 24, heads=3, placement="parallel"),
+    site("wide-stream", batch=(2, 35), d=200, r=72, r_g=136, granularity="large", stream=True, **BART_TAIL),
+    site("wide-stream-small", batch=(2, 65), d=136, r=72, granularity="small", stream=True, **T5_TAIL),
     site("wide-unread-x", batch=(2, 40), d=72, d_x=136, r=16, r_g=8, granularity="large"),
 ]
 
 FEW = """none large-bart middleX-bart middleY-sigmoid small-masked large-rms large-exact pair parallel-large-wide-x
-value-layers odd splits splits-small one-token""".split()
+value-layers stream-bart odd splits splits-small one-token""".split()

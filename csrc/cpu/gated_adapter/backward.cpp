@@ -75,7 +75,10 @@ class Backward {
     }
     b.work = t.work.get();
     b.token = token_ ? token_ + first : nullptr;
-    b.dout = static_cast<const T*>(g_.dout) + first * p_.d;
+    if (p_.skip)
+      b.wide_dout = static_cast<const C*>(g_.dout) + first * p_.d;
+    else
+      b.dout = static_cast<const T*>(g_.dout) + first * p_.d;
     return b;
   }
 
@@ -107,6 +110,7 @@ class Backward {
     GatedAdapterBlock<T, G> b = rebuild(t, first, n);
     T* dx = g_.dx ? static_cast<T*>(g_.dx) + first * p_.d_x : nullptr;
     b.ds = t.ds.get(), b.dgate = t.dgate.get(), b.dx = dx;
+    if (g_.skip) b.dskip = static_cast<C*>(g_.skip) + first * p_.d;
     if (token_) b.dlogit = dlogit_ ? dlogit_.get() + first : t.dlogit.get();
     b.sum_up_bias = up_bias_.in(into);
     b.sum_gate_bias = gate_bias_.in(into);

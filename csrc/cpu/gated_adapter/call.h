@@ -22,8 +22,8 @@ class GatedAdapterCall {
     vectors = {};
     vectors.down_bias = vector(p.down_bias, p.r, down_bias_);
     vectors.up_bias = vector(p.up_bias, p.d, up_bias_);
-    vectors.norm_weight = vector(p.norm_weight, p.d, norm_weight_);
-    vectors.norm_bias = vector(p.norm_bias, p.d, norm_bias_);
+    vectors.norm_weight = p.skip ? static_cast<const C*>(p.norm_weight) : vector(p.norm_weight, p.d, norm_weight_);
+    vectors.norm_bias = p.skip ? static_cast<const C*>(p.norm_bias) : vector(p.norm_bias, p.d, norm_bias_);
     if (large()) {
       gate_down = weight(p.gate_down_weight, p.r_g, p.d_x, gate_down_);
       gate_up = weight(p.gate_weight, p.d, p.r_g, gate_up_);
@@ -48,6 +48,7 @@ class GatedAdapterCall {
   GatedAdapterBlock<T, G> block(int64_t first, int64_t count) const {
     GatedAdapterBlock<T, G> b = {};
     b.p = &p_, b.v = &vectors, b.first = first, b.rows = count, b.h = h(first), b.x = x(first);
+    if (p_.skip) b.skip = static_cast<const C*>(p_.skip) + first * p_.d;
     return b;
   }
 

@@ -15,7 +15,7 @@ class Forward {
   using C = Compute<T>;
 
  public:
-  Forward(const GatedAdapterParams& p, T* out) : p_(p), call_(p), out_(out) {}
+  Forward(const GatedAdapterParams& p, void* out) : p_(p), call_(p), out_(out) {}
 
   void run() {
     Division blocks = row_blocks(p_.rows, kMostRows<G>);
@@ -87,20 +87,23 @@ class Forward {
     call_.up_product(t.a.get(), rows, up);
     GatedAdapterBlock<T, G> block = call_.block(first, rows);
     block.up = up, block.gate = gate, block.token = token, block.work = t.work.get();
-    block.out = out_ + first * p_.d;
+    if (p_.skip)
+      block.wide_out = static_cast<C*>(out_) + first * p_.d;
+    else
+      block.out = static_cast<T*>(out_) + first * p_.d;
     call_.loops.forward(block);
   }
 
   const GatedAdapterParams& p_;
   GatedAdapterCall<T, G> call_;
-  T* out_;
+  void* out_;
 };
 
 }  // namespace
 
 void gated_adapter_fwd(const GatedAdapterParams& p, void* out) {
   if (p.rows == 0) return;
-  with_types(p.dtype, [&]<class T, class G>() { Forward<T, G>(p, static_cast<T*>(out)).run(); });
+  with_types(p.dtype, [&]<class T, class G>() { Forward<T, G>(p, out).run(); });
 }
 
 }  // namespace petx::cpu

@@ -32,19 +32,23 @@ struct GatedAdapterBlock {
   int64_t first, rows;
   const T* h;      // [rows, d]
   const T* x;      // [rows, d_x] or null
+  const C* skip;   // [rows, d] or null: with it, wide_out and wide_dout take the places of out and dout
   const G* up;     // [rows, d] up projection without bias
   const G* gate;   // [rows, d] large: the gate's last product without bias
   const C* token;  // [rows] middle_x, small: gate per token (small: the sample's)
   C* work;         // of the calling thread: [3 (d + 8)] in the forward, [5 (d + 8)] in the backward
   // forward
-  T* out;  // [rows, d]
+  T* out;       // [rows, d]
+  C* wide_out;  // [rows, d]
   // backward
-  const T* dout;  // [rows, d]
-  G* ds;          // [rows, d] gradient of S
-  G* dgate;       // [rows, d] large: gradient of the gate's last product
-  T* dx;          // [rows, d_x] or null: the part that does not go through a product
-  C* dlogit;      // [rows] middle_x (out), small (in)
-  C* dot;         // [rows] small, pass 1 (out): dY . S
+  const T* dout;       // [rows, d]
+  const C* wide_dout;  // [rows, d]
+  G* ds;               // [rows, d] gradient of S
+  G* dgate;            // [rows, d] large: gradient of the gate's last product
+  T* dx;               // [rows, d_x] or null: the part that does not go through a product
+  C* dskip;            // [rows, d] or null
+  C* dlogit;           // [rows] middle_x (out), small (in)
+  C* dot;              // [rows] small, pass 1 (out): dY . S
   // sums over rows, added to; null if not wanted
   C* sum_up_bias;
   C* sum_gate_bias;    // [d] large, [1] middle_x and small

@@ -147,6 +147,54 @@ static inline void multiply(C* y, const C* by, C factor, int64_t n) {
   }
 }
 
+// x + dropout(Y) of row i into r, in C as the norm reads it.
+template <class T, class G, class C>
+static inline void add_residual(const GatedAdapterBlock<T, G>& b, int64_t i, C* r) {
+  const int64_t d = b.p->d;
+  if (b.skip) {
+    const C* skip = b.skip + i * d;
+#pragma omp simd
+    for (int64_t j = 0; j < d; ++j) r[j] += skip[j];
+  }
+  if (b.p->residual) {
+    const T* x = b.x + i * d;
+#pragma omp simd
+    for (int64_t j = 0; j < d; ++j) r[j] += load(x[j]);
+  }
+}
+
+// out of row i, of the type To, from the residual stream y.
+template <class To, class T, class G, class C>
+static inline void finish_row(const GatedAdapterBlock<T, G>& b, int64_t i, const C* y, To* out) {
+  const GatedAdapterParams& p = *b.p;
+  const int64_t d = p.d;
+  if (p.norm == Norm::none) {
+#pragma omp simd
+    for (int64_t j = 0; j < d; ++j) store(out[j], y[j]);
+    return;
+  }
+  C mean = 0;
+  if (p.norm == Norm::layer) {
+#pragma omp simd reduction(+ : mean)
+    for (int64_t j = 0; j < d; ++j) mean += y[j];
+    mean /= C(d);
+  }
+  C square = 0;
+#pragma omp simd reduction(+ : square)
+  for (int64_t j = 0; j < d; ++j) square += (y[j] - mean) * (y[j] - mean);
+  C rstd = C(1) / sqrt(square / C(d) + C(p.eps));
+  C* stats = static_cast<C*>(p.norm_stats) + 2 * (b.first + i);
+  stats[0] = mean, stats[1] = rstd;
+  const C *weight = b.v->norm_weight, *bias = b.v->norm_bias;
+  if (bias) {
+#pragma omp simd
+    for (int64_t j = 0; j < d; ++j) store(out[j], (y[j] - mean) * rstd * weight[j] + bias[j]);
+  } else {
+#pragma omp simd
+    for (int64_t j = 0; j < d; ++j) store(out[j], (y[j] - mean) * rstd * weight[j]);
+  }
+}
+
 template <class T, class G>
 static void forward(const GatedAdapterBlock<T, G>& b) {
   using C = Compute<T>;
@@ -160,37 +208,11 @@ static void forward(const GatedAdapterBlock<T, G>& b) {
     if (p.granularity == Granularity::large) large_gate_row(b, i, g), channel = g;
     multiply(y, channel, factor, d);
     if (p.dropout > 0) multiply(y, dropout_row(p, b.first + i, words), C(1), d);
-    if (p.residual) {
-      const T* x = b.x + i * d;
-#pragma omp simd
-      for (int64_t j = 0; j < d; ++j) y[j] += load(x[j]);
-    }
-    T* out = b.out + i * d;
-    if (p.norm == Norm::none) {
-#pragma omp simd
-      for (int64_t j = 0; j < d; ++j) store(out[j], y[j]);
-      continue;
-    }
-    C mean = 0;
-    if (p.norm == Norm::layer) {
-#pragma omp simd reduction(+ : mean)
-      for (int64_t j = 0; j < d; ++j) mean += y[j];
-      mean /= C(d);
-    }
-    C square = 0;
-#pragma omp simd reduction(+ : square)
-    for (int64_t j = 0; j < d; ++j) square += (y[j] - mean) * (y[j] - mean);
-    C rstd = C(1) / sqrt(square / C(d) + C(p.eps));
-    C* stats = static_cast<C*>(p.norm_stats) + 2 * (b.first + i);
-    stats[0] = mean, stats[1] = rstd;
-    const C *weight = b.v->norm_weight, *bias = b.v->norm_bias;
-    if (bias) {
-#pragma omp simd
-      for (int64_t j = 0; j < d; ++j) store(out[j], (y[j] - mean) * rstd * weight[j] + bias[j]);
-    } else {
-#pragma omp simd
-      for (int64_t j = 0; j < d; ++j) store(out[j], (y[j] - mean) * rstd * weight[j]);
-    }
+    add_residual(b, i, y);
+    if (b.skip)
+      finish_row(b, i, y, b.wide_out + i * d);
+    else
+      finish_row(b, i, y, b.out + i * d);
   }
 }
 

@@ -1,16 +1,22 @@
 // The backward's part of gated_adapter/rows.inl, which includes it.
 
 // From dout of row i to scale * dY, through norm, residual and dropout; `s` is S, `channel` the channel-wise gate.
-// Writes the residual's gradient to dx. dr holds the result; hat and words are scratch.
+// Writes the residual's gradient to dx or dskip. dr holds the result; hat and words are scratch.
 template <class T, class G, class C>
 static inline void backward_tail(const GatedAdapterBlock<T, G>& b, int64_t i, const C* s, const C* channel, C factor,
                                  C* dr, C* hat, C* words) {
   const GatedAdapterParams& p = *b.p;
   const int64_t d = p.d;
-  const T* dout = b.dout + i * d;
   const C* mask = p.dropout > 0 ? dropout_row(p, b.first + i, words) : nullptr;
+  if (b.skip) {
+    const C* dout = b.wide_dout + i * d;
 #pragma omp simd
-  for (int64_t j = 0; j < d; ++j) dr[j] = load(dout[j]);
+    for (int64_t j = 0; j < d; ++j) dr[j] = dout[j];
+  } else {
+    const T* dout = b.dout + i * d;
+#pragma omp simd
+    for (int64_t j = 0; j < d; ++j) dr[j] = load(dout[j]);
+  }
   if (p.norm != Norm::none) {
     const C* stats = static_cast<const C*>(p.norm_stats) + 2 * (b.first + i);
     C mean = stats[0], rstd = stats[1];
@@ -18,11 +24,7 @@ static inline void backward_tail(const GatedAdapterBlock<T, G>& b, int64_t i, co
     for (int64_t j = 0; j < d; ++j) hat[j] = s[j];
     multiply(hat, channel, factor, d);
     if (mask) multiply(hat, mask, C(1), d);
-    if (p.residual) {
-      const T* x = b.x + i * d;
-#pragma omp simd
-      for (int64_t j = 0; j < d; ++j) hat[j] += load(x[j]);
-    }
+    add_residual(b, i, hat);
 #pragma omp simd
     for (int64_t j = 0; j < d; ++j) hat[j] = (hat[j] - mean) * rstd;
     if (b.sum_norm_weight) {
@@ -45,6 +47,11 @@ static inline void backward_tail(const GatedAdapterBlock<T, G>& b, int64_t i, co
     mean_part = p.norm == Norm::layer ? mean_part / C(d) : C(0);
 #pragma omp simd
     for (int64_t j = 0; j < d; ++j) dr[j] = rstd * (dr[j] - mean_part - hat[j] * along);
+  }
+  if (b.dskip) {
+    C* dskip = b.dskip + i * d;
+#pragma omp simd
+    for (int64_t j = 0; j < d; ++j) dskip[j] = dr[j];
   }
   if (b.dx) {
     T* dx = b.dx + i * p.d_x;

@@ -125,6 +125,29 @@ class RowBlock {
     }
   }
 
+  // The same of a tensor in the compute type.
+  template <class Left>
+  PETX_DEVICE static Run load_wide_run(const void* data, int64_t i, Left left) {
+    Run run;
+#pragma unroll
+    for (int at = 0; at < kRun; at += Wide::kRun) {
+      const typename Wide::Run part = Wide::load_run(data, i + at, left_from(left, at));
+#pragma unroll
+      for (int j = 0; j < Wide::kRun; ++j) run.value[at + j] = part.value[j];
+    }
+    return run;
+  }
+  template <class Left>
+  PETX_DEVICE static void store_wide_run(void* data, int64_t i, Left left, const Run& run) {
+#pragma unroll
+    for (int at = 0; at < kRun; at += Wide::kRun) {
+      typename Wide::Run part;
+#pragma unroll
+      for (int j = 0; j < Wide::kRun; ++j) part.value[j] = run.value[at + j];
+      Wide::store_run(data, i + at, left_from(left, at), part);
+    }
+  }
+
   PETX_DEVICE static void multiply_by(Run& run, const Run& other) {
 #pragma unroll
     for (int j = 0; j < kRun; ++j) run.value[j] *= other.value[j];
@@ -149,6 +172,10 @@ class RowBlock {
   int64_t token;        // that row's among all
 
  private:
+  using Wide = RowBlock<C>;
+  PETX_DEVICE static int64_t left_from(int64_t left, int at) { return left - at; }
+  PETX_DEVICE static auto left_from(Whole, int) { return typename Wide::Whole{}; }
+
   template <class Visit>
   PETX_DEVICE void each_place(int64_t begin, int64_t end, const Visit& visit, int columns = Tile::kN) const {
     if (!valid()) return;

@@ -153,7 +153,7 @@ int launch_table(void (*kernel)(Table), const Table& table, int64_t blocks, int6
 }
 
 // The sums over tokens of one call: jobs are named one by one, their places in the workspace follow, then the launches,
-// which are three at most: products, column sums, and the splits added up.
+// which are three at most: products, column sums (and one in the compute type), and the splits added up.
 template <class T, int kProducts, int kColumns, int kReductions>
 class TokenSums {
   using C = Compute<T>;
@@ -183,6 +183,13 @@ class TokenSums {
     column_values_ += width;
     reductions_.each[reductions_.count - 1].copies = copies;
   }
+  // to [width] = sum over tokens of `value`, which is in the compute type: a launch of its own; at most one a call.
+  void wide_column(void* to, const void* value, int64_t width) {
+    if (!to) return;
+    wide_columns_.each[wide_columns_.count++] = {static_cast<const C*>(value), nullptr, width, column_values_};
+    finish_split(to, kOfColumns, column_values_, width);
+    column_values_ += width;
+  }
   // to [count] = what others have left in T.
   void widen(void* to, const T* narrow, int64_t count) {
     if (!to) return;
@@ -199,11 +206,12 @@ class TokenSums {
   // After the last job.
   void place(Workspace& workspace) {
     tiles_.choose(DTypeOf<T>::value, splits_.rows);
-    products_.rows = columns_.rows = splits_.rows;
+    products_.rows = columns_.rows = wide_columns_.rows = splits_.rows;
     products_.split_rows = tiles_.split_rows, products_.split_sums = product_values_;
-    columns_.split_rows = splits_.size, columns_.split_sums = column_values_;
+    columns_.split_rows = wide_columns_.split_rows = splits_.size;
+    columns_.split_sums = wide_columns_.split_sums = column_values_;
     products_.sums = workspace.take<C>(tiles_.splits * product_values_);
-    columns_.sums = workspace.take<C>(splits_.count * column_values_);
+    columns_.sums = wide_columns_.sums = workspace.take<C>(splits_.count * column_values_);
     for (int i = 0; i < reductions_.count; ++i) {
       Reduction<T>& job = reductions_.each[i];
       if (job.parts == kOfProducts)
@@ -221,6 +229,10 @@ class TokenSums {
     const int bytes = 8 * 8 * 12 * sizeof(C);  // of eight warps
     if (int error = launch_table(column_sums<T, kColumns>, columns_, column_blocks, splits_.count, bytes, stream))
       return error;
+    if (wide_columns_.count)
+      if (int error = launch_table(column_sums<C, kColumns>, wide_columns_, wide_columns_.each[0].blocks(),
+                                   splits_.count, bytes, stream))
+        return error;
     return launch_table(reduce<T, kReductions>, reductions_, reduce_blocks, 1, 0, stream);
   }
 
@@ -242,6 +254,7 @@ class TokenSums {
   GradTiles tiles_;
   WeightGrads<T, kProducts> products_ = {};
   ColumnSums<T, kColumns> columns_ = {};
+  ColumnSums<C, kColumns> wide_columns_ = {};
   Reductions<T, kReductions> reductions_ = {};
   int64_t product_values_ = 0, column_values_ = 0;  // of a split
 };

@@ -112,7 +112,7 @@ class BackwardCall {
 
  public:
   BackwardCall(Workspace& workspace, const GatedAdapterParams& params, const GatedAdapterGrads& grads)
-      : p(params), g(grads), plan_(p), constants_(p, {grads.dout, grads.dh, grads.dx}), sums_(p.rows) {
+      : p(params), g(grads), plan_(p), constants_(p, {grads.dout, grads.dh, grads.dx, grads.skip}), sums_(p.rows) {
     bool large = p.granularity == Granularity::large, middle_y = p.granularity == Granularity::middle_y;
     bool small = p.granularity == Granularity::small, token_gate = has_token_gate(p);
     const int64_t parts = plan_.up.tiles * p.rows;
@@ -141,7 +141,10 @@ class BackwardCall {
     sums_.column(g.up_bias, to_.ds, nullptr, p.d);
     sums_.column(g.down_bias, to_.dz, nullptr, p.r);
     sums_.column(g.gate_down_bias, to_.dgate_z, nullptr, p.r_g);
-    sums_.column(g.norm_bias, g.dout, nullptr, p.d);
+    if (p.skip)
+      sums_.wide_column(g.norm_bias, g.dout, p.d);
+    else
+      sums_.column(g.norm_bias, g.dout, nullptr, p.d);
     if (large) sums_.column(g.gate_bias, to_.dgate, nullptr, p.d);
     if (token_gate) sums_.column(g.gate_bias, nullptr, to_.dlogit, 1);
     if (small) sums_.column(g.gate_weight, p.x, to_.dlogit, p.d);

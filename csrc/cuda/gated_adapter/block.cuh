@@ -34,7 +34,7 @@ struct SiteConstants {
     dropout.keep *= scale;
     constexpr int kRun = RowBlock<T>::kRun;
     uintptr_t bits = p.d / p.heads % kRun || p.d_x % kRun;
-    for (const void* one : {p.h, p.x, p.up_bias, p.gate_weight, p.gate_bias, p.norm_weight, p.norm_bias})
+    for (const void* one : {p.h, p.x, p.up_bias, p.gate_weight, p.gate_bias, p.norm_weight, p.norm_bias, p.skip})
       bits |= reinterpret_cast<uintptr_t>(one);
     for (const void* one : results) bits |= reinterpret_cast<uintptr_t>(one);
     whole = bits % 16 == 0;
@@ -61,6 +61,22 @@ class SiteView {
     return static_cast<const T*>(p.gate_weight) + (p.granularity == Granularity::small ? p.d : 0);
   }
   PETX_DEVICE bool counts(int64_t t) const { return !p.mask || read(p.mask + t); }
+
+  // Of the residual stream: out, dout and the norm's parameters, in the compute type with `skip`.
+  template <class Left>
+  PETX_DEVICE Run load_stream(const void* data, int64_t i, Left left) const {
+    return p.skip ? RowBlock<T>::load_wide_run(data, i, left) : RowBlock<T>::load_run(data, i, left);
+  }
+  template <class Left>
+  PETX_DEVICE void store_stream(void* data, int64_t i, Left left, const Run& run) const {
+    p.skip ? RowBlock<T>::store_wide_run(data, i, left, run) : RowBlock<T>::store_run(data, i, left, run);
+  }
+  // What dropout(Y) is added to.
+  template <class Left>
+  PETX_DEVICE void add_residual(Run& y, int64_t i, Left left) const {
+    if (p.skip) RowBlock<T>::add_to(y, RowBlock<T>::load_wide_run(p.skip, i, left));
+    if (p.residual) RowBlock<T>::add_to(y, RowBlock<T>::load_run(p.x, i, left));
+  }
 
   // What G S is multiplied by, of the run at `i`: the scale, and 0 or 1 / (1 - p).
   PETX_DEVICE Run factors(int64_t i) const {

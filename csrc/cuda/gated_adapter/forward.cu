@@ -59,7 +59,7 @@ class Forward : Site<T, TileType> {
   }
 
   // y = x + dropout(s G S); S where a token's gate, which follows from it, still misses.
-  PETX_DEVICE void up(const Hidden<T>& hidden, const ColumnShares& shares, T* out) const {
+  PETX_DEVICE void up(const Hidden<T>& hidden, const ColumnShares& shares, void* out) const {
     const bool whole = !this->has_token_gate();
     this->each_tile(shares, [&](int64_t, int head, int begin, int end) {
       this->multiply_up(hidden, head, begin, end);
@@ -69,9 +69,9 @@ class Forward : Site<T, TileType> {
         if (whole) {
           Base::multiply_by(y, this->channel_gate(column, c, left));
           Base::multiply_by(y, this->factors(i));
-          if (p.residual) Base::add_to(y, Base::load_run(p.x, i, left));
+          this->add_residual(y, i, left);
         }
-        Base::store_run(out, i, left, y);
+        this->store_stream(out, i, left, y);
       });
     });
   }
@@ -94,7 +94,7 @@ class Forward : Site<T, TileType> {
 
 // What follows from all columns of a row. A lane has the same columns in every pass, so what it left in out it finds
 // again without a barrier.
-template <class T>
+template <class T, bool wide>
 class ForwardRow : SiteRow<T> {
   using Base = SiteRow<T>;
   using Block = RowBlock<T>;
@@ -103,7 +103,7 @@ class ForwardRow : SiteRow<T> {
   using typename Base::Run;
 
  public:
-  PETX_DEVICE ForwardRow(const GatedAdapterParams& params, const SiteConstants<T>& constants, T* out)
+  PETX_DEVICE ForwardRow(const GatedAdapterParams& params, const SiteConstants<T>& constants, void* out)
       : Base(params, constants), out_(out) {}
 
   PETX_DEVICE void run(Stage stage) {
@@ -113,7 +113,7 @@ class ForwardRow : SiteRow<T> {
     if (small) gate_ = this->sample_mean(p.token_gate, true);
     this->each_run([&](int64_t column, auto left) {
       const int64_t i = token * p.d + column;
-      Run y = Block::load_run(out_, i, left);
+      Run y = load_stream(out_, i, left);
       if (token_gate) put_result(y, i, left);
       if (p.norm != Norm::none) join(y, count_of(left));
     });
@@ -123,12 +123,27 @@ class ForwardRow : SiteRow<T> {
   }
 
  private:
+  template <class Left>
+  PETX_DEVICE static Run load_stream(const void* data, int64_t i, Left left) {
+    if constexpr (wide)
+      return Block::load_wide_run(data, i, left);
+    else
+      return Block::load_run(data, i, left);
+  }
+  template <class Left>
+  PETX_DEVICE static void store_stream(void* data, int64_t i, Left left, const Run& run) {
+    if constexpr (wide)
+      Block::store_wide_run(data, i, left, run);
+    else
+      Block::store_run(data, i, left, run);
+  }
+
   // middle_x's gate is a token's own; small's is the mean of these, taken by the second launch.
   PETX_DEVICE void find_gate() {
     C logit = 0;
     this->each_run([&](int64_t column, auto left) {
       const int64_t i = token * p.d + column;
-      const Run s = Block::load_run(p.gate_input == GateInput::modified ? out_ : p.h, i, left);
+      const Run s = p.gate_input == GateInput::modified ? load_stream(out_, i, left) : Block::load_run(p.h, i, left);
       const Run x = Block::load_run(p.x, i, left), of_x = Block::load_run(p.gate_weight, column, left);
       const Run of_s = Block::load_run(this->gate_of_s(), column, left);
 #pragma unroll
@@ -144,9 +159,9 @@ class ForwardRow : SiteRow<T> {
     Block::multiply_by(y, this->factors(i));
 #pragma unroll
     for (int j = 0; j < kRun; ++j) y.value[j] *= gate_;
-    if (p.residual) Block::add_to(y, Block::load_run(p.x, i, left));
-    Block::store_run(out_, i, left, y);
-    y = Block::rounded(y);
+    if (wide || p.skip || p.residual) Block::add_to(y, load_stream(p.skip ? p.skip : p.x, i, left));
+    store_stream(out_, i, left, y);
+    if (!wide) y = Block::rounded(y);
   }
 
   PETX_DEVICE static int count_of(int64_t left) { return left < kRun ? static_cast<int>(left) : kRun; }
@@ -183,15 +198,15 @@ class ForwardRow : SiteRow<T> {
   PETX_DEVICE void normalise() const {
     this->each_run([&](int64_t column, auto left) {
       int64_t i = token * p.d + column;
-      Run y = Block::load_run(out_, i, left), weight = Block::load_run(p.norm_weight, column, left);
+      Run y = load_stream(out_, i, left), weight = load_stream(p.norm_weight, column, left);
 #pragma unroll
       for (int j = 0; j < kRun; ++j) y.value[j] = (y.value[j] - mean_) * rstd_ * weight.value[j];
-      if (p.norm_bias) Block::add_to(y, Block::load_run(p.norm_bias, column, left));
-      Block::store_run(out_, i, left, y);
+      if (p.norm_bias) Block::add_to(y, load_stream(p.norm_bias, column, left));
+      store_stream(out_, i, left, y);
     });
   }
 
-  T* out_;
+  void* out_;
   C gate_ = 1;
   C seen_ = 0, mean_ = 0, squares_ = 0, rstd_ = 0;
 };
@@ -217,21 +232,28 @@ PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
 
 template <class T>
 PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
-    site_up(GatedAdapterParams p, SiteConstants<T> constants, Hidden<T> hidden, ColumnShares shares, T* out) {
+    site_up(GatedAdapterParams p, SiteConstants<T> constants, Hidden<T> hidden, ColumnShares shares, void* out) {
   Forward<T>(p, constants).up(hidden, shares, out);
 }
 
 // The same by tiles of 64 x 128.
 template <class T>
 PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
-    site_wide_up(GatedAdapterParams p, SiteConstants<T> constants, Hidden<T> hidden, ColumnShares shares, T* out) {
+    site_wide_up(GatedAdapterParams p, SiteConstants<T> constants, Hidden<T> hidden, ColumnShares shares, void* out) {
   Forward<T, TurnedTile<T>>(p, constants).up(hidden, shares, out);
 }
 
 template <class T>
 PETX_KERNEL void __launch_bounds__(kRowLaunch.threads, kRowLaunch.blocks)
-    site_rows(GatedAdapterParams p, SiteConstants<T> constants, T* out, Stage stage) {
-  ForwardRow<T>(p, constants, out).run(stage);
+    site_rows(GatedAdapterParams p, SiteConstants<T> constants, void* out, Stage stage) {
+  ForwardRow<T, false>(p, constants, out).run(stage);
+}
+
+// The same where the residual stream is wider than T.
+template <class T>
+PETX_KERNEL void __launch_bounds__(kRowLaunch.threads, kRowLaunch.blocks)
+    site_stream_rows(GatedAdapterParams p, SiteConstants<T> constants, void* out, Stage stage) {
+  ForwardRow<T, true>(p, constants, out).run(stage);
 }
 
 // One call: where everything lies, and the launches in their order.
@@ -245,7 +267,7 @@ class ForwardCall {
         plan_(p),
         constants_(p, {out}),
         hidden_{workspace.take<T>(p.rows * p.r), workspace.take<T>(p.rows * p.r_g)},
-        out_(static_cast<T*>(out)) {}
+        out_(out) {}
 
   int run(void* stream) const {
     if (int error = down(stream)) return error;
@@ -281,15 +303,17 @@ class ForwardCall {
     return start(site_up<T>, Tile::shared_bytes(results));
   }
   int rows(Stage stage, void* stream) const {
-    return launch(site_rows<T>, SiteRow<T>::blocks(p.rows), 1, kRowLaunch.threads, 0, stream, p, constants_, out_,
-                  stage);
+    auto kernel = site_rows<T>;
+    if constexpr (sizeof(T) == 2)
+      if (p.skip) kernel = site_stream_rows<T>;
+    return launch(kernel, SiteRow<T>::blocks(p.rows), 1, kRowLaunch.threads, 0, stream, p, constants_, out_, stage);
   }
 
   const GatedAdapterParams& p;
   GatedAdapterPlan plan_;
   SiteConstants<T> constants_;
   Hidden<T> hidden_;
-  T* out_;
+  void* out_;
 };
 
 }  // namespace

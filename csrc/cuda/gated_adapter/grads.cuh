@@ -200,14 +200,15 @@ class SiteBackward : Site<T, TileType> {
   PETX_DEVICE void values(SitePass which, int64_t column, int c, Left left, const Run& s, const Run& channel,
                           uint32_t kept) {
     const int64_t i = token * p.d + column;
-    Run dy = Base::load_run(g.dout, i, left);
+    Run dy = this->load_stream(g.dout, i, left);
     if (p.norm != Norm::none) {
-      Run hat = p.residual ? Base::load_run(p.x, i, left) : Run{};
+      Run hat = {};
+      this->add_residual(hat, i, left);
 #pragma unroll
       for (int j = 0; j < kRun; ++j)
         hat.value[j] = (s.value[j] * channel.value[j] * this->factor(kept, j) * gate_ + hat.value[j] - mean_) * rstd_;
       if (which == SitePass::result && to_.norm_weight) leave(0, c, dy, hat);
-      Base::multiply_by(dy, Base::load_run(p.norm_weight, column, left));
+      Base::multiply_by(dy, this->load_stream(p.norm_weight, column, left));
       if (which == SitePass::statistics) {
 #pragma unroll
         for (int j = 0; j < kRun; ++j) first_sum_ += dy.value[j] * hat.value[j], second_sum_ += dy.value[j];
@@ -221,6 +222,7 @@ class SiteBackward : Site<T, TileType> {
       for (int j = 0; j < kRun; ++j) first_sum_ += dy.value[j] * this->factor(kept, j) * s.value[j];
       return;
     }
+    if (g.skip) Base::store_wide_run(g.skip, i, left, dy);
     const bool token_gate = this->has_token_gate();
     if (g.dx && begins_dx(p)) {
       Run dx = p.residual ? dy : Run{};

@@ -39,11 +39,18 @@ class Case:
         for name, shape in self.shapes.items():
             value = torch.randn(shape, generator=generator, dtype=torch.float64)
             value = value * (1.0 if name in self.ACTIVATIONS else 0.3) + self.mean_of(name)
-            tensors[name] = value.to(device, dtype).requires_grad_(requires_grad)
+            tensors[name] = value.to(device, self.dtype_of(name, dtype)).requires_grad_(requires_grad)
         return tensors
 
     def mean_of(self, name: str) -> float:
         return 0.0
+
+    def dtype_of(self, name: str, dtype: torch.dtype) -> torch.dtype:
+        """Argument ``name``'s dtype in a call in ``dtype``."""
+        return dtype
+
+    def result_dtype(self, tensors: Tensors) -> torch.dtype:
+        return next(iter(tensors.values())).dtype
 
     def extras(self, device: Device = "cpu") -> Tensors:
         """The arguments that carry no gradient and are tensors."""

@@ -18,12 +18,20 @@ class SiteCase(Case):
 
     mask: bool = False
     far: float = 0.0
+    stream: bool = False  # the residual stream and its norm are in float32 beside 16 bits
 
     operation = "gated_adapter"
     ACTIVATIONS = ("h", "x")
 
     def mean_of(self, name: str) -> float:
         return {"norm_weight": 1.0, "x": self.far}.get(name, 0.0)
+
+    def dtype_of(self, name: str, dtype: torch.dtype) -> torch.dtype:
+        stream = self.stream and name in ("x", "norm_weight", "norm_bias")
+        return torch.promote_types(dtype, torch.float32) if stream else dtype
+
+    def result_dtype(self, tensors: Tensors) -> torch.dtype:
+        return tensors["x" if self.stream else "h"].dtype
 
     def extras(self, device: Device = "cpu") -> Tensors:
         extras = {"seed": torch.tensor([DROPOUT_SEED], device=device)}
@@ -43,7 +51,7 @@ class SiteCase(Case):
         return _by_reference(ordered, extras.get("padding_mask"), extras["seed"], **defaults | self.options)
 
     def empty(self, batch: tuple[int, ...]) -> "SiteCase":
-        return SiteCase(self.name, super().empty(batch).shapes, self.options, self.mask, self.far)
+        return SiteCase(self.name, super().empty(batch).shapes, self.options, self.mask, self.far, self.stream)
 
 
 def site(
@@ -58,6 +66,7 @@ def site(
     x: bool = True,
     mask: bool = False,
     far: float = 0.0,
+    stream: bool = False,
     **options: Any,
 ) -> SiteCase:
     """A VL-PET site with the tensors that its options call for."""
@@ -83,7 +92,7 @@ def site(
         shapes["norm_weight"] = (d,)
     if options.get("norm") == "layer":
         shapes["norm_bias"] = (d,)
-    return SiteCase(name, shapes, options, mask, far)
+    return SiteCase(name, shapes, options, mask, far, stream)
 
 
 BART_TAIL: dict[str, Any] = dict(dropout=0.1, residual=True, norm="layer")
@@ -106,6 +115,8 @@ CERTIFIED = [
     Trial(site("misaligned", batch=(2, 33), d=72, r=16, r_g=16, granularity="large", **BART_TAIL), misaligned=True),
     Trial(site("wide", batch=(1, 67), d=131, r=67, r_g=65, granularity="large", **BART_TAIL)),
     Trial(site("splits", batch=(5, 113), d=24, granularity="large", **BART_TAIL)),
+    Trial(site("stream", granularity="large", stream=True, **BART_TAIL), each_gradient=True),
+    Trial(site("stream-small", d=21, granularity="small", stream=True, **T5_TAIL), misaligned=True),
     Trial(site("one-share", batch=(1, 67), d=260, heads=2, granularity="large", **BART_TAIL), environment=ONE_SHARE),
     Trial(site("tall", batch=(1, 150), d=136, r=104, r_g=40, granularity="large", **BART_TAIL), environment=WIDE[3]),
     Trial(site("tall-odd", batch=(1, 131), d=130, r=14, heads=2, granularity="middleX"), environment=WIDE[2]),

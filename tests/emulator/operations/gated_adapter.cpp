@@ -15,9 +15,8 @@ static GatedAdapterParams params(const int64_t* integers, const double* reals, v
   option(p.granularity), option(p.activation), option(p.gate_input), option(p.middle_y), option(p.placement);
   option(p.norm), option(p.residual);
   p.scale = reals[0], p.dropout = reals[1], p.eps = reals[2];
-  for (const void** to :
-       {&p.h, &p.x, &p.down_weight, &p.down_bias, &p.up_weight, &p.up_bias, &p.gate_down_weight, &p.gate_down_bias,
-        &p.gate_weight, &p.gate_bias, &p.norm_weight, &p.norm_bias})
+  for (const void** to : {&p.h, &p.x, &p.down_weight, &p.down_bias, &p.up_weight, &p.up_bias, &p.gate_down_weight,
+                          &p.gate_down_bias, &p.gate_weight, &p.gate_bias, &p.norm_weight, &p.norm_bias, &p.skip})
     *to = *tensors++;
   p.mask = static_cast<const bool*>(*tensors++);
   p.seed = static_cast<const int64_t*>(*tensors++);
@@ -37,9 +36,8 @@ extern "C" int gated_adapter_fwd(const int64_t* integers, const double* reals, v
 static GatedAdapterGrads grads(void* const* tensors) {
   GatedAdapterGrads g = {};
   g.dout = *tensors++;
-  for (void** to :
-       {&g.dh, &g.dx, &g.down_weight, &g.down_bias, &g.up_weight, &g.up_bias, &g.gate_down_weight, &g.gate_down_bias,
-        &g.gate_weight, &g.gate_bias, &g.norm_weight, &g.norm_bias})
+  for (void** to : {&g.dh, &g.dx, &g.down_weight, &g.down_bias, &g.up_weight, &g.up_bias, &g.gate_down_weight,
+                    &g.gate_down_bias, &g.gate_weight, &g.gate_bias, &g.norm_weight, &g.norm_bias, &g.skip})
     *to = *tensors++;
   return g;
 }

@@ -8,7 +8,7 @@ from tests.emulator.operations import addresses, integers, reals, workspace
 
 TENSORS = (
     "h x down_weight down_bias up_weight up_bias gate_down_weight gate_down_bias gate_weight gate_bias norm_weight "
-    "norm_bias mask seed"
+    "norm_bias skip mask seed"
 ).split()
 LARGE, MIDDLE_X, SMALL = 1, 2, 4
 
@@ -26,14 +26,14 @@ def described(tensors, options):
 
 def forward(emulator, *args):
     """(out, z, gate_z, token_gate, norm_stats), and what only a CPU keeps: up_product, gate_product."""
-    tensors, options = args[:14], args[14:-1]
+    tensors, options = args[:15], args[15:-1]
     sizes, numbers = described(tensors, options)
     rows, r, r_g = sizes[1], *sizes[5:7]
     granularity, norm = sizes[8], sizes[13]
     dtype, compute = tensors[0].dtype, torch.float64 if tensors[0].dtype == torch.float64 else torch.float32
     pointers = [emulator.buffer(name, tensor) for name, tensor in zip(TENSORS, tensors, strict=True)]
     results = {
-        "out": emulator.result("out", tensors[0].shape, dtype),
+        "out": emulator.result("out", tensors[0].shape, dtype if tensors[12] is None else compute),
         "z": emulator.result("z", (rows, r), dtype),
         "gate_z": emulator.result("gate_z", (rows if r_g else 0, r_g), dtype),
         "token_gate": emulator.result("token_gate", (rows if granularity in (MIDDLE_X, SMALL) else 0,), compute),
@@ -48,14 +48,14 @@ def forward(emulator, *args):
 
 
 def backward(emulator, dout, *args):
-    """Gradients of h, x and the ten parameters, empty where bit i of ``needs`` does not ask for them."""
-    tensors, saved, needs, options = args[:14], args[14:18], args[20], args[21:]
+    """Gradients of h, x, the ten parameters and skip, empty where bit i of ``needs`` does not ask for them."""
+    tensors, saved, needs, options = args[:15], args[15:19], args[21], args[22:]
     sizes, numbers = described(tensors, options)
-    dtype, compute = dout.dtype, torch.float64 if dout.dtype == torch.float64 else torch.float32
+    dtype, compute = tensors[0].dtype, torch.float64 if dout.dtype == torch.float64 else torch.float32
     named = [*zip(TENSORS, tensors, strict=True), *zip(("z", "gate_z", "token_gate", "norm_stats"), saved, strict=True)]
     pointers = [emulator.buffer(name, tensor) for name, tensor in named]
     grads, grad_addresses = [], [emulator.buffer("dout", dout)]
-    for i, (name, tensor) in enumerate(zip(TENSORS[:12], tensors, strict=False)):
+    for i, (name, tensor) in enumerate(zip(TENSORS[:13], tensors, strict=False)):
         wanted = tensor is not None and needs >> i & 1
         grad, address = emulator.result(f"d{name}", tensor.shape if wanted else (0,), dtype if i < 2 else compute)
         if dout.shape[:-1].numel() == 0:

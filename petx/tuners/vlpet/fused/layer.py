@@ -84,8 +84,10 @@ def end_of_sublayer(
 
 
 def _plain(adapter: nn.Module, h: torch.Tensor, x: torch.Tensor) -> bool:
-    """Whether the operation may compute the tail: one dtype, no autocast (whose residual stream is wider)."""
-    return "forward" not in vars(adapter) and h.dtype == x.dtype and not torch.is_autocast_enabled(h.device.type)
+    """Whether the operation may compute the tail: x in h's dtype, or under autocast in float32, as the host's own sum
+    and norm would be."""
+    autocast = torch.is_autocast_enabled(h.device.type)
+    return "forward" not in vars(adapter) and (x.dtype == torch.float32 if autocast else h.dtype == x.dtype)
 
 
 def _tail(dropout: float | nn.Module, norm: nn.Module | None, training: bool) -> Tail | None:
