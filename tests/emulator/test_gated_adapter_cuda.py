@@ -166,19 +166,22 @@ def test_heads_do_not_touch_each_other(dtype, emulator):
 
 
 def test_a_gradient_may_begin_anywhere(emulator):
-    """Where sixteen bytes may not be moved at once, though those of all inputs may."""
+    """Where sixteen bytes may not be moved at once, though those of all others may; and so may a float32 stream."""
     case = site("gradient", batch=(1, 5), granularity="large", **BART_TAIL)
-    tensors, buffer = case.inputs(torch.bfloat16), emulator.buffer
+    stream = site("stream", batch=(1, 5), granularity="large", stream=True, **BART_TAIL)
+    buffer = emulator.buffer
+    for one, odd in ((case, "dout"), (stream, "dout"), (stream, "skip"), (stream, "norm_weight")):
 
-    def shifted(name, *arguments, **options):
-        emulator.offset = int(name == "dout")
-        try:
-            return buffer(name, *arguments, **options)
-        finally:
-            emulator.offset = 0
+        def shifted(name, *arguments, odd=odd, **options):
+            emulator.offset = int(name == odd)
+            try:
+                return buffer(name, *arguments, **options)
+            finally:
+                emulator.offset = 0
 
-    with mock.patch.object(emulator, "buffer", shifted):
-        assert not wrong(outputs_and_grads(case.run, tensors), case, tensors)
+        tensors = one.inputs(torch.bfloat16)
+        with mock.patch.object(emulator, "buffer", shifted):
+            assert not wrong(outputs_and_grads(one.run, tensors), one, tensors)
 
 
 def test_a_norm_takes_no_product(emulator):
@@ -195,3 +198,9 @@ def test_a_norm_takes_no_product(emulator):
 @pytest.mark.parametrize("granularity", ["none", "large"])
 def test_gelu_is_of_z_as_it_is_stored(granularity, emulator):
     of_users.test_gelu_is_of_z_as_it_is_stored(granularity, "cpu")
+
+
+@pytest.mark.parametrize("granularity", ["none", "middleX"])
+def test_a_float32_stream_is_not_rounded(granularity, emulator):
+    for norm in (None, "layer"):
+        of_users.test_a_float32_stream_is_not_rounded(granularity, norm, "cpu")

@@ -70,6 +70,26 @@ def test_gelu_is_of_z_as_it_is_stored(granularity, device):
     torch.testing.assert_close(out[0, 0, 1].float(), wanted, rtol=2**-7, atol=0)
 
 
+@pytest.mark.parametrize("norm", [None, "layer"])
+@pytest.mark.parametrize("granularity", ["none", "middleX"])
+def test_a_float32_stream_is_not_rounded(granularity, norm, device):
+    """Where Y is zero, results and gradients are those of a float32 norm, or of nothing, beside an h in bfloat16."""
+    zero, draw = torch.zeros(1, 5, 16, device=device), torch.Generator().manual_seed(0)
+    x, weight, bias, dout = (torch.randn(n, 16, generator=draw).to(device) for n in (5, 1, 1, 5))
+    leaves = [x[None].requires_grad_(), weight[0].requires_grad_(), bias[0].requires_grad_()]
+    options = dict(granularity=granularity, gate_weight=None if granularity == "none" else zero[:, 0], residual=True)
+    if norm:
+        options |= dict(norm=norm, norm_weight=leaves[1], norm_bias=leaves[2])
+    out = functional.gated_adapter(zero.bfloat16(), leaves[0], zero[0, :1], None, zero[0, :1].T, None, **options)
+    wanted = torch.nn.functional.layer_norm(leaves[0], (16,), *leaves[1:]) if norm else leaves[0] * 1
+    for one, other in zip(
+        [out, *torch.autograd.grad(out, leaves[: 3 if norm else 1], dout[None])],
+        [wanted, *torch.autograd.grad(wanted, leaves[: 3 if norm else 1], dout[None])],
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=2e-6 if norm else 0)
+
+
 @pytest.mark.parametrize("p", [0.1, 0.9])
 def test_dropout_mask_is_the_references(p):
     """Forward and backward zero exactly the elements that the reference's mask drops."""

@@ -9,6 +9,7 @@ from tests.emulator.test_emulated_kernels import test_inputs_may_begin_anywhere
 from tests.emulator.test_gated_adapter_cuda import (
     SHARED,
     SITES,
+    test_a_float32_stream_is_not_rounded,
     test_a_gradient_may_begin_anywhere,
     test_a_norm_takes_no_product,
     test_cost,
@@ -24,15 +25,28 @@ FILES = tuple(f"gated_adapter/{name}" for name in ("forward.cu", "backward.cu", 
 NAMES = """scale-alone unused-x large-bart middleX middleX-bart small-masked middleY-sigmoid parallel-large-wide-x
 parallel-large pair odd-pair large-rms middleX-original small-masked-original large-t5 large-exact
 odd large-unbiased splits-small small-padded far-bart""".split()
+# Without 16 bits there is no stream beside them.
+STREAMS = "stream-bart stream-t5 stream-middleX stream-small stream-odd".split()
 LARGE = BY_NAME["gated_adapter", "large-bart"]
 SITE_BY_NAME = {case.name: case for case in SITES}
 
 CHECKS = [
     *(of_case(BY_NAME["gated_adapter", name], dtype) for name in NAMES for dtype in (torch.float32, torch.bfloat16)),
+    *(of_case(BY_NAME["gated_adapter", name], torch.bfloat16) for name in STREAMS),
+    *(
+        of_assertions(f"stream of {granularity}", test_a_float32_stream_is_not_rounded, granularity)
+        for granularity in ("none", "middleX")
+    ),
     *(under(of_case(SHARED[0], torch.bfloat16), PETX_CUDA_SHARES=shares) for shares in ("1", "4")),
     of_assertions("cost of large-ragged", test_cost, SITE_BY_NAME["large-ragged"], torch.bfloat16),
     of_assertions("cost of middleY", test_cost, SITE_BY_NAME["middleY"], torch.float32),
     of_assertions("inputs begin anywhere", test_inputs_may_begin_anywhere, LARGE, torch.bfloat16),
+    of_assertions(
+        "stream begins anywhere",
+        test_inputs_may_begin_anywhere,
+        BY_NAME["gated_adapter", "stream-bart"],
+        torch.bfloat16,
+    ),
     of_assertions("gradient begins anywhere", test_a_gradient_may_begin_anywhere),
     of_assertions("a norm takes no product", test_a_norm_takes_no_product),
     of_assertions("gelu of z as stored", test_gelu_is_of_z_as_it_is_stored, "none"),
@@ -70,8 +84,49 @@ MUTATIONS = [
     Mutation("second head multiplies the first's rank", SITE, r"head \* rank\)", "0)"),
     Mutation("gate from the adapter's rows", SITE, r"block_rows\(hidden.gate_a, p.r_g\)", "block_rows(hidden.a, p.r)"),
     Mutation("lost bias", SITE, r"if \(p.up_bias\)", "if (false)"),
-    Mutation("lost residual", FORWARD, r"if \(p.residual\) Base::", "if (false) Base::"),
-    Mutation("lost residual of a token's gate", FORWARD, r"if \(p.residual\) Block::", "if (false) Block::"),
+    Mutation("lost residual", SITE, r"if \(p.residual\) RowBlock", "if (false) RowBlock"),
+    Mutation("lost residual of a token's gate", FORWARD, r" \|\| p.skip \|\| p.residual\) Block::", ") Block::"),
+    Mutation("lost stream", SITE, r"if \(p.skip\) RowBlock", "if (false) RowBlock"),
+    Mutation("lost stream of a token's gate", FORWARD, r"if \(wide \|\| p.skip \|\| ", "if (!wide && "),
+    Mutation("x for the stream of a token's gate", FORWARD, r"p.skip \? p.skip : p.x, i", "p.x, i"),
+    Mutation(
+        "stream rounded to 16 bits",
+        SITE,
+        r"RowBlock<T>::store_wide_run\(data, i, left, run\)",
+        "RowBlock<T>::store_wide_run(data, i, left, RowBlock<T>::rounded(run))",
+    ),
+    Mutation(
+        "out beside a stream rounded to 16 bits",
+        FORWARD,
+        r"Block::store_wide_run\(data, i, left, run\)",
+        "Block::store_wide_run(data, i, left, Block::rounded(run))",
+    ),
+    Mutation(
+        "norm's weight beside a stream in 16 bits",
+        GRADS,
+        r"this->load_stream\(p.norm_weight",
+        "Base::load_run(p.norm_weight",
+    ),
+    Mutation("gradient of the stream lost", GRADS, r"if \(g.skip\) Base", "if (false) Base"),
+    Mutation(
+        "stream's gradient without the norm's part",
+        GRADS,
+        r"store_wide_run\(g.skip, i, left, dy\)",
+        "store_wide_run(g.skip, i, left, this->load_stream(g.dout, i, left))",
+    ),
+    Mutation(
+        "stream's gradient rounded to 16 bits",
+        GRADS,
+        r"store_wide_run\(g.skip, i, left, dy\)",
+        "store_wide_run(g.skip, i, left, Base::rounded(dy))",
+    ),
+    Mutation("norm's bias beside a stream from the stream", BACKWARD, r"(wide_column\([^;]*)g.dout", r"\1p.skip"),
+    Mutation(
+        "norm's bias beside a stream by 16 bits",
+        BACKWARD,
+        r"sums_.wide_column\(([^;]*), p.d",
+        r"sums_.column(\1, nullptr, p.d",
+    ),
     Mutation(
         "small gate reads the first half for S", SITE, r"Granularity::small \? p.d : 0", "Granularity::small ? 0 : 0"
     ),
@@ -105,7 +160,10 @@ MUTATIONS = [
     Mutation("gate reads h", FORWARD, r"reads_x = gate \|\| ", "reads_x = "),
     Mutation("gate's bias is the adapter's", FORWARD, r"gate \? p.gate_down_bias : p.down_bias", "p.down_bias"),
     Mutation(
-        "S of h for the gate of S", FORWARD, r"GateInput::modified \? out_ : p.h", "GateInput::modified ? p.h : p.h"
+        "S of h for the gate of S",
+        FORWARD,
+        r"GateInput::modified \? load_stream\(out_",
+        "GateInput::modified ? Block::load_run(p.h",
     ),
     Mutation(
         "gate of small's own token",
@@ -216,7 +274,8 @@ MUTATIONS = [
     Mutation("dropped values not marked", GRADS, r"marked\(channel, kept\)\)", "channel)"),
     Mutation("marks drop what was kept", GRADS, r"< C\(0\) \? 0u : 1u", "< C(0) ? 1u : 0u"),
     Mutation("packs of odd widths", SITE, r"bits = p.d / p.heads % kRun \|\| p.d_x % kRun;", "bits = 0;"),
-    Mutation("packs of odd inputs", SITE, r"p.norm_bias\}\)\s+bits \|=", "p.norm_bias}) bits &="),
+    Mutation("packs of odd inputs", SITE, r"p.norm_bias, p.skip\}\)\s+bits \|=", "p.norm_bias, p.skip}) bits &="),
+    Mutation("packs of an odd stream", SITE, r"p.norm_bias, p.skip\}\)", "p.norm_bias})"),
     Mutation(
         "packs of odd results",
         SITE,
