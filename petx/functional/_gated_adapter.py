@@ -159,10 +159,9 @@ def check(
     h, x = tensors[:2]
     if x is None or x.dtype == h.dtype or torch.is_autocast_enabled(h.device.type):
         pass
-    elif not residual:
-        raise ValueError(f"gated_adapter: x must have h's dtype {h.dtype}, got {x.dtype}")
-    elif x.dtype != torch.promote_types(h.dtype, torch.float32):
-        raise ValueError(f"gated_adapter: x must have h's dtype {h.dtype}, or float32 beside 16 bits, got {x.dtype}")
+    elif not _is_wide(h, x, residual):
+        wider = " or, beside 16 bits, float32" if residual and h.dtype.itemsize == 2 else ""
+        raise ValueError(f"gated_adapter: x must have h's dtype {h.dtype}{wider}, got {x.dtype}")
     check_seed("gated_adapter", seed, h)
 
 

@@ -70,7 +70,8 @@ class GatedAdapter(nn.Module):
 
     Shape: ``h [..., L, d]``, ``x [..., L, d]``, ``padding_mask [..., L]`` (True if a token counts), gives
     ``[..., L, d]``.
-    Any floating dtype; parameters are cast to ``h``'s dtype, gradients come back in their own.
+    Any floating dtype; parameters are cast to ``h``'s dtype, gradients come back in their own. With a residual, ``x``
+    may be float32 beside an ``h`` in 16 bits; then the norm and the result are float32, too.
 
     ``down``, ``up``, ``gate_down`` and ``gate`` only hold the weights, which one operation reads: they are not called,
     so hooks on them do not run, and a wrapper around one of them changes nothing but its ``weight`` and ``bias``.

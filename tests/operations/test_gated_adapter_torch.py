@@ -137,7 +137,11 @@ BAD = {
     "x-missing": (dict(x=None), "x is required"),
     "x-length": (dict(x=torch.ones(3, 4, 24)), r"x must be .*got \[3, 4, 24\]"),
     "x-width": (dict(x=torch.ones(3, 5, 20)), "x must have h's width 24 here, got 20"),
-    "x-dtype": (dict(x=torch.ones(3, 5, 24, dtype=torch.float64)), "x must have h's dtype"),
+    "x-dtype": (dict(x=torch.ones(3, 5, 24).double()), "x must have h's dtype torch.float32, got torch.float64"),
+    "x-dtype-beside-16-bits": (
+        dict(h=torch.ones(3, 5, 24).bfloat16(), x=torch.ones(3, 5, 24).half()),
+        "x must have h's dtype torch.bfloat16 or, beside 16 bits, float32, got torch.float16",
+    ),
     "down-width": (dict(down_weight=torch.ones(8, 20)), r"down_weight must be \[8, 24\], got \[8, 20\]"),
     "down-dims": (dict(down_weight=torch.ones(8)), r"down_weight must be \[r, width\].*got \[8\]"),
     "down-rows": (
