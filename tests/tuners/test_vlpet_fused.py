@@ -294,6 +294,17 @@ def test_under_autocast_the_residual_stream_is_float32(kind):
     assert error(found) <= 1.25 * error(own)
 
 
+def test_under_autocast_an_adapter_in_bfloat16_is_fused():
+    """Its dtype is not that of the stream, which the host's weights decide."""
+    model = tuned(make_host("bart"))
+    for name, parameter in model.named_parameters():
+        if ".vlpet_adapter." in name:
+            parameter.data = parameter.data.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert [norm for *_, norm in tails(model, "bart")] == [1] * 4
+        assert "not fused" not in describe(model)
+
+
 @pytest.mark.parametrize("kind", ["bart", "t5"])
 def test_under_autocast_a_bfloat16_stream_is_the_hosts_own(kind):
     """There dtypes change on the way: bit for bit the unfused layers', and `describe` says so."""

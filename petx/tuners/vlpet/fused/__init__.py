@@ -56,10 +56,10 @@ def obstacle(layer: nn.Module) -> str | None:
 
 def obstacle_now(layer: nn.Module) -> str | None:
     """Why ``layer``, which is fused, would run the host's own steps in a pass here and now, or None."""
-    for parameter in layer.parameters():
+    for name, parameter in layer.named_parameters():
         device, dtype = parameter.device.type, parameter.dtype
         narrow = dtype.is_floating_point and dtype != torch.float32
-        if narrow and device != "meta" and torch.is_autocast_enabled(device):
+        if ".vlpet_adapter." not in name and narrow and device != "meta" and torch.is_autocast_enabled(device):
             return f"under autocast a residual stream in {dtype} changes its dtype on the way"
     return None
 
