@@ -18,6 +18,9 @@ CASES = [
     site("whole", batch=(1, 192), d=192, r=96, r_g=64, granularity="large"),
     site("ragged", batch=(1, 150), d=136, r=104, r_g=40, granularity="large", **BART_TAIL),
     site("odd", batch=(1, 131), d=131, r=67, r_g=5, granularity="large", **BART_TAIL),
+    # A float32 stream beside, and a token's gate, whose sums go through tiles.
+    site("stream", batch=(1, 131), d=136, r=40, r_g=24, granularity="large", stream=True, **BART_TAIL),
+    site("stream-gate", batch=(2, 35), d=131, r=40, granularity="small", stream=True, **BART_TAIL),
     site("heads", batch=(1, 20), d=48, r=24, heads=3, granularity="middleY"),
     # An even width of a gradient whose sums begin at an odd place.
     site("odd-place", batch=(1, 20), d=7, d_x=8, r=9, placement="parallel"),
