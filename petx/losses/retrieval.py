@@ -38,8 +38,14 @@ def hard_negatives(similarity: Tensor, same: Tensor) -> tuple[Tensor, Tensor]:
     For every image a caption of another, then for every caption another image, drawn with the probability that the
     softmax of ``similarity [B, B]`` gives it among those (torch's generator), so that what is hard to tell apart comes
     often. A row whose images are all the ``same`` has none; N is 2B if there is no such row. Without a gradient.
+
+    Raises ValueError as :func:`contrastive_loss`, and for a similarity that is not finite.
     """
     _check("hard_negatives", similarity, same)
+    finite = similarity.detach().isfinite()
+    if not bool(finite.all()):
+        bad = int(finite.numel() - finite.sum())
+        raise ValueError(f"hard_negatives: similarity must be finite, got {bad} of {finite.numel()} values that are not")
     rows = torch.arange(len(same), device=same.device)[~same.all(1)]
     if not len(rows):
         return rows, rows

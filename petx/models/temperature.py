@@ -9,7 +9,7 @@ from petx._checks import check_floating
 
 __all__ = ["Temperature"]
 
-HOTTEST = 100.0  # 1 / temperature is at most this, as CLIP's
+MOST_SCALE = 100.0  # 1 / temperature is at most this, as CLIP's
 
 
 class Temperature(nn.Module):
@@ -26,4 +26,8 @@ class Temperature(nn.Module):
     def forward(self, similarity: Tensor) -> Tensor:
         """``similarity [...] / τ``, of its dtype: ``[...]``."""
         check_floating("Temperature", "similarity", similarity, "[...]")
-        return similarity * self.log_scale.clamp(max=math.log(HOTTEST)).exp().to(similarity.dtype)
+        most = math.log(MOST_SCALE)
+        if self.training:  # the parameter itself, as CLIP's: beyond the bound it would have no gradient to come back by
+            with torch.no_grad():
+                self.log_scale.clamp_(max=most)
+        return similarity * self.log_scale.clamp(max=most).exp().to(similarity.dtype)

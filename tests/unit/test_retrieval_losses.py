@@ -70,9 +70,19 @@ def test_what_does_not_fit_is_named(function, similarity, same, message):
         function(similarity, same)
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_negatives_of_what_is_not_finite_are_refused(value):
+    similarity = torch.tensor([[1.0, value], [value, 0.0]])
+    with pytest.raises(ValueError, match="hard_negatives: similarity must be finite, got 2 of 4 values that are not"):
+        hard_negatives(similarity, same_of([0, 1]))
+
+
 def test_temperature_begins_at_that_of_clip_and_stays_above_its_least():
     layer = Temperature()
     torch.testing.assert_close(layer(torch.tensor([0.7])), torch.tensor([10.0]))
     with torch.no_grad():
         layer.log_scale.fill_(50.0)
-    torch.testing.assert_close(layer(torch.tensor([0.5])), torch.tensor([50.0]))
+    torch.testing.assert_close(layer.eval()(torch.tensor([0.5])), torch.tensor([50.0]))
+    assert layer.log_scale == 50.0  # evaluation changes nothing
+    layer.train()(torch.tensor([0.5])).sum().backward()
+    assert layer.log_scale.grad == pytest.approx(50.0)  # what stands at its bound can come back
