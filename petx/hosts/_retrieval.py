@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from petx import tasks
 from petx.data.pairs import RETRIEVAL
+from petx.errors import UserError
 from petx.hosts.base import Host
 from petx.losses import contrastive_loss, hard_negatives
 from petx.models import Temperature
@@ -77,6 +78,11 @@ class Retrieves(Host):
         loss = contrastive_loss(scaled, same)
         if not batch["matching"]:
             return loss
+        if not bool(scaled.isfinite().all()):
+            raise UserError(
+                "the similarities of a batch's images and captions are not finite: the training diverged; lower lr, or "
+                "with amp=fp16 take bf16"
+            )
         own = torch.arange(len(same), device=same.device)
         images, texts = hard_negatives(scaled, same)
         seen = {name: torch.cat([tensor, tensor[images]]) for name, tensor in seen.items()}

@@ -275,6 +275,15 @@ def test_without_matching_nothing_ranks_again(place):
     assert host.retrieval_loss(model, host.batch([task[0], task[2]])).isfinite()
 
 
+def test_a_training_that_diverged_is_told_in_words(place):
+    run, model = prepared(place, "vlpet", None)
+    task, host = run.data.train[0], hosts.bound(model, run.data.tokenizer)
+    with torch.no_grad():
+        model.text_projection.weight.fill_(torch.nan)
+    with pytest.raises(UserError, match="similarities of a batch's images and captions are not finite"):
+        host.retrieval_loss(model, host.batch([task[0], task[2]]))
+
+
 def test_dry_run_shows_a_pair(place, tmp_path, capsys):
     for method, read in (("vlpet", "retrieval : red thing </s>"), ("petal", "<s> red thing </s>")):
         settings = settings_of(place, method, tmp_path / "out", arms=[method])
