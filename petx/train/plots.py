@@ -33,7 +33,7 @@ def write_curves(run: Any, results: dict[str, Any]) -> list[Path]:
     axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_locator(ticker.NullLocator())
-    axes.set_title(f"Loss on the training questions ({data})")
+    axes.set_title(f"Training loss ({data})")
     paths = [_save(figure, axes, run.out / "loss.png")]
 
     metric = next(iter(curves.values()))[0]["metric"] or "score"
@@ -46,7 +46,7 @@ def write_curves(run: Any, results: dict[str, Any]) -> list[Path]:
         blind = results["baselines"]["blind"]["dev"]["accuracy"]
         label = f"best answer without the image ({blind:.1f})"
         axes.axhline(blind, color="black", linestyle="--", linewidth=1, label=label)
-    axes.set_title(f"Score on held-out images ({data})")
+    axes.set_title(f"Score on the development split ({data})")
     return [*paths, _save(figure, axes, run.out / "accuracy.png")]
 
 
