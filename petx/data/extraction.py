@@ -52,7 +52,7 @@ def plan(model: str, pictures: Path, output: Path, *, videos: bool, batch_size: 
     made otherwise.
     """
     if not pictures.is_dir():
-        raise UserError(f"the pictures must be a folder, got {str(pictures)!r}")
+        raise UserError(f"--{'videos' if videos else 'images'} must be a folder, got {str(pictures)!r}")
     files: dict[str, list[Path]] = {}
     for path in sorted(pictures.rglob("*")):
         if path.suffix not in PICTURES or not path.is_file():

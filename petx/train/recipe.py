@@ -41,7 +41,7 @@ class Recipe:
         _check_retrieval(settings, host)
         for arm in settings.all_arms:
             if self.baselines[arm].random_host and settings.host is not None:
-                raise UserError(f"arm {arm} is for the small host of easy-vqa")
+                raise UserError(f"arm {arm} is for a small host, which is pretrained here, got host={settings.host!r}")
             needed = self.baselines[arm].misfit(host)
             if needed is not None:
                 raise UserError(f"arm {arm} needs {needed}, and {host.words} has none")

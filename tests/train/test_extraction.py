@@ -159,7 +159,7 @@ def refusals(tmp_path):
     foreign.mkdir()
     (foreign / "a.h5").touch()
     return {
-        ("--images", tmp_path / "nowhere"): "the pictures must be a folder",
+        ("--images", tmp_path / "nowhere"): "--images must be a folder",
         ("--images", tmp_path / "none"): "has no picture",
         ("--images", twice): "would both write a.h5",
         ("--videos", images): "lies in no video's folder",

@@ -95,7 +95,7 @@ def test_the_images_tokens_go_where_the_instruction_says(places):
         ("llava", dict(arms=["petal", "adapter"]), "arm adapter needs a Q-Former, and LLaVA has none"),
         ("llava", dict(ib="corrected"), "ib=corrected needs a Q-Former, and LLaVA has none"),
         ("blip2-t5", dict(instructions=["{q}", "describe"]), "BLIP-2 reads one instruction per image, got 2"),
-        ("blip2-t5", dict(arms=["scratch"]), "arm scratch is for the small host of easy-vqa"),
+        ("blip2-t5", dict(arms=["scratch"]), "arm scratch is for a small host, which is pretrained here"),
     ],
 )
 def test_what_a_host_cannot_do_is_said_before_any_work(places, tmp_path, kind, change, message):
