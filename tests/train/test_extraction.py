@@ -1,6 +1,7 @@
 """``petx data features``: feature files of pictures and videos by any vision model, resumable, by several processes."""
 
 import json
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import h5py
 import numpy as np
@@ -130,9 +131,19 @@ def test_what_is_there_is_left_and_the_rest_computed(vit, tmp_path, capsys):
     assert "2 images, 2 there already" in capsys.readouterr().out
 
 
-@pytest.mark.slow
-def test_several_processes_compute_the_same_and_tell_a_broken_picture(vit, tmp_path, monkeypatch, capsys):
+class Threads(ThreadPoolExecutor):
+    """In place of processes, which take half a minute to import torch."""
+
+    def __init__(self, count, context, **options):
+        assert context.get_start_method() == "spawn"
+        super().__init__(count, **options)
+
+
+@pytest.mark.parametrize("pool", [Threads, pytest.param(ProcessPoolExecutor, marks=pytest.mark.nightly)])
+def test_several_at_a_time_compute_the_same_and_tell_a_broken_picture(vit, tmp_path, monkeypatch, capsys, pool):
     monkeypatch.setattr(extraction.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(extraction, "ProcessPoolExecutor", pool)
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)  # of this process, whose pool is of threads
     folder, _ = vit
     images = write_pictures(tmp_path / "images", [f"{i}.png" for i in range(4)])
     (images / "3.png").write_bytes(b"no picture")
