@@ -39,7 +39,7 @@ class ScaledLora(Baseline):
 
 
 class ScaledLinear(nn.Module):
-    """``x Wᵀ + b + s (x Dᵀ + d) Uᵀ + u)`` around a frozen linear; s starts at 1, U and both biases at zero."""
+    """``x Wᵀ + b + s ((x Dᵀ + d) Uᵀ + u)`` around a frozen linear; s starts at 1, U and both biases at zero."""
 
     def __init__(self, frozen: nn.Linear, rank: int) -> None:
         super().__init__()
