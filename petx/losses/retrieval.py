@@ -45,7 +45,9 @@ def hard_negatives(similarity: Tensor, same: Tensor) -> tuple[Tensor, Tensor]:
     finite = similarity.detach().isfinite()
     if not bool(finite.all()):
         bad = int(finite.numel() - finite.sum())
-        raise ValueError(f"hard_negatives: similarity must be finite, got {bad} of {finite.numel()} values that are not")
+        raise ValueError(
+            f"hard_negatives: similarity must be finite, got {bad} of {finite.numel()} values that are not"
+        )
     rows = torch.arange(len(same), device=same.device)[~same.all(1)]
     if not len(rows):
         return rows, rows
