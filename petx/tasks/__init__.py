@@ -9,7 +9,7 @@ from petx import _rooms
 from petx.errors import UserError
 from petx.tasks.base import RunData, Source, TaskSpec
 
-__all__ = ["RunData", "Source", "TaskSpec", "find", "kinds", "names", "of_kind", "retrieval", "source"]
+__all__ = ["RunData", "Source", "TaskSpec", "find", "kinds", "names", "of_kind", "only_ranks", "retrieval", "source"]
 
 
 def of_kind(kind: str, method: str) -> dict[str, TaskSpec]:
@@ -45,6 +45,12 @@ def retrieval(settings: Any) -> list[str]:
     found = source(settings.data)
     known = found.specs(settings)
     return [*found.retrieval, *(name for name in settings.tasks if name in known and known[name].retrieval)]
+
+
+def only_ranks(settings: Any) -> bool:
+    """Whether all tasks of ``settings`` are of :func:`retrieval`, so that nothing is asked and no text generated."""
+    ranked = retrieval(settings)
+    return bool(ranked) and set(settings.tasks) <= set(ranked)
 
 
 def source(kind: str) -> Source:

@@ -213,9 +213,7 @@ class EasyVQASource(Source):
     own_tasks = (QUESTIONS.name, *PARTS)
 
     def check(self, settings: Any) -> None:
-        for name in ("data_dir", "images_dir", "features_dir"):
-            if getattr(settings, name, None):
-                raise UserError(f"{name} is for data of one's own, and data is {self.kind}; choose one with --data")
+        self.check_packaged(settings)
         for i, name in enumerate(settings.tasks):
             if name not in PARTS or name in settings.tasks[:i]:
                 wrong = "names twice" if name in PARTS else "has the unknown part"

@@ -50,9 +50,7 @@ class OpenMojiSource(Source):
     encodes_images = True
 
     def check(self, settings: Any) -> None:
-        for name in ("data_dir", "images_dir", "features_dir", "tasks", "host"):
-            if getattr(settings, name, None):
-                raise UserError(f"{name} is for data of one's own, and data is {self.kind}; choose one with --data")
+        self.check_packaged(settings, "tasks", "host")
         packages.require("openmoji", "efficientnet-lite0")
         if settings.image_size < STRIDE or settings.image_size % STRIDE:
             raise UserError(f"image_size must be a positive multiple of {STRIDE}, got {settings.image_size}")

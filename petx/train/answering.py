@@ -9,6 +9,7 @@ import torch
 
 from petx import hosts, tasks
 from petx.data.pictures import read_picture
+from petx.errors import UserError
 from petx.files import written_whole
 
 matplotlib.use("Agg")
@@ -27,6 +28,8 @@ class Answer:
 @torch.inference_mode()
 def answer(loaded: Any, image: str, question: str, num_beams: int = 1) -> Answer:
     """:class:`Answer` of ``loaded`` (:class:`petx.train.tuned.Tuned`) to ``question`` on the file ``image``."""
+    if tasks.only_ranks(loaded.settings):
+        raise UserError("this adapter was trained to rank images and captions for one another; it answers no questions")
     model, tokenizer = loaded.model, loaded.tokenizer
     item = loaded.host.question_item(tasks.source(loaded.settings.data), loaded.settings, tokenizer, image, question)
     host = hosts.bound(model, tokenizer)

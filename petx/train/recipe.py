@@ -80,8 +80,10 @@ class Recipe:
 def _check_retrieval(settings: Common, host: type[Host]) -> None:
     """Raise :class:`UserError` if a task of ``settings`` ranks images and captions, and that cannot be learnt so."""
     ranked = tasks.retrieval(settings)
-    if ranked and settings.num_beams is not None and set(settings.tasks) <= set(ranked):
-        raise UserError(f"num_beams={settings.num_beams} is for texts that are generated; {', '.join(ranked)} rank")
+    if not ranked and (unread := settings.differing(settings.of_retrieval)):
+        raise UserError(f"{', '.join(unread)}: nothing reads this without a task of retrieval")
+    if tasks.only_ranks(settings) and (unread := settings.differing(settings.of_texts)):
+        raise UserError(f"{', '.join(unread)}: this is of texts that are generated, and {', '.join(ranked)} ranks")
     for name in ranked:
         if not host.retrieves:
             raise UserError(f"task {name} ranks images and captions for one another, and {host.words} cannot")

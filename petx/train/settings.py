@@ -5,7 +5,7 @@ import dataclasses
 import difflib
 import sys
 import typing
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,10 @@ class Common:
         *("matching", "rerank", "keep", "seeds", "output_dir", "resume"),
     )
 
+    of_own_data: typing.ClassVar[tuple] = ("data_dir", "splits")  # what data in packages leave unread
+    of_texts: typing.ClassVar[tuple] = ("num_beams",)  # what a run leaves unread that only ranks
+    of_retrieval: typing.ClassVar[tuple] = ("retrieval_width", "matching", "rerank")  # and one that ranks nothing
+
     dry_run = False  # asked for on the command line alone: nothing that a run depends on
 
     if typing.TYPE_CHECKING:  # what every recipe adds, with its own default
@@ -52,10 +56,16 @@ class Common:
     # data
     data_dir: str | None = option(None, "folder of one's own data (docs/training.md has the layout)", path=True)
     feature_width: int = option(1280, "width of a visual feature vector", least=1)
-    image_size: int = option(64, "easy-vqa: side in pixels the images are read at, a multiple of 32", least=32)
-    train_images: int | None = option(None, "easy-vqa: use only this many training images (default: all)", least=1)
-    dev_images: int = option(400, "easy-vqa: training images held out for development", least=1)
-    test_images: int | None = option(None, "easy-vqa: use only this many test images (default: all)", least=1)
+    image_size: int = option(64, "data in packages: side in pixels the images are read at, a multiple of 32", least=32)
+    train_images: int | None = option(
+        None, "data in packages: use only this many training images (default: all)", least=1
+    )
+    dev_images: int = option(400, "data in packages: images held out for development", least=1)
+    test_images: int | None = option(
+        None,
+        "data in packages: use only this many test images (default: all; openmoji: 600)",
+        least=1,
+    )
     tasks: list = option(
         [], "tasks to train on, by name; easy-vqa: parts of it, all of it by default", each=dict(kind=str)
     )
@@ -86,7 +96,9 @@ class Common:
 
     # retrieval
     retrieval_width: int = option(256, "retrieval: width of the space that images and captions meet in", least=1)
-    matching: float = option(1.0, "retrieval: weight of the matching loss beside the contrastive; 0: none", least=0)
+    matching: float = option(
+        1.0, "retrieval: weight of the matching loss beside the contrastive; 0: none, and no reranking", least=0
+    )
     rerank: int = option(128, "retrieval: most similar candidates that matching ranks again; 0: none", least=0)
 
     # evaluation and run
@@ -113,6 +125,16 @@ class Common:
     def known_arms(cls) -> list[str]:
         """Names of the baselines that the recipe offers, in the order of its table."""
         return list(baselines.of_method(cls.recipe))
+
+    def differing(self, names: Collection[str]) -> list[str]:
+        """Those of ``names`` that are settings of this recipe and not at their default, as ``name=value``."""
+        found = []
+        for field in dataclasses.fields(self):
+            default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+            value = getattr(self, field.name)
+            if field.name in names and value != default:
+                found.append(f"{field.name}={value!r}")
+        return found
 
     @property
     def accumulated(self) -> int:

@@ -14,12 +14,14 @@ from petx.cli import main as petx
 from petx.errors import UserError
 from petx.hosts._retrieval import bare, head_modules, similarities
 from petx.models import InstructBlip
-from petx.train import heads, petal, tuned, vlpet
+from petx.train import answering, heads, petal, tuned, vlpet
+from petx.train.petal import arguments as petal_arguments
 from petx.train.run import Run
 from tests.fixtures import image_text, instruct_blip, tiny_hosts
 
 WORDS = [f"{colour} {thing}" for colour in ("red", "green", "blue") for thing in ("thing", "something", "dark")]
 COLOURS = ("red", "lime", "blue", "yellow", "cyan", "magenta", "white", "black", "gray")
+PLAIN = petal_arguments.checked({"steps": 1})
 SPLITS = {"coco_retrieval": {"train": ["train"], "dev": ["val"], "test": ["val"]}}
 
 
@@ -56,7 +58,9 @@ def settings_of(place, method, out, host=None, **more):
     given |= dict(host=str(place / (host or {"vlpet": "bart", "petal": "host"}[method])), eval_every=1000) | more
     if method == "vlpet":
         return image_text.settings(place, out, dropout=0.0, **given)
-    given = dict(max_target={}, context="off", adapter_dropout=0.0, schedule="linear") | given
+    of_texts = () if set(given["tasks"]) - set(SPLITS) else petal_arguments.Settings.of_texts  # of the preset
+    defaults = {field: getattr(PLAIN, field) for field in of_texts}
+    given = defaults | dict(max_target={}, context="off", adapter_dropout=0.0, schedule="linear") | given
     return instruct_blip.settings(place, out, **given)
 
 
@@ -310,7 +314,17 @@ def test_dry_run_shows_a_pair(place, tmp_path, capsys):
             "task coco_retrieval compares the pairs of a batch: its batch size must be at least 2",
         ),
         ("vlpet", dict(batch_sizes={"coco_retrieval": 1}), "its batch size must be at least 2"),
-        ("vlpet", dict(num_beams=2), "num_beams=2 is for texts that are generated; coco_retrieval rank"),
+        ("vlpet", dict(num_beams=2), "num_beams=2: this is of texts that are generated, and coco_retrieval ranks"),
+        (
+            "petal",
+            dict(instructions=["Question: {q}"], generation={"num_beams": 3}, targets="first"),
+            r"targets='first', instructions=\['Question: {q}'\], generation={'num_beams': 3}: this is of texts",
+        ),
+        (
+            "vlpet",
+            dict(tasks=["caption"], splits={"caption": SPLITS["coco_retrieval"]}, batch_sizes={}),
+            "retrieval_width=8, rerank=3: nothing reads this without a task of retrieval",
+        ),
         ("petal", dict(ib="corrected"), "task coco_retrieval has no answers that ib=corrected could bound"),
         (
             "petal",
@@ -328,6 +342,12 @@ def test_blip2_for_retrieval_generates_nothing(place, tmp_path):
     more = dict(host="blip2-itm", tasks=["caption"], splits={"caption": SPLITS["coco_retrieval"]})
     with pytest.raises(UserError, match="is BLIP-2 for retrieval and generates nothing, as caption needs"):
         petal.run(settings_of(place, "petal", tmp_path / "out", **more))
+
+
+def test_what_was_trained_to_rank_answers_no_questions(place):
+    loaded = SimpleNamespace(settings=settings_of(place, "vlpet", "unused"), model=None, tokenizer=None)
+    with pytest.raises(UserError, match="trained to rank images and captions for one another; it answers no questions"):
+        answering.answer(loaded, "picture.png", "what is it?")
 
 
 def test_several_processes_are_refused(place, tmp_path, monkeypatch):

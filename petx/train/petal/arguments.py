@@ -37,6 +37,12 @@ class Settings(Common):
         "full_vision_norm",
     )
 
+    of_own_data: ClassVar[tuple] = (*Common.of_own_data, "images_dir", "augment", "metrics", "loss", "clean_captions")
+    of_texts: ClassVar[tuple] = (
+        *("generation", "instructions", "task_instructions", "eval_instructions", "clean_instructions", "aggregation"),
+        *("targets", "loss", "max_target", *Common.of_texts),
+    )
+
     # data
     data: str = option("easy-vqa", "data set", choices=tasks.kinds("petal"))
     images_dir: str | None = option(

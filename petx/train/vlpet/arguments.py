@@ -27,6 +27,8 @@ class Settings(Common):
         *("activation", "use_bias", "train_encoder_norms", "train_decoder_norms", *Common.after_host),
     )
 
+    of_own_data: ClassVar[tuple] = (*Common.of_own_data, "features_dir")
+
     # data
     data: str = option("easy-vqa", "data set", choices=tasks.kinds("vlpet"))
     features_dir: str | None = option(
