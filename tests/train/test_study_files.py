@@ -23,7 +23,7 @@ from tests.train.test_studies import write
         (dict(seeds=[0, 0]), r"seeds must be different integers from 0 to 4294967295, at least one; got \[0, 0\]"),
         (dict(seeds=[]), "at least one; got"),
         (dict(method="lora"), "method must be one of vlpet, petal; got 'lora'"),
-        (dict(preset="smoky"), "unknown preset 'smoky' of vlpet; there are: easy-vqa, "),
+        (dict(preset="smoky"), "unknown preset 'smoky' of vlpet; there are: chat-vqa, easy-vqa, "),
         (dict(axes=None), "one of axes and cells must be given, got none"),
         (dict(cells={"a": {}}), "one of axes and cells must be given, got both"),
         (dict(axes=None, cells={}), "cells must name at least one"),

@@ -172,7 +172,7 @@ def test_settings_are_laid_over_one_another(tmp_path):
 @pytest.mark.parametrize(
     "command, message",
     [
-        ("--preset easy-vqaa", "unknown preset 'easy-vqaa'; there are: easy-vqa, "),
+        ("--preset easy-vqaa", "unknown preset 'easy-vqaa'; there are: chat-vqa, easy-vqa, "),
         ("--level huge", "level must be one of large, middleX, middleY, small, none; got 'huge'"),
         ("--arms vlpet,lorra", "unknown arm 'lorra'"),
         ("--set ranks=3", "unknown setting 'ranks'; did you mean 'rank'"),
