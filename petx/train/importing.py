@@ -79,7 +79,8 @@ def _state(file: Path) -> Any:
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises what pickle, zip and its own reader raise
-        raise UserError(f"{file} is damaged or holds more than tensors: {' '.join(str(error).split())}") from error
+        # Not in torch's words, which advise to read it with weights_only=False: that runs what the file says.
+        raise UserError(f"{file} is damaged, no file of torch.save, or holds more than tensors") from error
 
 
 def _settings(file: Path, found: Released, host: str, data_dir: str) -> Any:
