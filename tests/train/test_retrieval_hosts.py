@@ -162,7 +162,7 @@ def test_a_host_in_half_precision_embeds_in_single(place):
 @pytest.mark.slow
 @pytest.mark.parametrize("method, kind", KINDS)
 def test_a_host_learns_to_rank_and_gives_the_same_again(place, tmp_path, capsys, method, kind):
-    more = dict(arms=[method], epochs=30, lr=3e-2, warmup=0.1)
+    more = dict(arms=[method], epochs=60 if kind else 30, lr=3e-2, warmup=0.1)  # after 30, BLIP-2 is at 71
     settings = settings_of(place, method, tmp_path / "out", kind, **more)
     assert RECIPES[method].run(settings) == 0
     shown = capsys.readouterr().out
