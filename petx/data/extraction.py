@@ -8,6 +8,7 @@ import dataclasses
 import importlib.util
 import multiprocessing
 import os
+import re
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -54,7 +55,7 @@ def plan(model: str, pictures: Path, output: Path, *, videos: bool, batch_size: 
     if not pictures.is_dir():
         raise UserError(f"--{'videos' if videos else 'images'} must be a folder, got {str(pictures)!r}")
     files: dict[str, list[Path]] = {}
-    for path in sorted(pictures.rglob("*")):
+    for path in sorted(pictures.rglob("*"), key=_in_order):
         if path.suffix not in PICTURES or not path.is_file():
             continue
         if not videos:
@@ -80,6 +81,12 @@ def plan(model: str, pictures: Path, output: Path, *, videos: bool, batch_size: 
     elif output.is_dir() and any(one for end in ("h5", "npz") for one in output.glob(f"*.{end}")):
         raise UserError(f"{output} holds features that petx data features did not make; choose another folder")
     return Plan(model, output, videos, batch_size, files)
+
+
+def _in_order(path: Path) -> tuple[list[Any], str]:
+    """Sorts by name, numbers in it as numbers: frame 2 comes before frame 10."""
+    parts = re.split(r"(\d+)", str(path))  # texts and numbers in turn
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)], str(path)
 
 
 def run(todo: Plan, *, processes: int) -> None:

@@ -131,6 +131,16 @@ def test_what_is_there_is_left_and_the_rest_computed(vit, tmp_path, capsys):
     assert "2 images, 2 there already" in capsys.readouterr().out
 
 
+def test_frames_come_in_the_order_of_their_numbers(tmp_path):
+    names = [f"a/{i}.png" for i in (1, 2, 10, 100)] + ["b/f1.png", "b/f1.png-2.png"]
+    pictures = write_pictures(tmp_path / "frames", names)
+    todo = extraction.plan("x", pictures, tmp_path / "out", videos=True, batch_size=1)
+    assert [[frame.name for frame in frames] for frames in todo.files.values()] == [
+        ["1.png", "2.png", "10.png", "100.png"],
+        ["f1.png", "f1.png-2.png"],
+    ]
+
+
 class Threads(ThreadPoolExecutor):
     """In place of processes, which take half a minute to import torch."""
 
