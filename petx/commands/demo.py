@@ -1,6 +1,7 @@
 """Serve a page that answers questions on images: frozen model and a run's tuned ones beside it: ``petx demo RUN``."""
 
 import argparse
+import socket
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,6 +23,11 @@ def run(args: argparse.Namespace) -> int:
     arms = None if args.arms is None else [arm for arm in args.arms.split(",") if arm]
     if arms == []:
         raise UserError("--arms must name at least one, got none")
+    try:
+        with socket.create_server(("127.0.0.1", args.port)):
+            pass
+    except OSError as error:
+        raise UserError(f"--port {args.port} cannot be served: {error.strerror}; choose another") from error
     demo.library()  # told before anything is loaded
     models = demo.rows(user_path(args.run, "RUN"), arms)
     print(

@@ -1,5 +1,6 @@
 """``petx demo``: every model of a run answers beside the frozen one; the page itself needs gradio."""
 
+import socket
 import sys
 
 import pytest
@@ -82,6 +83,13 @@ def test_without_gradio_it_is_told_what_to_install(made, monkeypatch, capsys):
 def test_bad_arguments_are_named(made, more, message, capsys):
     assert petx(["demo", str(made / "run"), *more]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken_is_named(made, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert petx(["demo", str(made / "run"), "--port", str(port)]) == 2
+    assert f"--port {port} cannot be served: Address already in use" in capsys.readouterr().err
 
 
 @pytest.mark.slow
