@@ -51,8 +51,8 @@ PYBIND11_MODULE(_C, m) {
         "instruction sets compiled, with cpu_variant, the one this machine uses.");
   m.def("cuda_plan", &cuda_plan, py::arg("operation"), py::arg("dtype") = "bfloat16",
         py::arg("sizes") = petx::cuda::Sizes{}, py::arg("architecture") = 90,
-        "What a call of an operation would launch on a GPU, and why: kernel, why, grid (of the forward's largest "
-        "launch). sizes not given are those of cuda_usual_sizes(); architecture is the compute capability, 90 for 9.0. "
-        "Asks no GPU.");
+        "What a call of an operation would launch on a GPU, and why: kernel, why, grid (of the forward's launch "
+        "that makes the results). sizes not given are those of cuda_usual_sizes(); architecture is the compute "
+        "capability, 90 for 9.0. Asks no GPU.");
   m.def("cuda_usual_sizes", &petx::cuda::usual_sizes, "Operation -> the sizes that its plan depends on, as published.");
 }

@@ -34,12 +34,14 @@ struct CpReconstructParams {
   PETX_HD int64_t threshold_of(int64_t module) const { return thresholds == 1 ? 0 : module; }
 };
 
-// In C and in the factors' shapes, summed in an order fixed by the shape; null if not wanted.
+// In the factors' shapes, summed in C in an order fixed by the shape, and stored in C or where bit i of `narrow` is set
+// in the storage type: i counts the gradients from u's, 0, on. A CPU stores C alone. Null if not wanted.
 struct CpReconstructGrads {
   void* u;
   void* v;
   void* cores;
   void* threshold;
+  int64_t narrow;
 };
 
 // Each pointer of weights, out and dout (K of them, in host memory) is [d_out, d_in].

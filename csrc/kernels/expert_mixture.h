@@ -51,13 +51,15 @@ struct ExpertMixtureParams {
 struct ExpertMixtureGrads {
   const void* dout;  // [N, d]
   void* dx;          // [N, d] or null if not wanted, as every pointer below
-  // Parameters' gradients, in C and in the parameters' shapes, summed in an order fixed by the shape.
+  // Parameters' gradients, in the parameters' shapes, summed in C in an order fixed by the shape, and stored in C or
+  // where bit i of `narrow` is set in the storage type: i counts the gradients from dx, 0, on. A CPU stores C alone.
   void* down_weight;
   void* down_bias;
   void* up_weight;
   void* up_bias;
   void* gate_weight;
   void* gate_bias;
+  int64_t narrow;
 
   // Whether anything is wanted that the experts' hidden gradient leads to.
   bool hidden() const { return dx || down_weight || down_bias || gate_weight || gate_bias; }

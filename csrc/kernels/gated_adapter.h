@@ -65,7 +65,8 @@ struct GatedAdapterGrads {
   void* dh;          // [N, d] or null if not wanted, as every pointer below
   void* dx;          // [N, d_x]
   void* skip;        // C [N, d]
-  // Parameters' gradients, in C and in the parameters' shapes, summed in an order fixed by the shape.
+  // Parameters' gradients, in the parameters' shapes, summed in C in an order fixed by the shape, and stored in C or
+  // where bit i of `narrow` is set in the storage type: i counts the gradients from dh, 0, on. A CPU stores C alone.
   void* down_weight;
   void* down_bias;
   void* up_weight;
@@ -76,6 +77,7 @@ struct GatedAdapterGrads {
   void* gate_bias;
   void* norm_weight;
   void* norm_bias;
+  int64_t narrow;
 };
 
 namespace cpu {

@@ -28,12 +28,14 @@ struct ModeCoresParams {
   PETX_HD int64_t thresholds() const { return each ? rank : 1; }
 };
 
-// In C, summed in an order fixed by the shape; null if not wanted.
+// Summed in C in an order fixed by the shape, and stored in C or where bit i of `narrow` is set in the storage type: i
+// counts the gradients from dcore, 0, on. A CPU stores C alone. Null if not wanted.
 struct ModeCoresGrads {
   const void* dcores;  // [n, R, R] or [n, R]
   void* dcore;         // like core
   void* dvectors;      // [n, R]
   void* dthreshold;    // like threshold
+  int64_t narrow;
 };
 
 namespace cpu {

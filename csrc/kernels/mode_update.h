@@ -41,11 +41,13 @@ struct ModeUpdateOutputs {
 struct ModeUpdateGrads {
   const void* dy[kMostModes];  // [N, d_out]; null if none came
   void* dx;                    // like x (of the projected x if there is no u); null if not wanted, as below
-  // In C and in the parameters' shapes, summed in an order fixed by the shape. The cores of projections without a dy
-  // are left alone.
+  // In the parameters' shapes, summed in C in an order fixed by the shape, and stored in C or where bit i of `narrow`
+  // is set in the storage type: i counts the gradients from dx, 0, on. A CPU stores C alone. The cores of projections
+  // without a dy are left alone.
   void* du;
   void* dv;
   void* dcores;
+  int64_t narrow;
 };
 
 namespace cpu {

@@ -123,7 +123,7 @@ Grads bwd(Stack& stack) {
   auto dout = stack.take<Tensors>();
   auto f = Factors::take(stack);
   auto sides = stack.take<Tensor>();
-  auto needs = stack.take<int64_t>();
+  auto needs = stack.take<int64_t>(), narrow = stack.take<int64_t>();
   auto o = Options::take(stack);
   const auto& [u, v, cores, threshold] = f;
   std::vector<const void*> in;
@@ -133,12 +133,13 @@ Grads bwd(Stack& stack) {
   if (kept && !has_sides(p, dout[0])) fail(op, "sides are for the soft and the hard gate on a CPU");
   if (kept) p.sides = static_cast<uint8_t*>(const_cast<void*>(bits));
   bool any = p.d_out && p.d_in;  // with no values nothing is launched, so the sums must start as zeros
-  auto compute = compute_type(u);
   CpReconstructGrads g = {};
-  WantedGrads wanted(u, needs, !any);
-  Grads grads{wanted(0, u, compute, g.u), wanted(1, v, compute, g.v), wanted(2, cores, compute, g.cores),
-              wanted(3, threshold, compute, g.threshold)};
+  WantedGrads wanted(u, needs, narrow, !any);
+  g.narrow = wanted.narrow();
+  Grads grads{wanted.parameter(0, u, g.u), wanted.parameter(1, v, g.v), wanted.parameter(2, cores, g.cores),
+              wanted.parameter(3, threshold, g.threshold)};
   if (any) launch(u, p, in.data(), g);
+  wanted.round();
   return grads;
 }
 
@@ -151,7 +152,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(petx, m) {
                "Tensor[]")
             .c_str());
   m.def(schema("cp_reconstruct_bwd",
-               "Tensor[] dout, " + Factors::schema() + "Tensor sides, int needs, " + Options::schema(),
+               "Tensor[] dout, " + Factors::schema() + "Tensor sides, int needs, int narrow, " + Options::schema(),
                "(Tensor, Tensor, Tensor, Tensor)")
             .c_str());
 }

@@ -112,7 +112,7 @@ Grads bwd(Stack& stack) {
   auto dout = stack.take<Tensor>();
   auto t = MixtureTensors::take(stack);
   auto u = stack.take<Tensor>(), gates = stack.take<Tensor>();
-  auto needs = stack.take<int64_t>();
+  auto needs = stack.take<int64_t>(), narrow = stack.take<int64_t>();
   auto o = MixtureOptions::take(stack);
   ExpertMixtureParams p = checked(op, t, o);
   const Tensor& x = t.x;
@@ -124,12 +124,17 @@ Grads bwd(Stack& stack) {
   p.gates = const_cast<void*>(check.of_type("gates", gates, gates_shape(p), compute));
 
   // With no rows, or rows of no width, nothing is launched, so sums over rows must start as zeros.
-  WantedGrads wanted(x, needs, p.empty());
-  Grads grads{wanted(0, x, x.scalar_type(), g.dx),          wanted(1, t.down_weight, compute, g.down_weight),
-              wanted(2, t.down_bias, compute, g.down_bias), wanted(3, t.up_weight, compute, g.up_weight),
-              wanted(4, t.up_bias, compute, g.up_bias),     wanted(5, t.gate_weight, compute, g.gate_weight),
-              wanted(6, t.gate_bias, compute, g.gate_bias)};
+  WantedGrads wanted(x, needs, narrow, p.empty());
+  g.narrow = wanted.narrow();
+  Grads grads{wanted.activation(0, x, g.dx),
+              wanted.parameter(1, t.down_weight, g.down_weight),
+              wanted.parameter(2, t.down_bias, g.down_bias),
+              wanted.parameter(3, t.up_weight, g.up_weight),
+              wanted.parameter(4, t.up_bias, g.up_bias),
+              wanted.parameter(5, t.gate_weight, g.gate_weight),
+              wanted.parameter(6, t.gate_bias, g.gate_bias)};
   launch(x, p, g);
+  wanted.round();
   return grads;
 }
 
@@ -141,7 +146,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(petx, m) {
   m.def(schema("expert_mixture_fwd", MixtureTensors::schema() + MixtureOptions::schema(), "(Tensor, Tensor, Tensor)")
             .c_str());
   m.def(schema("expert_mixture_bwd",
-               "Tensor dout, " + MixtureTensors::schema() + "Tensor u, Tensor gates, int needs, " +
+               "Tensor dout, " + MixtureTensors::schema() + "Tensor u, Tensor gates, int needs, int narrow, " +
                    MixtureOptions::schema(),
                "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)")
             .c_str());

@@ -189,7 +189,7 @@ Grads bwd(Stack& stack) {
   auto dout = stack.take<Tensor>();
   auto t = SiteTensors::take(stack);
   auto saved = SiteSaved::take(stack);
-  auto needs = stack.take<int64_t>();
+  auto needs = stack.take<int64_t>(), narrow = stack.take<int64_t>();
   auto o = SiteOptions::take(stack);
   GatedAdapterParams p = checked(op, t, o);
   const Tensor& h = t.h;
@@ -211,21 +211,23 @@ Grads bwd(Stack& stack) {
   if (kept.gate) p.gate_product = const_cast<void*>(gate);
 
   // With no rows nothing is launched, so sums over rows must start as zeros.
-  WantedGrads wanted(h, needs, !p.rows);
-  Grads grads{wanted(0, h, h.scalar_type(), g.dh),
-              wanted(1, t.x, h.scalar_type(), g.dx),
-              wanted(2, t.down_weight, compute, g.down_weight),
-              wanted(3, t.down_bias, compute, g.down_bias),
-              wanted(4, t.up_weight, compute, g.up_weight),
-              wanted(5, t.up_bias, compute, g.up_bias),
-              wanted(6, t.gate_down_weight, compute, g.gate_down_weight),
-              wanted(7, t.gate_down_bias, compute, g.gate_down_bias),
-              wanted(8, t.gate_weight, compute, g.gate_weight),
-              wanted(9, t.gate_bias, compute, g.gate_bias),
-              wanted(10, t.norm_weight, compute, g.norm_weight),
-              wanted(11, t.norm_bias, compute, g.norm_bias),
-              wanted(12, t.skip, compute, g.skip)};
+  WantedGrads wanted(h, needs, narrow, !p.rows);
+  g.narrow = wanted.narrow();
+  Grads grads{wanted.activation(0, h, g.dh),
+              wanted.activation(1, t.x, g.dx),
+              wanted.parameter(2, t.down_weight, g.down_weight),
+              wanted.parameter(3, t.down_bias, g.down_bias),
+              wanted.parameter(4, t.up_weight, g.up_weight),
+              wanted.parameter(5, t.up_bias, g.up_bias),
+              wanted.parameter(6, t.gate_down_weight, g.gate_down_weight),
+              wanted.parameter(7, t.gate_down_bias, g.gate_down_bias),
+              wanted.parameter(8, t.gate_weight, g.gate_weight),
+              wanted.parameter(9, t.gate_bias, g.gate_bias),
+              wanted.parameter(10, t.norm_weight, g.norm_weight),
+              wanted.parameter(11, t.norm_bias, g.norm_bias),
+              wanted.stream(12, t.skip, g.skip)};
   launch(h, p, g);
+  wanted.round();
   return grads;
 }
 
@@ -239,7 +241,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(petx, m) {
             .c_str());
   m.def(
       schema("gated_adapter_bwd",
-             "Tensor dout, " + SiteTensors::schema() + SiteSaved::schema() + "int needs, " + SiteOptions::schema(),
+             "Tensor dout, " + SiteTensors::schema() + SiteSaved::schema() + "int needs, int narrow, " +
+                 SiteOptions::schema(),
              "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)")
           .c_str());
 }

@@ -79,7 +79,7 @@ std::tuple<Tensor, Tensor, Tensor> bwd(Stack& stack) {
   const char* op = "mode_cores (backward)";
   auto dcores = stack.take<Tensor>();
   auto t = CoresTensors::take(stack);
-  auto needs = stack.take<int64_t>();
+  auto needs = stack.take<int64_t>(), narrow = stack.take<int64_t>();
   auto o = CoresOptions::take(stack);
   const auto& [core, modes, threshold] = t;
   Checker check(op, core);
@@ -88,11 +88,12 @@ std::tuple<Tensor, Tensor, Tensor> bwd(Stack& stack) {
   std::vector<int64_t> shape = {p.modes, p.rank};
   if (!p.diagonal) shape.push_back(p.rank);
   g.dcores = check("dcores", dcores, shape);
-  auto compute = compute_type(core);
-  WantedGrads wanted(core, needs, !p.modes);
-  std::tuple<Tensor, Tensor, Tensor> grads{wanted(0, core, compute, g.dcore), wanted(1, modes, compute, g.dvectors),
-                                           wanted(2, threshold, compute, g.dthreshold)};
+  WantedGrads wanted(core, needs, narrow, !p.modes);
+  g.narrow = wanted.narrow();
+  std::tuple<Tensor, Tensor, Tensor> grads{wanted.parameter(0, core, g.dcore), wanted.parameter(1, modes, g.dvectors),
+                                           wanted.parameter(2, threshold, g.dthreshold)};
   if (p.modes && (g.dcore || g.dvectors || g.dthreshold)) launch(core, p, g);
+  wanted.round();
   return grads;
 }
 
@@ -102,7 +103,8 @@ std::tuple<Tensor, Tensor, Tensor> bwd(Stack& stack) {
 STABLE_TORCH_LIBRARY_FRAGMENT(petx, m) {
   using namespace petx;
   m.def(schema("mode_cores_fwd", CoresTensors::schema() + CoresOptions::schema(), "Tensor").c_str());
-  m.def(schema("mode_cores_bwd", "Tensor dcores, " + CoresTensors::schema() + "int needs, " + CoresOptions::schema(),
+  m.def(schema("mode_cores_bwd",
+               "Tensor dcores, " + CoresTensors::schema() + "int needs, int narrow, " + CoresOptions::schema(),
                "(Tensor, Tensor, Tensor)")
             .c_str());
 }

@@ -111,7 +111,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> bwd(Stack& stack) {
   auto f = Factors::take(stack);
   auto seed = stack.take<OptionalTensor>();
   auto h = stack.take<Tensor>();
-  auto needs = stack.take<int64_t>();
+  auto needs = stack.take<int64_t>(), narrow = stack.take<int64_t>();
   auto o = Options::take(stack);
   const auto& [x, u, v, cores] = f;
   Checker check(op, x);
@@ -125,14 +125,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> bwd(Stack& stack) {
     g.dy[k] = check("douts", douts[given++], rows_by(x, p.d_out));
   }
 
-  auto compute = compute_type(x);
   bool nothing = !p.rows || !p.d_out || !given;  // is launched then, and the sums are zeros
   bool partly = static_cast<int64_t>(given) < p.count;
-  WantedGrads wanted(x, needs, nothing);
-  std::tuple<Tensor, Tensor, Tensor, Tensor> grads{wanted(0, x, x.scalar_type(), g.dx), wanted(1, u, compute, g.du),
-                                                   wanted(2, v, compute, g.dv),
-                                                   wanted(3, cores, compute, g.dcores, partly)};
+  WantedGrads wanted(x, needs, narrow, nothing);
+  g.narrow = wanted.narrow();
+  std::tuple<Tensor, Tensor, Tensor, Tensor> grads{wanted.activation(0, x, g.dx), wanted.parameter(1, u, g.du),
+                                                   wanted.parameter(2, v, g.dv),
+                                                   wanted.parameter(3, cores, g.dcores, partly)};
   if (!nothing && (g.dx || g.du || g.dv || g.dcores)) launch(x, p, g);
+  wanted.round();
   return grads;
 }
 
@@ -144,7 +145,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(petx, m) {
   m.def(schema("mode_update_fwd", Factors::schema() + "Tensor[] bases, Tensor? seed, " + Options::schema(), "Tensor[]")
             .c_str());
   m.def(schema("mode_update_bwd",
-               "Tensor[] douts, int used, " + Factors::schema() + "Tensor? seed, Tensor h, int needs, " +
+               "Tensor[] douts, int used, " + Factors::schema() + "Tensor? seed, Tensor h, int needs, int narrow, " +
                    Options::schema(),
                "(Tensor, Tensor, Tensor, Tensor)")
             .c_str());

@@ -11,6 +11,7 @@
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "kernels/types.h"
@@ -104,27 +105,54 @@ inline Tensor empty(const Tensor& like, std::vector<int64_t> shape, ScalarType d
   return torch::stable::new_empty(like, shape, dtype);
 }
 
-// The gradients that a backward's `needs` asks for, bit by bit.
+// The gradients that a backward's `needs` asks for, bit by bit: an activation's in the call's dtype, a parameter's in
+// the compute type or, where its bit of `narrow` is set, in the call's dtype too.
 class WantedGrads {
  public:
   // `zeros`: nothing will be launched, so that what would have been sums must start as zeros.
-  WantedGrads(const Tensor& device_of, int64_t needs, bool zeros)
-      : device_of_(device_of), needs_(needs), zeros_(zeros) {}
+  WantedGrads(const Tensor& like, int64_t needs, int64_t narrow, bool zeros)
+      : like_(like), needs_(needs), narrow_(narrow), zeros_(zeros) {}
 
   // A tensor like argument number `bit`, and its address in `to`; an empty one if none is asked for.
-  Tensor operator()(int bit, const OptionalTensor& like, ScalarType dtype, void*& to, bool zeros = false) const {
-    if (!like || !(needs_ >> bit & 1)) return empty(device_of_, {0}, dtype);
-    std::vector<int64_t> shape(like->sizes().begin(), like->sizes().end());
-    Tensor grad =
-        zeros_ || zeros ? torch::stable::new_zeros(device_of_, shape, dtype) : empty(device_of_, shape, dtype);
+  Tensor activation(int bit, const OptionalTensor& argument, void*& to) const {
+    return made(bit, argument, like_.scalar_type(), to, zeros_);
+  }
+  // `zeros`: the kernel leaves a part of it alone.
+  Tensor parameter(int bit, const OptionalTensor& argument, void*& to, bool zeros = false) {
+    const ScalarType compute = compute_type(like_);
+    if (!(narrow_ >> bit & 1) || like_.scalar_type() == compute)
+      return made(bit, argument, compute, to, zeros_ || zeros);
+    if (!like_.is_cpu()) return made(bit, argument, like_.scalar_type(), to, zeros_ || zeros);
+    Tensor grad = made(bit, argument, like_.scalar_type(), to, false);
+    if (to) rounded_.emplace_back(grad, made(bit, argument, compute, to, zeros_ || zeros));
+    return grad;
+  }
+  // Of the residual stream: in the compute type.
+  Tensor stream(int bit, const OptionalTensor& argument, void*& to) const {
+    return made(bit, argument, compute_type(like_), to, zeros_);
+  }
+
+  // For the kernels: bit i says that the address of gradient i is one of the call's dtype, not of the compute type. A
+  // CPU's kernels know the compute type alone; round() makes the rest.
+  int64_t narrow() const { return like_.is_cpu() ? 0 : narrow_; }
+  // After the kernels.
+  void round() {
+    for (auto& [grad, wide] : rounded_) torch::stable::copy_(grad, wide);
+  }
+
+ private:
+  Tensor made(int bit, const OptionalTensor& argument, ScalarType dtype, void*& to, bool zeros) const {
+    if (!argument || !(needs_ >> bit & 1)) return empty(like_, {0}, dtype);
+    std::vector<int64_t> shape(argument->sizes().begin(), argument->sizes().end());
+    Tensor grad = zeros ? torch::stable::new_zeros(like_, shape, dtype) : empty(like_, shape, dtype);
     to = grad.mutable_data_ptr();
     return grad;
   }
 
- private:
-  const Tensor& device_of_;
-  int64_t needs_;
+  const Tensor& like_;
+  int64_t needs_, narrow_;
   bool zeros_;
+  std::vector<std::pair<Tensor, Tensor>> rounded_;  // result, and what the kernel sums
 };
 
 // Checks one call's tensors against the first: same device, same dtype, given shape, contiguous.
@@ -157,7 +185,9 @@ class Checker {
       even = even && strides[i] == next && stride >= width;
       next *= sizes[i];
     }
-    if (!even) fail(op_, name, " must have dense rows that lie evenly apart");
+    if (!even)
+      fail(op_, name, " must have dense rows that lie evenly apart, got ", shape_text(t), " with strides ",
+           shape_text(strides.data(), dims));
     return t.const_data_ptr();
   }
   const void* of_type(const char* name, const OptionalTensor& t, std::vector<int64_t> shape, ScalarType dtype) const {

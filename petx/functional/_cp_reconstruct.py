@@ -18,6 +18,7 @@ from petx.functional._operation import (
     copied,
     grads_by,
     is_vmapped,
+    narrow_bits,
     needed_bits,
     operands,
 )
@@ -58,9 +59,9 @@ def cp_reconstruct(
     A call with ``-scale`` takes the update out again: the update is the same to the bit with its sign turned, so two
     roundings remain and \|W'' - W\| ≤ 2⁻²⁴ (\|W'\| + \|W''\|) in float32. Keep W if it must come back exactly.
     All weights go through one launch (on a GPU, one for every 240), which reads and writes each once; the backward
-    recomputes ΔW tile by tile and stores nothing of its size. On a CPU the soft and the hard gate spare it that: the
-    forward keeps two bits for each entry, its side of the threshold. Weights that are not contiguous are copied first.
-    Autocast changes nothing here.
+    recomputes ΔW tile by tile and stores nothing of its size, but for a gated ΔW's gradient on a GPU, 64 MB at a time.
+    On a CPU the soft and the hard gate spare it that: the forward keeps two bits for each entry, its side of the
+    threshold. Weights that are not contiguous are copied first. Autocast changes nothing here.
 
     Raises ValueError naming the argument, what came and what was wanted.
     """
@@ -174,9 +175,9 @@ def _factor_grads(
     if partly:
         cores, threshold = cores[used], threshold[used] if each else threshold
         sides = sides[used] if len(sides) else sides
-    bits = needed_bits(needs)
+    asked = needed_bits(needs), narrow_bits(ctx.dtypes, douts[0].dtype)
     douts = [d.contiguous() for d in douts]
-    found = torch.ops.petx.cp_reconstruct_bwd(douts, u, v, cores, threshold, sides, bits, *ctx.options)
+    found = torch.ops.petx.cp_reconstruct_bwd(douts, u, v, cores, threshold, sides, *asked, *ctx.options)
     grads = as_leaves(found, ctx.dtypes, needs)
     if partly:  # what leads to no result has no gradient
         for i, alone in ((2, True), (3, each)):

@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from petx.functional._autograd import dtypes_of, wants_gradient
 from petx.functional._mode_update import OPERATION, batched_grads, update
-from petx.functional._operation import autocast_dtype, cast, copied, is_vmapped, needed_bits, operands
+from petx.functional._operation import autocast_dtype, cast, copied, is_vmapped, narrow_bits, needed_bits, operands
 
 
 def projected_update(
@@ -99,8 +99,9 @@ class _ProjectedUpdate(torch.autograd.Function):
             found = batched_grads(given, (read, *factors), seed, needs, *ctx.options)
         elif bits:
             used = sum(1 << k for k in given)
+            asked = bits, narrow_bits((None, *ctx.dtypes[2:]), read.dtype)
             found = torch.ops.petx.mode_update_bwd(
-                list(given.values()), used, read, *factors, seed, hidden, bits, *ctx.options
+                list(given.values()), used, read, *factors, seed, hidden, *asked, *ctx.options
             )
         dread, *rest = (grad if need else None for grad, need in zip(found, needs, strict=True))
         dx = dread if alone else None

@@ -22,6 +22,7 @@ from petx.functional._operation import (
     copied,
     grads_by,
     is_vmapped,
+    narrow_bits,
     needed_bits,
     operands,
 )
@@ -250,6 +251,7 @@ class _ModeUpdate(Differentiable):
                 seed,
                 hidden,
                 bits,
+                narrow_bits(ctx.dtypes, x.dtype),
                 *ctx.options,
             )
             grads = as_leaves(found, ctx.dtypes, needs)

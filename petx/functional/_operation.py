@@ -29,7 +29,8 @@ class Operation:
         leaves: the differentiable arguments, in the schemas' order; bit i of ``needs`` asks the backward for the
             gradient of leaf i.
         activations: those leaves, the first ones, that give the compute dtype; the others are cast to it. Their
-            gradients come in it, the others' in float32 (float64 for float64).
+            gradients come in it, and so do the others' whose bit of the backward's ``narrow`` is set; the rest comes in
+            float32 (float64 for float64).
         constants: tensors without a gradient that follow the leaves in the schemas (masks, the seed).
         forward_only: number of last arguments of the forward that the backward does not have.
         wide: the last leaves if they are of the result's dtype, not of the activations': if the last one is given, the
@@ -127,7 +128,7 @@ class Operation:
         return tuple(
             first.new_empty(
                 (0,) if leaf is None or not given.needs >> i & 1 else leaf.shape,
-                dtype=first.dtype if name in self.activations else wide,
+                dtype=first.dtype if name in self.activations or given.narrow >> i & 1 else wide,
             )
             for i, (name, leaf) in enumerate(zip(self.leaves, leaves, strict=True))
         )
@@ -172,6 +173,7 @@ def _function_of(operation: Operation, constants: int, forward_only: int, wide: 
                 *_operands_of(saved[:leaves], activations, wide),
                 *saved[leaves:],
                 needed_bits(needs[:leaves]),
+                narrow_bits(ctx.dtypes, saved[0].dtype),
                 *ctx.options,
             )
             return (*as_leaves(grads, ctx.dtypes, needs), *(None,) * (len(needs) - leaves))
@@ -196,6 +198,11 @@ def _operands_of(leaves: Sequence[Any], activations: int, wide: int) -> list[tor
 def needed_bits(needs: Iterable[bool]) -> int:
     """``needs`` as the backward operators take it: bit i asks for the gradient of leaf i."""
     return sum(1 << i for i, needed in enumerate(needs) if needed)
+
+
+def narrow_bits(dtypes: Iterable[torch.dtype | None], dtype: torch.dtype) -> int:
+    """Which leaves' gradients the backward operators are to store in ``dtype``, the call's: those of that dtype."""
+    return sum(1 << i for i, own in enumerate(dtypes) if own == dtype)
 
 
 def as_leaves(

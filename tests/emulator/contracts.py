@@ -46,8 +46,8 @@ class Cost:
 
     def token_sums(self, rows, products, columns, finished, tile=(TILE, TILE), splits=None):
         """Sums over tokens by cuda/common/token_sums.cuh: ``products`` (m, n, groups), ``columns`` (width, read a token
-        in storage type, in compute type), ``finished`` (parts, count) beside these. Of a ``tile`` that is no square the
-        longer of m and n are the rows."""
+        in storage type, in compute type), ``finished`` (parts, count) beside these. Gradients are stored in storage
+        type, as the parameters are. Of a ``tile`` that is no square the longer of m and n are the rows."""
         splits = splits or min(-(-rows // 512), 16)
         length = -(-rows // splits)
         lengths = [min(length, rows - first) for first in range(0, rows, length)]
@@ -64,7 +64,7 @@ class Cost:
             finished.append((len(lengths), width))
         for parts, count in finished:
             self.reads(parts * count, size=self.compute)
-            self.writes(count, size=self.compute)
+            self.writes(count)
 
 
 @contextlib.contextmanager

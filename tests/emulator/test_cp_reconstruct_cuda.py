@@ -44,15 +44,15 @@ def test_bytes_and_products(dtype, gate, emulator):
     d = TILE + 2 * halves * panel + TILE if gated else TILE
     read = items * (mix + threshold)  # A of all modules
     read += items * columns * (d + panel) + items * threshold  # blocks of rows: U beside D
-    read += items * columns * (d + panel + threshold)  # blocks of columns: A beside D
+    read += items * columns * (TILE + panel)  # blocks of columns: D as it lies there, or dW', and A
     read += 2 * modules * rows * (TILE + panel)  # dV: dA and the cores; dM: dA and V
     sums = items * rank * 64 * columns + (items if gated else 0)  # of dU, one a split, here one an item; thresholds
     assert backward.launches == 4
     assert backward.global_read == size * read + 4 * sums
-    written = items * halves * panel + items * panel + (2 * items * columns * TILE if gated else 0)
+    written = items * halves * panel + items * panel + (items * columns * TILE if gated else 0)
     results = sum(leaf.numel() for leaf in leaves)
-    assert backward.global_written == size * written + 4 * (sums + results)
-    products = items + items * columns * 2 * (1 + (halves if gated else 0)) + 2 * items
+    assert backward.global_written == size * (written + results) + 4 * sums
+    products = items + items * columns * (2 + (halves if gated else 0)) + 2 * items
     assert backward.matrix_products == (0 if dtype == torch.float32 else products * PRODUCTS)
     assert forward.bank_conflicts == backward.bank_conflicts == 0
 
@@ -79,7 +79,25 @@ def test_more_modules_than_a_table_holds(emulator):
     assert not wrong(outputs_and_grads(case.run, tensors), case, tensors)
 
 
-@pytest.mark.parametrize(("needed", "launches"), [("u", 3), ("v", 3), ("cores", 3), ("threshold", 3)])
+@pytest.mark.parametrize(("modules", "rank"), [(0, 5), (1, 5), (2, 5), (2, 70)])
+def test_groups_of_modules_whose_updates_are_stored(modules, rank, emulator, monkeypatch):
+    """None, as where one module's are more than the workspace is to hold; or groups of one and of two of three modules,
+    whose rows fill no tile: launches of each group for its rows and its columns."""
+    case = reconstruct("stored", 3, d_out=70, d_in=67, rank=rank, gate="soft", threshold=3)
+    for dtype in (torch.float32, torch.bfloat16):
+        monkeypatch.setenv("PETX_CUDA_STORED_BYTES", str(modules * 70 * 128 * dtype.itemsize or 1))
+        tensors = case.inputs(dtype)
+        assert not wrong(outputs_and_grads(case.run, tensors), case, tensors)
+        outs, leaves = case.run(tensors), [tensors[name] for name in ("u", "v", "cores", "threshold")]
+        dout = [torch.ones_like(out) for out in outs]
+        _, counters = counted(
+            emulator, lambda outs=outs, leaves=leaves, dout=dout: torch.autograd.grad(outs, leaves, dout)
+        )
+        groups = -(-3 // modules) if modules else 1
+        assert counters.launches == 2 + 2 * groups
+
+
+@pytest.mark.parametrize(("needed", "launches"), [("u", 4), ("v", 3), ("cores", 3), ("threshold", 3)])
 def test_launches_that_nobody_needs_are_left_out(needed, launches, emulator):
     case = reconstruct("needs", gate="soft")
     tensors = case.inputs(torch.float32, requires_grad=False)

@@ -64,10 +64,11 @@ def test_rows_lie_on_the_first_axis(operation, emulated_kernels):
     assert emulated_kernels.counters().launches >= 5
 
 
-def test_slices_of_a_core_lie_on_the_first_axis(emulated_kernels):
-    untouched, rank = Untouched(emulated_kernels, device="meta"), 2049
-    assert rank * rank > ROWS
-    core, vectors, threshold = (torch.empty(shape, device="meta") for shape in ((rank,) * 3, (2, rank), (1,)))
+@pytest.mark.parametrize(("rank", "count"), [(2049, 2), (2, ROWS)], ids=["slices", "modes"])
+def test_modes_and_slices_lie_on_the_first_axis(rank, count, emulated_kernels):
+    assert max(rank * rank, count) >= ROWS
+    untouched = Untouched(emulated_kernels, device="meta")
+    core, vectors, threshold = (torch.empty(shape, device="meta") for shape in ((rank,) * 3, (count, rank), (1,)))
     cores = mode_cores.forward(untouched, core, vectors, threshold, 1, 1.0)
-    grads = mode_cores.backward(untouched, cores, core, vectors, threshold, 7, 1, 1.0)
-    assert cores.shape == (2, rank, rank) and grads[0].shape == core.shape
+    grads = mode_cores.backward(untouched, cores, core, vectors, threshold, 7, 0, 1, 1.0)
+    assert cores.shape == (count, rank, rank) and grads[0].shape == core.shape

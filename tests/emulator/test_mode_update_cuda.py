@@ -42,7 +42,8 @@ class Cost:
         """[m, width] = the sum of `pairs` products over n tokens, which fit into one split."""
         for _ in range(pairs):
             self.product(m, width, n)
-        self.wide_written += pairs * m * width + m * width
+        self.wide_written += pairs * m * width
+        self.written += m * width
         self.wide_read += pairs * m * width
 
 
@@ -258,12 +259,13 @@ def test_mode_cores(options, dtype, emulator):
     cost, blocks = Cost(), tiles(slices)
     cost.product(slices, rank, n)
     cost.moved(2 * gated * slices * rank, 0)  # for the gate's slopes
-    cost.wide_written += slices * rank
+    cost.moved(0, slices * rank)
     for _ in range(0, slices, 256):  # splits
         cost.product(n, rank, 256)
         cost.wide_written += n * rank
         cost.wide_read += n * rank
     cost.moved(gated * slices * rank, 0)
-    cost.wide_written += n * rank + gated * (blocks + 1)
+    cost.moved(0, n * rank + gated)
+    cost.wide_written += gated * blocks
     cost.wide_read += gated * blocks
     assert_costs(emulator.counters(), cost, 2, dtype)

@@ -8,6 +8,8 @@ import torch
 from petx import functional
 from petx.reference import philox_uniform
 from tests.cases.gated_adapter import DROPOUT_SEED
+from tests.cases.mode_cores import cores
+from tests.checks import outputs_and_grads, wrong
 
 MASK = 2**32 - 1
 
@@ -47,3 +49,15 @@ def test_weight_gradients_are_sums_in_float32(rows, emulator):
     functional.gated_adapter(h, None, down, None, up, None).backward(dout)
     assert torch.equal(up.grad, dout[0].float().T @ h[0].float())
     assert not torch.equal(up.grad, up.grad.bfloat16().float())  # which bfloat16 could not hold
+
+
+@pytest.mark.parametrize("rank", [47, 48])
+def test_many_parts_are_shared_out(rank, emulator):
+    """The threshold's gradient has a part of every 64 of the core's rows, 35 or 36 of them, whose vectors begin at any
+    value or at multiples of sixteen bytes: a block's warps share them."""
+    case = cores("parts", 3, rank, gate="soft", threshold=rank)
+    tensors, results = case.inputs(torch.float32), []
+    for emulator.order in ("ascending", "random-1"):
+        results.append(outputs_and_grads(case.run, tensors))
+    assert not wrong(results[0], case, tensors)
+    assert all(torch.equal(results[1][name], value) for name, value in results[0].items())

@@ -350,4 +350,4 @@ def test_the_operator_itself_refuses_bad_input(changes, message):
 def test_the_backward_refuses_sides_that_do_not_fit(sides, gate, message):
     t = arguments("soft", requires_grad=False)
     with pytest.raises(RuntimeError, match=message):
-        torch.ops.petx.cp_reconstruct_bwd(*t.values(), sides, 15, gate, 1.0, 1.0)
+        torch.ops.petx.cp_reconstruct_bwd(*t.values(), sides, 15, 0, gate, 1.0, 1.0)

@@ -162,7 +162,7 @@ def test_sizes_that_cannot_be_are_refused(sizes, said):
         plan("gated_adapter", **sizes)
 
 
-LARGE = dict(rows=2**31, d=2**20, d_in=2**20, d_out=2**20, stacked=2**16, modes=100_000, modules=100_000)
+LARGE = dict(rows=2**31, d=2**20, d_in=2**20, d_out=2**20, stacked=2**16, modes=5_000_000, modules=100_000)
 
 
 @pytest.mark.parametrize("stem", ops._C.cuda_usual_sizes() if ops._C else [])

@@ -21,7 +21,7 @@ inline constexpr int kOldestArchitecture = 80;
 struct Plan {
   std::string kernel;  // of the forward
   std::string why;
-  int64_t grid_x, grid_y;  // of the forward's largest launch
+  int64_t grid_x, grid_y;  // of the forward's launch that makes the results
 };
 
 // Sizes by their names in the parameter struct.

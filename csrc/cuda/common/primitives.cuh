@@ -133,6 +133,22 @@ PETX_DEVICE void write_pair(float* to, float first, float second) {
                : "memory");
 }
 
+// Half of a pack, stored likewise.
+template <class T>
+struct alignas(8) HalfPack {
+  T value[8 / sizeof(T)];
+};
+struct TwoWords {
+  uint32_t word[2];
+};
+template <class T>
+PETX_DEVICE void write(HalfPack<T>* to, HalfPack<T> value) {
+  TwoWords words = bit_cast<TwoWords>(value);
+  asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(to)), "r"(words.word[0]),
+               "r"(words.word[1])
+               : "memory");
+}
+
 // Two 16-bit values in a word, the first in its lower half: from floats, rounded to nearest even, and back.
 PETX_DEVICE uint32_t pair_of(float first, float second, BFloat16) {
   uint32_t pair;

@@ -6,7 +6,7 @@
 // that means for bits).
 #pragma once
 
-#include "cuda/common/row_block.cuh"
+#include "cuda/common/grad_to.cuh"
 #include "cuda/common/weight_grads.cuh"
 #include "kernels/math.h"
 
@@ -41,6 +41,43 @@ struct ColumnSums {
   Compute<T>* sums;
 };
 
+// The sum of every kStep-th token from t to `end` at a run from `column` on. Several loads are under way together, as
+// those of parts below.
+template <int kStep, class T, class Left>
+PETX_DEVICE void add_tokens(typename RowBlock<T>::Run& sum, const ColumnSum<T>& job, int64_t t, int64_t end,
+                            int64_t column, Left left) {
+  using Run = typename RowBlock<T>::Run;
+  using C = Compute<T>;
+  // More would spill.
+  constexpr int kRun = ColumnSum<T>::kRun, kAhead = sizeof(T) == 2 && !std::is_same_v<Left, int64_t> ? 3 : 2;
+  const T* value = job.value ? job.value + t * job.width + column : nullptr;
+  const C* weight = job.weight ? job.weight + t : nullptr;
+#pragma unroll 1
+  for (int more = static_cast<int>((end - t + kStep - 1) / kStep); more > 0; more -= kAhead) {
+    Run run[kAhead];
+    C by[kAhead];
+#pragma unroll
+    for (int n = 0; n < kAhead; ++n) {
+      if (n >= more) break;
+      by[n] = weight ? read(weight + n * kStep) : C(1);
+      if (value) {
+        run[n] = RowBlock<T>::load_run(value, 0, left);
+        value += kStep * job.width;
+      } else {
+#pragma unroll
+        for (int j = 0; j < kRun; ++j) run[n].value[j] = C(1);
+      }
+    }
+    if (weight) weight += kAhead * kStep;
+#pragma unroll
+    for (int n = 0; n < kAhead; ++n) {
+      if (n >= more) break;
+#pragma unroll
+      for (int j = 0; j < kRun; ++j) sum.value[j] += run[n].value[j] * by[n];
+    }
+  }
+}
+
 // Eight lanes of a warp read neighbouring runs of sixteen bytes, its other lanes and the block's other warps the tokens
 // that follow.
 template <class T, int kMost>
@@ -60,19 +97,12 @@ PETX_KERNEL void __launch_bounds__(kSumLaunch.threads, kSumLaunch.blocks) column
   int64_t end = begin + all.split_rows < all.rows ? begin + all.split_rows : all.rows;
   const int64_t column = first + lane * kRun, left = job.width - column;
   typename RowBlock<T>::Run sum = {};
-  if (left > 0)
-    for (int64_t t = begin + thread_index() / kLanes; t < end; t += kTokens) {
-      typename RowBlock<T>::Run value;
-      if (job.value) {
-        value = RowBlock<T>::load_run(job.value, t * job.width + column, left);
-      } else {
-#pragma unroll
-        for (int j = 0; j < kRun; ++j) value.value[j] = C(1);
-      }
-      const C weight = job.weight ? read(job.weight + t) : C(1);
-#pragma unroll
-      for (int j = 0; j < kRun; ++j) sum.value[j] += value.value[j] * weight;
-    }
+  const int64_t t = begin + thread_index() / kLanes;
+  const uintptr_t bits = reinterpret_cast<uintptr_t>(job.value) | job.width * sizeof(T);
+  if (left >= kRun && bits % 16 == 0)
+    add_tokens<kTokens>(sum, job, t, end, column, typename RowBlock<T>::Whole{});
+  else if (left > 0)
+    add_tokens<kTokens>(sum, job, t, end, column, left);
   Shared<C> parts(0);
 #pragma unroll
   for (int j = 0; j < kRun; ++j) {
@@ -89,50 +119,104 @@ PETX_KERNEL void __launch_bounds__(kSumLaunch.threads, kSumLaunch.blocks) column
   write(all.sums + block_y() * all.split_sums + job.offset + first + c, whole);
 }
 
-// to [count] = the sum of `parts` vectors that lie `stride` apart, in their order, each the sum of `pieces` that follow
-// one another; times sigma' of a middle_y gate where `sigmoid_of` is given. A thread takes a run of sixteen bytes.
+// to [count] = the sum of `parts` vectors that lie `stride` apart, in their order, each the sum of `pieces` that lie
+// `piece` apart; times sigma' of a middle_y gate where `sigmoid_of` is given. A thread takes a run of sixteen bytes.
+// Many parts, which are sums of blocks of rows, are shared out among a block's warps, whose sums follow in their order.
 template <class T>
 struct Reduction {
   const Compute<T>* from;
-  Compute<T>* to;
+  GradTo<T> to;
   int64_t parts, stride, count;
   const T* sigmoid_of;
-  int64_t pieces = 1;
+  int64_t pieces = 1, piece = 0;
   int64_t copies = 1;         // of the sum, one behind the other
   const T* narrow = nullptr;  // the sum itself, made by others in T: nothing is added up
 
-  static constexpr int kRun = 16 / sizeof(Compute<T>);  // values of a thread
-  PETX_HD int64_t blocks() const { return sum_blocks((count + kRun - 1) / kRun); }
+  static constexpr int kRun = GradTo<T>::kRun;  // values of a thread
+  static constexpr int64_t kManyParts = 32;
+  PETX_HD bool many() const { return parts > kManyParts && pieces == 1; }
+  PETX_HD int64_t blocks() const {
+    const int64_t runs = (count + kRun - 1) / kRun;
+    return many() ? (runs + 31) / 32 : sum_blocks(runs);
+  }
 };
 
 template <class T, int kMost>
 struct Reductions {
   Reduction<T> each[kMost];
   int count = 0;
+  int64_t first_block[kMost];  // of each; of those that are not there, past the last
+  static constexpr int kWarps = kSumLaunch.threads / 32;
+  static constexpr int kSharedBytes = kSumLaunch.threads * 16;  // a run of each thread
 };
+
+// The sum of a job's parts [first, last) at value i. Loads are ordered with each other, so that a load waits for the
+// one before unless it is asked for in the same breath: eight of them, then their sum in the fixed order.
+template <class T, class Left>
+PETX_DEVICE void add_parts(typename GradTo<T>::Run& sum, const Reduction<T>& job, int64_t first, int64_t last,
+                           int64_t i, Left left) {
+  using Sums = RowBlock<Compute<T>>;
+  constexpr int kAhead = 8;
+  const Compute<T>* from = job.from + first * job.stride + i;
+  const int64_t next_part = job.stride - (job.pieces - 1) * job.piece;
+  int64_t piece = 0;
+#pragma unroll 1
+  for (int64_t more = (last - first) * job.pieces; more > 0; more -= kAhead) {
+    typename Sums::Run part[kAhead];
+#pragma unroll
+    for (int n = 0; n < kAhead; ++n) {
+      if (n >= more) break;
+      part[n] = Sums::load_run(from, 0, left);
+      const bool last_piece = ++piece == job.pieces;
+      from += last_piece ? next_part : job.piece;
+      piece = last_piece ? 0 : piece;
+    }
+#pragma unroll
+    for (int n = 0; n < kAhead; ++n) {
+      if (n >= more) break;
+      Sums::add_to(sum, part[n]);
+    }
+  }
+}
 
 template <class T, int kMost>
 PETX_KERNEL void __launch_bounds__(kSumLaunch.threads, kSumLaunch.blocks) reduce(Reductions<T, kMost> all) {
   using C = Compute<T>;
-  int64_t block = block_x();
-  int number = 0;
-  while (block >= all.each[number].blocks()) block -= all.each[number++].blocks();
-  const Reduction<T> job = all.each[number];
   using Sums = RowBlock<C>;
-  constexpr int kRun = Reduction<T>::kRun;
-  const int64_t i = (block * kSumLaunch.threads + thread_index()) * kRun, left = job.count - i;
-  if (left <= 0) return;
+  int number = 0;
+  while (number + 1 < kMost && block_x() >= all.first_block[number + 1]) ++number;
+  const int64_t block = block_x() - all.first_block[number];
+  const Reduction<T> job = all.each[number];
+  constexpr int kRun = Reduction<T>::kRun, kWarps = Reductions<T, kMost>::kWarps;
+  const bool many = job.many();
+  const int lane = thread_index() % 32, warp = thread_index() / 32;
+  const int64_t run = many ? block * 32 + lane : block * kSumLaunch.threads + thread_index();
+  const int64_t i = run * kRun, left = job.count - i;
+  if (!many && left <= 0) return;
+  const int64_t each = many ? (job.parts + kWarps - 1) / kWarps : job.parts, first = many ? warp * each : 0;
+  const int64_t last = job.parts - first < each ? job.parts : first + each;
   typename Sums::Run sum = {};
   if (job.narrow) {
 #pragma unroll
     for (int j = 0; j < kRun; ++j)
       if (j < left) sum.value[j] = load(read(job.narrow + i + j));
   }
+  const uintptr_t bits = reinterpret_cast<uintptr_t>(job.from) | (job.stride | job.piece) * sizeof(C);
+  if (left >= kRun && bits % 16 == 0)
+    add_parts(sum, job, first, last, i, typename Sums::Whole{});
+  else if (left > 0)
+    add_parts(sum, job, first, last, i, left);
+  if (many) {
+    Shared<C> sums(0);
+#pragma unroll
+    for (int j = 0; j < kRun; ++j) sums.set((warp * kRun + j) * 32 + lane, sum.value[j]);
+    sync_block();
+    if (warp != 0 || left <= 0) return;
 #pragma unroll 1
-  for (int64_t part = 0; part < job.parts; ++part)
-#pragma unroll 1
-    for (int64_t piece = 0; piece < job.pieces; ++piece)
-      Sums::add_to(sum, Sums::load_run(job.from, part * job.stride + piece * job.count + i, left));
+    for (int other = 1; other < kWarps; ++other)
+#pragma unroll
+      for (int j = 0; j < kRun; ++j) sum.value[j] += sums.get((other * kRun + j) * 32 + lane);
+  }
   if (job.sigmoid_of) {
 #pragma unroll
     for (int j = 0; j < kRun; ++j)
@@ -142,7 +226,7 @@ PETX_KERNEL void __launch_bounds__(kSumLaunch.threads, kSumLaunch.blocks) reduce
       }
   }
 #pragma unroll 1
-  for (int64_t copy = 0; copy < job.copies; ++copy) Sums::store_run(job.to, copy * job.count + i, left, sum);
+  for (int64_t copy = 0; copy < job.copies; ++copy) job.to.put_run(copy * job.count + i, left, sum);
 }
 
 // One launch for all jobs of a table, `rows_of_blocks` deep; none where the table is empty.
@@ -150,6 +234,16 @@ template <class Table>
 int launch_table(void (*kernel)(Table), const Table& table, int64_t blocks, int64_t rows_of_blocks, int shared_bytes,
                  void* stream) {
   return blocks ? launch(kernel, blocks, rows_of_blocks, kSumLaunch.threads, shared_bytes, stream, table) : 0;
+}
+
+template <class T, int kMost>
+int launch_reductions(Reductions<T, kMost> table, void* stream) {
+  int64_t blocks = 0;
+  for (int i = 0; i < kMost; ++i) {
+    table.first_block[i] = i < table.count ? blocks : INT64_MAX;
+    if (i < table.count) blocks += table.each[i].blocks();
+  }
+  return launch_table(reduce<T, kMost>, table, blocks, 1, Reductions<T, kMost>::kSharedBytes, stream);
 }
 
 // The sums over tokens of one call: jobs are named one by one, their places in the workspace follow, then the launches,
@@ -162,45 +256,43 @@ class TokenSums {
   explicit TokenSums(int64_t rows) : splits_(rows) {}
 
   // to [groups * m, n] = a^T b, group by group; see WeightGrad. Nothing where `to` is null, as below.
-  void product(void* to, const void* a, const void* b, int64_t m, int64_t n, int64_t groups = 1) {
-    if (!to) return;
+  void product(GradTo<T> to, const void* a, const void* b, int64_t m, int64_t n, int64_t groups = 1) {
+    if (!to.data) return;
     const int64_t first = product_values_;
     add_product(a, b, m, n, groups);
     finish_split(to, kOfProducts, first, groups * m * n);
   }
   // to [m, n] = the sum over all pairs of a_k^T b_k.
-  void product_of_pairs(void* to, int pairs, const void* const* a, const void* const* b, int64_t m, int64_t n) {
-    if (!to || !pairs) return;
+  void product_of_pairs(GradTo<T> to, int pairs, const void* const* a, const void* const* b, int64_t m, int64_t n) {
+    if (!to.data || !pairs) return;
     const int64_t first = product_values_;
     for (int k = 0; k < pairs; ++k) add_product(a[k], b[k], m, n, 1);
     finish_split(to, kOfProducts, first, m * n, pairs);
   }
   // to [copies, width] = sum over tokens of weight * value; see ColumnSum.
-  void column(void* to, const void* value, const C* weight, int64_t width, int64_t copies = 1) {
-    if (!to) return;
+  void column(GradTo<T> to, const void* value, const C* weight, int64_t width, int64_t copies = 1) {
+    if (!to.data) return;
     columns_.each[columns_.count++] = {static_cast<const T*>(value), weight, width, column_values_};
-    finish_split(to, kOfColumns, column_values_, width);
-    column_values_ += width;
+    add_columns(to, width);
     reductions_.each[reductions_.count - 1].copies = copies;
   }
   // to [width] = sum over tokens of `value`, which is in the compute type: a launch of its own; at most one a call.
-  void wide_column(void* to, const void* value, int64_t width) {
-    if (!to) return;
+  void wide_column(GradTo<T> to, const void* value, int64_t width) {
+    if (!to.data) return;
     wide_columns_.each[wide_columns_.count++] = {static_cast<const C*>(value), nullptr, width, column_values_};
-    finish_split(to, kOfColumns, column_values_, width);
-    column_values_ += width;
+    add_columns(to, width);
   }
   // to [count] = what others have left in T.
-  void widen(void* to, const T* narrow, int64_t count) {
-    if (!to) return;
+  void widen(GradTo<T> to, const T* narrow, int64_t count) {
+    if (!to.data) return;
     finish(to, nullptr, 0, 0, count);
     reductions_.each[reductions_.count - 1].narrow = narrow;
   }
   // to [count] = the sum of `parts` vectors that lie `stride` apart; see Reduction.
-  void finish(void* to, const C* from, int64_t parts, int64_t stride, int64_t count, const void* sigmoid_of = nullptr) {
-    if (!to) return;
-    reductions_.each[reductions_.count++] = {
-        from, static_cast<C*>(to), parts, stride, count, static_cast<const T*>(sigmoid_of)};
+  void finish(GradTo<T> to, const C* from, int64_t parts, int64_t stride, int64_t count,
+              const void* sigmoid_of = nullptr) {
+    if (!to.data) return;
+    reductions_.each[reductions_.count++] = {from, to, parts, stride, count, static_cast<const T*>(sigmoid_of)};
   }
 
   // After the last job.
@@ -222,9 +314,8 @@ class TokenSums {
   }
 
   int run(void* stream) const {
-    int64_t column_blocks = 0, reduce_blocks = 0;
+    int64_t column_blocks = 0;
     for (int i = 0; i < columns_.count; ++i) column_blocks += columns_.each[i].blocks();
-    for (int i = 0; i < reductions_.count; ++i) reduce_blocks += reductions_.each[i].blocks();
     if (int error = launch_weight_grads(products_, tiles_, stream)) return error;
     const int bytes = 8 * 8 * 12 * sizeof(C);  // of eight warps
     if (int error = launch_table(column_sums<T, kColumns>, columns_, column_blocks, splits_.count, bytes, stream))
@@ -233,21 +324,31 @@ class TokenSums {
       if (int error = launch_table(column_sums<C, kColumns>, wide_columns_, wide_columns_.each[0].blocks(),
                                    splits_.count, bytes, stream))
         return error;
-    return launch_table(reduce<T, kReductions>, reductions_, reduce_blocks, 1, 0, stream);
+    return launch_reductions(reductions_, stream);
   }
 
  private:
-  // Sums by split have no address yet: `parts` says so, and `stride` keeps the offset.
+  // Sums by split have no address yet: `parts` says so, and `stride` keeps the offset. Each begins at sixteen bytes,
+  // however odd the one before is.
   static constexpr int64_t kOfProducts = -1, kOfColumns = -2;
-  void finish_split(void* to, int64_t of, int64_t first, int64_t count, int64_t pieces = 1) {
+  void finish_split(GradTo<T> to, int64_t of, int64_t first, int64_t count, int64_t pieces = 1) {
     finish(to, nullptr, of, first, count);
-    reductions_.each[reductions_.count - 1].pieces = pieces;
+    Reduction<T>& job = reductions_.each[reductions_.count - 1];
+    job.pieces = pieces, job.piece = in_runs(count);
   }
   void add_product(const void* a, const void* b, int64_t m, int64_t n, int64_t groups) {
     products_.each[products_.count++] = {static_cast<const T*>(a), static_cast<const T*>(b), m, n, groups,
                                          product_values_};
-    product_values_ += groups * m * n;
+    product_values_ += in_runs(groups * m * n);
     tiles_.add(m, n, groups);
+  }
+  void add_columns(GradTo<T> to, int64_t width) {
+    finish_split(to, kOfColumns, column_values_, width);
+    column_values_ += in_runs(width);
+  }
+  static int64_t in_runs(int64_t count) {
+    constexpr int kRun = Reduction<T>::kRun;
+    return (count + kRun - 1) / kRun * kRun;
   }
 
   Splits splits_;  // of the columns; the products have their own

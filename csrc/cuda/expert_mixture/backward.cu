@@ -123,27 +123,29 @@ class Between : MixtureRow<T> {
     for (int64_t k = 0; k < p.experts; ++k) {
       const C gate = mixed ? this->gate(k) : C(0), scale = p.beta * gate;
       C along = 0;
-      this->each_run(k, [&](int64_t i, int64_t, int64_t left) {
-        const Run u = Base::load_run(p.u, i, left);
-        if (work_.hidden) {
-          const Run hidden = scaled_activation(p.activation, u, scale);
-          Base::store_run(work_.hidden, i, left, mixed ? hidden : Run{});
-        }
-        if (!work_.du) return;
-        Run q = Base::load_run(work_.du, i, left);
-        with_activation(p.activation, [&]<ExpertActivation kind>() {
-#pragma unroll
-          for (int j = 0; j < kRun; ++j) {
-            if (work_.dgates) along += q.value[j] * expert_activation<kind>(u.value[j]);
-            if constexpr (kind == ExpertActivation::relu) {
-              q.value[j] = u.value[j] <= C(0) ? C(0) : scale * q.value[j];  // what it cuts off gets zero whatever comes
-            } else {
-              q.value[j] *= scale * expert_activation_slope<kind>(u.value[j]);
-            }
+      if (work_.hidden || work_.du)
+        this->each_run(k, [&](int64_t i, int64_t, int64_t left) {
+          const Run u = Base::load_run(p.u, i, left);
+          if (work_.hidden) {
+            const Run hidden = scaled_activation(p.activation, u, scale);
+            Base::store_run(work_.hidden, i, left, mixed ? hidden : Run{});
           }
+          if (!work_.du) return;
+          Run q = Base::load_run(work_.du, i, left);
+          with_activation(p.activation, [&]<ExpertActivation kind>() {
+#pragma unroll
+            for (int j = 0; j < kRun; ++j) {
+              if (work_.dgates) along += q.value[j] * expert_activation<kind>(u.value[j]);
+              if constexpr (kind == ExpertActivation::relu) {
+                q.value[j] =
+                    u.value[j] <= C(0) ? C(0) : scale * q.value[j];  // what it cuts off gets zero whatever comes
+              } else {
+                q.value[j] *= scale * expert_activation_slope<kind>(u.value[j]);
+              }
+            }
+          });
+          Base::store_run(work_.du, i, left, mixed ? q : Run{});
         });
-        Base::store_run(work_.du, i, left, mixed ? q : Run{});
-      });
       along = Base::row_sum(along);
       if (!valid || k % kLanes != lane) continue;
       if (work_.scaled_gate) put<T>(work_.scaled_gate, first_gate + k, scale);
@@ -256,27 +258,30 @@ class BackwardCall {
     work_.dlogits = workspace.take<T>(gates ? narrow : 0);
     work_.sample = workspace.take<C>(sample ? p.samples() * p.experts : 0);
     work_.token = workspace.take<C>(sample ? p.samples() * p.experts : 0);
-    const bool narrowed = plan_.hybrid && sizeof(T) < sizeof(C);
-    work_.down_weight = workspace.take<T>(narrowed && g.down_weight ? weight : 0);
-    work_.up_weight = workspace.take<T>(narrowed && g.up_weight ? weight : 0);
+    auto grad = [&](void* to, int leaf) { return GradTo<T>::of(to, g.narrow, leaf); };
+    // By cuBLAS in T, and widened behind it where they are wanted in C.
+    auto widened = [&](void* to, int leaf) {
+      return plan_.hybrid && sizeof(T) < sizeof(C) && to && !grad(to, leaf).narrow;
+    };
+    const bool wide_down = widened(g.down_weight, 1), wide_up = widened(g.up_weight, 3);
+    work_.down_weight = workspace.take<T>(wide_down ? weight : 0);
+    work_.up_weight = workspace.take<T>(wide_up ? weight : 0);
 
     if (!plan_.hybrid) {
-      sums_.product(g.up_weight, g.dout, work_.hidden, p.d, p.stacked);
-      sums_.product(g.down_weight, work_.du, p.x, p.stacked, p.d);
+      sums_.product(grad(g.up_weight, 3), g.dout, work_.hidden, p.d, p.stacked);
+      sums_.product(grad(g.down_weight, 1), work_.du, p.x, p.stacked, p.d);
     }
-    if (narrowed) {
-      sums_.widen(g.up_weight, work_.up_weight, weight);
-      sums_.widen(g.down_weight, work_.down_weight, weight);
-    }
+    if (wide_up) sums_.widen(grad(g.up_weight, 3), work_.up_weight, weight);
+    if (wide_down) sums_.widen(grad(g.down_weight, 1), work_.down_weight, weight);
     if (!p.gated()) {
-      sums_.column(g.up_bias, g.dout, work_.equal_gate, p.d, p.experts);
+      sums_.column(grad(g.up_bias, 4), g.dout, work_.equal_gate, p.d, p.experts);
     } else {
-      sums_.product(g.up_bias, work_.scaled_gate, g.dout, p.experts, p.d);
+      sums_.product(grad(g.up_bias, 4), work_.scaled_gate, g.dout, p.experts, p.d);
     }
-    sums_.product(g.gate_weight, work_.dlogits, p.x, p.experts, p.d);
-    sums_.column(g.down_bias, work_.du, nullptr, p.stacked);
-    if (p.gate == ExpertGate::token) sums_.column(g.gate_bias, work_.dlogits, nullptr, p.experts);
-    if (sample) sums_.finish(g.gate_bias, work_.sample, p.samples(), p.experts, p.experts);
+    sums_.product(grad(g.gate_weight, 5), work_.dlogits, p.x, p.experts, p.d);
+    sums_.column(grad(g.down_bias, 2), work_.du, nullptr, p.stacked);
+    if (p.gate == ExpertGate::token) sums_.column(grad(g.gate_bias, 6), work_.dlogits, nullptr, p.experts);
+    if (sample) sums_.finish(grad(g.gate_bias, 6), work_.sample, p.samples(), p.experts, p.experts);
     sums_.place(workspace);
   }
 
@@ -325,7 +330,7 @@ class BackwardCall {
     if (int error = multiply(dout, matrix(p.up_weight, p.d, p.stacked), work_.du)) return error;
     return work_.raw_dgates ? multiply(dout, matrix(p.up_bias, p.experts, p.d).transposed(), work_.raw_dgates) : 0;
   }
-  // In the storage type; what is to be in the compute type goes through the workspace and the last launch.
+  // In the storage type; what is wanted in the compute type goes through the workspace and the last launch.
   int library_sums() const {
     auto weight_grad = [&](void* to, T* narrow, const host::Matrix& a, const host::Matrix& b) {
       return to ? multiply(a.transposed(), b, narrow ? narrow : static_cast<T*>(to)) : 0;

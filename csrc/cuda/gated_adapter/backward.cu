@@ -2,10 +2,10 @@
 //
 //   dY = s dropout(norm'(dout));  dS = G dY + the gate's own;  dz = (dS up) gelu'(z);  dh = dS + dz down
 //
-// Launches: gelu(z) again; S and G from the up products and a first pass over their values, then as many passes as a
-// norm (its sums) and a token's gate (its gradient) need before the one that makes dS; dz; dh and dx; then the sums
-// over tokens (token_sums.cuh): weights, vectors, and their splits added up. A token's gate takes launches over rows
-// for its numbers, `small` three, since its gate is a mean over a sample, and so is the gradient.
+// Launches: gelu(z) again; S and G from the up products and a first pass over their values; where a norm needs its sums
+// or a token's gate its gradient, which that pass leaves, another that makes dS; dz; dh and dx; then the sums over
+// tokens (token_sums.cuh): weights, vectors, and their splits added up. A token's gate takes launches over rows for its
+// numbers, `small` three, since its gate is a mean over a sample, and so is the gradient.
 //
 // Bytes: h, x, dout, dh and dx once from memory, dS (and the gate's gradient) written once and read by every launch
 // behind, all but the first time from the cache. S and G are recomputed from z, as in the forward, whose tiling this
@@ -123,7 +123,7 @@ class BackwardCall {
     to_.dgate_z = workspace.take<T>(p.rows * p.r_g);
     to_.along = workspace.take<C>(p.norm == Norm::none ? 0 : parts);
     to_.mean_part = workspace.take<C>(p.norm == Norm::none ? 0 : parts);
-    to_.dots = workspace.take<C>(token_gate ? parts : 0);
+    to_.dots = workspace.take<C>(!token_gate ? 0 : p.norm == Norm::none ? parts : 3 * parts);
     to_.sample_gate = workspace.take<C>(small ? p.rows : 0);
     to_.gate = small ? to_.sample_gate : token_gate ? static_cast<const C*>(p.token_gate) : nullptr;
     to_.dot = workspace.take<C>(small ? p.rows : 0);
@@ -132,27 +132,28 @@ class BackwardCall {
     to_.norm_weight = workspace.take<C>(g.norm_weight ? plan_.blocks * p.d : 0);
     to_.gate_weight = workspace.take<C>(gate_vector ? plan_.blocks * p.d : 0);
 
+    auto grad = [&](void* to, int leaf) { return GradTo<T>::of(to, g.narrow, leaf); };
     int64_t rank = p.r / p.heads;
     const void* in = p.reads_x_in_down() ? p.x : p.h;
-    sums_.product(g.up_weight, to_.ds, to_.hidden.a, p.d / p.heads, rank, p.heads);
-    sums_.product(g.down_weight, to_.dz, in, p.r, p.down_width(), 1);
-    if (large) sums_.product(g.gate_weight, to_.dgate, to_.hidden.gate_a, p.d, p.r_g, 1);
-    sums_.product(g.gate_down_weight, to_.dgate_z, p.x, p.r_g, p.d_x, 1);
-    sums_.column(g.up_bias, to_.ds, nullptr, p.d);
-    sums_.column(g.down_bias, to_.dz, nullptr, p.r);
-    sums_.column(g.gate_down_bias, to_.dgate_z, nullptr, p.r_g);
+    sums_.product(grad(g.up_weight, 4), to_.ds, to_.hidden.a, p.d / p.heads, rank, p.heads);
+    sums_.product(grad(g.down_weight, 2), to_.dz, in, p.r, p.down_width(), 1);
+    if (large) sums_.product(grad(g.gate_weight, 8), to_.dgate, to_.hidden.gate_a, p.d, p.r_g, 1);
+    sums_.product(grad(g.gate_down_weight, 6), to_.dgate_z, p.x, p.r_g, p.d_x, 1);
+    sums_.column(grad(g.up_bias, 5), to_.ds, nullptr, p.d);
+    sums_.column(grad(g.down_bias, 3), to_.dz, nullptr, p.r);
+    sums_.column(grad(g.gate_down_bias, 7), to_.dgate_z, nullptr, p.r_g);
     if (p.skip)
-      sums_.wide_column(g.norm_bias, g.dout, p.d);
+      sums_.wide_column(grad(g.norm_bias, 11), g.dout, p.d);
     else
-      sums_.column(g.norm_bias, g.dout, nullptr, p.d);
-    if (large) sums_.column(g.gate_bias, to_.dgate, nullptr, p.d);
-    if (token_gate) sums_.column(g.gate_bias, nullptr, to_.dlogit, 1);
-    if (small) sums_.column(g.gate_weight, p.x, to_.dlogit, p.d);
-    sums_.finish(g.norm_weight, to_.norm_weight, plan_.blocks, p.d, p.d);
+      sums_.column(grad(g.norm_bias, 11), g.dout, nullptr, p.d);
+    if (large) sums_.column(grad(g.gate_bias, 9), to_.dgate, nullptr, p.d);
+    if (token_gate) sums_.column(grad(g.gate_bias, 9), nullptr, to_.dlogit, 1);
+    if (small) sums_.column(grad(g.gate_weight, 8), p.x, to_.dlogit, p.d);
+    sums_.finish(grad(g.norm_weight, 10), to_.norm_weight, plan_.blocks, p.d, p.d);
     bool sigmoid = middle_y && p.middle_y == MiddleY::sigmoid;
-    C* gate_weight = g.gate_weight ? static_cast<C*>(g.gate_weight) + (small ? p.d : 0) : nullptr;
     if (gate_vector)
-      sums_.finish(gate_weight, to_.gate_weight, plan_.blocks, p.d, p.d, sigmoid ? p.gate_weight : nullptr);
+      sums_.finish(grad(g.gate_weight, 8).from(small ? p.d : 0), to_.gate_weight, plan_.blocks, p.d, p.d,
+                   sigmoid ? p.gate_weight : nullptr);
     sums_.place(workspace);
   }
 
@@ -163,10 +164,10 @@ class BackwardCall {
     bool first = true;
     for (SitePass which : {SitePass::statistics, SitePass::dots, SitePass::result}) {
       if (which == SitePass::statistics && p.norm == Norm::none) continue;
-      if (which == SitePass::dots && !token_gate) continue;
+      if (which == SitePass::dots && !(token_gate && first)) continue;  // a norm's pass makes these too
       if (int error = pass(first, which, stream)) return error;
       first = false;
-      if (which != SitePass::dots) continue;
+      if (which == SitePass::result || !token_gate) continue;
       if (int error = gates(GateStage::dot, stream)) return error;
       if (int error = small ? gates(GateStage::dlogit, stream) : 0) return error;
     }

@@ -19,7 +19,7 @@ struct SiteIntermediate {
   T* dgate_z;      // [N, r_g]
   C* along;        // [tiles, N] of a norm: dout w . hat
   C* mean_part;    // [tiles, N] dout w
-  C* dots;         // [tiles, N] middle_x, small: dY . S
+  C* dots;         // [tiles, N] middle_x, small: dY . S; with a norm three of these, see SiteGateRow
   const C* gate;   // [N] middle_x, small
   C* sample_gate;  // [N] small: where `gate` is made
   C* dot;          // [N] small: dots, added up
@@ -71,6 +71,7 @@ class SiteBackward : Site<T, TileType> {
     this->each_tile(shares, [&](int64_t tile, int head, int begin, int end) {
       if constexpr (products) this->multiply_up(to_.hidden, head, begin, end);
       first_sum_ = second_sum_ = 0;
+      for (C& sum : dot_sums_) sum = 0;
       this->each_wide_run(begin, end, [&](int64_t column, int c, auto left) {
         const int64_t i = token * p.d + column;
         Run s, channel;
@@ -92,7 +93,7 @@ class SiteBackward : Site<T, TileType> {
         }
         values(which, column, c, left, s, channel, kept);
       });
-      if (which != SitePass::result) leave_sums(which, tile);
+      if (which != SitePass::result) leave_sums(which, tile, shares.tiles);
       if (sums) column_sums(begin, end);
     });
   }
@@ -188,12 +189,18 @@ class SiteBackward : Site<T, TileType> {
       for (int64_t tile = sharer; tile < tiles; tile += Base::kSharers) sum += read(parts + tile * p.rows + token);
     return Base::row_sum(sum);
   }
-  PETX_DEVICE void leave_sums(SitePass which, int64_t tile) const {
+  PETX_DEVICE void leave_sums(SitePass which, int64_t tile, int64_t tiles) const {
     const C first = Base::row_sum(first_sum_), second = Base::row_sum(second_sum_);
-    if (sharer != 0 || !this->valid()) return;
     const int64_t i = tile * p.rows + token;
-    write((which == SitePass::statistics ? to_.along : to_.dots) + i, first);
-    if (which == SitePass::statistics) write(to_.mean_part + i, second);
+    const bool writes = sharer == 0 && this->valid(), statistics = which == SitePass::statistics;
+    if (writes) write((statistics ? to_.along : to_.dots) + i, first);
+    if (writes && statistics) write(to_.mean_part + i, second);
+    if (!statistics || !this->has_token_gate()) return;
+#pragma unroll
+    for (int k = 0; k < 3; ++k) {
+      const C sum = Base::row_sum(dot_sums_[k]);
+      if (writes) write(to_.dots + k * tiles * p.rows + i, sum);
+    }
   }
 
   template <class Left>
@@ -212,6 +219,12 @@ class SiteBackward : Site<T, TileType> {
       if (which == SitePass::statistics) {
 #pragma unroll
         for (int j = 0; j < kRun; ++j) first_sum_ += dy.value[j] * hat.value[j], second_sum_ += dy.value[j];
+        if (!this->has_token_gate()) return;
+#pragma unroll
+        for (int j = 0; j < kRun; ++j) {
+          const C kept_s = this->factor(kept, j) * s.value[j];
+          dot_sums_[0] += dy.value[j] * kept_s, dot_sums_[1] += kept_s, dot_sums_[2] += hat.value[j] * kept_s;
+        }
         return;
       }
 #pragma unroll
@@ -296,10 +309,13 @@ class SiteBackward : Site<T, TileType> {
   const GatedAdapterGrads& g;
   const SiteIntermediate<T>& to_;
   C gate_ = 1, dlogit_ = 0, mean_ = 0, rstd_ = 0, along_ = 0, mean_part_ = 0;  // of the row
-  C first_sum_ = 0, second_sum_ = 0;                                           // of its values in a tile
+  C first_sum_ = 0, second_sum_ = 0, dot_sums_[3] = {};                        // of its values in a tile
 };
 
 // A token's gate and the gradient of its logit, a number a row.
+//
+// That is dY . S, whose dY = rstd (dout w - mean(dout w) - hat mean(dout w . hat)) is known behind a norm's sums alone.
+// So the pass that makes these sums leaves dout w . S, 1 . S and hat . S beside them, and no other pass is needed.
 template <class T>
 class SiteGateRow : SiteRow<T> {
   using Base = SiteRow<T>;
@@ -316,9 +332,14 @@ class SiteGateRow : SiteRow<T> {
     C value = 0;
     if (stage == GateStage::gate) value = this->sample_mean(p.token_gate, true);
     if (stage == GateStage::dot) {
-      for (int64_t tile = lane; valid && tile < tiles; tile += Base::kLanes)
-        value += read(to_.dots + tile * p.rows + token);
-      value = Base::row_sum(value);
+      value = sum_of_tiles(to_.dots, tiles);
+      if (p.norm != Norm::none) {
+        const int64_t parts = tiles * p.rows;
+        const C one = sum_of_tiles(to_.dots + parts, tiles), hat = sum_of_tiles(to_.dots + 2 * parts, tiles);
+        value -= sum_of_tiles(to_.along, tiles) / C(p.d) * hat;
+        if (p.norm == Norm::layer) value -= sum_of_tiles(to_.mean_part, tiles) / C(p.d) * one;
+        if (valid) value *= read(static_cast<const C*>(p.norm_stats) + 2 * token + 1);
+      }
     }
     // Small's comes from all tokens of the sample, each through its own sigma.
     if (stage == GateStage::dlogit) value = this->sample_mean(to_.dot, false);
@@ -333,6 +354,13 @@ class SiteGateRow : SiteRow<T> {
   }
 
  private:
+  // In all of the row's lanes.
+  PETX_DEVICE C sum_of_tiles(const C* parts, int64_t tiles) const {
+    C sum = 0;
+    for (int64_t tile = lane; valid && tile < tiles; tile += Base::kLanes) sum += read(parts + tile * p.rows + token);
+    return Base::row_sum(sum);
+  }
+
   const SiteIntermediate<T>& to_;
 };
 

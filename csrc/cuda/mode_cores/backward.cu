@@ -20,9 +20,15 @@ PETX_DEVICE GateSlopes<Compute<T>> slopes_at(const CoresCall<Compute<T>>& p, int
   return with_gate(p.gate, [&]<Gate kind>() { return gate_slopes<kind>(value, limit, inverse); });
 }
 
-// C's rows in a split of dP: four chunks of a product's depth, so that these blocks take not much longer than the
-// others.
-constexpr int64_t kSplitRows = 256;
+// C's rows in a split of dP, of which there are so many tiles: four chunks of a product's depth, so that these blocks
+// take not much longer than the others. More where that would be more splits than fill a card, since each is written
+// and read again, but no longer sums in one float.
+inline int64_t rows_of_a_split(int64_t slices, int64_t tiles) {
+  constexpr int64_t kLeast = 256, kMost = 1024;
+  const int64_t splits = tiles < kMultiprocessors ? kMultiprocessors / tiles : 1;
+  const int64_t rows = tiles_along((slices + splits - 1) / splits) * kTile;
+  return rows < kLeast ? kLeast : rows > kMost ? kMost : rows;
+}
 
 // The backward's grid, and what its blocks leave to be added up.
 template <class T>
@@ -39,7 +45,7 @@ struct Grid {
     slice_tiles = (p.slices() + Tile::kM - 1) / Tile::kM, rank_tiles = (p.rank + Tile::kN - 1) / Tile::kN;
     mode_tiles = (p.modes + Tile::kM - 1) / Tile::kM;
     core_blocks = g.dcore || g.dthreshold ? slice_tiles * rank_tiles : 0;
-    size = kSplitRows, splits = (p.slices() + size - 1) / size;
+    size = rows_of_a_split(p.slices(), mode_tiles * rank_tiles), splits = (p.slices() + size - 1) / size;
     dthreshold = workspace.template take<C>(g.dthreshold ? p.each ? slice_tiles * p.rank : core_blocks : 0);
     dvectors = workspace.template take<C>(g.dvectors ? splits * p.modes * p.rank : 0);
   }
@@ -74,7 +80,7 @@ PETX_DEVICE void core_grad(const CoresCall<Compute<T>>& p, const ModeCoresGrads&
       }
       if (grid.dthreshold) Tile::set_result(0, row, c + j, by_threshold);
     }
-    if (g.dcore) Part::store_run(g.dcore, at_core, left, run);
+    if (g.dcore) GradTo<T>::of(g.dcore, g.narrow, 0).put_run(at_core, left, run);
   }
   if (!grid.dthreshold) return;
   sync_block();
@@ -143,16 +149,17 @@ PETX_KERNEL void __launch_bounds__(kSumLaunch.threads, kSumLaunch.blocks)
     if (i >= p.modes * p.rank) return;
     C value = at<T>(p.core, i % p.rank), limit = threshold_of<T>(p, i % p.rank);
     C weight = with_gate(p.gate, [&]<Gate kind>() { return gated<kind>(value, limit, inverse); });
-    write(static_cast<C*>(g.dvectors) + i, at<T>(g.dcores, i) * weight);
+    GradTo<T>::of(g.dvectors, g.narrow, 1).put(i, at<T>(g.dcores, i) * weight);
     return;
   }
+  const auto dthreshold = GradTo<T>::of(g.dthreshold, g.narrow, 2);
   C by_threshold = 0;
   for (int64_t k = thread_index(); k < p.rank; k += kSumLaunch.threads) {
     C sum = 0;
     for (int64_t i = k; i < p.modes * p.rank; i += p.rank) sum += at<T>(g.dcores, i) * at<T>(p.vectors, i);
     GateSlopes<C> slopes = slopes_at<T>(p, k, k);
-    if (g.dcore) write(static_cast<C*>(g.dcore) + k, sum * slopes.value);
-    if (g.dthreshold && p.each) write(static_cast<C*>(g.dthreshold) + k, sum * slopes.threshold);
+    if (g.dcore) GradTo<T>::of(g.dcore, g.narrow, 0).put(k, sum * slopes.value);
+    if (g.dthreshold && p.each) dthreshold.put(k, sum * slopes.threshold);
     by_threshold += sum * slopes.threshold;
   }
   if (!g.dthreshold || p.each) return;
@@ -161,7 +168,7 @@ PETX_KERNEL void __launch_bounds__(kSumLaunch.threads, kSumLaunch.blocks)
   sync_block();
   if (thread_index()) return;
   for (int k = 1; k < kSumLaunch.threads; ++k) by_threshold += parts.get(k);
-  write(static_cast<C*>(g.dthreshold), by_threshold);
+  dthreshold.put(0, by_threshold);
 }
 
 // Places in the table of sums, of which two are used: a table of two is copied into local memory by ptxas.
@@ -190,14 +197,12 @@ class BackwardCall {
                        stream, p, g, grid_);
     if (error) return error;
     Reductions<T, kSums> sums = {};
-    auto add = [&](void* to, const C* from, int64_t parts, int64_t count) {
-      if (to) sums.each[sums.count++] = {from, static_cast<C*>(to), parts, count, count, nullptr, 1};
+    auto add = [&](void* to, int leaf, const C* from, int64_t parts, int64_t count) {
+      if (to) sums.each[sums.count++] = {from, GradTo<T>::of(to, g.narrow, leaf), parts, count, count, nullptr};
     };
-    add(g.dvectors, grid_.dvectors, grid_.splits, p.modes * p.rank);
-    add(g.dthreshold, grid_.dthreshold, p.each ? grid_.slice_tiles : grid_.core_blocks, p.thresholds());
-    int64_t blocks = 0;
-    for (int i = 0; i < sums.count; ++i) blocks += sums.each[i].blocks();
-    return launch_table(reduce<T, kSums>, sums, blocks, 1, 0, stream);
+    add(g.dvectors, 1, grid_.dvectors, grid_.splits, p.modes * p.rank);
+    add(g.dthreshold, 2, grid_.dthreshold, p.each ? grid_.slice_tiles : grid_.core_blocks, p.thresholds());
+    return launch_reductions(sums, stream);
   }
 
   const CoresCall<C> p;

@@ -14,11 +14,11 @@ namespace {
 
 template <class T>
 PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
-    full_cores(CoresCall<Compute<T>> p, T* cores) {
+    full_cores(CoresCall<Compute<T>> p, T* cores, int64_t across) {
   using Block = RowBlock<T>;
   using Tile = typename Block::Tile;
-  const Block modes(p.modes, block_y());
-  const int64_t slice = block_x() * Tile::kN, slices = p.slices();
+  const Block modes(p.modes, block_x() / across);
+  const int64_t slice = block_x() % across * Tile::kN, slices = p.slices();
   const Rows<T> vectors = modes.block_rows(p.vectors, p.rank);
   if (p.gate == Gate::none) {
     Tile::multiply(0, vectors, Block::weight_rows(p.core, slice, slices, p.rank), p.rank);
@@ -53,7 +53,8 @@ int mode_cores_fwd(const ModeCoresParams& p, void* cores, void* stream) {
     if (p.diagonal)
       return launch(diagonal_cores<T>, sum_blocks(p.modes * p.rank), 1, kSumLaunch.threads, 0, stream, call, to);
     ModeCoresPlan plan(p);
-    return launch(full_cores<T>, plan.across, plan.down, Tile::kThreads, Tile::shared_bytes(1), stream, call, to);
+    return launch(full_cores<T>, plan.blocks(), 1, Tile::kThreads, Tile::shared_bytes(1), stream, call, to,
+                  plan.across);
   });
 }
 

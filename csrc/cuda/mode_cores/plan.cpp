@@ -10,7 +10,7 @@ static const Planner planner("mode_cores", {{"modes", 54}, {"rank", 64}, {"diago
                                  return {"diagonal", "a thread per value", (p.modes * p.rank + 255) / 256, 1};
                                ModeCoresPlan plan(p);
                                return {"full", units_of(dtype) + "; the gate is taken while an operand is read",
-                                       plan.across, plan.down};
+                                       plan.blocks(), 1};
                              });
 
 }  // namespace petx::cuda

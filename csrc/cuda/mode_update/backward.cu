@@ -197,15 +197,15 @@ class BackwardCall {
       again_ |= g.dv || (p.mask.drops() && !p.diagonal && g.dcores);
       to_.by_core[k] = take(p.diagonal && g.dcores);
       dy[pairs] = g.dy[k], mixed[pairs++] = to_.mixed[k];
-      C* dcore = g.dcores ? static_cast<C*>(g.dcores) + k * p.core_size() : nullptr;
+      const GradTo<T> dcore = GradTo<T>::of(g.dcores, g.narrow, 3).from(k * p.core_size());
       if (p.diagonal) {
         sums_.column(dcore, to_.by_core[k], nullptr, p.rank);
       } else {
         sums_.product(dcore, p.mask.drops() ? to_.kept[k] : p.h, to_.dg[k], p.rank, p.rank);
       }
     }
-    sums_.product_of_pairs(g.dv, pairs, dy, mixed, p.d_out, p.rank);
-    sums_.product(g.du, to_.dh, p.x, p.rank, p.d_in);
+    sums_.product_of_pairs(GradTo<T>::of(g.dv, g.narrow, 2), pairs, dy, mixed, p.d_out, p.rank);
+    sums_.product(GradTo<T>::of(g.du, g.narrow, 1), to_.dh, p.x, p.rank, p.d_in);
     sums_.place(workspace);
   }
 

@@ -63,18 +63,24 @@ class ModeBlock : public RowBlock<S, TileType> {
       Part::store_run(part, token * p.rank + begin + c, p.rank - begin - c, run);
     }
   }
-  // The sum of `count` parts, in their order.
+  // The sum of `count` parts, in their order, four of which are asked for together (token_sums.cuh says why).
   PETX_DEVICE Run sum_of_parts(const C* parts, int64_t count, int64_t column, int64_t left) const {
-    using Part = RowBlock<C>;
+    constexpr int kAhead = 4;
     Run sum = {};
 #pragma unroll 1
-    for (int64_t n = 0; n < count; ++n)
+    for (int64_t n = 0; n < count; n += kAhead) {
+      Run part[kAhead];
 #pragma unroll
-      for (int j = 0; j < Base::kRun; j += Part::kRun) {
-        const auto part = Part::load_run(parts, (n * p.rows + token) * p.rank + column + j, left - j);
-#pragma unroll
-        for (int e = 0; e < Part::kRun; ++e) sum.value[j + e] += part.value[e];
+      for (int k = 0; k < kAhead; ++k) {
+        if (n + k >= count) break;
+        part[k] = load_part(parts, ((n + k) * p.rows + token) * p.rank + column, left);
       }
+#pragma unroll
+      for (int k = 0; k < kAhead; ++k) {
+        if (n + k >= count) break;
+        Base::add_to(sum, part[k]);
+      }
+    }
     return sum;
   }
 
@@ -104,6 +110,19 @@ class ModeBlock : public RowBlock<S, TileType> {
   const ModeCall<C>& p;
 
  private:
+  // As many values of a part as a run has.
+  PETX_DEVICE static Run load_part(const C* part, int64_t i, int64_t left) {
+    using Part = RowBlock<C>;
+    Run run;
+#pragma unroll
+    for (int j = 0; j < Base::kRun; j += Part::kRun) {
+      const auto piece = Part::load_run(part, i + j, left - j);
+#pragma unroll
+      for (int e = 0; e < Part::kRun; ++e) run.value[j + e] = piece.value[e];
+    }
+    return run;
+  }
+
   uint64_t seed_;
 };
 

@@ -27,6 +27,7 @@ class Operator:
     reads: dict[int, int]  # number of a memory -> bytes
     writes: dict[int, int]
     flops: int = 0
+    plain: bool = False  # a product of float32
 
 
 @dataclass(eq=False)
@@ -47,7 +48,8 @@ class Recorder(TorchDispatchMode):
         )
         self.kept += inputs + outputs
         if outputs and not func.is_view and name not in NOTHING:
-            self.operators.append(Operator(name, sizes(inputs), sizes(outputs), flops(name, inputs)))
+            plain = outputs[0].dtype == torch.float32
+            self.operators.append(Operator(name, sizes(inputs), sizes(outputs), flops(name, inputs), plain))
         return result
 
 
@@ -95,7 +97,7 @@ def fused(operators: list[Operator]) -> list[Operator]:
         read = {memory: size for operator in kernel for memory, size in operator.reads.items() if memory not in made}
         last = set(kernel[-1].writes)
         written = {memory: size for memory, size in made.items() if memory in later or memory in last}
-        found.append(Operator(kernel[-1].name, read, written, kernel[-1].flops))
+        found.append(Operator(kernel[-1].name, read, written, kernel[-1].flops, kernel[-1].plain))
     return found
 
 
@@ -107,5 +109,5 @@ def time(operators: list[Operator]) -> float:
 def operator_time(operator: Operator) -> float:
     bytes_ = sum(operator.reads.values()) + sum(operator.writes.values())
     if operator.name in PRODUCTS:
-        return model.product_seconds(bytes_, operator.flops)
+        return model.product_seconds(bytes_, operator.flops, operator.plain)
     return bytes_ / (model.ELEMENTWISE * model.DRAM) + model.LAUNCH

@@ -46,7 +46,6 @@ BREAKS: dict[str, set[str]] = {
         "fwd mixture_down<BFloat16>: under 128 blocks",
     },
     "expert_mixture/token-1024": {
-        "bwd column_sums<BFloat16>: partial sectors written",
         "bwd mixture_products<BFloat16>: under 128 blocks",
         "bwd wide_weight_grads<BFloat16>: under 128 blocks",
         "fwd mixture_down<BFloat16>: under 128 blocks",
@@ -87,6 +86,7 @@ DOUBLES: set[str] = set()
 # Targets of the redesign (targets.TARGETS) that are missed; docs/cost.md says what the counts show.
 MISSED: set[str] = {
     "gated_adapter/bart",
+    "gated_adapter/bart-8192",
     "gated_adapter/bart-1024",
     "gated_adapter/t5",
     "mode_update/qkv-1024",
@@ -100,6 +100,9 @@ MISSED: set[str] = {
     "expert_mixture/narrow-16384",
     "cp_reconstruct/qformer",
 }
+
+# "call direction" that executes more instructions than its target (targets.INSTRUCTIONS).
+TOO_MANY: set[str] = {"gated_adapter/bart-1024 fwd", "gated_adapter/bart-1024 bwd"}
 
 # "call direction" where petx takes longer by the model than the better of eager and inductor -> by what factor at most.
 SLOWER: dict[str, float] = {

@@ -24,12 +24,14 @@ SOURCES = {
     "CLOCK, MULTIPROCESSORS": "NVIDIA H100 datasheet",
     "L2": "published micro-benchmarks of an H100 (7.0e12 read) less a fifth for mixed traffic",
     "DRAM": "0.87 of the data sheet",
+    "PLAIN_GEMM": "the data sheet's 67e12, of which large products of cuBLAS reach about 0.8",
     "MATRIX": "mma.sync reaches 0.62 of wgmma's peak (arXiv 2501.12084)",
     "LAUNCH": "published figures of back-to-back kernels, 1.3 to 2.5 microseconds",
 }
 
-# Eager torch: element-wise kernels and skinny products as shares of DRAM, FLOP/s of large products.
-ELEMENTWISE, SKINNY, GEMM = 0.85, 0.55, 0.65 * 990e12
+# Eager torch: element-wise kernels and skinny products as shares of DRAM, FLOP/s of large products, of float32 on the
+# plain units.
+ELEMENTWISE, SKINNY, GEMM, PLAIN_GEMM = 0.85, 0.55, 0.65 * 990e12, 0.8 * 67e12
 
 
 @dataclass
@@ -59,9 +61,9 @@ def issued(kernel: Kernel, resident: int) -> float:
     return cycles / CLOCK
 
 
-def product_seconds(bytes_: float, flops: float) -> float:
-    """A product of torch's, petx's as eager's."""
-    return max(bytes_ / (SKINNY * DRAM), flops / GEMM) + LAUNCH
+def product_seconds(bytes_: float, flops: float, plain: bool = False) -> float:
+    """A product of torch's, petx's as eager's; ``plain`` of float32 without TF32, as torch multiplies it by default."""
+    return max(bytes_ / (SKINNY * DRAM), flops / (PLAIN_GEMM if plain else GEMM)) + LAUNCH
 
 
 def launch_time(kernel: Kernel, resident: int) -> Time:

@@ -32,6 +32,7 @@ def small() -> list[BenchCase]:
 def published() -> list[BenchCase]:
     return [
         gated_adapter.case(28_000, DTYPE, "bart", tail="bart"),
+        gated_adapter.case(8_192, DTYPE, "bart-8192", tail="bart"),
         gated_adapter.case(28_000, DTYPE, "bare"),
         gated_adapter.case(16_800, DTYPE, "t5", r=192, tail="t5"),
         mode_update.case(4_112, DTYPE, "qkv"),
@@ -41,6 +42,8 @@ def published() -> list[BenchCase]:
         expert_mixture.case(16_384, DTYPE, "uniform-16384"),
         expert_mixture.case(4_112, DTYPE, "narrow", experts=4, rank=16, gate="token"),
         expert_mixture.case(16_384, DTYPE, "narrow-16384", experts=4, rank=16, gate="token"),
+        # In float32, whose products take the plain units.
+        mode_cores.case(54, torch.float32, "qformer-f32"),
     ]
 
 

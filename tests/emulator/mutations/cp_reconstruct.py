@@ -6,6 +6,7 @@ from tests.cases.cp_reconstruct import CASES, WIDE
 from tests.emulator.mutations import Mutation, Turned, of_assertions, of_case
 from tests.emulator.test_cp_reconstruct_cuda import (
     test_a_block_takes_several_tiles_of_a_large_call,
+    test_groups_of_modules_whose_updates_are_stored,
     test_launches_that_nobody_needs_are_left_out,
     test_more_modules_than_a_table_holds,
     test_sixteen_bit_updates_are_rounded_once,
@@ -13,7 +14,7 @@ from tests.emulator.test_cp_reconstruct_cuda import (
 from tests.emulator.test_grids import test_rows_lie_on_the_first_axis
 
 OPERATION = "cp_reconstruct"
-FILES = ("cp_reconstruct/block.cuh", "cp_reconstruct/forward.cu", "cp_reconstruct/backward.cu")
+FILES = tuple(f"cp_reconstruct/{name}" for name in ("block.cuh", "forward.cu", "backward.cu", "finish.cuh"))
 
 BY_NAME = {case.name: case for case in [*CASES, *WIDE]}
 NAMES = """soft sigmoid-each soft-each none-scaled diagonal-soft diagonal-sigmoid odd odd-diagonal many wide-diagonal
@@ -23,15 +24,20 @@ CHECKS = [
     *(of_case(BY_NAME[name], dtype) for name in NAMES for dtype in (torch.float32, torch.bfloat16)),
     of_assertions("rounded once", test_sixteen_bit_updates_are_rounded_once, "full"),
     *(
-        of_assertions(f"{needed}'s gradient alone", test_launches_that_nobody_needs_are_left_out, needed, 3)
-        for needed in ("u", "threshold")
+        of_assertions(f"{needed}'s gradient alone", test_launches_that_nobody_needs_are_left_out, needed, launches)
+        for needed, launches in (("u", 4), ("threshold", 3))
     ),
     of_assertions("blocks of several tiles", test_a_block_takes_several_tiles_of_a_large_call, torch.float32),
     of_assertions("more modules than a table holds", test_more_modules_than_a_table_holds),
     of_assertions("grids of many rows", test_rows_lie_on_the_first_axis, OPERATION),
+    *(
+        of_assertions(f"groups of {modules} modules", test_groups_of_modules_whose_updates_are_stored, modules, rank)
+        for modules, rank in ((0, 5), (2, 5), (2, 70))
+    ),
 ]
 
 TILE, FORWARD, BACKWARD = "cp_reconstruct/block.cuh", "cp_reconstruct/forward.cu", "cp_reconstruct/backward.cu"
+FINISH = "cp_reconstruct/finish.cuh"
 
 MUTATIONS = [
     # A and the update
@@ -85,18 +91,48 @@ MUTATIONS = [
     Mutation("every chunk of ranks writes the threshold", BACKWARD, r" \|\| chunk != 0\)", ")"),
     Mutation("threshold of half a warp", BACKWARD, r"mask = 16; mask", "mask = 8; mask"),
     Mutation("a warp's threshold left out", BACKWARD, r"int warp = 1; warp", "int warp = 2; warp"),
-    Mutation("missing mask of the last columns", BACKWARD, r"p.d_in - column < 64 \? p.d_in - column : 64", "64"),
+    Mutation("missing mask of the last columns", BACKWARD, r"p.d_in - from < piece \? p.d_in - from : piece", "piece"),
     Mutation("split one item short", BACKWARD, r"item < end; \+\+item", "item < end - (end > 20); ++item"),
     Mutation("tables' splits in one place", BACKWARD, r"first_split \+= splits.count", "first_split += 0"),
-    Mutation("first split left out", BACKWARD, r"split = 0; split < splits_", "split = splits_ > 1; split < splits_"),
-    Mutation("lost scale in dU", BACKWARD, r"g.u\) \+ e, sum \* p.scale", "g.u) + e, sum"),
-    Mutation("lost scale in dV and dM", BACKWARD, r"sum.value\(n\) \* p.scale", "sum.value(n)"),
-    Mutation("lost scale in a diagonal's dV", BACKWARD, r"g.v\) \+ e, sum \* p.scale", "g.v) + e, sum"),
-    Mutation("lost scale in a diagonal's dM", BACKWARD, r"g.cores\) \+ i, sum \* p.scale", "g.cores) + i, sum"),
+    # D that is stored
     Mutation(
-        "dM of the first module's dA", BACKWARD, r"from_.dmixed \+ module \* p.rank \+ first", "from_.dmixed + first"
+        "D of every module in one place",
+        BACKWARD,
+        r"\(block_y\(\) \* p.d_out \+ first\) \* to.stride",
+        "first * to.stride",
     ),
-    Mutation("shared threshold of the first module", BACKWARD, r"p.thresholds == 1 \? p.modules : 1", "1"),
-    Mutation("diagonal's rows twice", BACKWARD, r"first \+ kRows < p.d_out \? first \+ kRows : p.d_out", "p.d_out"),
-    Mutation("a warp of the diagonal left out", BACKWARD, r"int other = 1; other", "int other = 2; other"),
+    Mutation(
+        "D of every block of rows in one place",
+        BACKWARD,
+        r"\(block_y\(\) \* p.d_out \+ first\)",
+        "(block_y() * p.d_out)",
+    ),
+    Mutation("D of every tile in one place", BACKWARD, r"made \+ column, stride", "made, stride"),
+    Mutation(
+        "D's rows of the next module overwritten", BACKWARD, r"if \(place.row < tile.rows\) tile.write", "tile.write"
+    ),
+    Mutation("every chunk of ranks stores D", BACKWARD, r"to.stored && chunk == 0", "to.stored"),
+    Mutation(
+        "every split from the first row", BACKWARD, r"row = block_y\(\) \* split_items \* 64", "row = 0 * split_items"
+    ),
+    Mutation("rows past a split's end", BACKWARD, r"end \* 64 < rows \? end \* 64 - row : rows - row", "rows - row"),
+    Mutation("rows past the last", BACKWARD, r"end \* 64 < rows \? end \* 64 - row : rows - row", "end * 64 - row"),
+    Mutation("A of the first group", BACKWARD, r"\(first_module \* p.d_out \+ row\)", "row"),
+    Mutation("D made again beside the stored one", BACKWARD, r"    end = 0;\n", ""),
+    # what is left
+    Mutation("first split left out", FINISH, r"split = 0; split < splits_", "split = splits_ > 1; split < splits_"),
+    Mutation("lost scale in dU", FINISH, r"0\).put\(e, sum \* p.scale", "0).put(e, sum"),
+    Mutation("lost scale in dV and dM", FINISH, r"sum.value\(n\) \* p.scale", "sum.value(n)"),
+    Mutation("lost scale in a diagonal's dV", FINISH, r"1\).put\(e, sum \* p.scale", "1).put(e, sum"),
+    Mutation("lost scale in a diagonal's dM", FINISH, r"put\(i, sum \* p.scale", "put(i, sum"),
+    Mutation(
+        "dM of the first module's dA", FINISH, r"from_.dmixed \+ module \* p.rank \+ first", "from_.dmixed + first"
+    ),
+    Mutation("dM of the first module's place", FINISH, r"from\(module \* p.rank \* p.rank\)", "from(0)"),
+    Mutation("shared threshold of the first module", FINISH, r"p.thresholds == 1 \? p.modules : 1", "1"),
+    Mutation("threshold's items of the first lane", FINISH, r"mask = 16; mask", "mask = 0; mask"),
+    Mutation("threshold's items of one turn", FINISH, r"i < items; i \+= 32", "i < items && i < 32; i += 32"),
+    Mutation("every warp the first threshold", FINISH, r"kThresholds \+ thread_index\(\) / 32", "kThresholds"),
+    Mutation("diagonal's rows twice", FINISH, r"first \+ kRows < p.d_out \? first \+ kRows : p.d_out", "p.d_out"),
+    Mutation("a warp of the diagonal left out", FINISH, r"int other = 1; other", "int other = 2; other"),
 ]

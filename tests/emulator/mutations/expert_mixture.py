@@ -132,7 +132,8 @@ MUTATIONS = [
         "biases learn out of scope", BACKWARD, r"mixed \? p.beta \* p.equal_gate : C\(0\)", "p.beta * p.equal_gate"
     ),
     Mutation("one bias learns", BACKWARD, r"p.d, p.experts\);\n    \} else", "p.d);\n    } else"),
-    Mutation("a weight's gradient left narrow", BACKWARD, r"sums_.widen\(g.up_weight, [^;]*;", ""),
+    Mutation("a weight's gradient left narrow", BACKWARD, r"sums_.widen\(grad\(g.up_weight, [^;]*;", ";"),
+    Mutation("a narrow weight's gradient widened", BACKWARD, r" && !grad\(to, leaf\).narrow;", ";"),
     Mutation("lost slope", BACKWARD, r"scale \* expert_activation_slope<kind>\(u.value\[j\]\)", "scale"),
     Mutation(
         "relu passes what is not a number",
@@ -152,7 +153,12 @@ MUTATIONS = [
     Mutation("a sample's first tokens' gradients alone", BACKWARD, r"t \+= tokens, k \+= more;", "t += p.length;"),
     Mutation("lost beta of the up bias", BACKWARD, r"first_gate \+ k, scale\)", "first_gate + k, gate)"),
     Mutation("a row's first eight logits", BACKWARD, r"k < p.experts; k \+= kLanes", "k < kLanes; k += kLanes"),
-    Mutation("gate's bias by tokens' shares", BACKWARD, r"g.gate_bias, work_.sample,", "g.gate_bias, work_.token,"),
+    Mutation(
+        "gate's bias by tokens' shares",
+        BACKWARD,
+        r"\(g.gate_bias, 6\), work_.sample,",
+        "(g.gate_bias, 6), work_.token,",
+    ),
     Mutation("dx of q", BACKWARD, r"q.value\[j\] \*= scale \* ", "q.value[j] *= "),
     Mutation("biases' products not made", BACKWARD, r"k \+ j, Tile::result\(0, this->row, c \+ j\)", "k + j, C(0)"),
 ]

@@ -3,8 +3,8 @@
 import torch
 
 from tests.cases.mode_cores import CASES, WIDE
-from tests.emulator.mutations import Mutation, of_assertions, of_case
-from tests.emulator.test_grids import test_slices_of_a_core_lie_on_the_first_axis
+from tests.emulator.mutations import Mutation, Turned, of_assertions, of_case
+from tests.emulator.test_grids import ROWS, test_modes_and_slices_lie_on_the_first_axis
 
 OPERATION = "mode_cores"
 FILES = ("mode_cores/backward.cu",)
@@ -14,19 +14,18 @@ NAMES = """soft sigmoid-each diagonal-sigmoid-each diagonal-soft odd rank-one sp
 wide-rank-each none wide-none""".split()
 
 CHECKS = [of_case(BY_NAME[name], dtype) for name in NAMES for dtype in (torch.float32, torch.bfloat16)]
-CHECKS += [of_assertions("grids of many slices", test_slices_of_a_core_lie_on_the_first_axis)]
+CHECKS += [
+    of_assertions(f"grids of many {what}", test_modes_and_slices_lie_on_the_first_axis, rank, count)
+    for what, rank, count in (("slices", 2049, 2), ("modes", 2, ROWS))
+]
 
 BLOCK, FORWARD, BACKWARD = (f"mode_cores/{name}" for name in ("block.cuh", "forward.cu", "backward.cu"))
 PLAN = "mode_cores/plan.h"
 
 MUTATIONS = [
     # the grid
-    Mutation("grid in the other order", FORWARD, r"plan.across, plan.down", "plan.down, plan.across"),
-    Mutation(
-        "slices on the grid's second axis",
-        FORWARD,
-        r"(p\.modes, )block_y\(\)([\s\S]*?)block_x\(\) \* Tile::kN([\s\S]*?)plan\.across, plan\.down",
-        r"\1block_x()\2block_y() * Tile::kN\3plan.down, plan.across",
+    Turned(
+        "modes and slices on the grid's second axis", FORWARD, r"plan\.blocks\(\), 1, Tile", "1, plan.blocks(), Tile"
     ),
     Mutation(
         "backward's blocks on the grid's second axis",
@@ -37,6 +36,7 @@ MUTATIONS = [
     Mutation(
         "workspace a split short", BACKWARD, r"splits \* p\.modes \* p\.rank : 0", "(splits - 1) * p.modes * p.rank : 0"
     ),
+    Mutation("grid in the other order", FORWARD, r"block_x\(\) / across\)", "block_x() % across)"),
     # the gate
     Mutation("threshold of the first rank", BLOCK, r"p.each \? k : 0", "0"),
     Mutation("threshold by the slice", BLOCK, r"transposed \? i : k\) : Compute", "transposed ? k : i) : Compute"),
@@ -67,7 +67,9 @@ MUTATIONS = [
     Mutation("no slopes", BACKWARD, r"if \(p.gate == Gate::none\) continue;", "continue;"),
     Mutation("last mode left out of dC", BACKWARD, r"grads, vectors, p.modes\)", "grads, vectors, p.modes - 1)"),
     Mutation("modes past the tile not made", PLAN, r"down\(tiles_along\(p.modes\)\)", "down(1)"),
-    Mutation("second tile has the first's modes", FORWARD, r"modes\(p.modes, block_y\(\)\)", "modes(p.modes, 0)"),
+    Mutation(
+        "second tile has the first's modes", FORWARD, r"modes\(p.modes, block_x\(\) / across\)", "modes(p.modes, 0)"
+    ),
     Mutation("missing tail mask", FORWARD, r"each_run\(slice, slices,", "each_run(slice, slice + 64,"),
     Mutation(
         "missing tail mask of the gradient", BACKWARD, r"slice \+ row < slices \? p.rank - rank - c : 0", "p.rank"

@@ -133,8 +133,14 @@ MUTATIONS = [
     Mutation("last split of dg too long", BACKWARD, r"p.d_out - from < splits.each \? p.d_out - from : ", ""),
     Mutation("second tile of dg is the first", BACKWARD, r"begin = y / modes / count \* Tile::kN", "begin = 0"),
     Mutation("every split's projection the first", BACKWARD, r"k = y % modes", "k = 0 * modes"),
-    Mutation("last part left out of a sum", BLOCK, r"n < count; \+\+n", "n < count - 1; ++n"),
-    Mutation("first part for all", BLOCK, r"\(n \* p.rows \+ token\)", "token"),
+    Mutation(
+        "last part left out of a sum",
+        BLOCK,
+        r"n \+ k >= count\) break;\n +Base",
+        "n + k + 1 >= count) break;\n        Base",
+    ),
+    Mutation("parts of the first four", BLOCK, r"n < count; n \+= kAhead", "n < count; n = count"),
+    Mutation("first part for all", BLOCK, r"\(\(n \+ k\) \* p.rows \+ token\)", "token"),
     Mutation("part's last columns left out", BLOCK, r"begin \+ c < p.rank; c", "begin + c < p.rank - 1; c"),
     Mutation("rows past the end in a part", BLOCK, r"    if \(!valid\(\)\) return;\n#pragma", "#pragma"),
     Mutation("g_k not made again", BACKWARD, r"again_ \? 2 \* p.count : p.count", "p.count"),
@@ -159,18 +165,26 @@ MUTATIONS = [
         r"product\(dcore, (p.mask.drops\(\) \? to_.kept\[k\] : p.h), to_.dg\[k\],",
         r"product(dcore, to_.dg[k], \1,",
     ),
-    Mutation("dM numbered by the given dy", BACKWARD, r" \+ k \* p.core_size\(\)", " + (pairs - 1) * p.core_size()"),
-    Mutation("all dM in one place", BACKWARD, r" \+ k \* p.core_size\(\)", ""),
+    Mutation(
+        "dM numbered by the given dy", BACKWARD, r"from\(k \* p.core_size\(\)\)", "from((pairs - 1) * p.core_size())"
+    ),
+    Mutation("all dM in one place", BACKWARD, r"from\(k \* p.core_size\(\)\)", "from(0)"),
     Mutation("dV by the whole h", BACKWARD, r"mix\(p.mask.drops\(\) \? of_mode\(to_.kept, k\) : h,", "mix(h,"),
     Mutation("dV by the first g", BACKWARD, r"mixed\[pairs\+\+\] = to_.mixed\[k\]", "mixed[pairs++] = to_.mixed[0]"),
     Mutation("last rank left out of dx", BACKWARD, r"(p.d_in, p.d_in\)),\s*p.rank\);", r"\1, p.rank - (p.rank > 1));"),
     # sums of several products
-    Mutation("last product left out", SUMS, r"piece < job.pieces;", "piece < job.pieces - (job.pieces > 1);"),
+    Mutation(
+        "last product left out",
+        SUMS,
+        r"\(last - first\) \* job.pieces;",
+        "(last - first) * job.pieces - (job.pieces > 1);",
+    ),
+    Mutation("the next split's first product twice", SUMS, r"piece = last_piece \? 0 : piece;", ";"),
     Mutation("products' sums in one place", SUMS, r"m, n, groups,\s+product_values_\};", "m, n, groups, 0};"),
     Mutation(
         "a split has room for one product",
         SUMS,
-        r"product_values_ \+= groups",
-        "product_values_ += !product_values_ * groups",
+        r"product_values_ \+= in_runs\(groups",
+        "product_values_ += !product_values_ * in_runs(groups",
     ),
 ]

@@ -5,7 +5,7 @@ import torch
 from tests.cases.gated_adapter import BART_TAIL, site
 from tests.emulator.mutations import Mutation, of_assertions, of_case
 from tests.emulator.test_gated_adapter_cuda import SITES, test_cost, test_heads_do_not_touch_each_other
-from tests.emulator.test_token_sums import test_weight_gradients_are_sums_in_float32
+from tests.emulator.test_token_sums import test_many_parts_are_shared_out, test_weight_gradients_are_sums_in_float32
 
 OPERATION = "gated_adapter"
 FILES = ("common/mma_tile.cuh", "common/fma_tile.cuh", "common/token_sums.cuh", "common/weight_grads.cuh")
@@ -34,10 +34,12 @@ CHECKS = [
         of_assertions(f"exact sums of {rows} tokens", test_weight_gradients_are_sums_in_float32, rows)
         for rows in (1024, 1030)
     ),
+    *(of_assertions(f"{rank} ranks' many parts", test_many_parts_are_shared_out, rank) for rank in (47, 48)),
 ]
 
 MMA, FMA, SUMS, OPERAND = "common/mma_tile.cuh", "common/fma_tile.cuh", "common/token_sums.cuh", "common/operand.cuh"
 GRADS = "common/weight_grads.cuh"
+GRAD = "common/grad_to.cuh"
 
 MUTATIONS = [
     # copies and stages
@@ -140,8 +142,27 @@ MUTATIONS = [
         r"all.sums \+ block_y\(\) \* all.split_sums \+ grad.offset",
         "all.sums + grad.offset",
     ),
-    Mutation("off by one in the reduction", SUMS, r"part < job.parts", "part + 1 < job.parts"),
-    Mutation("reduction skips the first part", SUMS, r"int64_t part = 0;", "int64_t part = job.parts > 1;"),
+    Mutation("off by one in the reduction", SUMS, r"more = \(last - first\)", "more = (last - first - 1)"),
+    Mutation("reduction skips the first part", SUMS, r"from = job.from \+ first \*", "from = job.from + (first + 1) *"),
+    Mutation(
+        "parts of the first eight", SUMS, r"job.pieces; more > 0; more -= kAhead", "job.pieces; more > 0; more = 0"
+    ),
+    Mutation("parts past the last", SUMS, r"if \(n >= more\) break;\n +part", "part"),
+    Mutation(
+        "whole runs at a ragged end",
+        SUMS,
+        r"if \(left >= kRun && bits % 16 == 0\)\n    add_parts",
+        "if (bits % 16 == 0)\n    add_parts",
+    ),
+    Mutation("whole runs of odd parts", SUMS, r" && bits % 16 == 0\)\n    add_parts", ")\n    add_parts"),
+    Mutation(
+        "every warp has all parts", SUMS, r"\(job.parts \+ kWarps - 1\) / kWarps : job.parts", "job.parts : job.parts"
+    ),
+    Mutation("every warp has the first parts", SUMS, r"many \? warp \* each : 0", "0"),
+    Mutation("a warp's parts left out", SUMS, r"other = 1; other < kWarps", "other = 2; other < kWarps"),
+    Mutation(
+        "last parts of a warp too many", SUMS, r"job.parts - first < each \? job.parts : first", "false ? 0 : first"
+    ),
     Mutation("second group reads the first's columns", GRADS, r"group \* grad.n \+ n, b_width", "n, b_width"),
     Mutation(
         "tile's rows by its columns",
@@ -157,14 +178,30 @@ MUTATIONS = [
         "",
     ),
     Mutation("rows of a weight one apart", GRADS, r"to \+= kStep \* tile.grad.n", "to += tile.grad.n"),
-    Mutation("tokens twice", SUMS, r"t \+= kTokens", "t += kTokens - 1"),
+    Mutation("tokens twice", SUMS, r"value \+= kStep \* job.width", "value += (kStep - 1) * job.width"),
+    Mutation("a token too few", SUMS, r"\(end - t \+ kStep - 1\)", "(end - t)"),
+    Mutation("tokens past the split", SUMS, r"if \(n >= more\) break;\n +by", "by"),
+    Mutation("tokens of the first turn", SUMS, r"kStep\); more > 0; more -= kAhead", "kStep); more > 0; more = 0"),
+    Mutation("weights of the first turn", SUMS, r"if \(weight\) weight \+= kAhead \* kStep;", ""),
+    Mutation("whole runs of odd widths", SUMS, r"\| job.width \* sizeof\(T\);", ";"),
     Mutation("a warp's sum left out", SUMS, r"k = 0; k < kWarps", "k = 1; k < kWarps"),
     Mutation("sum of half a warp", SUMS, r"mask < 32", "mask < 16"),
     Mutation("columns of the first lane", SUMS, r"first \+ lane \* kRun", "first"),
     Mutation("warps' sums meet in a bank", SUMS, r"kRun == 8 \? 12 : 8", "8"),
     Mutation("column past the width", SUMS, r" \|\| first \+ c >= job.width", ""),
+    Mutation("lost weight of a token", SUMS, r"weight \? read\(weight \+ n \* kStep\)", "false ? C(0)"),
+    Mutation("every job the first", SUMS, r"block_x\(\) >= all.first_block\[number \+ 1\]", "false"),
+    Mutation("narrow gradient stored wide", GRAD, r"if \(narrow\) return put_narrow", "if (false) return put_narrow"),
+    Mutation("narrow run past the end", GRAD, r"left >= kRun && reinterpret", "reinterpret"),
     Mutation(
-        "lost weight of a token", SUMS, r"weight = job.weight \? read\(job.weight \+ t\) : C\(1\)", "weight = C(1)"
+        "narrow run that begins anywhere",
+        GRAD,
+        r" && reinterpret_cast<uintptr_t>\(to\) % sizeof\(HalfPack<T>\) == 0",
+        "",
     ),
+    Mutation(
+        "narrow run's pairs exchanged", GRAD, r"\{pair_of\((.*?)\), pair_of\((.*?)\)\};", r"{pair_of(\2), pair_of(\1)};"
+    ),
+    Mutation("narrow run's last value left out", GRAD, r"if \(j < left\)", "if (j + 1 < left)"),
     Mutation("more splits than the formula", "common/launch.cuh", r"\(tokens \+ 511\) / 512", "(tokens + 255) / 256"),
 ]

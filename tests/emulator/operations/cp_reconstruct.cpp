@@ -18,7 +18,10 @@ static CpReconstructParams params(const int64_t* integers, const double* reals, 
   return p;
 }
 
-static CpReconstructGrads grads(void* const* tensors) { return {tensors[0], tensors[1], tensors[2], tensors[3]}; }
+// Of `integers`, the one behind those of the parameters says which gradients are narrow.
+static CpReconstructGrads grads(const int64_t* integers, void* const* tensors) {
+  return {tensors[0], tensors[1], tensors[2], tensors[3], integers[8]};
+}
 
 extern "C" int64_t cp_reconstruct_fwd_workspace(const int64_t* integers, const double* reals, void* const* factors) {
   return cuda::cp_reconstruct_fwd_workspace(params(integers, reals, factors));
@@ -31,10 +34,11 @@ extern "C" int cp_reconstruct_fwd(const int64_t* integers, const double* reals, 
 
 extern "C" int64_t cp_reconstruct_bwd_workspace(const int64_t* integers, const double* reals, void* const* factors,
                                                 void* const* gradients) {
-  return cuda::cp_reconstruct_bwd_workspace(params(integers, reals, factors), grads(gradients));
+  return cuda::cp_reconstruct_bwd_workspace(params(integers, reals, factors), grads(integers, gradients));
 }
 
 extern "C" int cp_reconstruct_bwd(const int64_t* integers, const double* reals, void* const* factors,
                                   void* const* gradients, void* const* dout, void* workspace) {
-  return cuda::cp_reconstruct_bwd(params(integers, reals, factors), dout, grads(gradients), workspace, nullptr);
+  return cuda::cp_reconstruct_bwd(params(integers, reals, factors), dout, grads(integers, gradients), workspace,
+                                  nullptr);
 }

@@ -7,12 +7,12 @@ from tests.emulator.operations import addresses, integers, reals, workspace
 FACTORS = ("u", "v", "cores", "threshold")
 
 
-def described(emulator, like, count, factors, gate, temperature, scale):
-    """The call as CpReconstructParams has it: integers, reals, the factors' addresses."""
+def described(emulator, like, count, factors, gate, temperature, scale, *more):
+    """The call as CpReconstructParams has it: integers and ``more`` of them, reals, the factors' addresses."""
     cores, threshold = factors[2:]
     sizes = (count, *like.shape, cores.shape[1], cores.dim() == 2, gate, 0 if threshold is None else len(threshold))
     pointers = [emulator.buffer(name, tensor) for name, tensor in zip(FACTORS, factors, strict=True)]
-    return integers(like.dtype, *sizes), reals(temperature, scale), addresses(*pointers)
+    return integers(like.dtype, *sizes, *more), reals(temperature, scale), addresses(*pointers)
 
 
 def forward(emulator, weights, *args):
@@ -29,14 +29,15 @@ def forward(emulator, weights, *args):
 
 def backward(emulator, dout, *args):
     """Gradients of the factors, empty where bit i of ``needs`` does not ask for them."""
-    factors, needs, options = args[:4], args[5], args[6:]
-    call = described(emulator, dout[0], len(dout), factors, *options)
+    factors, needs, narrow, options = args[:4], args[5], args[6], args[7:]
+    call = described(emulator, dout[0], len(dout), factors, *options, narrow)
     inputs = [emulator.buffer(f"dout[{k}]", grad) for k, grad in enumerate(dout)]
     compute = torch.float64 if dout[0].dtype == torch.float64 else torch.float32
     grads, pointers = [], []
     for i, (name, tensor) in enumerate(zip(FACTORS, factors, strict=True)):
         wanted = tensor is not None and needs >> i & 1
-        grad, address = emulator.result(f"d{name}", tensor.shape if wanted else (0,), compute)
+        dtype = dout[0].dtype if narrow >> i & 1 else compute
+        grad, address = emulator.result(f"d{name}", tensor.shape if wanted else (0,), dtype)
         if dout[0].numel() == 0:
             grad.zero_()
         grads.append(grad)

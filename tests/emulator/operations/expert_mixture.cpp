@@ -72,8 +72,9 @@ extern "C" int expert_mixture_fwd(const int64_t* integers, const double* reals, 
   return cuda::expert_mixture_fwd(params(integers, reals, tensors), out, workspace, {multiply, nullptr}, nullptr);
 }
 
-static ExpertMixtureGrads grads(void* const* tensors) {
+static ExpertMixtureGrads grads(const int64_t* integers, void* const* tensors) {
   ExpertMixtureGrads g = {};
+  g.narrow = integers[9];  // behind those of the parameters
   g.dout = *tensors++;
   for (void** to : {&g.dx, &g.down_weight, &g.down_bias, &g.up_weight, &g.up_bias, &g.gate_weight, &g.gate_bias})
     *to = *tensors++;
@@ -82,13 +83,13 @@ static ExpertMixtureGrads grads(void* const* tensors) {
 
 extern "C" int64_t expert_mixture_bwd_workspace(const int64_t* integers, const double* reals, void* const* tensors,
                                                 void* const* gradients) {
-  return cuda::expert_mixture_bwd_workspace(params(integers, reals, tensors), grads(gradients));
+  return cuda::expert_mixture_bwd_workspace(params(integers, reals, tensors), grads(integers, gradients));
 }
 
 extern "C" int expert_mixture_bwd(const int64_t* integers, const double* reals, void* const* tensors,
                                   void* const* gradients, void* workspace) {
-  return cuda::expert_mixture_bwd(params(integers, reals, tensors), grads(gradients), workspace, {multiply, nullptr},
-                                  nullptr);
+  return cuda::expert_mixture_bwd(params(integers, reals, tensors), grads(integers, gradients), workspace,
+                                  {multiply, nullptr}, nullptr);
 }
 
 extern "C" int expert_mixture_hybrid(int64_t rows, int64_t stacked) {

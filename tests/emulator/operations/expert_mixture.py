@@ -10,12 +10,12 @@ TENSORS = "x down_weight down_bias up_weight up_bias gate_weight gate_bias scope
 UNIFORM, TOKEN, SAMPLE = range(3)
 
 
-def described(tensors, options):
-    """The call's numbers as ExpertMixtureParams has them: integers, reals."""
+def described(tensors, options, *more):
+    """The call's numbers as ExpertMixtureParams has them: integers and ``more`` of them, reals."""
     experts, gate, top_k, activation, *numbers = options
     x, stacked = tensors[0], tensors[1].shape[0]
     sizes = [x.shape[:-1].numel(), *x.shape[-2:], stacked, experts, top_k]
-    return integers(tensors[0].dtype, *sizes, gate, activation), reals(*numbers)
+    return integers(tensors[0].dtype, *sizes, gate, activation, *more), reals(*numbers)
 
 
 def path(emulator, rows, stacked):
@@ -47,15 +47,17 @@ def forward(emulator, *args):
 
 def backward(emulator, dout, *args):
     """Gradients of x and the six parameters, empty where bit i of ``needs`` does not ask for them."""
-    tensors, saved, needs, options = args[:9], args[9:11], args[11], args[12:]
-    sizes, numbers = described(tensors, options)
+    tensors, saved, needs, narrow, options = args[:9], args[9:11], args[11], args[12], args[13:]
+    sizes, numbers = described(tensors, options, narrow)
     dtype, compute = dout.dtype, torch.float64 if dout.dtype == torch.float64 else torch.float32
     named = [*zip(TENSORS, tensors, strict=True), *zip(("u", "gates"), saved, strict=True)]
     pointers = [emulator.buffer(name, tensor) for name, tensor in named]
     grads, grad_addresses = [], [emulator.buffer("dout", dout)]
     for i, (name, tensor) in enumerate(zip(TENSORS[:7], tensors, strict=False)):
         wanted = tensor is not None and needs >> i & 1
-        grad, address = emulator.result(f"d{name}", tensor.shape if wanted else (0,), dtype if i == 0 else compute)
+        grad, address = emulator.result(
+            f"d{name}", tensor.shape if wanted else (0,), dtype if (narrow | 1) >> i & 1 else compute
+        )
         if dout.numel() == 0:
             grad.zero_()
         grads.append(grad)

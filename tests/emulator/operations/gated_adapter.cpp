@@ -33,8 +33,9 @@ extern "C" int gated_adapter_fwd(const int64_t* integers, const double* reals, v
   return cuda::gated_adapter_fwd(params(integers, reals, tensors), out, workspace, nullptr);
 }
 
-static GatedAdapterGrads grads(void* const* tensors) {
+static GatedAdapterGrads grads(const int64_t* integers, void* const* tensors) {
   GatedAdapterGrads g = {};
+  g.narrow = integers[15];  // behind those of the parameters
   g.dout = *tensors++;
   for (void** to : {&g.dh, &g.dx, &g.down_weight, &g.down_bias, &g.up_weight, &g.up_bias, &g.gate_down_weight,
                     &g.gate_down_bias, &g.gate_weight, &g.gate_bias, &g.norm_weight, &g.norm_bias, &g.skip})
@@ -44,10 +45,10 @@ static GatedAdapterGrads grads(void* const* tensors) {
 
 extern "C" int64_t gated_adapter_bwd_workspace(const int64_t* integers, const double* reals, void* const* tensors,
                                                void* const* gradients) {
-  return cuda::gated_adapter_bwd_workspace(params(integers, reals, tensors), grads(gradients));
+  return cuda::gated_adapter_bwd_workspace(params(integers, reals, tensors), grads(integers, gradients));
 }
 
 extern "C" int gated_adapter_bwd(const int64_t* integers, const double* reals, void* const* tensors,
                                  void* const* gradients, void* workspace) {
-  return cuda::gated_adapter_bwd(params(integers, reals, tensors), grads(gradients), workspace, nullptr);
+  return cuda::gated_adapter_bwd(params(integers, reals, tensors), grads(integers, gradients), workspace, nullptr);
 }

@@ -13,15 +13,15 @@ TENSORS = (
 LARGE, MIDDLE_X, SMALL = 1, 2, 4
 
 
-def described(tensors, options):
-    """The call's numbers as GatedAdapterParams has them: integers, reals."""
+def described(tensors, options, *more):
+    """The call's numbers as GatedAdapterParams has them: integers and ``more`` of them, reals."""
     granularity, heads, activation, gate_input, middle_y, placement, norm, residual, *numbers = options
     h, x = tensors[:2]
     r_g = tensors[6].shape[0] if granularity == LARGE else 0
     d_x = h.shape[-1] if x is None else x.shape[-1]
     sizes = [h.shape[:-1].numel(), h.shape[-2], h.shape[-1], d_x, tensors[2].shape[0], r_g, heads]
     choices = [granularity, activation, gate_input, middle_y, placement, norm, residual]
-    return integers(h.dtype, *sizes, *choices), reals(*numbers)
+    return integers(h.dtype, *sizes, *choices, *more), reals(*numbers)
 
 
 def forward(emulator, *args):
@@ -49,15 +49,17 @@ def forward(emulator, *args):
 
 def backward(emulator, dout, *args):
     """Gradients of h, x, the ten parameters and skip, empty where bit i of ``needs`` does not ask for them."""
-    tensors, saved, needs, options = args[:15], args[15:19], args[21], args[22:]
-    sizes, numbers = described(tensors, options)
+    tensors, saved, needs, narrow, options = args[:15], args[15:19], args[21], args[22], args[23:]
+    sizes, numbers = described(tensors, options, narrow)
     dtype, compute = tensors[0].dtype, torch.float64 if dout.dtype == torch.float64 else torch.float32
     named = [*zip(TENSORS, tensors, strict=True), *zip(("z", "gate_z", "token_gate", "norm_stats"), saved, strict=True)]
     pointers = [emulator.buffer(name, tensor) for name, tensor in named]
     grads, grad_addresses = [], [emulator.buffer("dout", dout)]
     for i, (name, tensor) in enumerate(zip(TENSORS[:13], tensors, strict=False)):
         wanted = tensor is not None and needs >> i & 1
-        grad, address = emulator.result(f"d{name}", tensor.shape if wanted else (0,), dtype if i < 2 else compute)
+        grad, address = emulator.result(
+            f"d{name}", tensor.shape if wanted else (0,), dtype if (narrow | 3) >> i & 1 else compute
+        )
         if dout.shape[:-1].numel() == 0:
             grad.zero_()
         grads.append(grad)

@@ -17,14 +17,17 @@ extern "C" int mode_cores_fwd(const int64_t* integers, const double* reals, void
   return cuda::mode_cores_fwd(params(integers, reals[0], tensors), cores, nullptr);
 }
 
-static ModeCoresGrads grads(void* const* tensors) { return {tensors[0], tensors[1], tensors[2], tensors[3]}; }
+// Of `integers`, the one behind those of the parameters says which gradients are narrow.
+static ModeCoresGrads grads(const int64_t* integers, void* const* tensors) {
+  return {tensors[0], tensors[1], tensors[2], tensors[3], integers[6]};
+}
 
 extern "C" int64_t mode_cores_bwd_workspace(const int64_t* integers, const double* reals, void* const* tensors,
                                             void* const* gradients) {
-  return cuda::mode_cores_bwd_workspace(params(integers, reals[0], tensors), grads(gradients));
+  return cuda::mode_cores_bwd_workspace(params(integers, reals[0], tensors), grads(integers, gradients));
 }
 
 extern "C" int mode_cores_bwd(const int64_t* integers, const double* reals, void* const* tensors,
                               void* const* gradients, void* workspace) {
-  return cuda::mode_cores_bwd(params(integers, reals[0], tensors), grads(gradients), workspace, nullptr);
+  return cuda::mode_cores_bwd(params(integers, reals[0], tensors), grads(integers, gradients), workspace, nullptr);
 }

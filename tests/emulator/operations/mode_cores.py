@@ -7,10 +7,10 @@ import torch
 from tests.emulator.operations import addresses, integers, reals, workspace
 
 
-def described(emulator, core, modes, threshold, gate, temperature):
-    """The call as ModeCoresParams has it: integers, reals, pointers."""
+def described(emulator, core, modes, threshold, gate, temperature, *more):
+    """The call as ModeCoresParams has it: integers and ``more`` of them, reals, pointers."""
     each = threshold is not None and threshold.shape[0] > 1
-    numbers = integers(core.dtype, modes.shape[0], core.shape[0], core.dim() == 1, gate, each)
+    numbers = integers(core.dtype, modes.shape[0], core.shape[0], core.dim() == 1, gate, each, *more)
     named = {"core": core, "modes": modes, "threshold": threshold}
     pointers = [emulator.buffer(name, tensor) for name, tensor in named.items()]
     return numbers, reals(temperature), addresses(*pointers)
@@ -24,14 +24,15 @@ def forward(emulator, core, modes, threshold, gate, temperature):
     return cores
 
 
-def backward(emulator, dcores, core, modes, threshold, needs, gate, temperature):
+def backward(emulator, dcores, core, modes, threshold, needs, narrow, gate, temperature):
     """Gradients of core, modes and threshold, empty where bit i of ``needs`` does not ask for them."""
     compute = torch.float64 if core.dtype == torch.float64 else torch.float32
-    call = described(emulator, core, modes, threshold, gate, temperature)
+    call = described(emulator, core, modes, threshold, gate, temperature, narrow)
     grads, pointers = [], [emulator.buffer("dcores", dcores)]
     for i, (name, tensor) in enumerate({"core": core, "modes": modes, "threshold": threshold}.items()):
         wanted = tensor is not None and needs >> i & 1
-        grad, address = emulator.result(f"d{name}", tensor.shape if wanted else (0,), compute)
+        dtype = core.dtype if narrow >> i & 1 else compute
+        grad, address = emulator.result(f"d{name}", tensor.shape if wanted else (0,), dtype)
         grads.append(grad)
         pointers.append(address if wanted else None)
     call = (*call, addresses(*pointers))

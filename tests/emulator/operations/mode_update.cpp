@@ -35,8 +35,9 @@ extern "C" int mode_update_fwd(const int64_t* integers, const double* reals, voi
 }
 
 // The four dy, then the gradients of x, u, v and the cores.
-static ModeUpdateGrads grads(void* const* tensors) {
+static ModeUpdateGrads grads(const int64_t* integers, void* const* tensors) {
   ModeUpdateGrads g = {};
+  g.narrow = integers[8];  // behind those of the parameters
   for (const void*& dy : g.dy) dy = *tensors++;
   for (void** to : {&g.dx, &g.du, &g.dv, &g.dcores}) *to = *tensors++;
   return g;
@@ -44,12 +45,12 @@ static ModeUpdateGrads grads(void* const* tensors) {
 
 extern "C" int64_t mode_update_bwd_workspace(const int64_t* integers, const double* reals, void* const* tensors,
                                              void* const* gradients) {
-  return cuda::mode_update_bwd_workspace(params(integers, reals, tensors), grads(gradients));
+  return cuda::mode_update_bwd_workspace(params(integers, reals, tensors), grads(integers, gradients));
 }
 
 extern "C" int mode_update_bwd(const int64_t* integers, const double* reals, void* const* tensors,
                                void* const* gradients, void* workspace) {
-  return cuda::mode_update_bwd(params(integers, reals, tensors), grads(gradients), workspace, nullptr);
+  return cuda::mode_update_bwd(params(integers, reals, tensors), grads(integers, gradients), workspace, nullptr);
 }
 
 // The factors that projection k's mask has for the first run of row 64 `block`: for rows of tensors that no test can

@@ -45,17 +45,18 @@ def forward(emulator, x, u, v, cores, bases, seed, dropout, shared_mask):
     return [h, *(y for y, _ in results)]
 
 
-def backward(emulator, douts, used, x, u, v, cores, seed, h, needs, dropout, shared_mask):
+def backward(emulator, douts, used, x, u, v, cores, seed, h, needs, narrow, dropout, shared_mask):
     """Gradients of x, u, v and the cores, empty where bit i of ``needs`` does not ask for them."""
     compute = torch.float64 if x.dtype == torch.float64 else torch.float32
     hidden = None if u is None else emulator.buffer("h", h)
-    call = described(emulator, x, u, v, cores, seed, hidden, dropout, shared_mask)
+    call = described(emulator, x, u, v, cores, seed, hidden, dropout, shared_mask, narrow)
     given = iter(douts)
     dy = padded([emulator.buffer(f"dy{k}", next(given)) if used >> k & 1 else None for k in range(cores.shape[0])])
     grads, pointers = [], []
     for i, (name, tensor) in enumerate({"x": x, "u": u, "v": v, "cores": cores}.items()):
         wanted = tensor is not None and needs >> i & 1
-        grad, address = emulator.result(f"d{name}", tensor.shape if wanted else (0,), compute if i else x.dtype)
+        dtype = x.dtype if (narrow | 1) >> i & 1 else compute
+        grad, address = emulator.result(f"d{name}", tensor.shape if wanted else (0,), dtype)
         grads.append(grad)
         pointers.append(address if wanted else None)
     call = (*call, addresses(*dy, *pointers))

@@ -147,6 +147,13 @@ struct FourWords {
   uint32_t word[4];
 };
 template <class T>
+struct alignas(8) HalfPack {
+  T value[8 / sizeof(T)];
+};
+struct TwoWords {
+  uint32_t word[2];
+};
+template <class T>
 PETX_DEVICE uint32_t pair_of(float first, float second, T) {
   T low, high;
   store(low, first), store(high, second);
