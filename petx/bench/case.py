@@ -105,21 +105,23 @@ def problem(
     activations: Mapping[str, tuple[int, ...]],
     frozen: Mapping[str, tuple[int, ...]] | None = None,
     gradients: Iterable[str] = (),
+    wide: Iterable[str] = (),
     seed: int = 0,
 ) -> Problem:
     """Tensors from shapes: activations of about 1, parameters a tenth of it; ``gradients`` name the activations that
-    need one."""
+    need one, ``wide`` the tensors in float32 whatever the case's dtype."""
     generator = torch.Generator(device).manual_seed(seed)
 
-    def draw(shape: tuple[int, ...], scale: float) -> torch.Tensor:
-        return torch.randn(shape, generator=generator, device=device).mul_(scale).to(case.dtype)
+    def draw(name: str, shape: tuple[int, ...], scale: float) -> torch.Tensor:
+        value = torch.randn(shape, generator=generator, device=device).mul_(scale)
+        return value if name in wide else value.to(case.dtype)
 
     def fresh() -> Tensors:
-        return {n: draw(s, 1.0).requires_grad_(n in gradients) for n, s in activations.items()}
+        return {n: draw(n, s, 1.0).requires_grad_(n in gradients) for n, s in activations.items()}
 
-    values = {n: draw(s, 0.1) for n, s in parameters.items()}
+    values = {n: draw(n, s, 0.1) for n, s in parameters.items()}
     values = {n: (t.abs() if n == "threshold" else t).requires_grad_() for n, t in values.items()}
-    return Problem(values, {n: draw(s, 0.1) for n, s in (frozen or {}).items()}, fresh)
+    return Problem(values, {n: draw(n, s, 0.1) for n, s in (frozen or {}).items()}, fresh)
 
 
 def dtype_name(dtype: torch.dtype) -> str:

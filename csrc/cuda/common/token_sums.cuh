@@ -1,9 +1,9 @@
 // Sums over tokens in an order fixed by the shape: gradients of weights, of biases and of gate vectors.
 //
 // Tokens are cut into splits; each split's sum is made by one block from its first token to its last, and the splits
-// are added up in their order by a second launch. No atomics: the number of splits follows from
-// the number of tokens and not from the card, so the order is the same on every run and every GPU (launch.cuh says what
-// that means for bits).
+// are added up in their order by a second launch. No atomics: the number of splits follows from shapes, that of
+// products by wide tiles (wide_plan.h) also from which gradients are asked for, and never from the card. So the order
+// is the same on every run and every GPU (launch.cuh says what that means for bits).
 #pragma once
 
 #include "cuda/common/grad_to.cuh"

@@ -50,11 +50,12 @@ def case(
     tail: str = "none",
     heads: int = 4,
     granularity: str = "large",
+    stream: bool = False,
     quick: bool = False,
     **more: Any,
 ) -> BenchCase:
     """VL-PET's site; reads h and x and writes y, with 4 products of d by r per token if ``granularity`` is ``"large"``,
-    or 2 if it is ``"middleX"``."""
+    or 2 if it is ``"middleX"``. With ``stream`` x, y and the norm are in float32, as autocast has them."""
     r_g = 0 if granularity == "middleX" else r if r_g is None else r_g
     parameters = {"down_weight": (r, d), "down_bias": (r,), "up_weight": (d, r), "up_bias": (d,)}
     if granularity == "middleX":
@@ -66,14 +67,17 @@ def case(
         parameters |= {"norm_weight": (d,), "norm_bias": (d,)}
     shape, size = (max(tokens // 56, 1), tokens // max(tokens // 56, 1), d), dtype.itemsize
     tokens = shape[0] * shape[1]
-    weights = size * 2 * d * (r + r_g)
+    weights, of_stream = size * 2 * d * (r + r_g), 4 if stream else size
+    wide = ("x", "norm_weight", "norm_bias") if stream else ()
     flops = 4 * tokens * d * (r + r_g)
     return BenchCase(
         "gated_adapter",
         name,
         dtype,
         dict(N=tokens, d=d, r=r, r_g=r_g, tail=tail),
-        lambda made, device: problem(made, device, parameters, {"h": shape, "x": shape}, gradients=("h", "x")),
+        lambda made, device: problem(
+            made, device, parameters, {"h": shape, "x": shape}, gradients=("h", "x"), wide=wide
+        ),
         arms(
             literal,
             eager,
@@ -84,8 +88,8 @@ def case(
         ),
         dict(heads=heads, dropout=0.1, tail=tail, granularity=granularity),
         {
-            "fwd": (flops, 3 * size * tokens * d + weights),
-            "bwd": (2 * flops, 5 * size * tokens * d + 2 * weights),
+            "fwd": (flops, (size + 2 * of_stream) * tokens * d + weights),  # h; x, y
+            "bwd": (2 * flops, (2 * size + 3 * of_stream) * tokens * d + 2 * weights),  # h, dh; x, dy, dx
         },
         quick,
     )
@@ -113,9 +117,10 @@ def eager(t: Tensors, *, heads: int, dropout: float, tail: str, granularity: str
 
 def gate(t: Tensors, s: torch.Tensor, granularity: str, activation: Callable) -> torch.Tensor:
     """G: of each value from x (large), or of each token from x + S (middleX)."""
+    x = t["x"].to(s.dtype)
     if granularity == "middleX":
-        return torch.sigmoid(F.linear(t["x"] + s, t["gate_weight"], t["gate_bias"]))
-    hidden = activation(F.linear(t["x"], t["gate_down_weight"], t["gate_down_bias"]))
+        return torch.sigmoid(F.linear(x + s, t["gate_weight"], t["gate_bias"]))
+    hidden = activation(F.linear(x, t["gate_down_weight"], t["gate_down_bias"]))
     return torch.sigmoid(F.linear(hidden, t["gate_weight"], t["gate_bias"]))
 
 

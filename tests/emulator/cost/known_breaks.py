@@ -20,7 +20,19 @@ BREAKS: dict[str, set[str]] = {
     "gated_adapter/middleX-1024": {
         "bwd column_sums<BFloat16>: partial sectors written",
         "bwd site_gates<BFloat16>: partial sectors written",
+        "bwd wide_weight_grads<BFloat16>: under 128 blocks",
         "fwd site_down<BFloat16>: under 128 blocks",
+    },
+    "gated_adapter/stream-512": {
+        "bwd site_look<BFloat16>: under 128 blocks",
+        "bwd site_pass<BFloat16>: partial sectors written",
+        "bwd site_pass<BFloat16>: under 128 blocks",
+        "bwd weight_grads<BFloat16>: under 128 blocks",
+        "fwd site_down<BFloat16>: under 128 blocks",
+        "fwd site_stream_rows<BFloat16>: partial sectors written",
+        "fwd site_stream_rows<BFloat16>: under 128 blocks",
+        "fwd site_up<BFloat16>: partial sectors written",
+        "fwd site_up<BFloat16>: under 128 blocks",
     },
     "mode_update/qkv-1024": {
         "bwd mode_outputs<BFloat16>: under 128 blocks",
@@ -106,10 +118,13 @@ TOO_MANY: set[str] = {"gated_adapter/bart-1024 fwd", "gated_adapter/bart-1024 bw
 
 # "call direction" where petx takes longer by the model than the better of eager and inductor -> by what factor at most.
 SLOWER: dict[str, float] = {
-    "gated_adapter/middleX-1024 bwd": 1.44,
-    "expert_mixture/uniform-1024 bwd": 1.22,
-    "mode_cores/qformer fwd": 1.28,
-    "mode_cores/qformer bwd": 1.52,
+    "gated_adapter/middleX-1024 bwd": 1.31,
+    "gated_adapter/stream-512 bwd": 1.25,
+    "expert_mixture/uniform-1024 bwd": 1.23,
+    "mode_cores/qformer fwd": 1.29,
+    "mode_cores/qformer bwd": 1.40,
     "mode_cores/diagonal fwd": 1.07,
-    "mode_cores/diagonal bwd": 1.08,
+    "mode_cores/diagonal bwd": 1.09,
+    "mode_cores/qformer-f32 fwd": 3.07,
+    "mode_cores/qformer-f32 bwd": 3.18,
 }

@@ -15,6 +15,8 @@ def small() -> list[BenchCase]:
         gated_adapter.case(SMALL, DTYPE, "bare-1024"),
         gated_adapter.case(SMALL, DTYPE, "t5-1024", r=192, tail="t5"),
         gated_adapter.case(SMALL, DTYPE, "middleX-1024", granularity="middleX", tail="bart"),
+        # So few that gradients of weights take tiles of 64 x 64; in mixed precision.
+        gated_adapter.case(512, DTYPE, "stream-512", tail="bart", stream=True),
         mode_update.case(SMALL, DTYPE, "qkv-1024"),
         mode_update.case(SMALL, DTYPE, "image-1024", d_in=1408, modes=2, dx=False),
         mode_update.case(SMALL, DTYPE, "wide-1024", d_in=4096, d_out=4096, modes=1),

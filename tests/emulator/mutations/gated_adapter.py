@@ -330,8 +330,8 @@ MUTATIONS = [
     Mutation(
         "column sums of the other slot",
         GRADS,
-        r"sum \+= terms\(slot\)",
-        "sum += terms(1 - slot % 2)",
+        r"sum \+= Tile::result\(slot, of, c\)",
+        "sum += Tile::result(1 - slot % 2, of, c)",
     ),
     Mutation(
         "adapter's sum from the gate's",

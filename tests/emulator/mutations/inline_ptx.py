@@ -39,7 +39,7 @@ ORDERED = {
     "barrier of a group": r"bar\.sync",
     "load of a pack": r"ld\.global\.v4",
     "store of a pack": r"st\.global\.v4",
-    "store of half a pack": r"st\.global\.v2",
+    "store of half a pack": r"st\.global\.v2\.b32",
 }
 
 MUTATIONS = [
