@@ -69,7 +69,7 @@ class Settings(Common):
         sentences=True,
         each=dict(kind=str),
     )
-    task_instructions: dict = option({}, "own data: {task: [templates]}, over instructions", each=TEMPLATES)
+    task_instructions: dict = option({}, "{task: [templates]}, over instructions", each=TEMPLATES)
     eval_instructions: list = option(
         [], "templates of evaluation, if other than in training", sentences=True, each=dict(kind=str)
     )
