@@ -1,4 +1,4 @@
-"""Fetch data and pretrained weights into the cache, list what there is, or check a folder of data of one's own.
+"""Fetch data and pretrained weights into the cache, list or check what there is, or compute features of pictures.
 
 ``petx data list``, ``petx data get NAME [NAME ...]``, ``petx data check PATH``, which reads every split of every task
 that lies in a folder for ``petx train --data_dir``, and ``petx data features``, which computes the feature files of
