@@ -95,7 +95,8 @@ def refused(library, stem, monkeypatch):
 
 @pytest.mark.slow
 def test_a_mutant_is_refused(fresh, bench, whole, monkeypatch):
-    refused(bench.library("mutant", mutations(bench.module)[0]), "mode_cores", monkeypatch)
+    [mistake] = [mutation for mutation in mutations(bench.module) if mutation.name == "threshold of the first rank"]
+    refused(bench.library("mutant", mistake), "mode_cores", monkeypatch)
 
 
 # Of each other operation, a mistake in its own sources (tests/emulator/mutations).

@@ -113,8 +113,8 @@ def test_a_block_with_several_column_tiles_is_certified(stem):
     assert any(case.shapes[case.ACTIVATIONS[0]][-1] > 2 * 64 for case in told)
 
 
-def test_about_fifty_cases():
-    assert 45 <= sum(map(len, CASES.values())) <= 65
+def test_a_card_runs_few_cases():
+    assert 45 <= sum(map(len, CASES.values())) <= 75
 
 
 def of_mode_cores(monkeypatch, kernel, as_the_child=False):

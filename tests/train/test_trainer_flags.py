@@ -116,7 +116,7 @@ def test_an_accumulated_step_reads_as_many_batches(own, tmp_path):
 
 
 def run(own, folder, **trainer):
-    given = dict(arms=["vlpet"], steps=4, epochs=None, save_every=2, log_every=1, num_beams=1)
+    given = dict(arms=["vlpet"], steps=4, epochs=None, save_every=2, log_every=1, num_beams=1, adamw="torch")
     assert vlpet.run(image_text.settings(own, folder, trainer=trainer, **given)) == 0
     record = json.loads((folder / "vlpet" / "seed-42" / "result.json").read_text())
     return record["curve"]["loss"]
