@@ -9,6 +9,13 @@ from tests.emulator.mutations import MissingBarrier, modules, mutations, of_cpu,
 from tests.emulator.ptx import why_absent
 
 MODULES = modules()
+# A sample of two that compile for a minute is taken before a release.
+DEAR = ("float64", "inline_ptx")
+SAMPLED = [
+    pytest.param(name, marks=pytest.mark.nightly if name in DEAR else ())
+    for name in MODULES
+    if not of_cpu(MODULES[name])
+]
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -21,7 +28,7 @@ def test_every_mutation_finds_its_place(name):
 
 @pytest.mark.slow
 @pytest.mark.skipif(ops._C is None, reason="needs the compiled library's operators")
-@pytest.mark.parametrize("name", [name for name in MODULES if not of_cpu(MODULES[name])])
+@pytest.mark.parametrize("name", SAMPLED)
 def test_sample_is_noticed(name, tmp_path):
     """Of each module a missing barrier, or its first mutation where it has none. The CPU's would take a whole build."""
     module = MODULES[name]
