@@ -1,12 +1,21 @@
-"""Which examples make a batch, and in which order."""
+"""Which examples make a batch, in which order, and how their tokens are filled up."""
 
 import random
 from collections.abc import Iterator
 from typing import Any
 
+import torch
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset, Sampler
 
 IGNORED = -100  # label of a position without loss
+
+
+def padded(sequences: list[torch.Tensor], padding: int, side: str = "right") -> tuple[torch.Tensor, torch.Tensor]:
+    """``(ids [B, L], mask [B, L])``."""
+    ids = pad_sequence(sequences, batch_first=True, padding_value=padding, padding_side=side)
+    ones = [torch.ones_like(sequence) for sequence in sequences]
+    return ids, pad_sequence(ones, batch_first=True, padding_value=0, padding_side=side)
 
 
 class TaskMixture(Dataset):

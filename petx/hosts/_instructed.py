@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoProcessor, PreTrainedModel
 from transformers.utils import logging
 
-from petx.data.batches import IGNORED
+from petx.data.batches import IGNORED, padded
 from petx.data.examples import Example
 from petx.data.instructions import InstructTask, plain_caption
 from petx.data.stores import ImageFiles, folders_of
@@ -255,13 +255,6 @@ def _first_answer(example: Example) -> Example:
     """``example`` with the first of its answers alone: the first annotator's if they are given."""
     first = example.references[0] if example.references else example.answers[0][0]
     return dataclasses.replace(example, answers=((first, 1.0 if first else example.answers[0][1]),))
-
-
-def padded(sequences: list[torch.Tensor], padding: int, side: str = "right") -> tuple[torch.Tensor, torch.Tensor]:
-    """``(ids [B, L], mask [B, L])``."""
-    ids = pad_sequence(sequences, batch_first=True, padding_value=padding, padding_side=side)
-    ones = [torch.ones_like(sequence) for sequence in sequences]
-    return ids, pad_sequence(ones, batch_first=True, padding_value=0, padding_side=side)
 
 
 class WithQFormer(Instructed):

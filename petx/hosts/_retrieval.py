@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from peft import PeftModel
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from petx import tasks
+from petx.data.batches import padded
 from petx.data.pairs import RETRIEVAL
 from petx.errors import UserError
 from petx.hosts.base import Host
@@ -109,12 +109,6 @@ def bare(model: Any) -> Any:
 def similarities(images: Tensor, texts: Tensor) -> Tensor:
     """``[N, M]`` of ``images [N, Q, D]`` and ``texts [M, D]``: the largest of an image's vectors'."""
     return (images @ texts.T).amax(1)
-
-
-def padded(sequences: list[Tensor], padding: int) -> tuple[Tensor, Tensor]:
-    """``(ids [B, L], mask [B, L])``."""
-    ids = pad_sequence(sequences, batch_first=True, padding_value=padding)
-    return ids, pad_sequence([torch.ones_like(one) for one in sequences], batch_first=True)
 
 
 def head_modules(model: nn.Module) -> dict[str, nn.Module]:

@@ -7,18 +7,17 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
-from petx.data.batches import IGNORED
+from petx.data.batches import IGNORED, padded
 from petx.data.examples import Example
 from petx.data.pairs import Pairs
 from petx.data.stores import folders_of
 from petx.data.task import Task
 from petx.data.tokenizers import unknown_words, word_tokenizer
 from petx.errors import UserError
-from petx.hosts._retrieval import Inputs, Retrieves, padded, pair_options, retrieval_width
+from petx.hosts._retrieval import Inputs, Retrieves, pair_options, retrieval_width
 
 PROJECTOR = "visual_embedding"
 MATCHES = ("false", "true")  # what the decoder says of an image and a caption
@@ -182,16 +181,15 @@ class VisualEncoderDecoder(Retrieves):
     def collate(self, items: list[dict]) -> dict[str, Any]:
         assert self.start is not None  # of an encoder-decoder
         texts, answers = [item["input_ids"] for item in items], [item["labels"] for item in items]
-        input_ids = pad_sequence(texts, batch_first=True, padding_value=self.pad)
-        targets = pad_sequence(answers, batch_first=True, padding_value=self.pad)
-        kept = torch.arange(targets.shape[1]) < torch.tensor([[len(answer)] for answer in answers])
+        input_ids, mask = padded(texts, self.pad)
+        targets, kept = padded(answers, self.pad)
         return {
             "input_ids": input_ids,
-            "attention_mask": (torch.arange(input_ids.shape[1]) < torch.tensor([[len(text)] for text in texts])).long(),
+            "attention_mask": mask,
             "visual_features": torch.stack([item["visual_features"] for item in items]),
             "boxes": torch.stack([item["boxes"] for item in items]),
             "image_ids": torch.stack([item["image_ids"] for item in items]),
-            "labels": targets.masked_fill(~kept, IGNORED),
+            "labels": targets.masked_fill(kept == 0, IGNORED),
             "decoder_input_ids": torch.cat([torch.full((len(items), 1), self.start), targets[:, :-1]], dim=1),
             "loss_weight": torch.tensor([item["weight"] for item in items]),
             "loss_over": items[0]["loss"],

@@ -5,11 +5,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-from petx.data.batches import IGNORED
+from petx.data.batches import IGNORED, padded
 from petx.data.conversations import Conversations, ConversationTask, PictureFiles
 from petx.data.examples import Example
 from petx.data.stores import ImageFiles, folders_of
@@ -193,10 +192,8 @@ class ImageTextToText(Instructed):
 
     def collate(self, items: list[dict]) -> dict[str, Any]:
         batch: dict[str, Any] = self.prompts(items)
-        answers = [item["labels"] for item in items]
-        targets = pad_sequence(answers, batch_first=True, padding_value=self.pad)
-        kept = torch.arange(targets.shape[1]) < torch.tensor([[len(answer)] for answer in answers])
-        labels = targets.masked_fill(~kept, IGNORED)
+        targets, kept = padded([item["labels"] for item in items], self.pad)
+        labels = targets.masked_fill(kept == 0, IGNORED)
         if self.decoder_only:
             self._append(batch, targets, kept)
             labels = torch.nn.functional.pad(labels, (batch["input_ids"].shape[1] - labels.shape[1], 0), value=IGNORED)

@@ -10,9 +10,9 @@ from transformers import AutoConfig, AutoProcessor, LlamaConfig, T5Config
 from transformers.utils import logging
 
 from petx.data import smollm2
+from petx.data.batches import padded
 from petx.data.tokenizers import QFORMER_TOKENIZER, Tokenizers, word_tokenizer
 from petx.errors import UserError
-from petx.hosts._instructed import padded
 from petx.hosts._qformer_pairs import QFormerPairs
 from petx.hosts._retrieval import retrieval_width
 from petx.models import FeatureInstructBlip, InstructBlip, feature_config
