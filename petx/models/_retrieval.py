@@ -38,6 +38,11 @@ class QFormerRetrieval:
     text_projection: Any
     itm_head: Any
 
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if not reset_if_head(module):
+            super()._init_weights(module)  # type: ignore[misc]  # of transformers, behind the mixin
+
     def read(
         self, input_ids: Tensor | None, mask: Tensor | None, queries: Tensor | None, features: Tensor | None
     ) -> Tensor:

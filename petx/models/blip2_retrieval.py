@@ -1,10 +1,9 @@
 """BLIP-2's Q-Former for retrieval (arXiv 2301.12597): images and captions in one space, and whether they match."""
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Blip2Config, Blip2ForImageTextRetrieval
 
-from petx.models._retrieval import QFormerRetrieval, reset_if_head
+from petx.models._retrieval import QFormerRetrieval
 from petx.models.temperature import Temperature
 
 __all__ = ["Blip2Retrieval"]
@@ -20,11 +19,6 @@ class Blip2Retrieval(QFormerRetrieval, Blip2ForImageTextRetrieval):
     def __init__(self, config: Blip2Config) -> None:
         super().__init__(config)
         self.temperature = Temperature()
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        if not reset_if_head(module):
-            super()._init_weights(module)
 
     def read(
         self, input_ids: Tensor | None, mask: Tensor | None, queries: Tensor | None, features: Tensor | None

@@ -13,7 +13,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from petx._checks import check_size, is_integer, refuse, refuse_type, told
 from petx.errors import UserError
-from petx.models._retrieval import Head, QFormerRetrieval, reset_if_head
+from petx.models._retrieval import Head, QFormerRetrieval
 from petx.models.instructions import aggregate_instructions
 from petx.models.temperature import Temperature
 
@@ -47,11 +47,6 @@ class InstructBlip(QFormerRetrieval, InstructBlipForConditionalGeneration):
             self.text_projection = Head(qformer.hidden_size, width)
             self.itm_head = Head(qformer.hidden_size, 2)
             self.temperature = Temperature()
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        if not reset_if_head(module):
-            super()._init_weights(module)
 
     def read(
         self, input_ids: Tensor | None, mask: Tensor | None, queries: Tensor | None, features: Tensor | None
