@@ -54,8 +54,5 @@ class QFormerPairs(Retrieves, WithQFormer):
     def embed_images(self, model: Any, seen: Inputs) -> Tensor:
         return model.embed_images(seen["features"])
 
-    def embed_texts(self, model: Any, batch: Inputs) -> Tensor:
-        return model.embed_texts(batch["input_ids"], batch["attention_mask"])
-
     def match(self, model: Any, seen: Inputs, captions: Inputs) -> Tensor:
         return model.match(seen["features"], captions["input_ids"], captions["attention_mask"])

@@ -42,10 +42,6 @@ class Retrieves(Host):
         """Unit vectors ``[B, Q, D]``, Q of them an image; its similarity is the largest of theirs."""
         raise NotImplementedError
 
-    def embed_texts(self, model: Any, batch: Inputs) -> Tensor:
-        """Unit vectors ``[B, D]``."""
-        raise NotImplementedError
-
     def match(self, model: Any, seen: Inputs, captions: Inputs) -> Tensor:
         """Logits ``[B, 2]`` of image and text not belonging together, and belonging."""
         raise NotImplementedError
@@ -61,6 +57,10 @@ class Retrieves(Host):
         return {"input_ids": ids, "attention_mask": mask}
 
     text_pad: int  # of the tokenizer that reads captions
+
+    def embed_texts(self, model: Any, batch: Inputs) -> Tensor:
+        """Unit vectors ``[B, D]`` of :meth:`captions`, by the model's method of that name."""
+        return model.embed_texts(batch["input_ids"], batch["attention_mask"])
 
     def pairs(self, items: list[dict]) -> dict[str, Any]:
         """A batch to train on."""

@@ -168,15 +168,13 @@ class VisualEncoderDecoder(Retrieves):
         return {name: batch[name] for name in ("prompt_ids", "prompt_mask", *self.inputs[2:])}
 
     def embed_images(self, model: Any, seen: Inputs) -> torch.Tensor:
-        visual = {name: seen[name] for name in self.inputs[2:]}
-        return model.embed_images(seen["prompt_ids"], seen["prompt_mask"], **visual)
-
-    def embed_texts(self, model: Any, batch: Inputs) -> torch.Tensor:
-        return model.embed_texts(batch["input_ids"], batch["attention_mask"])
+        return model.embed_images(seen["prompt_ids"], seen["prompt_mask"], **self._visual(seen))
 
     def match(self, model: Any, seen: Inputs, captions: Inputs) -> torch.Tensor:
-        visual = {name: seen[name] for name in self.inputs[2:]}
-        return self.choice_logits(model, visual | captions, MATCHES, self.tokenizer)
+        return self.choice_logits(model, self._visual(seen) | captions, MATCHES, self.tokenizer)
+
+    def _visual(self, batch: Inputs) -> Inputs:
+        return {name: batch[name] for name in self.inputs[2:]}
 
     def collate(self, items: list[dict]) -> dict[str, Any]:
         assert self.start is not None  # of an encoder-decoder
