@@ -105,15 +105,6 @@ class Source:
         """Raise :class:`UserError` if something is missing or does not fit, before any work."""
         raise NotImplementedError
 
-    def check_packaged(self, settings: Any, *more: str) -> None:
-        """For data in packages: raise :class:`UserError` if ``settings`` have what they leave unread, or ``more``."""
-        for given in settings.differing((*settings.of_own_data, *more)):
-            raise UserError(
-                f"{given.partition('=')[0]} is for data of one's own, and data is {self.kind}; choose one with --data"
-            )
-        if settings.host is None and settings.differing(["dtype"]):
-            raise UserError(f"dtype is that of a given host, and the small one is float32; got {settings.dtype}")
-
     def examples(self, settings: Any, task: str, split: str) -> tuple[TaskSpec, list[Example]]:
         """The task and its examples in ``split`` (dev, test), as they are scored: without a model's tokenizer."""
         raise NotImplementedError

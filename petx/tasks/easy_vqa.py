@@ -15,11 +15,11 @@ from typing import Any
 from petx._memory import memory
 from petx.data import packages
 from petx.data.examples import Example, drawn
-from petx.data.features import STRIDE, ImageEncoder, grid_boxes, image_features, read_image
+from petx.data.features import STRIDE, grid_boxes, image_features
 from petx.data.stores import ArrayFeatures, ImageFiles
-from petx.data.tokenizers import words
 from petx.errors import UserError
-from petx.tasks.base import RunData, Source, TaskSpec
+from petx.tasks._packaged import Packaged, check_image_size, feature_stats, repeated_words
+from petx.tasks.base import RunData, TaskSpec
 
 MAX_ANSWER = 4  # tokens of an answer, its end included, with room
 QUESTIONS = TaskSpec("vqa", prompt="vqa: ", max_text=20, max_target=MAX_ANSWER)
@@ -165,14 +165,8 @@ class EasyVQA:
         return [Example("", (image,), ((caption, 1.0),)) for image, caption in captions(self.train)]
 
     def words(self) -> list[Example]:
-        """Examples that repeat one to three words of the training text, an image beside them that does not matter.
-
-        They give a language model an output for every word, those of yes/no questions too, as any pretrained one has.
-        """
-        draw = random.Random(0)
-        vocabulary = sorted({word for text in self.texts() for word in words(text)})
-        said = [(image, " ".join(draw.choices(vocabulary, k=draw.randint(1, 3)))) for image in images_of(self.train)]
-        return [Example(text, (image,), ((text, 1.0),)) for image, text in said]
+        """Examples that repeat words of the training text, those of yes/no questions too."""
+        return repeated_words(images_of(self.train), self.texts())
 
     def matches(self) -> list[Example]:
         """Examples that tell a training image's own caption from another's: "a red circle", "a red shape", "a circle".
@@ -206,10 +200,10 @@ class EasyVQA:
         return scores
 
 
-class EasyVQASource(Source):
+class EasyVQASource(Packaged):
     """easy-VQA, in its package (``petx data get easy-vqa``)."""
 
-    kind, caveats, encodes_images = "easy-vqa", True, True
+    kind, caveats = "easy-vqa", True
     own_tasks = (QUESTIONS.name, *PARTS)
 
     def check(self, settings: Any) -> None:
@@ -221,8 +215,7 @@ class EasyVQASource(Source):
         packages.require("easy-vqa", "efficientnet-lite0")
         packages.check("easy-vqa")
         _, *splits = _easy_vqa_questions(settings)
-        if settings.image_size < STRIDE or settings.image_size % STRIDE:
-            raise UserError(f"image_size must be a positive multiple of {STRIDE}, got {settings.image_size}")
+        check_image_size(settings.image_size)
         count = sum(len(images_of(questions)) for questions in splits)
         wanted, there = count * 3 * settings.image_size**2, memory()  # the pictures are read before they are encoded
         if wanted > there:
@@ -268,14 +261,8 @@ class EasyVQASource(Source):
             read_by |= {"words": data.words, "match": data.matches}
             lessons = host.lessons_of(settings)
             run_data.pretraining = [dataset(LESSONS[one], read_by[one](), "pretraining") for one in lessons]
-            rows = [data.features.rows[image] for image in images_of(data.train)]
-            rows = data.features.features[rows].flatten(0, 1)
-            run_data.feature_stats = rows.mean(0), rows.std(0)
+            run_data.feature_stats = feature_stats(data.features, images_of(data.train))
         return run_data
-
-    def encode(self, image: str | Path, settings: Any) -> tuple[Any, Any]:
-        features = ImageEncoder()(read_image(image, settings.image_size).unsqueeze(0))
-        return features, grid_boxes(settings.image_size // STRIDE).unsqueeze(0)
 
 
 def read(settings: Any) -> EasyVQA:

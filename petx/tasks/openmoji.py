@@ -5,19 +5,18 @@ training pictures as captions, and tuned on retrieval.
 """
 
 import random
-from pathlib import Path
 from typing import Any
 
 from petx.data import openmoji, packages
 from petx.data.examples import Example, drawn
-from petx.data.features import STRIDE, ImageEncoder, grid_boxes, image_features, read_image
+from petx.data.features import STRIDE, grid_boxes, image_features
 from petx.data.openmoji import Emoji
 from petx.data.stores import ArrayFeatures
-from petx.data.tokenizers import words
 from petx.errors import UserError
 from petx.tasks import _captions
+from petx.tasks._packaged import Packaged, check_image_size, feature_stats, repeated_words
 from petx.tasks._retrieval import SHARED
-from petx.tasks.base import RunData, Source, TaskSpec
+from petx.tasks.base import RunData, TaskSpec
 
 MAX_NAME = 16  # tokens of a name, its end included
 TEST_IMAGES = 600  # unless settings say how many
@@ -41,19 +40,17 @@ def examples_of(emoji: list[Emoji], training: bool) -> list[Example]:
     return list(_captions.examples(((one.code, one.code, one.names) for one in emoji), training))
 
 
-class OpenMojiSource(Source):
+class OpenMojiSource(Packaged):
     """OpenMoji's pictures and their names, in packages (``petx data get openmoji``)."""
 
     kind = "openmoji"
     own_tasks = retrieval = (RETRIEVAL.name,)
     pretraining = "names of the training pictures"
-    encodes_images = True
 
     def check(self, settings: Any) -> None:
         self.check_packaged(settings, "tasks", "host")
         packages.require("openmoji", "efficientnet-lite0")
-        if settings.image_size < STRIDE or settings.image_size % STRIDE:
-            raise UserError(f"image_size must be a positive multiple of {STRIDE}, got {settings.image_size}")
+        check_image_size(settings.image_size)
         openmoji.check_drawing(settings.image_size)
         _parts(settings)
 
@@ -76,24 +73,11 @@ class OpenMojiSource(Source):
         examples["train"] = drawn(examples["train"], settings.few_shot, settings.seed, RETRIEVAL.name)
         tasks = {name: dataset(RETRIEVAL, found, name) for name, found in examples.items()}
         run_data = RunData(tokenizer, train=[tasks["train"]], dev=[tasks["dev"]], test=[tasks["test"]])
-        lessons = {"caption": examples_of(parts["train"], training=True), "words": _words(parts["train"])}
+        shown = [one.code for one in parts["train"]]
+        lessons = {"caption": examples_of(parts["train"], training=True), "words": repeated_words(shown, names)}
         run_data.pretraining = [dataset(LESSONS[n], lessons[n], "pretraining") for n in host.lessons if n in lessons]
-        rows = [store.rows[one.code] for one in parts["train"]]
-        trained = arrays[rows].flatten(0, 1)
-        run_data.feature_stats = trained.mean(0), trained.std(0)
+        run_data.feature_stats = feature_stats(store, shown)
         return run_data
-
-    def encode(self, image: str | Path, settings: Any) -> tuple[Any, Any]:
-        features = ImageEncoder()(read_image(image, settings.image_size).unsqueeze(0))
-        return features, grid_boxes(settings.image_size // STRIDE).unsqueeze(0)
-
-
-def _words(emoji: list[Emoji]) -> list[Example]:
-    """Examples that repeat one to three words of the names, as easy-VQA's."""
-    draw = random.Random(0)
-    known = sorted({word for one in emoji for name in one.names for word in words(name)})
-    said = [(one.code, " ".join(draw.choices(known, k=draw.randint(1, 3)))) for one in emoji]
-    return [Example(text, (code,), ((text, 1.0),)) for code, text in said]
 
 
 def _parts(settings: Any) -> dict[str, list[Emoji]]:
