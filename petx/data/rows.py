@@ -58,6 +58,10 @@ class Row(dict[str, Any]):
             self.refuse(field, wanted, given)
         return found
 
+    def one_or_texts(self, field: str) -> tuple[str, ...]:
+        """A list of texts, or one text by itself."""
+        return (self.text(field),) if isinstance(self[field], str) else self.texts(field)
+
     def scores(self, field: str) -> dict[str, float]:
         """``{answer: score}``, or one answer as a text."""
         given = self[field]

@@ -40,10 +40,7 @@ def of_rows(rows: list[Row], field: str, image: Callable[[Row], str], training: 
     def found() -> Iterator[tuple[Any, str, tuple[str, ...]]]:
         for row in rows:
             name = image(row)
-            captions: tuple[str, ...] = ()
-            if told:
-                captions = (row.text(field),) if isinstance(row[field], str) else row.texts(field)
-            yield row.get("image_id", Path(name).stem), name, captions
+            yield row.get("image_id", Path(name).stem), name, row.one_or_texts(field) if told else ()
 
     return examples(found(), training)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from petx.data.examples import Example
-from petx.data.rows import Row, json_lines, json_rows
+from petx.data.rows import json_lines, json_rows
 from petx.tasks import _retrieval
 
 
@@ -20,13 +20,8 @@ def _read(folder: Path, split: str, training: bool, tokenizer: Any) -> Iterator[
         rows, video, said = json_lines(path, "clip_name", "caption"), "clip_name", "caption"
     paragraphs: dict[str, list[str]] = {}
     for row in rows:
-        paragraphs.setdefault(row.name(video), []).append(_text(row, said))
+        paragraphs.setdefault(row.name(video), []).extend(text.strip() for text in row.one_or_texts(said))
     return _retrieval.videos("didemo", ((name, " ".join(texts)) for name, texts in paragraphs.items()), training)
-
-
-def _text(row: Row, field: str) -> str:
-    texts = (row.text(field),) if isinstance(row[field], str) else row.texts(field)
-    return " ".join(text.strip() for text in texts)
 
 
 TASK = _retrieval.of_videos(

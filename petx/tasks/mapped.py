@@ -205,7 +205,7 @@ def _read(columns: Columns, metric: str, folder: Path, split: str, training: boo
     images = _images(columns, rows, split)
     if columns.captions is not None:
         told = answered(rows, "captions", training=training)
-        captions = [_texts(row, "captions") if told else () for row in rows]
+        captions = [row.one_or_texts("captions") if told else () for row in rows]
         ids = [row.get("id", i) for i, row in enumerate(rows)]
         yield from _captions.examples(zip(ids, images, captions, strict=True), training)
         return
@@ -213,7 +213,7 @@ def _read(columns: Columns, metric: str, folder: Path, split: str, training: boo
     for row, image in zip(rows, images, strict=True):
         if "question" not in row:
             raise UserError(f"{row.place} has no question")
-        given = _texts(row, "answers") if told else ()
+        given = row.one_or_texts("answers") if told else ()
         scores: Any = ()
         if given:
             scores = vqa_scores(given).items() if metric == "vqa" else _answers.counted(given)
@@ -230,10 +230,6 @@ def _images(columns: Columns, rows: list[Row], split: str) -> list[str]:
         if "image" not in row:
             raise UserError(f"{row.place} has no image")
     return [row.name("image") for row in rows]
-
-
-def _texts(row: Row, field: str) -> tuple[str, ...]:
-    return (row[field],) if isinstance(row[field], str) else row.texts(field)
 
 
 class Mapped(OwnData):
