@@ -24,22 +24,31 @@ def trainable_state(model: nn.Module) -> dict[str, torch.Tensor]:
 
 def save_trainable(model: nn.Module, folder: str | Path) -> None:
     Path(folder).mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.contiguous() for name, tensor in trainable_state(model).items()}, Path(folder, TENSORS))
+    save_tensors(trainable_state(model), Path(folder, TENSORS))
+
+
+def load_trainable(model: nn.Module, folder: str | Path) -> None:
+    """Copy the tensors saved in ``folder`` into ``model``; :class:`UserError` if names or shapes differ."""
+    load_tensors(trainable_state(model), Path(folder, TENSORS), "not trained here")
+
+
+def save_tensors(tensors: dict[str, torch.Tensor], file: Path) -> None:
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
 
 
 @torch.no_grad()
-def load_trainable(model: nn.Module, folder: str | Path) -> None:
-    """Copy the tensors saved in ``folder`` into ``model``; :class:`UserError` if names or shapes differ."""
+def load_tensors(wanted: dict[str, torch.Tensor], file: Path, unknown: str) -> None:
+    """Copy what is in ``file`` into the tensors ``wanted``; :class:`UserError` if names or shapes differ. ``unknown``:
+    what it says of a name that is in the file alone."""
     try:
-        saved, wanted = load_file(Path(folder, TENSORS)), trainable_state(model)
+        saved = load_file(file)
     except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"{Path(folder, TENSORS)} is damaged or cannot be read: {error}") from error
+        raise UserError(f"{file} is damaged or cannot be read: {error}") from error
     for name in sorted(saved.keys() ^ wanted.keys()):
-        raise UserError(f"{Path(folder, TENSORS)}: {name} is {'not trained here' if name in saved else 'missing'}")
+        raise UserError(f"{file}: {name} is {unknown if name in saved else 'missing'}")
     for name, tensor in wanted.items():
         if saved[name].shape != tensor.shape:
-            got, shape = list(saved[name].shape), list(tensor.shape)
-            raise UserError(f"{Path(folder, TENSORS)}: {name} is {got}, wanted {shape}")
+            raise UserError(f"{file}: {name} is {list(saved[name].shape)}, wanted {list(tensor.shape)}")
         tensor.copy_(saved[name])
 
 

@@ -4,12 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import nn
 
-from petx.errors import UserError
 from petx.hosts._retrieval import head_modules
+from petx.train import checkpoints
 
 HEADS = "heads.safetensors"
 
@@ -27,26 +25,14 @@ def save(model: nn.Module, folder: str | Path) -> None:
     """Write the heads' tensors to ``folder``; nothing of a model without."""
     found = _tensors(model)
     if found:
-        save_file({name: tensor.contiguous() for name, tensor in found.items()}, Path(folder, HEADS))
+        checkpoints.save_tensors(found, Path(folder, HEADS))
 
 
-@torch.no_grad()
 def load(model: nn.Module, folder: str | Path) -> None:
     """Copy what :func:`save` wrote into ``model``; :class:`UserError` if it does not fit."""
     wanted = _tensors(model)
-    if not wanted:
-        return
-    path = Path(folder, HEADS)
-    try:
-        saved = load_file(path)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"{path} is damaged or cannot be read: {error}") from error
-    for name in sorted(saved.keys() ^ wanted.keys()):
-        raise UserError(f"{path}: {name} is {'not in this model' if name in saved else 'missing'}")
-    for name, tensor in wanted.items():
-        if saved[name].shape != tensor.shape:
-            raise UserError(f"{path}: {name} is {list(saved[name].shape)}, wanted {list(tensor.shape)}")
-        tensor.copy_(saved[name])
+    if wanted:
+        checkpoints.load_tensors(wanted, Path(folder, HEADS), "not in this model")
 
 
 def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
