@@ -41,7 +41,7 @@ def rows(folder: Path, arms: list[str] | None = None) -> list[Row]:
     found = [Row(arm, _title(there[arm], loaded), loaded) for arm in chosen for loaded in [tuned.load(there[arm])]]
     order = list(found[0].loaded.recipe.baselines)
     found.sort(key=lambda row: order.index(row.arm))
-    return [_frozen(there[found[0].arm], found[0].loaded), *found]
+    return [_frozen(found[0].loaded), *found]
 
 
 def _tuned(folder: Path) -> dict[str, Path]:
@@ -62,10 +62,8 @@ def _title(folder: Path, loaded: Tuned) -> str:
     return baseline.titled(loaded.host, loaded.settings, loaded.manifest | {"rank_used": "?"} | record)
 
 
-def _frozen(folder: Path, beside: Tuned) -> Row:
-    place = beside.manifest["host"]
-    place = place if beside.manifest.get("on_hub") else (folder / place).resolve()
-    model = hosts.load(beside.host, place, beside.settings).requires_grad_(False).eval()
+def _frozen(beside: Tuned) -> Row:
+    model = hosts.load(beside.host, beside.host_folder, beside.settings).requires_grad_(False).eval()
     title = beside.recipe.baselines["frozen"].titled(beside.host, beside.settings, {})
     return Row("frozen", title, dataclasses.replace(beside, model=model))
 
