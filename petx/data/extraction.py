@@ -157,7 +157,9 @@ class Encoder:
     @torch.inference_mode()
     def grids(self, pictures: list[Any]) -> torch.Tensor:
         pixels = self.pixels(pictures)
-        hidden = self.tower(pixel_values=pixels).last_hidden_state
+        return self._grids(self.tower(pixel_values=pixels).last_hidden_state, pixels)
+
+    def _grids(self, hidden: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
         if hidden.dim() == 4:  # a convolutional map
             return hidden.flatten(2).transpose(1, 2).float().cpu()
         return hidden[:, self._extra(hidden.shape[1], pixels) :].float().cpu()
@@ -169,10 +171,10 @@ class Encoder:
             found = self.model.get_image_features(pixel_values=pixels)
         else:
             found = self.tower(pixel_values=pixels)
-        found = found if isinstance(found, torch.Tensor) else found.pooler_output
-        if found is None:
-            return self.grids(pictures).mean(1)
-        return found.flatten(1).float().cpu()
+        pooled = found if isinstance(found, torch.Tensor) else found.pooler_output
+        if pooled is None:
+            return self._grids(found.last_hidden_state, pixels).mean(1)
+        return pooled.flatten(1).float().cpu()
 
     def _extra(self, tokens: int, pixels: torch.Tensor) -> int:
         """How many of ``tokens`` stand in front of the patches."""

@@ -16,6 +16,8 @@ from transformers import (
     Dinov2WithRegistersModel,
     ResNetConfig,
     ResNetModel,
+    SiglipVisionConfig,
+    SiglipVisionModel,
     ViTConfig,
     ViTImageProcessorPil,
     ViTModel,
@@ -40,6 +42,7 @@ MODELS = {
     "vit": lambda: ViTModel(ViTConfig(**_SIZES)),
     "clip": _clip,
     "dinov2": lambda: Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**_SIZES, num_register_tokens=3)),
+    "siglip": lambda: SiglipVisionModel(SiglipVisionConfig(**_SIZES, vision_use_head=False)),  # pools nothing
     "resnet": lambda: ResNetModel(ResNetConfig(embedding_size=4, hidden_sizes=[4, WIDTH], depths=[1, 1])),
 }
 
@@ -98,7 +101,7 @@ def test_the_grid_of_any_model_is_what_the_tasks_read(tmp_path, kind):
     H5Features(out, WIDTH, 1).check(["a", "b.jpg", "c"])  # a square, pooled
 
 
-@pytest.mark.parametrize("kind, width", [("clip", 6), ("vit", WIDTH), ("resnet", WIDTH)])
+@pytest.mark.parametrize("kind, width", [("clip", 6), ("vit", WIDTH), ("siglip", WIDTH), ("resnet", WIDTH)])
 def test_a_video_is_a_vector_a_frame(tmp_path, kind, width):
     model = write_model(tmp_path / "model", kind)
     frames = write_pictures(tmp_path / "frames", [f"v{v}/{i:03d}.png" for v in range(2) for i in range(3)])
@@ -109,7 +112,8 @@ def test_a_video_is_a_vector_a_frame(tmp_path, kind, width):
     read = pixels(tmp_path / "model", frames / "v1" / "001.png")
     with torch.no_grad():
         found = model.get_image_features(pixel_values=read) if kind == "clip" else model(pixel_values=read)
-    assert torch.allclose(got[1], found.pooler_output.flatten(1)[0], atol=1e-5)
+    wanted = found.last_hidden_state.mean(1) if kind == "siglip" else found.pooler_output.flatten(1)
+    assert torch.allclose(got[1], wanted[0], atol=1e-5)
 
 
 def test_what_is_there_is_left_and_the_rest_computed(vit, tmp_path, capsys):
