@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 from transformers import AutoProcessor, GenerationConfig
-from transformers.utils import logging
 
+from petx._quiet import quiet_transformers
 from petx.data.instructions import InstructTask, instruction, plain
 from petx.data.stores import ImageFiles
 from petx.errors import UserError
@@ -34,16 +34,14 @@ class Conversations:
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "Conversations":
         """Of the processor in ``folder``, or of that hub name; :class:`UserError` says what it lacks."""
-        logging.set_verbosity_error()  # it says that the image processor is the slow one
         try:
-            processor: Any = AutoProcessor.from_pretrained(folder)
+            with quiet_transformers():  # it says that the image processor is the slow one
+                processor: Any = AutoProcessor.from_pretrained(folder)
         except ImportError as error:
             said = " ".join(str(error).split())
             raise UserError(f"host: the processor of {folder!s} needs a package that is missing: {said}") from error
         except (OSError, ValueError, AttributeError, TypeError, LookupError) as error:
             raise UserError(f"host: {folder!s} has no processor of images and text: {error}") from error
-        finally:
-            logging.set_verbosity_warning()
         lacking = [part for part in ("tokenizer", "image_processor") if getattr(processor, part, None) is None]
         if lacking:
             raise UserError(

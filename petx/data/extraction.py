@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from petx._quiet import quiet_transformers
 from petx.data.pictures import read_picture
 from petx.data.stores import PICTURES, H5Features
 from petx.errors import UserError
@@ -137,15 +138,13 @@ class Encoder:
         from transformers import AutoImageProcessor, AutoModel
         from transformers.utils import logging
 
-        logging.set_verbosity_error()  # it says that the image processor is the one without torchvision
         logging.disable_progress_bar()
         try:
-            self.processor: Any = AutoImageProcessor.from_pretrained(name)
-            self.model: Any = AutoModel.from_pretrained(name).eval().requires_grad_(False).to(device)
+            with quiet_transformers():  # it says that the image processor is the one without torchvision
+                self.processor: Any = AutoImageProcessor.from_pretrained(name)
+                self.model: Any = AutoModel.from_pretrained(name).eval().requires_grad_(False).to(device)
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise UserError(f"--model {name!r} is no vision model with an image processor: {error}") from error
-        finally:
-            logging.set_verbosity_warning()
         self.tower = getattr(self.model, "vision_model", self.model)
         if self.tower.main_input_name != "pixel_values":
             raise UserError(f"--model {name!r} reads {self.tower.main_input_name}, not pictures")

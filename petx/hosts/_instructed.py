@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoProcessor, PreTrainedModel
-from transformers.utils import logging
 
+from petx._quiet import quiet_transformers
 from petx.data.batches import IGNORED, padded
 from petx.data.examples import Example
 from petx.data.instructions import InstructTask, plain_caption
@@ -64,16 +64,14 @@ class Instructed(Host):
     @classmethod
     def tokenizers(cls, folder: str | Path) -> Tokenizers:
         """:class:`Tokenizers` of the checkpoint's processor."""
-        logging.set_verbosity_error()  # it says that the image processor is the slow one
         try:
-            processor = AutoProcessor.from_pretrained(folder)
+            with quiet_transformers():  # it says that the image processor is the slow one
+                processor = AutoProcessor.from_pretrained(folder)
             return Tokenizers(processor.tokenizer, None, processor.image_processor)
         except (OSError, ValueError, AttributeError) as error:
             raise UserError(
                 f"host: {folder!s} has no {cls.words} processor (tokenizer, image processor): {error}"
             ) from error
-        finally:
-            logging.set_verbosity_warning()
 
     @classmethod
     def pretrained_tokenizers(cls, settings: Any) -> Tokenizers:

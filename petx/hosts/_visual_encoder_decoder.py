@@ -8,8 +8,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
-from transformers.utils import logging
 
+from petx._quiet import quiet_transformers
 from petx.data.batches import IGNORED, padded
 from petx.data.examples import Example
 from petx.data.pairs import Pairs
@@ -75,10 +75,9 @@ class VisualEncoderDecoder(Retrieves):
     @classmethod
     def pretrained(cls, settings: Any, tokenizer: Any) -> nn.Module:
         """``settings.host`` with a new visual embedding of ``settings.feature_width`` and the new tokens' rows."""
-        logging.set_verbosity_error()  # which would warn that visual_embedding is new
         more: dict[str, Any] = cls.dropouts(settings.dropout) | retrieval_width(settings)
-        model = cls.model_class.from_pretrained(settings.host, visual_width=settings.feature_width, **more)
-        logging.set_verbosity_warning()
+        with quiet_transformers():  # it says that visual_embedding is new
+            model = cls.model_class.from_pretrained(settings.host, visual_width=settings.feature_width, **more)
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
         return model
 

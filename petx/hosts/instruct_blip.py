@@ -7,8 +7,8 @@ import torch
 from tokenizers import AddedToken
 from torch import nn
 from transformers import AutoConfig, AutoProcessor, LlamaConfig, T5Config
-from transformers.utils import logging
 
+from petx._quiet import quiet_transformers
 from petx.data import smollm2
 from petx.data.batches import padded
 from petx.data.tokenizers import QFORMER_TOKENIZER, Tokenizers, word_tokenizer
@@ -47,17 +47,15 @@ class InstructBlipHost(QFormerPairs):
         """:class:`Tokenizers` of a host saved by petx, or of an InstructBLIP checkpoint's processor."""
         if AutoConfig.from_pretrained(folder).model_type == FEATURES:
             return Tokenizers.from_pretrained(folder)
-        logging.set_verbosity_error()  # it says that the image processor is the slow one
         try:
-            processor = AutoProcessor.from_pretrained(folder)
+            with quiet_transformers():  # it says that the image processor is the slow one
+                processor = AutoProcessor.from_pretrained(folder)
             return Tokenizers(processor.tokenizer, processor.qformer_tokenizer, processor.image_processor)
         except (OSError, ValueError, AttributeError) as error:
             raise UserError(
                 f"host: {folder!s} has no InstructBLIP processor (tokenizer, {QFORMER_TOKENIZER}, image processor): "
                 f"{error}"
             ) from error
-        finally:
-            logging.set_verbosity_warning()
 
     @classmethod
     def load(cls, folder: str | Path, settings: Any) -> nn.Module:

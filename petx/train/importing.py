@@ -11,6 +11,7 @@ from torch import nn
 from transformers.utils import logging
 
 from petx import hosts
+from petx._quiet import quiet_transformers
 from petx.baselines.vlpet import vlpet_config
 from petx.errors import UserError
 from petx.files import written_whole
@@ -100,11 +101,8 @@ def _config(found: Released, settings: Any) -> Any:
     more: dict[str, Any] = dict.fromkeys(("dropout", "attention_dropout", "activation_dropout"), settings.dropout)
     more |= dict(vocab_size=len(found.host[SHARED]), visual_width=settings.feature_width)
     more |= dict(max_images=2 if images is None else len(images))
-    logging.set_verbosity_error()  # which would warn that it is a BART's
-    try:
+    with quiet_transformers():  # it says that the configuration is a BART's
         return VLBartConfig.from_pretrained(settings.host, **more)
-    finally:
-        logging.set_verbosity_warning()
 
 
 def _adapters(model: nn.Module) -> dict[str, nn.Parameter]:

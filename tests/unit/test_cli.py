@@ -7,9 +7,11 @@ import sys
 
 import pytest
 import torch
+from transformers.utils import logging
 
 import petx
 from petx import _python, cli, ops
+from petx._quiet import quiet_transformers
 from petx.errors import UserError
 
 COMMANDS = cli.command_names()
@@ -110,3 +112,10 @@ def test_info_without_the_compiled_library():
     )
     assert "not in use: PETX_DISABLE_KERNELS=1 is set" in done.stdout
     assert "reference, because PETX_DISABLE_KERNELS=1 is set" in done.stdout
+
+
+def test_transformers_warns_again_after_a_failure():
+    with pytest.raises(OSError, match="no such file"), quiet_transformers():
+        assert logging.get_verbosity() == logging.ERROR
+        raise OSError("no such file")
+    assert logging.get_verbosity() == logging.WARNING
