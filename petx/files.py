@@ -76,6 +76,11 @@ def user_path(text: str | os.PathLike, argument: str) -> Path:
         raise UserError(f"{argument}: {written!r} has no home folder to stand for its ~ ({error})") from error
 
 
+def user_name(text: str, argument: str) -> str:
+    """A folder or a name of the hub or of petx that a user wrote, as it is but for a home folder, ``~``."""
+    return str(user_path(text, argument)) if text.startswith("~") else text
+
+
 LOCK = ".petx-lock"
 _HOLDING: set[tuple[int, str]] = set()  # process and folder: a record lock does not keep its own process out
 

@@ -7,7 +7,7 @@ import typing
 from typing import Any
 
 from petx.errors import UserError
-from petx.files import user_path
+from petx.files import user_name, user_path
 
 RANGES = ("least", "above", "most", "below")
 
@@ -43,8 +43,8 @@ def checked_value(name: str, value: Any, hint: Any, rule: typing.Mapping[str, An
         listed = ", ".join("none" if choice is None else str(choice) for choice in choices)
         raise UserError(f"{name} must be one of {listed}; got {value!r}")
     if rule.get("path"):
-        path = user_path(value, name)
-        return str(path) if value.startswith("~") else value
+        user_path(value, name)  # refuses what is none
+        return user_name(value, name)
     if wanted in (int, float):
         _check_range(name, value, rule)
     each = rule.get("each")

@@ -59,14 +59,14 @@ def run(args: argparse.Namespace) -> int:
 def _features(args: argparse.Namespace) -> int:
     from petx.data import extraction
     from petx.errors import UserError
-    from petx.files import require_writable, user_path
+    from petx.files import require_writable, user_name, user_path
 
     videos = args.videos is not None
     if args.batch_size < 1:
         raise UserError(f"--batch_size must be at least 1, got {args.batch_size}")
     extraction.check_machine(args.processes, videos)
     pictures = user_path(args.videos if videos else args.images, "--videos" if videos else "--images")
-    model = str(user_path(args.model, "--model")) if args.model.startswith("~") else args.model
+    model = user_name(args.model, "--model")
     output = user_path(args.output, "--output")
     todo = extraction.plan(model, pictures, output, videos=videos, batch_size=args.batch_size)
     require_writable(output, "--output")

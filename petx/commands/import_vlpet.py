@@ -22,12 +22,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from petx.files import require_writable, user_path
+    from petx.files import require_writable, user_name, user_path
     from petx.train.importing import import_vlpet
 
     output = user_path(args.output, "--output")
     require_writable(output.parent, "--output")
-    host = str(user_path(args.host, "--host")) if args.host.startswith("~") else args.host
+    host = user_name(args.host, "--host")
     for line in import_vlpet(user_path(args.file, "FILE"), host, output, args.data_dir):
         print(line)
     print(f"host     {output / 'host'}\nadapter  {output / 'tuned'}")

@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from petx import studies
     from petx.errors import UserError
-    from petx.files import user_path
+    from petx.files import user_name, user_path
     from petx.studies import plan, results, running
     from petx.train import stopping
 
@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.jobs < 1:
         raise UserError(f"--jobs must be at least 1, got {args.jobs}")
-    name = str(user_path(args.study, "NAME")) if args.study.startswith("~") else args.study
+    name = user_name(args.study, "NAME")
     study = studies.read(name, seeds=_seeds(args.seeds), assignments=args.set)
     if args.list:
         print(f"{study.name}: {study.description}")
