@@ -11,6 +11,7 @@ from petx.options import option
 
 ESTIMATORS = "information_bottleneck"  # attribute of a tuned model; trained with it, not saved with the adapter
 # Settings that more than one baseline brings.
+LORA_LR = (float, option(3e-3, "peak learning rate of LoRA", above=0))
 LORA_RANK = (int | None, option(None, "rank of LoRA (default: as large as the method)", least=1))
 ADAPTER_RANK = (int | None, option(None, "bottleneck of the adapters (default: as large as the method)", least=1))
 

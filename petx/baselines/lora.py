@@ -5,7 +5,7 @@ from typing import Any
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from petx.baselines._sizes import LORA_RANK, rank_as_large_as_the_method
+from petx.baselines._sizes import LORA_LR, LORA_RANK, rank_as_large_as_the_method
 from petx.baselines.base import Baseline
 from petx.hosts import Host
 from petx.options import option
@@ -16,7 +16,7 @@ class Lora(Baseline):
 
     name, title, colour, order, lr = "lora", "LoRA (rank {rank_used})", "#0072B2", 30, "lr_lora"
     options = {
-        "lr_lora": (float, option(3e-3, "peak learning rate of LoRA", above=0)),
+        "lr_lora": LORA_LR,
         "lora_rank": LORA_RANK,
         "lora_alpha": (float | None, option(None, "LoRA's alpha; its scale is alpha / rank (default: 1)", above=0)),
     }

@@ -6,10 +6,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from petx.baselines._sizes import LORA_RANK, rank_as_large_as_the_method
+from petx.baselines._sizes import LORA_LR, LORA_RANK, rank_as_large_as_the_method
 from petx.baselines.base import Baseline
 from petx.hosts import Host
-from petx.options import option
 
 PROJECTIONS = ("query", "key", "value")
 
@@ -19,7 +18,7 @@ class ScaledLora(Baseline):
 
     name, title, colour, order, lr = "scaled-lora", "LoRA, learnt scale (rank {rank_used})", "#56B4E9", 31, "lr_lora"
     methods, needs_qformer = ("petal",), True
-    options = {"lr_lora": (float, option(3e-3, "peak learning rate of LoRA", above=0)), "lora_rank": LORA_RANK}
+    options = {"lr_lora": LORA_LR, "lora_rank": LORA_RANK}
 
     def build(self, host: type[Host], model: Any, settings: Any) -> nn.Module:
         model.requires_grad_(False)
