@@ -40,7 +40,7 @@ def pin_threads():
 
 
 def mark(item):
-    """The lane's marker, and for tests that share a module's fixture one worker, so that it is made once."""
+    """The lane's marker, and for tests that share a whole run one worker, so that it is made once."""
     lane = item.path.relative_to(HERE).parts[0]
     item.add_marker(lane)
     parameters = getattr(item, "callspec", _NoParameters).params
@@ -52,13 +52,8 @@ def mark(item):
         item.add_marker("gpu")
     if item.get_closest_marker("nightly"):
         item.add_marker("slow")
-    shared = getattr(item.module, "SLOW_FIXTURES", set())  # whole runs: a second worker would only wait for them
-    if not shared.isdisjoint(item.fixturenames):
+    if not getattr(item.module, "SLOW_FIXTURES", set()).isdisjoint(item.fixturenames):
         item.add_marker("slow")
-    definitions = item._fixtureinfo.name2fixturedefs.values()
-    if any(found[-1].scope in ("module", "class") for found in definitions if found) or not shared.isdisjoint(
-        item.fixturenames
-    ):
         item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
 
 

@@ -15,6 +15,7 @@ from tests.emulator import kernels
 from tests.emulator.mutants import Bench
 from tests.emulator.mutations import modules, mutations
 
+SLOW_FIXTURES = {"bench"}
 PATIENT = Limits(start=600, silence=600, whole=3600)  # seconds, for a machine that does other work too
 CORES = {"mode_cores": shipped.CASES["mode_cores"]}
 
@@ -68,7 +69,7 @@ def test_bfloat16_is_right_too(whole):
 
 
 # One operation with all of its cases; the others' pass the emulator in its own tests, and here before a release.
-ENTRIES = [pytest.param(stem, marks=() if stem == "gated_adapter" else pytest.mark.nightly) for stem in shipped.CASES]
+ENTRIES = [pytest.param(stem, marks=() if stem == "mode_cores" else pytest.mark.nightly) for stem in shipped.CASES]
 
 
 @pytest.mark.slow

@@ -9,10 +9,10 @@ from tests.emulator.mutations import MissingBarrier, modules, mutations, of_cpu,
 from tests.emulator.ptx import why_absent
 
 MODULES = modules()
-# A sample of two that compile for a minute is taken before a release.
-DEAR = ("float64", "inline_ptx")
+# Which compile in seconds; a sample of the others is taken before a release.
+QUICK = ("mode_cores", "mode_update", "expert_mixture")
 SAMPLED = [
-    pytest.param(name, marks=pytest.mark.nightly if name in DEAR else ())
+    pytest.param(name, marks=() if name in QUICK else pytest.mark.nightly)
     for name in MODULES
     if not of_cpu(MODULES[name])
 ]

@@ -1,6 +1,7 @@
 """``petx data features``: feature files of pictures and videos by any vision model, resumable, by several processes."""
 
 import json
+import threading
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import h5py
@@ -146,11 +147,18 @@ def test_frames_come_in_the_order_of_their_numbers(tmp_path):
 
 
 class Threads(ThreadPoolExecutor):
-    """In place of processes, which take half a minute to import torch."""
+    """In place of processes, which take half a minute to import torch. They load their models in turn: transformers
+    patches itself while it loads one, and two at once would leave the patch behind."""
 
-    def __init__(self, count, context, **options):
+    def __init__(self, count, context, initializer, **options):
         assert context.get_start_method() == "spawn"
-        super().__init__(count, **options)
+        turn = threading.Lock()
+
+        def begin(*given):
+            with turn:
+                initializer(*given)
+
+        super().__init__(count, initializer=begin, **options)
 
 
 @pytest.mark.parametrize("pool", [Threads, pytest.param(ProcessPoolExecutor, marks=pytest.mark.nightly)])

@@ -1,11 +1,8 @@
 """Registers of each kernel by ptxas, and how many of its blocks a multiprocessor of an H100 holds."""
 
-import json
 import re
-import subprocess
 from pathlib import Path
 
-from tests.emulator import made_once
 from tests.emulator.cost.counting import short_name
 from tests.emulator.ptx import build
 from tests.emulator.ptx.text import common_name
@@ -25,18 +22,8 @@ def registers() -> dict[str, int]:
 
 
 def of_file(ptx: Path) -> dict[str, int]:
-    target = ptx.with_suffix(f".{ARCHITECTURE}.json")
-    with made_once(target) as unfinished:
-        if unfinished:
-            unfinished.write_text(json.dumps(assembled(ptx)))
-    return json.loads(target.read_text())
-
-
-def assembled(ptx: Path) -> dict[str, int]:
-    tool = Path(build._find_nvcc()).resolve().with_name("ptxas")
-    command = [tool, f"-arch={ARCHITECTURE}", "-v", ptx, "-o", "/dev/null"]
-    said = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True).stderr
     pattern = r"Compiling entry function '(\w+)'.*?Used (\d+) registers"
+    _, said = build.assembled(ptx, ARCHITECTURE)
     return {name: int(count) for name, count in re.findall(pattern, said, re.DOTALL)}
 
 

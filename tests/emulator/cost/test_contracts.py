@@ -13,6 +13,9 @@ from tests.emulator.ptx import PtxEmulator, build, why_absent
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(why_absent() is not None, reason=str(why_absent()))]
 CASES = small()
+# Kernels of theirs that no other call has compile for most of a minute.
+DEAR = ("gated_adapter/t5-1024", "mode_update/wide-1024")
+COUNTED = [pytest.param(case, marks=pytest.mark.nightly if case.label in DEAR else ()) for case in CASES]
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +23,7 @@ def machine():
     return PtxEmulator(kernels())
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.label)
+@pytest.mark.parametrize("case", COUNTED, ids=lambda case: case.label)
 def test_call_costs_what_the_table_says(case, machine):
     """`python -m tests.emulator.cost --table` renews the table if a kernel became cheaper, or dearer for a reason."""
     counted = measured(machine, case)

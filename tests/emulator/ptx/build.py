@@ -19,7 +19,7 @@ from tests.emulator.ptx.translate import translated
 
 CACHE = HERE.parents[1] / "build" / "emulator" / "ptx"
 # The oldest architecture the kernels run on: what nvcc makes for the others comes from the same PTX.
-NVCC_FLAGS = ["-std=c++20", "-O3", "-arch=compute_80", "-lineinfo", "-ptx"]
+NVCC_FLAGS = ["-std=c++20", "-O3", "-arch=compute_80", "-lineinfo", "-ptx", "-Werror", "all-warnings"]
 # Contracted multiply-adds are those that nvcc wrote, and no others.
 CXX_FLAGS = ["-std=c++20", "-O1", "-fPIC", "-ffp-contract=off", "-fvisibility=hidden", "-w"]
 INCLUDE = re.compile(r'#include "([\w./]+)"')
@@ -71,6 +71,20 @@ def ptx_of(source: Path, csrc: Path = CSRC) -> Path:
         if unfinished:
             run([_find_nvcc(), *NVCC_FLAGS, f"-I{csrc}", source, "-o", unfinished])
     return target
+
+
+def assembled(ptx: Path, architecture: str) -> tuple[Path, str]:
+    """The machine code of such a file (a cubin) and what ``ptxas -v`` says of each kernel."""
+    cubin = ptx.with_suffix(f".{architecture}.cubin")
+    said = cubin.with_suffix(".txt")
+    with made_once(cubin) as unfinished:
+        if unfinished:
+            tool = Path(_find_nvcc()).resolve().with_name("ptxas")
+            command = [tool, f"-arch={architecture}", "-v", ptx, "-o", unfinished]
+            done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+            assert done.returncode == 0, done.stdout + done.stderr
+            said.write_text(done.stdout + done.stderr)
+    return cubin, said.read_text()
 
 
 def kernels_of(csrc: Path = CSRC, operation: str = "*") -> dict[str, Entry]:
