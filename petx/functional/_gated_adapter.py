@@ -170,7 +170,7 @@ def _check_shapes(tensors: Mapping[str, Any], mask: Any, options: dict[str, Any]
     h, x, down = tensors["h"], tensors["x"], tensors["down_weight"]
     check_floating("gated_adapter", "h", h, "[..., length, d]", least_dims=2)
     d = h.shape[-1]
-    reads_x = placement == "parallel" or granularity in ("large", "middleX", "small") or residual
+    reads_x = residual or _site_reads_x(granularity, placement)
     if reads_x and x is None:
         raise ValueError("gated_adapter: x is required by this granularity, placement or residual, got None")
     if x is not None:
@@ -275,6 +275,11 @@ def _is_wide(h: Tensor, x: Tensor | None, residual: bool) -> bool:
     return residual and x is not None and h.dtype != x.dtype == torch.promote_types(h.dtype, torch.float32)
 
 
+def _site_reads_x(granularity: str | None, placement: str | None) -> bool:
+    """Whether the gate or the adapter does, whatever is added to the result."""
+    return placement == "parallel" or granularity in ("large", "middleX", "small")
+
+
 def _apart(
     h: Tensor, x: Tensor | None, residual: bool, choices: tuple[str | None, ...]
 ) -> tuple[Tensor | None, Tensor | None]:
@@ -282,8 +287,7 @@ def _apart(
     if x is None or not _is_wide(h, x, residual):
         return x, None
     chosen = dict(zip(OPTIONS, choices, strict=True))
-    reads_x = chosen["granularity"] in ("large", "middleX", "small") or chosen["placement"] == "parallel"
-    return (cast(x, h.dtype) if reads_x else None), x
+    return (cast(x, h.dtype) if _site_reads_x(chosen["granularity"], chosen["placement"]) else None), x
 
 
 def _keeps_products(
