@@ -24,7 +24,7 @@ from petx._checks import (
 )
 from petx.functional._autograd import wants_gradient
 from petx.functional._gated_adapter_options import CODES, OPTIONS, check_options
-from petx.functional._operation import ARGUMENT_ERRORS, NUMBERS, Operation, autocast_dtype, cast
+from petx.functional._operation import ARGUMENT_ERRORS, NUMBERS, Operation, autocast_dtype, autocasts, cast
 
 __all__ = ["gated_adapter"]
 
@@ -157,7 +157,7 @@ def check(
     named = dict(zip(ARGUMENTS, tensors, strict=True))
     _check_shapes(named, mask, dict(zip(OPTIONS, choices, strict=True)), heads, residual)
     h, x = tensors[:2]
-    if x is None or x.dtype == h.dtype or torch.is_autocast_enabled(h.device.type):
+    if x is None or x.dtype == h.dtype or autocasts(h.device):
         pass
     elif not _is_wide(h, x, residual):
         wider = " or, beside 16 bits, float32" if residual and h.dtype.itemsize == 2 else ""
@@ -238,7 +238,7 @@ def _run(
     eps: float,
 ) -> Tensor:
     h, x, *parameters = tensors
-    if torch.is_autocast_enabled(h.device.type):  # without it the operator refuses an x of another dtype
+    if autocasts(h.device):  # without it the operator refuses an x of another dtype
         h = cast(h, autocast_dtype(h))
         if not _is_wide(h, x, residual):
             x = cast(x, h.dtype)

@@ -212,9 +212,14 @@ def as_leaves(
     return copied([grad if need else None for grad, need in zip(grads, needs, strict=False)], dtypes)
 
 
+def autocasts(device: torch.device) -> bool:
+    """Whether autocast is on for ``device``; on meta, of which torch does not take the question, it never is."""
+    return device.type != "meta" and torch.is_autocast_enabled(device.type)
+
+
 def autocast_dtype(tensor: torch.Tensor) -> torch.dtype:
     """The dtype that autocast asks for if it is on (float64 is left alone, as by torch's layers), else tensor's."""
-    if torch.is_autocast_enabled(tensor.device.type) and tensor.dtype != torch.float64:
+    if autocasts(tensor.device) and tensor.dtype != torch.float64:
         return torch.get_autocast_dtype(tensor.device.type)
     return tensor.dtype
 

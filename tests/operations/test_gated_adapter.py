@@ -208,3 +208,13 @@ def test_value_adapters_name_what_does_not_fit(change, message):
     given |= dict(up_weight=torch.ones(3, 8, 5), up_bias=None) | change
     with pytest.raises(ValueError, match=f"value_adapters: {message}"):
         functional.value_adapters(**given)
+
+
+def test_meta_tensors_under_autocast_keep_their_dtype():
+    """Of the device meta torch refuses to say whether autocast is on; its own layers do not cast there."""
+    h = torch.empty(2, 3, 8, device="meta")
+    weights = [torch.empty(shape, device="meta") for shape in ((4, 8), (4,), (8, 4), (8,))]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert functional.gated_adapter(h, h, *weights).dtype == torch.float32
+        with pytest.raises(ValueError, match="x must have h's dtype torch.float32, got torch.bfloat16"):
+            functional.gated_adapter(h, h.bfloat16(), *weights, residual=True)

@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 from petx.functional._mode_projections import projected_update
 from petx.functional._mode_update import update
-from petx.functional._operation import autocast_dtype, cast
+from petx.functional._operation import autocast_dtype, autocasts, cast
 from petx.tuners._common.layer import AdapterLayer
 from petx.tuners._common.together import Together, distributed, why_apart
 
@@ -144,7 +144,7 @@ class ProjectionGroup:
         if found is None and not distributed() and why_apart(linears) is None:
             self._together.lay(linears)
             found = self._together.weights(linears)
-        if found is None or (x.dtype != found[0].dtype and not torch.is_autocast_enabled(x.device.type)):
+        if found is None or (x.dtype != found[0].dtype and not autocasts(x.device)):
             return None
         return found
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from petx import functional
+from petx.functional._operation import autocasts
 from petx.nn import ValueAdapter
 from petx.tuners._common.together import Together, distributed, why_apart
 from petx.tuners.vlpet.fused.layer import is_watched
@@ -100,7 +101,7 @@ class ValueGroup:
         if torch.compiler.is_compiling():
             return "torch.compile sees one layer at a time"
         weight = linear.weight
-        if e is not None and e.dtype != weight.dtype and not torch.is_autocast_enabled(weight.device.type):
+        if e is not None and e.dtype != weight.dtype and not autocasts(weight.device):
             return "the encoder output has another dtype than the value projections"
         return None
 

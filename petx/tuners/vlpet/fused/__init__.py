@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from petx.functional._operation import autocasts
 from petx.tuners.vlpet.fused.layer import FusedLayer
 
 __all__ = ["FusedLayer", "fuse", "fused_class", "obstacle", "obstacle_now", "separate"]
@@ -57,9 +58,9 @@ def obstacle(layer: nn.Module) -> str | None:
 def obstacle_now(layer: nn.Module) -> str | None:
     """Why ``layer``, which is fused, would run the host's own steps in a pass here and now, or None."""
     for name, parameter in layer.named_parameters():
-        device, dtype = parameter.device.type, parameter.dtype
+        dtype = parameter.dtype
         narrow = dtype.is_floating_point and dtype != torch.float32
-        if ".vlpet_adapter." not in name and narrow and device != "meta" and torch.is_autocast_enabled(device):
+        if ".vlpet_adapter." not in name and narrow and autocasts(parameter.device):
             return f"under autocast a residual stream in {dtype} changes its dtype on the way"
     return None
 

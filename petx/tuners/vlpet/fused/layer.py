@@ -10,6 +10,7 @@ from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from torch.nn.modules.module import _has_any_global_hook as _hooks_of_all
 
+from petx.functional._operation import autocasts
 from petx.nn import Tail
 from petx.tuners.vlpet.layer import EncoderSite
 
@@ -86,7 +87,7 @@ def end_of_sublayer(
 def _plain(adapter: nn.Module, h: torch.Tensor, x: torch.Tensor) -> bool:
     """Whether the operation may compute the tail: x in h's dtype, or under autocast in float32, as the host's own sum
     and norm would be."""
-    autocast = torch.is_autocast_enabled(h.device.type)
+    autocast = autocasts(h.device)
     return "forward" not in vars(adapter) and (x.dtype == torch.float32 if autocast else h.dtype == x.dtype)
 
 
