@@ -95,6 +95,11 @@ def load_adapter(
 
 def _config(folder: Path) -> PeftConfig:
     file = folder / CONFIG
+    if not folder.is_dir():
+        raise UserError(
+            f"load_adapter: folder must be that of a saved adapter, and {str(folder)!r} is no folder here; one of the "
+            "hub is fetched first, by huggingface_hub.snapshot_download"
+        )
     try:
         method = json.loads(file.read_text(encoding="utf-8"))["peft_type"]
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -61,6 +61,37 @@ def test_every_row_is_computed_by_the_adapter_it_names(kind):
 
 
 @each
+def test_a_name_for_every_row_is_one_for_each(kind):
+    """Two names for four rows are not two for each name; beams, which repeat every row, are."""
+    from tests.fixtures.tiny_hosts import batch
+    from tests.fixtures.tiny_vlms import vlm_batch
+
+    model, inputs = two(kind), batch(kind) if kind == "vl_bart" else vlm_batch(kind)
+    inputs = {name: tensor for name, tensor in inputs.items() if name != "labels"}
+    twice = {name: torch.cat([tensor, tensor]) for name, tensor in inputs.items()}
+    starts = {"decoder_input_ids": torch.ones(4, 1, dtype=torch.long)}
+    for names in (["default", "b"], ["default"]):
+        for call in (lambda given: model(**given, **starts), lambda given: model.generate(**given, max_new_tokens=1)):
+            with pytest.raises(UserError, match=f"must name every row: {len(names)} names for 4 rows"):
+                call({**twice, "adapter_names": names})
+    assert model(**twice, **starts, adapter_names=["default", "b"] * 2).logits.shape[0] == 4
+    assert len(model.generate(**inputs, max_new_tokens=1, num_beams=2, adapter_names=["default", "b"])) == 2
+
+
+@each
+def test_names_that_cannot_be_meant_are_refused(kind):
+    _, make, _, _, config = KINDS[kind]
+    model = make(kind)
+    with pytest.raises(UserError, match="'__base__' stands for the frozen model in adapter_names"):
+        model.add_adapter("__base__", config())
+    other = config()
+    other.modules_to_save = ["nope"]
+    with pytest.raises(UserError, match="modules_to_save names 'nope', and .* has none"):
+        model.add_adapter("c", other)
+    assert list(model.peft_config) == ["default"]
+
+
+@each
 def test_merge_of_an_adapter_that_is_not_active_is_refused(kind):
     model = two(kind)
     with pytest.raises(UserError, match="is not the active one"):

@@ -128,7 +128,7 @@ OTHERWISE = {
     *(tuners.VLPetModel, tuners.PetalModel, losses.LabelBag, nn.Tail, certify.record, metrics.names),
 }
 # Right values, which are then refused because of a good call's other argument.
-ALMOST = {tuners.load_adapter: "is no saved adapter: cannot read", certify.certify: "device cuda:.* does not exist"}
+ALMOST = {tuners.load_adapter: "'nowhere' is no folder here", certify.certify: "device cuda:.* does not exist"}
 # Not of petx: PEFT's own fields, and where torch puts a tensor. `options` are handed on and named themselves.
 ELSEWHERE = {"device", "options", "host"} | {
     field

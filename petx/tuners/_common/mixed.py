@@ -10,7 +10,7 @@ from torch import nn
 
 from petx.errors import UserError
 
-__all__ = ["BASE", "Rows", "replaced_forward", "trained_whole"]
+__all__ = ["BASE", "Rows", "count_of", "replaced_forward", "trained_whole"]
 
 BASE = "__base__"  # PEFT's name for the frozen model itself
 
@@ -20,6 +20,11 @@ class Rows:
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = list(names)
+
+    def check(self, count: int) -> None:
+        """Raise UserError unless there is one name for each of the ``count`` rows that were given."""
+        if count != len(self.names):
+            raise UserError(f"adapter_names must name every row: {len(self.names)} names for {count} rows")
 
     def split(self, count: int, device: torch.device) -> dict[str, torch.Tensor]:
         """Adapter name -> indices of its rows among ``count``.
@@ -43,6 +48,16 @@ class Rows:
             own = {key: _some(value, index, count) for key, value in kwargs.items()}
             parts.append((index, call(name, tuple(_some(value, index, count) for value in args), own)))
         return _joined(parts, count)
+
+
+def count_of(given: dict[str, Any]) -> int | None:
+    """How many rows the arguments ``given`` of a model have; None if nothing there tells."""
+    for name in ("input_ids", "inputs", "inputs_embeds", "encoder_outputs", "pixel_values"):
+        value = given.get(name)
+        value = value[0] if name == "encoder_outputs" and value is not None else value
+        if isinstance(value, torch.Tensor) and (name != "pixel_values" or value.dim() > 3):  # else patches, not rows
+            return len(value)
+    return None
 
 
 def _some(value: Any, index: torch.Tensor, count: int) -> Any:

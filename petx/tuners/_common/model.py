@@ -15,7 +15,7 @@ from torch import nn
 
 from petx.errors import UserError
 from petx.tuners._common.layer import AdapterLayer, refuse_several
-from petx.tuners._common.mixed import BASE, Rows, trained_whole
+from petx.tuners._common.mixed import BASE, Rows, count_of, trained_whole
 from petx.tuners._common.packed import keep_differentiable
 from petx.tuners._common.paths import covered, plain, some
 from petx.tuners._common.sizes import check_memory
@@ -83,6 +83,12 @@ class AdapterModel(BaseTuner):
         state_dict: dict[str, torch.Tensor] | None = None,
     ) -> None:
         config: Any = self.peft_config[adapter_name]
+        if adapter_name == BASE:
+            raise UserError(f"{self.method}: {BASE!r} stands for the frozen model in adapter_names; take another name")
+        known = [plain(path) for path, _ in model.named_modules()]
+        for name in config.modules_to_save or ():
+            if not any(covered(path, [name]) for path in known):
+                raise UserError(f"{self.method}: modules_to_save names {name!r}, and {type(model).__name__} has none")
         resolved = copy.copy(config)  # the user's configuration changes only once it is known to fit
         resolved.resolve(self.get_model_config(model).get("model_type"))
         plan = self._plan(model, resolved)
@@ -227,8 +233,20 @@ class AdapterModel(BaseTuner):
         if names is None:
             yield
             return
+        rows = self._checked_rows(names)
         with ExitStack() as stack:
-            self._enter_mixed(stack, self._checked_rows(names))
+            count = count_of(kwargs)
+            if count is not None:
+                rows.check(count)  # here, since generate repeats them by its beams
+            else:  # a forward whose inputs PEFT does not pass on to this
+
+                def check(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+                    count = count_of({"input_ids": args[0]} if args else kwargs)
+                    if count is not None:
+                        rows.check(count)
+
+                stack.callback(self.model.register_forward_pre_hook(check, with_kwargs=True).remove)
+            self._enter_mixed(stack, rows)
             yield
 
     def _checked_rows(self, names: Sequence[str]) -> Rows:
