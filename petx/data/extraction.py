@@ -139,6 +139,7 @@ class Encoder:
         from transformers.utils import logging
 
         logging.disable_progress_bar()
+        self.name = name
         try:
             with quiet_transformers():  # it says that the image processor is the one without torchvision
                 self.processor: Any = AutoImageProcessor.from_pretrained(name)
@@ -156,7 +157,7 @@ class Encoder:
     @torch.inference_mode()
     def grids(self, pictures: list[Any]) -> torch.Tensor:
         pixels = self.pixels(pictures)
-        return self._grids(self.tower(pixel_values=pixels).last_hidden_state, pixels)
+        return self._grids(self._hidden(self.tower(pixel_values=pixels)), pixels)
 
     def _grids(self, hidden: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
         if hidden.dim() == 4:  # a convolutional map
@@ -170,10 +171,19 @@ class Encoder:
             found = self.model.get_image_features(pixel_values=pixels)
         else:
             found = self.tower(pixel_values=pixels)
-        pooled = found if isinstance(found, torch.Tensor) else found.pooler_output
-        if pooled is None:
-            return self._grids(found.last_hidden_state, pixels).mean(1)
+        pooled = found if isinstance(found, torch.Tensor) else getattr(found, "pooler_output", None)
+        if pooled is None:  # or there is no such thing, as in Swin's outputs of later stages
+            return self._grids(self._hidden(found), pixels).mean(1)
+        if not isinstance(pooled, torch.Tensor) or len(pooled) != len(pixels):
+            raise UserError(f"--model {self.name!r} gives no one vector for a picture; take --images")
         return pooled.flatten(1).float().cpu()
+
+    def _hidden(self, found: Any) -> torch.Tensor:
+        """What is computed for each place of a picture."""
+        hidden = getattr(found, "last_hidden_state", None)
+        if not isinstance(hidden, torch.Tensor):
+            raise UserError(f"--model {self.name!r} gives no features of the places of a picture")
+        return hidden
 
     def _extra(self, tokens: int, pixels: torch.Tensor) -> int:
         """How many of ``tokens`` stand in front of the patches."""

@@ -3,6 +3,7 @@
 import json
 import threading
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -27,6 +28,7 @@ from transformers import (
 from petx.cli import main as petx
 from petx.data import extraction
 from petx.data.stores import H5Features, NpzFeatures
+from petx.errors import UserError
 
 SIDE, PATCH, WIDTH = 16, 4, 8
 _SIZES = dict(hidden_size=WIDTH, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
@@ -209,4 +211,19 @@ def test_what_cannot_be_is_refused(vit, tmp_path, capsys):
     for more, message in refusals(tmp_path).items():
         assert features("--model", folder, "--output", tmp_path / "out", *more) == 2, more
         assert message in capsys.readouterr().err, more
-    assert not list((tmp_path / "out").glob("*.h5"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("gives", ["nothing", "a text", "several"])
+def test_a_model_without_one_vector_a_picture_is_told(tmp_path, monkeypatch, gives):
+    write_model(tmp_path)
+    encoder = extraction.Encoder(str(tmp_path))
+    hidden, frame = torch.rand(2, 17, WIDTH), [Image.new("RGB", (SIDE, SIDE))] * 2
+    monkeypatch.setattr(encoder, "tower", lambda pixel_values: encoder.found)
+    encoder.found = SimpleNamespace(last_hidden_state=hidden)  # no pooler_output at all
+    encoder.tower.config = encoder.model.config
+    assert torch.equal(encoder.vectors(frame), hidden[:, 1:].mean(1))
+    found = {"nothing": {}, "a text": dict(pooler_output="x"), "several": dict(pooler_output=hidden[0])}[gives]
+    encoder.found = SimpleNamespace(**found)
+    with pytest.raises(UserError, match=f"--model '{tmp_path}' gives no "):
+        encoder.vectors(frame)
