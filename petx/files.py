@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import json
 import os
+import pwd
 import shutil
 import tempfile
 import zipfile
@@ -71,9 +72,25 @@ def user_path(text: str | os.PathLike, argument: str) -> Path:
     if "\0" in written:
         raise UserError(f"{argument} must be a path without a null character, got {written!r}")
     try:
+        if written == "~" or written.startswith("~/"):
+            return home() / written[2:]
         return Path(written).expanduser()
     except RuntimeError as error:
         raise UserError(f"{argument}: {written!r} has no home folder to stand for its ~ ({error})") from error
+
+
+def home() -> Path:
+    """The user's home folder: ``HOME`` if it is a whole path, else the system's own record of it.
+
+    Raises RuntimeError if there is none. An empty ``HOME``, as services have it, would stand for ``/`` or for where a
+    command happens to run.
+    """
+    if os.path.isabs(os.environ.get("HOME", "/")):
+        return Path.home()
+    try:
+        return Path(pwd.getpwuid(os.getuid()).pw_dir)
+    except KeyError as error:
+        raise RuntimeError(f"HOME is {os.environ['HOME']!r}, and the system knows no user {os.getuid()}") from error
 
 
 def user_name(text: str, argument: str) -> str:
@@ -91,10 +108,12 @@ def held(folder: str | os.PathLike, argument: str) -> Iterator[None]:
 
     The system's own record lock: it ends with the process, however that ends, and worker processes do not inherit it.
     The file that a killed process leaves behind means nothing. A file system without locks is used without one.
+    A folder that is not there is made, and removed again if nothing was written.
     """
     path, holding = Path(folder, LOCK), (os.getpid(), os.path.realpath(folder))
     if holding in _HOLDING:  # before the file is opened: closing it again would end the lock
         raise _in_use(folder, argument, f"process {os.getpid()}, this one")
+    made = _made(Path(folder))
     while True:
         with _opened(path, argument) as file:
             _lock(file, folder, argument)
@@ -109,7 +128,17 @@ def held(folder: str | os.PathLike, argument: str) -> Iterator[None]:
             finally:
                 _HOLDING.discard(holding)
                 path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # something lies there
+                    for one in made:
+                        one.rmdir()
             return
+
+
+def _made(folder: Path) -> list[Path]:
+    """The folders that had to be made for ``folder`` to be there, the last first."""
+    missing = [one for one in (folder, *folder.parents) if not one.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    return missing
 
 
 def _opened(path: Path, argument: str) -> IO[str]:
@@ -198,10 +227,21 @@ def disk_is_full(error: BaseException) -> bool:
 
 
 def require_writable(folder: str | os.PathLike, argument: str) -> None:
-    """Create ``folder`` and prove that a file can be written there, or raise :class:`UserError` naming ``argument``."""
+    """Prove that a file can be written in ``folder``, which need not be there yet, or raise :class:`UserError` naming
+    ``argument``. Nothing is made: a command that is refused after this leaves no empty folder behind."""
     try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=Path(folder)) as file:
+        with tempfile.TemporaryFile(dir=_nearest(Path(folder).absolute())) as file:
             file.write(b"petx")
     except OSError as error:
         raise UserError(f"{argument}: cannot write in {str(folder)!r}: {error.strerror or error}") from error
+
+
+def _nearest(folder: Path) -> Path:
+    """``folder``, or the nearest one above it that is there; OSError if it cannot be made below that."""
+    try:
+        os.stat(folder)
+    except FileNotFoundError:
+        if folder.is_symlink():  # to nothing
+            raise
+        return _nearest(folder.parent)
+    return folder

@@ -10,6 +10,8 @@ from typing import Any
 from petx.certify import cards as machine
 from petx.certify import certificate as file
 from petx.certify.choice import Choices, of_certificate, pinned
+from petx.errors import UserError
+from petx.files import user_path
 
 WAIT = 30.0  # seconds that a process waits for another's certificate
 UNCERTIFIED = "it is not certified yet (the first use of a card, or `petx certify`, does that)"
@@ -37,7 +39,7 @@ def known(device: int) -> Choices:
     facts = file.facts_of(card)
     given = os.environ.get("PETX_CERTIFICATE")
     if given:
-        return _given(Path(os.path.expanduser(given)), card, facts)
+        return _given(_expanded(given), card, facts)
     try:
         found = file.read(file.path_of(facts))
     except FileNotFoundError:
@@ -47,6 +49,13 @@ def known(device: int) -> Choices:
     if found.facts != facts:  # renamed by hand
         return Choices(False, UNCERTIFIED, card=card, settled=False, ignored=f"{found.path} is for something else")
     return of_certificate(found, card)
+
+
+def _expanded(given: str) -> Path:
+    try:
+        return user_path(given, "PETX_CERTIFICATE")
+    except UserError:  # nothing to stand for its ~, so that there is no such file
+        return Path(given)
 
 
 def _given(path: Path, card: machine.Card, facts: dict[str, Any]) -> Choices:
@@ -70,10 +79,9 @@ def _given(path: Path, card: machine.Card, facts: dict[str, Any]) -> Choices:
 def _without_a_card() -> Choices:
     """For fake tensors of a GPU that is not here: a file that is named, if it is of this software."""
     given = os.environ.get("PETX_CERTIFICATE")
-    given = os.path.expanduser(given) if given else None
-    if given and Path(given).is_file():
+    if given and _expanded(given).is_file():
         with contextlib.suppress(file.Corrupt):
-            found = file.read(Path(given))
+            found = file.read(_expanded(given))
             if {name: found.facts.get(name) for name in file.library_facts()} == file.library_facts():
                 return of_certificate(found, None)
     return Choices(False, "no GPU is visible, and PETX_CERTIFICATE names no certificate of this library", settled=False)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from petx.errors import UserError
-from petx.files import user_path
+from petx.files import home, user_path
 
 
 def cache_dir() -> Path:
@@ -18,7 +18,7 @@ def cache_dir() -> Path:
     if os.path.isabs(given):  # the standard has relative ones ignored
         return Path(given) / "petx"
     try:
-        return Path.home() / ".cache" / "petx"
+        return home() / ".cache" / "petx"
     except RuntimeError as error:
         raise UserError(f"there is no home folder for the cache ({error}); set PETX_CACHE to a folder") from error
 

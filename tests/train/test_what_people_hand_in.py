@@ -3,7 +3,9 @@ feature files of every kind, and paths of every kind."""
 
 import json
 import os
+import pwd
 import stat
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,11 +13,21 @@ import torch
 from PIL import Image
 
 from petx import tasks
+from petx.data.cache import cache_dir
 from petx.data.pictures import _TURNED, ORIENTATION, check_picture, read_picture
 from petx.data.rows import json_lines, json_rows
 from petx.data.stores import ImageFiles
 from petx.errors import UserError
-from petx.files import LOCK, damaged_files, held, read_json, user_path, what_is_damaged, written_whole
+from petx.files import (
+    LOCK,
+    damaged_files,
+    held,
+    read_json,
+    require_writable,
+    user_path,
+    what_is_damaged,
+    written_whole,
+)
 from tests.fixtures.image_text import write_data
 
 # ---- pictures ----
@@ -275,6 +287,37 @@ def test_paths_are_read_once_and_refused_in_words(monkeypatch, tmp_path):
     for text in ("", "  ", "a\0"):
         with pytest.raises(UserError, match="--output must be a path"):
             user_path(text, "--output")
+
+
+@pytest.mark.parametrize("odd", ["", "runs/here"])
+def test_a_home_that_is_no_whole_path_gives_way_to_the_systems_record(monkeypatch, odd):
+    """An empty one would stand for the root: a cache in /.cache."""
+    own = Path(pwd.getpwuid(os.getuid()).pw_dir)
+    for name in ("PETX_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", odd)
+    assert user_path("~/a", "--output") == own / "a" and user_path("~", "--output") == own
+    assert cache_dir() == own / ".cache" / "petx"
+    monkeypatch.setattr(os, "getuid", lambda: 2**31)
+    with pytest.raises(UserError, match="no home folder .*the system knows no user"):
+        user_path("~/a", "--output")
+    with pytest.raises(UserError, match="no home folder for the cache .*set PETX_CACHE"):
+        cache_dir()
+
+
+def test_what_is_proven_writable_or_held_in_vain_leaves_no_folder(tmp_path):
+    require_writable(tmp_path / "a" / "b", "--output")
+    assert not list(tmp_path.iterdir())
+    with held(tmp_path / "a" / "b", "--output"):
+        assert (tmp_path / "a" / "b").is_dir()
+    assert not list(tmp_path.iterdir())
+    with held(tmp_path / "a" / "b", "--output"):
+        (tmp_path / "a" / "file").touch()
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["file"]
+    (tmp_path / "nowhere").symlink_to("gone")
+    for path in (tmp_path / "a" / "file" / "below", tmp_path / "nowhere" / "x", tmp_path / ("n" * 300)):
+        with pytest.raises(UserError, match="--output: cannot write in '"):
+            require_writable(path, "--output")
 
 
 def test_a_folder_is_held_by_one_process(tmp_path):
