@@ -4,6 +4,7 @@ from petx.losses.information_bottleneck import InformationBottleneck
 from petx.losses.labels import LabelBag, label_bag
 from petx.losses.mutual_information import CLUB, MINE, InfoNCE
 from petx.losses.retrieval import contrastive_loss, hard_negatives
+from petx.models.instructions import aggregate_instructions  # noqa: F401  (where it was first; not of this package)
 
 __all__ = [
     "CLUB",

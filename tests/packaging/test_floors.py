@@ -15,7 +15,7 @@ MAY = {
     "functional": {"_checks", "ops", "reference"},
     "nn": {"_checks", "functional"},
     "tuners": {"_memory", "errors", "functional", "nn", "version"},
-    "losses": {"_checks"},
+    "losses": {"_checks", "models"},
     "models": {"_checks", "errors"},
 }
 
