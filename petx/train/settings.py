@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from petx import baselines, tasks
+from petx import _yaml, baselines, tasks
 from petx.errors import UserError
 from petx.files import user_path
 from petx.options import checked_value, option
@@ -308,7 +308,7 @@ def checked(kind: Any, values: dict[str, Any]) -> Any:
 def read_yaml(path: Path) -> Values:
     """The mapping in the YAML file ``path``; :class:`UserError` if it cannot be read or is none."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8-sig")) or {}
+        values = _yaml.load(path.read_text(encoding="utf-8-sig")) or {}
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"cannot read settings from {path}: {error}") from error
     if not isinstance(values, dict):
@@ -335,9 +335,9 @@ def assigned(kind: Any, values: Values, assignment: str) -> Values:
         return {name: _from_text(kind, field, text, f"--set {assignment}")}
     where = f"--set {assignment}"
     if name == "trainer" and len(subkeys) == 1:
-        value = trainer_flags.from_text(subkeys[0], text, lambda given: _yaml(given, where))
+        value = trainer_flags.from_text(subkeys[0], text, lambda given: _read(given, where))
     else:
-        value = _yaml(text, where)
+        value = _read(text, where)
     for i in reversed(range(len(subkeys))):
         inside = values.get(name)
         for subkey in subkeys[:i]:
@@ -360,12 +360,12 @@ def _from_text(kind: type[Common], field: dataclasses.Field, text: str, where: s
         return None if type(None) in kinds and text in nothing else text
     if hint is list and not field.metadata.get("sentences") and not text.lstrip().startswith("["):
         return text.replace(",", " ").split()
-    return _yaml(text, where)
+    return _read(text, where)
 
 
-def _yaml(text: str, where: str) -> Any:
+def _read(text: str, where: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        return _yaml.load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{where}: cannot read {text!r}: {error}") from error
 

@@ -143,6 +143,23 @@ def test_settings_that_yaml_cannot_read_are_named(tmp_path):
             vlpet.parse(["--config", str(tmp_path / "bad.yaml")])
 
 
+def test_yaml_is_read_as_people_mean_it(tmp_path):
+    """YAML 1.1 reads 010 as 8 and 1:30 as 90, and of a name that stands twice the last counts."""
+    file = tmp_path / "own.yaml"
+    for text, steps in (("010", 10), ("1_000", 1000), ("+7", 7), ("12", 12)):
+        file.write_text(f"steps: {text}\n")
+        assert parsed("vlpet", steps=text).steps == vlpet.parse(["--config", str(file)]).steps == steps
+    for text in ("1:30", "0x10", "0b11", "0o7"):
+        with pytest.raises(UserError, match=f"steps must be int, got '{text}'"):
+            parsed("vlpet", steps=text)
+    with pytest.raises(UserError, match="lr must be float, got '1:30.5'"):
+        parsed("vlpet", lr="1:30.5")
+    for text in ("lr: 1\nlr: 2\n", "splits: {vqa: {train: [a], train: [b]}}\n"):
+        file.write_text(text)
+        with pytest.raises(UserError, match=r"own.yaml: (.|\n)*stands there twice"):
+            vlpet.parse(["--config", str(file)])
+
+
 def test_values_are_taken_from_text_as_yaml_writes_them():
     assert checked_value("lr", "1e-3", float, {}) == 1e-3
     assert checked_value("steps", "1e3", int | None, {}) == 1000
