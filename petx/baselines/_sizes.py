@@ -39,6 +39,13 @@ def rank_of_size(wanted: int, size: Callable[[int], int], unit: int = 1) -> int:
     return unit * max(1, round((wanted - first) / (second - first) + 1))
 
 
+def read_for_size(settings: Any) -> set[str]:
+    """What :func:`rank_as_large_as_the_method` reads of the settings that baselines own: all that makes the method's
+    size."""
+    method = baselines.find(settings.recipe, settings.recipe)
+    return method.reads(settings) - {method.lr}
+
+
 def rank_as_large_as_the_method(
     host: type[Host], model: nn.Module, settings: Any, size: Callable[[int], int], unit: int = 1
 ) -> int:

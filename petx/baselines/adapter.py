@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from petx.baselines._sizes import ADAPTER_RANK, rank_as_large_as_the_method
+from petx.baselines._sizes import ADAPTER_RANK, rank_as_large_as_the_method, read_for_size
 from petx.baselines.base import Baseline
 from petx.hosts import Host
 from petx.options import option
@@ -20,6 +20,9 @@ class AdapterBaseline(Baseline):
         "lr_adapter": (float, option(3e-3, "peak learning rate of the adapter", above=0)),
         "adapter_rank": ADAPTER_RANK,
     }
+
+    def reads(self, settings: Any) -> set[str]:
+        return super().reads(settings) | (set() if settings.adapter_rank else read_for_size(settings))
 
     def build(self, host: type[Host], model: Any, settings: Any) -> nn.Module:
         model.requires_grad_(False)

@@ -18,6 +18,7 @@ class Baseline:
         order: where it stands in a table.
         lr: the setting that is its peak learning rate.
         options: settings it brings along: ``{name: (type, petx.options.option(...))}``; several may bring the same.
+        own: settings of its recipe that, beside ``lr`` and ``options``, are of no use without it.
         group: a name that stands for all of one kind, such as ``ablations``.
         needs_small_host: whether it is for the small host of easy-VQA alone.
         random_host: whether it gets a small host of its own, of random weights.
@@ -31,6 +32,7 @@ class Baseline:
     order: ClassVar[int] = 55
     lr: ClassVar[str] = "lr"
     options: ClassVar[dict[str, tuple[Any, Any]]] = {}
+    own: ClassVar[tuple[str, ...]] = ()
     group: ClassVar[str | None] = None
     random_host: ClassVar[bool] = False
     needs_qformer: ClassVar[bool] = False
@@ -45,6 +47,18 @@ class Baseline:
 
     def check(self, settings: Any) -> None:
         """Raise :class:`petx.errors.UserError` if it makes no sense under ``settings``."""
+
+    def owns(self) -> set[str]:
+        """The settings that are of no use without it, or another that owns them, too."""
+        return {self.lr, *self.options, *self.own}
+
+    def reads(self, settings: Any) -> set[str]:
+        """Of the settings that baselines own, those that it reads under ``settings``."""
+        return self.owns()
+
+    def unread_on(self, host: type[Host], settings: Any) -> set[str]:
+        """Of what it reads, what has no effect on ``host``, that of ``settings``."""
+        return set()
 
     def misfit(self, host: type[Host]) -> str | None:
         """What it needs of a host and ``host`` does not have, in words; None if it fits."""

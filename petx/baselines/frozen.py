@@ -13,6 +13,9 @@ class Frozen(Baseline):
 
     name, title, order = "frozen", "frozen host", 0
 
+    def owns(self) -> set[str]:
+        return set()
+
     def build(self, host: type[Host], model: nn.Module, settings: Any) -> nn.Module:
         return model.requires_grad_(False)
 

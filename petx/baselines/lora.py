@@ -5,7 +5,7 @@ from typing import Any
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from petx.baselines._sizes import LORA_LR, LORA_RANK, rank_as_large_as_the_method
+from petx.baselines._sizes import LORA_LR, LORA_RANK, rank_as_large_as_the_method, read_for_size
 from petx.baselines.base import Baseline
 from petx.hosts import Host
 from petx.options import option
@@ -20,6 +20,10 @@ class Lora(Baseline):
         "lora_rank": LORA_RANK,
         "lora_alpha": (float | None, option(None, "LoRA's alpha; its scale is alpha / rank (default: 1)", above=0)),
     }
+
+    def reads(self, settings: Any) -> set[str]:
+        found = super().reads(settings) | {"adapter_dropout"}  # PETAL's, which is LoRA's there, too
+        return found if settings.lora_rank else found | read_for_size(settings)
 
     def build(self, host: type[Host], model: Any, settings: Any) -> nn.Module:
         size = host.lora_sizes(model, settings)

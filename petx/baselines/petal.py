@@ -19,6 +19,25 @@ class Petal(Baseline):
 
     name, title, colour, order = "petal", "PETAL", "#D55E00", 20
     methods = ("petal",)
+    own = (
+        *("form", "rank", "core", "threshold", "threshold_per_rank", "adapter_dropout", "shared_mask", "experts"),
+        *("expert_rank", "expert_gate", "expert_top_k", "expert_scope", "expert_alpha", "expert_beta", "context"),
+        *("query_transform", "ib", "ib_weight", "ib_eta", "ib_learnable", "ib_sign"),
+    )
+
+    def reads(self, settings: Any) -> set[str]:
+        unread = set()
+        if settings.experts == 0:
+            unread |= {name for name in self.own if name.startswith("expert_")}
+        if settings.threshold == "none":
+            unread |= {"threshold_per_rank"}
+        if settings.adapter_dropout == 0:
+            unread |= {"shared_mask"}
+        if settings.ib == "off":
+            unread |= {name for name in self.own if name.startswith("ib_")}
+        elif settings.ib_learnable:
+            unread |= {"ib_weight"}
+        return super().reads(settings) - unread
 
     def build(self, host: type[Host], model: Any, settings: Any) -> nn.Module:
         tuned = self.sized(host, model, settings)
@@ -40,6 +59,9 @@ class Aurora(Petal):
     name, title, colour, order = "aurora", "Aurora (rank {rank})", "#999933", 21
     without: ClassVar[dict[str, Any]] = dict(experts=0, threshold="none", ib="off")
 
+    def reads(self, settings: Any) -> set[str]:
+        return super().reads(dataclasses.replace(settings, **self.without))
+
     def check(self, settings: Any) -> None:
         if all(getattr(settings, name) == value for name, value in self.without.items()):
             raise UserError("arm aurora would be PETAL itself: experts=0, threshold=none and ib=off already")
@@ -57,6 +79,9 @@ class Ablation(Petal):
 
     def applies(self, settings: Any) -> bool:
         return getattr(settings, self.setting) != self.value
+
+    def reads(self, settings: Any) -> set[str]:
+        return super().reads(dataclasses.replace(settings, **{self.setting: self.value}))
 
     def check(self, settings: Any) -> None:
         if not self.applies(settings):

@@ -15,6 +15,12 @@ class RandomHost(Baseline):
     name, title, colour, order = "random-host", "{main}, random frozen host", "#E69F00", 100
     random_host = True
 
+    def owns(self) -> set[str]:
+        return set()
+
+    def reads(self, settings: Any) -> set[str]:
+        return baselines.find(settings.recipe, settings.recipe).reads(settings)
+
     def build(self, host: type[Host], model: nn.Module, settings: Any) -> nn.Module:
         return baselines.find(settings.recipe, settings.recipe).build(host, model, settings)
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from petx.baselines._sizes import LORA_LR, LORA_RANK, rank_as_large_as_the_method
+from petx.baselines._sizes import LORA_LR, LORA_RANK, rank_as_large_as_the_method, read_for_size
 from petx.baselines.base import Baseline
 from petx.hosts import Host
 
@@ -19,6 +19,9 @@ class ScaledLora(Baseline):
     name, title, colour, order, lr = "scaled-lora", "LoRA, learnt scale (rank {rank_used})", "#56B4E9", 31, "lr_lora"
     methods, needs_qformer = ("petal",), True
     options = {"lr_lora": LORA_LR, "lora_rank": LORA_RANK}
+
+    def reads(self, settings: Any) -> set[str]:
+        return super().reads(settings) | (set() if settings.lora_rank else read_for_size(settings))
 
     def build(self, host: type[Host], model: Any, settings: Any) -> nn.Module:
         model.requires_grad_(False)

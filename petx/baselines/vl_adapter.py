@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from peft import get_peft_model
 from torch import nn
 
-from petx.baselines._sizes import ADAPTER_RANK, counts, rank_as_large_as_the_method
+from petx.baselines._sizes import ADAPTER_RANK, counts, rank_as_large_as_the_method, read_for_size
 from petx.baselines.base import Baseline
 from petx.errors import UserError
 from petx.hosts import Host
@@ -33,6 +33,9 @@ class VLAdapter(Baseline):
         "lr_vl_adapter": (float, option(3e-3, "peak learning rate of VL-Adapter", above=0)),
         "adapter_rank": ADAPTER_RANK,
     }
+
+    def reads(self, settings: Any) -> set[str]:
+        return super().reads(settings) | (set() if settings.adapter_rank else read_for_size(settings))
 
     def build(self, host: type[Host], model: Any, settings: Any) -> nn.Module:
         def size(rank: int) -> int:

@@ -4,6 +4,7 @@ from typing import Any
 
 from peft import get_peft_model
 from torch import nn
+from transformers import AutoConfig
 
 from petx.baselines.base import Baseline
 from petx.errors import UserError
@@ -15,6 +16,13 @@ from petx.tuners.vlpet.hosts import sites_named
 # What the settings encoder_places and decoder_places call the tuner's places.
 ENCODER_PLACES = {"attention": "attention output", "feed-forward": "feed-forward output"}
 DECODER_PLACES = {"value": "cross-attention value", "key": "cross-attention key"}
+# Settings that say nothing of a decoder-only language model, with their defaults.
+OF_ENCODER_DECODERS: dict[str, Any] = {
+    "encoder_places": list(ENCODER_PLACES),
+    "decoder_places": ["value"],
+    "decoder_level": "none",
+    "train_decoder_norms": False,
+}
 
 
 class VLPet(Baseline):
@@ -22,6 +30,26 @@ class VLPet(Baseline):
 
     name, title, colour, order = "vlpet", "VL-PET-{level}", "#D55E00", 20
     methods = ("vlpet",)
+    own = (
+        *("level", "design", "rank", "gate_rank", "decoder_rank", "heads", "scale", "zero_init"),
+        *("encoder_places", "decoder_places", "decoder_level", "placement", "gate_input", "middle_y", "mask_padding"),
+        *("activation", "use_bias", "train_encoder_norms", "train_decoder_norms"),
+    )
+
+    def reads(self, settings: Any) -> set[str]:
+        unread = set()
+        if not settings.encoder_places:
+            unread |= {"level", "design", "rank", "heads", "scale", "placement"}
+        if not settings.encoder_places or settings.level != "large":
+            unread |= {"gate_rank"}
+        if not settings.decoder_places:
+            unread |= {"decoder_rank", "decoder_level"}
+        return super().reads(settings) - unread
+
+    def unread_on(self, host: type[Host], settings: Any) -> set[str]:
+        if settings.host is None or host.vlpet_preset(AutoConfig.from_pretrained(settings.host)) != "decoder":
+            return set()
+        return {"decoder_rank", *OF_ENCODER_DECODERS}
 
     def build(self, host: type[Host], model: Any, settings: Any) -> nn.Module:
         config = vlpet_config(settings, model.config.model_type, host.vlpet_preset(model.config))
@@ -70,12 +98,7 @@ def vlpet_config(settings: Any, model_type: str, preset: str = "auto") -> VLPetC
 
 
 def _check_decoder_only(settings: Any) -> None:
-    for name, wanted in (
-        ("encoder_places", list(ENCODER_PLACES)),
-        ("decoder_places", ["value"]),
-        ("decoder_level", "none"),
-        ("train_decoder_norms", False),
-    ):
+    for name, wanted in OF_ENCODER_DECODERS.items():
         given = getattr(settings, name)
         if given != wanted and not (isinstance(wanted, list) and set(given) == set(wanted)):
             raise UserError(

@@ -33,6 +33,7 @@ class Instructed(Host):
 
     methods: ClassVar[tuple[str, ...]] = ("petal",)
     inputs: ClassVar[tuple[str, ...]] = ("pixel_values", "input_ids", "attention_mask")
+    given_settings: ClassVar[tuple[str, ...]] = ("dtype",)
     marks: ClassVar[int] = 0  # how often an instruction may say where the image stands
     model_class: type[PreTrainedModel]
     task_class: ClassVar[type[InstructTask]] = InstructTask

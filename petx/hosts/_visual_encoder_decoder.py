@@ -40,6 +40,7 @@ class VisualEncoderDecoder(Retrieves):
     projector = PROJECTOR
     has_new = takes_prompt = True
     inputs = ("input_ids", "attention_mask", "visual_features", "boxes", "image_ids")
+    given_settings = ("dropout", "feature_width", "visual_tokens", "image_size")
     model_class: type[PreTrainedModel]
     extra_ids = True  # whether the 100 extra_id tokens of T5 are added, too
 

@@ -36,6 +36,8 @@ class Host:
         retrieves: whether it embeds images and captions for retrieval.
         inputs: entries of a batch that generating needs.
         lessons: what its small version is pretrained on, of easy-VQA's, unless settings say otherwise.
+        small_settings: settings that its small version reads, and not every host does.
+        given_settings: settings that it reads as a given checkpoint, and not every host does.
     """
 
     methods: ClassVar[tuple[str, ...]]
@@ -54,6 +56,8 @@ class Host:
     retrieves: ClassVar[bool] = False
     inputs: ClassVar[tuple[str, ...]]
     lessons: ClassVar[tuple[str, ...]] = ()
+    small_settings: ClassVar[tuple[str, ...]] = ()
+    given_settings: ClassVar[tuple[str, ...]] = ()
 
     pad: int  # token that fills up texts
     start: int | None  # first token of a decoder
@@ -81,6 +85,11 @@ class Host:
     @classmethod
     def check(cls, settings: Any) -> None:
         """Raise :class:`petx.errors.UserError` if ``settings`` ask for something this host cannot do."""
+
+    @classmethod
+    def reads(cls, settings: Any) -> set[str]:
+        """Of the settings that not every host reads, those that it does under ``settings``."""
+        return set(cls.small_settings if settings.host is None else cls.given_settings)
 
     @classmethod
     def tokenizers(cls, folder: str | Path) -> Any:

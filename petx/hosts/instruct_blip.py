@@ -32,6 +32,11 @@ class InstructBlipHost(QFormerPairs):
     model_types = ("instructblip", FEATURES)
     words, order = "InstructBLIP", 0
     inputs = ("pixel_values", "qformer_input_ids", "qformer_attention_mask", "input_ids", "attention_mask")
+    small_settings = (
+        *("language_model", "width", "layers", "lm_layers", "attention_heads", "ffn", "queries", "lessons", "init_std"),
+        *("dropout", "aggregation", "feature_width", "image_size", "host_steps", "host_batch_size", "host_lr"),
+    )
+    given_settings = ("dtype", "aggregation")
 
     def __init__(self, config: Any, tokenizers: Tokenizers) -> None:
         super().__init__(config, tokenizers)
@@ -41,6 +46,13 @@ class InstructBlipHost(QFormerPairs):
     def check(cls, settings: Any) -> None:
         if settings.host is None and settings.language_model == "smollm2":
             smollm2.check()
+
+    @classmethod
+    def reads(cls, settings: Any) -> set[str]:
+        found = super().reads(settings)
+        if settings.host is None:
+            return found - ({"lm_layers"} if settings.language_model == "smollm2" else set())
+        return found | ({"image_size"} if cls.class_of(settings.host) is FeatureInstructBlip else set())
 
     @classmethod
     def tokenizers(cls, folder: str | Path) -> Tokenizers:

@@ -15,6 +15,10 @@ class VLBart(VisualEncoderDecoder):
     model_types = ("bart", "vl_bart")
     words, order = "BART", 0
     model_class = VLBartForConditionalGeneration
+    small_settings = (
+        *("width", "layers", "attention_heads", "ffn", "init_std", "dropout", "feature_width", "image_size"),
+        *("host_steps", "host_batch_size", "host_lr"),
+    )
 
     @classmethod
     def dropouts(cls, rate: float) -> dict[str, float]:

@@ -7,9 +7,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+from petx import hosts
 from petx.errors import UserError
 from petx.train import METHODS, recipes
 from petx.train.settings import MOST_SEED, Common, assigned, checked, laid_over, presets, read_preset, read_yaml
+from petx.train.unread import reasons
 
 FOLDER = Path(__file__).parents[1] / "recipes" / "studies"
 KEYS = {  # of the file -> its type; those of _OPTIONAL may be left out
@@ -99,11 +101,8 @@ def read(name: str, *, seeds: list[int] | None = None, assignments: list[str] | 
         for own in OWN:
             if own in changes:
                 raise UserError(f"{path}: {own} is not a setting of a cell; a study gives seeds and folders itself")
-        try:
-            settings = checked(kind, laid_over(read_preset(kind, values["preset"]), changes))
-        except UserError as error:
-            raise UserError(f"{path}: cell {cell_name}: {error}") from None
-        cells.append(Cell(cell_name, place, changes, settings))
+        cells.append(Cell(cell_name, place, changes, _settings(path, values, cell_name, changes)))
+    cells = _without_unread(path, values, cells)
     for one, other in itertools.combinations(cells, 2):
         if one.folder == other.folder:
             raise UserError(f"{path}: the cells {one.name} and {other.name} would share the folder {one.folder}")
@@ -111,6 +110,34 @@ def read(name: str, *, seeds: list[int] | None = None, assignments: list[str] | 
             raise UserError(f"{path}: the cells {one.name} and {other.name} have the same settings")
     plain = {key: values[key] for key in ("description", "method", "preset", "metric")}
     return Study(path.stem, **plain, seeds=seeds, axes=axes, cells=cells)
+
+
+def _settings(path: Path, values: dict[str, Any], cell: str, changes: dict[str, Any]) -> Common:
+    kind = recipes.find(values["method"]).settings
+    try:
+        return checked(kind, laid_over(read_preset(kind, values["preset"]), changes))
+    except UserError as error:
+        raise UserError(f"{path}: cell {cell}: {error}") from None
+
+
+def _without_unread(path: Path, values: dict[str, Any], cells: list[Cell]) -> list[Cell]:
+    """``cells`` without what has no effect in them, as a setting of all for an arm of some; :class:`UserError` for one
+    that has none in any."""
+    small = hosts.find(recipes.find(values["method"]).small_host)
+    unread = []
+    for cell in cells:
+        host = small if cell.settings.host is None else None  # a given one is not looked at before it is run
+        unread.append(reasons(cell.settings, cell.changes, arms=cell.settings.all_arms, host=host))
+    for name in dict.fromkeys(name for cell in cells for name in cell.changes):
+        told = [found.get(name) for cell, found in zip(cells, unread, strict=True) if name in cell.changes]
+        if all(told):
+            raise UserError(f"{path}: {told[0]}")
+    made = []
+    for cell, found in zip(cells, unread, strict=True):
+        changes = {name: value for name, value in cell.changes.items() if name not in found}
+        settings = _settings(path, values, cell.name, changes) if found else cell.settings
+        made.append(dataclasses.replace(cell, changes=changes, settings=settings))
+    return made
 
 
 def _check_keys(path: Path, values: dict[str, Any]) -> None:

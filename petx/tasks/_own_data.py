@@ -13,6 +13,8 @@ from petx.tasks.base import RunData, Source, TaskSpec
 class OwnData(Source):
     """The tasks of one kind of data, for the host that ``--host`` names."""
 
+    settings = ("visual_tokens", "max_target")
+
     def __init__(self, kind: str) -> None:
         self.kind = kind
 

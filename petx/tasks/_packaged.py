@@ -16,6 +16,7 @@ class Packaged(Source):
     """Pictures in a package, which hosts that read features get by EfficientNet-Lite0."""
 
     encodes_images = True
+    settings = ("image_size", "train_images", "dev_images", "test_images")
 
     def check_packaged(self, settings: Any, *more: str) -> None:
         """Raise :class:`UserError` if ``settings`` have what data in packages leave unread, or ``more``."""

@@ -91,6 +91,7 @@ class Source:
     """What ``--data`` names."""
 
     kind: str  # its name
+    settings: tuple[str, ...] = ()  # those that it reads, and not every kind of data does
     own_tasks: tuple[str, ...] = ()  # names of its tasks, unless they are modules of their own
     retrieval: tuple[str, ...] = ()  # those of them that rank images and captions
     pretraining: str | None = None  # what a small host is pretrained on, in words; None for the lessons of the host

@@ -18,7 +18,7 @@ from petx.baselines import Baseline
 from petx.errors import UserError
 from petx.files import disk_is_full, held, require_writable, write_json
 from petx.tasks import RunData
-from petx.train import best, dry_run, plots, rehearsal, report, stages, stopping, trainer_flags
+from petx.train import best, dry_run, plots, rehearsal, report, stages, stopping, trainer_flags, unread
 from petx.train.recipe import Recipe
 from petx.train.settings import Common
 from petx.train.trainer import PetTrainer, training_arguments
@@ -84,6 +84,7 @@ class Run:
         """Find the host and check that everything is there that will be read, before any work."""
         trainer_flags.check_machine(self.settings.trainer)
         self.host = self.recipe.prepared_host(self.settings)
+        unread.check(self.settings, self.host, more_arms=stages.begun_arms(self.out, self.settings))
         try:
             self.training_arguments(self.out, steps=1, lr=1.0, seed=0)
         except (ValueError, TypeError, ImportError, RuntimeError) as error:

@@ -20,6 +20,7 @@ from petx.train import trainer_flags
 PRESETS = Path(__file__).parents[1] / "recipes"  # one folder per recipe
 MOST_SEED = 2**32 - 1  # numpy's bound
 KEPT = ("last", "best")
+FILES = (".yaml", ".yml")
 PLAIN = ("output_dir", "resume")  # flags whose value is not read as YAML
 Values = dict[str, Any]  # settings by name
 
@@ -34,7 +35,7 @@ class Common:
     recipe: typing.ClassVar[str]  # its name: petx train NAME
     default_preset: typing.ClassVar[str] = "easy-vqa"
     by_task: typing.ClassVar[tuple] = ("splits", "batch_sizes")  # mappings whose keys are tasks of ``data``
-    after_host: typing.ClassVar[tuple] = (  # on these, and baselines' own, the small host's pretraining does not depend
+    after_host: typing.ClassVar[tuple] = (  # on these, and baselines', the small host's pretraining does not depend
         *("few_shot", "tasks", "arms", "with_arms", "steps", "epochs", "batch_size", "batch_sizes", "num_beams", "lr"),
         *("matching", "rerank", "keep", "seeds", "output_dir", "resume"),
     )
@@ -44,6 +45,7 @@ class Common:
     of_retrieval: typing.ClassVar[tuple] = ("retrieval_width", "matching", "rerank")  # and one that ranks nothing
 
     dry_run = False  # asked for on the command line alone: nothing that a run depends on
+    given: typing.ClassVar[frozenset[str]] = frozenset()  # names that the user wrote, and not a preset
 
     if typing.TYPE_CHECKING:  # what every recipe adds, with its own default
         data: str
@@ -184,11 +186,14 @@ class Common:
 def with_baselines(kind: Any) -> Any:
     """``kind`` with the settings that the baselines of its recipe bring along."""
     brought: dict[str, tuple[Any, Any]] = {}
+    owned: dict[str, None] = {}
     for baseline in baselines.of_method(kind.recipe).values():
         brought |= baseline.options
+        owned |= dict.fromkeys([*baseline.options, *baseline.own])
+    known = {*brought, *(field.name for field in dataclasses.fields(kind))}  # an arm of both has settings of either
     fields = [(name, hint, field) for name, (hint, field) in brought.items()]
     namespace = {"__doc__": kind.__doc__, "__module__": kind.__module__}
-    namespace["after_host"] = (*kind.after_host, *brought)
+    namespace["after_host"] = (*kind.after_host, *(name for name in owned if name in known))
     return dataclasses.make_dataclass(kind.__name__, fields, bases=(kind,), namespace=namespace)
 
 
@@ -223,10 +228,13 @@ def parse(kind: Any, argv: list[str] | None = None, description: str | None = No
     preset, config, assignments = given.pop("preset"), given.pop("config", None), given.pop("set")
     dry_run = given.pop("dry_run", False)
     values = read_preset(kind, preset)
+    written: set[str] = set()
     if config is not None:
-        values = laid_over(values, _extended(kind, user_path(config, "--config"), ()))
+        path = user_path(config, "--config")
+        values, written = laid_over(values, _extended(kind, path, ())), _written(kind, path)
     for assignment in assignments:
-        values = laid_over(values, assigned(kind, values, assignment))
+        layer = assigned(kind, values, assignment)
+        values, written = laid_over(values, layer), written | layer.keys()
     fields = {field.name: field for field in dataclasses.fields(kind)}
     flags = {
         name: value if name in PLAIN else _from_text(kind, fields[name], value, f"--{name}")
@@ -235,7 +243,7 @@ def parse(kind: Any, argv: list[str] | None = None, description: str | None = No
     settings = checked(kind, laid_over(values, flags))
     if not settings.output_dir:
         settings = dataclasses.replace(settings, output_dir=kind.default_folder(preset))
-    settings.dry_run = dry_run
+    settings.dry_run, settings.given = dry_run, frozenset(written | flags.keys())
     return settings
 
 
@@ -283,12 +291,24 @@ def _extended(kind: type[Common], path: Path, extending: tuple[Path, ...]) -> Va
     if not isinstance(base, str):
         raise UserError(f"{path}: extends must be the name of a preset or a file, got {base!r}")
     beside = path.parent / base
-    if beside.suffix in (".yaml", ".yml"):
+    if beside.suffix in FILES:
         return laid_over(_extended(kind, beside, (*extending, path)), values)
     preset = PRESETS / kind.recipe / f"{base}.yaml"
     if not preset.is_file():
         raise UserError(f"{path}: extends unknown preset {base!r}; there are: {', '.join(presets(kind))}")
     return laid_over(_extended(kind, preset, (*extending, path)), values)
+
+
+def _written(kind: type[Common], path: Path) -> set[str]:
+    """The settings that a file of the user's names, with those of the user's files that it extends.
+
+    A record of a run names them all, and so chooses none.
+    """
+    values = read_yaml(path)
+    names, base = values.keys() - {"extends"}, values.get("extends")
+    if base is not None and Path(base).suffix in FILES:
+        names |= _written(kind, path.parent / base)
+    return set() if names >= {field.name for field in dataclasses.fields(kind)} else names
 
 
 def checked(kind: Any, values: dict[str, Any]) -> Any:

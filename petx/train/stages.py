@@ -22,7 +22,7 @@ from petx.data.batches import RoundRobinBatches
 from petx.errors import UserError
 from petx.files import damaged_files, read_json, write_json, written_whole
 from petx.tasks.easy_vqa import lesson_words
-from petx.train import checkpoints, heads, scoring, trainer_flags, tuned
+from petx.train import checkpoints, heads, scoring, trainer_flags, tuned, unread
 from petx.train.best import BestState
 
 SETTINGS, RESULT, PREDICTIONS = "settings.json", "result.json", "predictions"
@@ -41,6 +41,11 @@ def jobs(run: Any) -> Iterator[tuple[str, int]]:
         count = 1 if arm == "frozen" else settings.seeds  # nothing is random in the frozen host
         wanted = range(settings.seed, settings.seed + count) if arm in settings.all_arms else ()
         yield from ((arm, seed) for seed in sorted(begun(run.out / arm).union(wanted)))
+
+
+def begun_arms(out: Path, settings: Any) -> list[str]:
+    """The arms that were begun in the output folder ``out``."""
+    return [arm for arm in settings.known_arms() if begun(out / arm)]
 
 
 def begun(folder: Path) -> set[int]:
@@ -63,12 +68,23 @@ def check_output(run: Any) -> None:
     if not run.settings.resume:
         raise UserError(f"output_dir {run.out} already holds a run: add --resume to go on with it, or choose another")
     before = read_json(note, hint="without it the run cannot go on: put it back, or choose another output_dir")
-    for name, was, value in changed(before, run.settings):
+    differing = changed(before, run.settings)
+    arms = {*begun_arms(run.out, run.settings), *_arms_of(before, run.settings)}  # what none reads may be chosen now
+    unused = unread.reasons(run.settings, [name for name, _, _ in differing], arms=arms, host=run.host)
+    for name, was, value in differing:
+        if name in unused:
+            continue
         raise UserError(f"{run.out} was begun with {name}={was!r}, not {value!r}; resume with the same")
     for arm, seed in jobs(run):
         finished(run.arm_folder(arm, seed))
     if (run.out / "host").is_dir():
         hosts.check_files(run.out / "host", "put it back, or remove the folder 'host' and all arms to begin again")
+
+
+def _arms_of(before: dict[str, Any], settings: Any) -> list[str]:
+    """The arms of the run that was begun with ``before``."""
+    lists = {name: before.get(name) or [] for name in ("arms", "with_arms")}
+    return [arm for arm in dataclasses.replace(settings, **lists).all_arms if arm in settings.known_arms()]
 
 
 def changed(before: dict[str, Any], settings: Any) -> list[tuple[str, Any, Any]]:

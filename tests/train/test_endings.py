@@ -205,6 +205,9 @@ def test_a_run_resumes_with_its_own_settings(made):
     with pytest.raises(UserError, match=r"was begun with rank=24, not 8; resume with the same"):
         stages.check_output(made("--resume", "--rank", "8"))
     stages.check_output(made("--resume", "--seeds", "2", "--arms", "vlpet"))  # in these it may differ
+    with pytest.raises(UserError, match=r"was begun with lr_lora=0.003, not 0.5"):  # an arm of that run
+        stages.check_output(made("--resume", "--arms", "lora", "--lr_lora", "0.5"))
+    stages.check_output(made("--resume", "--arms", "bitfit", "--lr_bitfit", "0.5"))  # no arm of it read this
 
 
 def test_a_setting_that_an_older_run_did_not_have_was_at_its_default(made):

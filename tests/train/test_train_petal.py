@@ -20,9 +20,11 @@ from petx.train.petal import arguments
 from petx.train.petal.trainer import learning_rate
 
 ABLATIONS = ["no-experts", "no-gate", "no-ib", "no-threshold", "diagonal-core"]
-TINY = "--preset smoke --train_images 60 --dev_images 12 --test_images 12 --width 32 --ffn 32 --layers 2 --lm_layers 1"
-TINY += " --queries 2 --rank 4 --expert_rank 2 --experts 2 --host_steps 8 --steps 4 --batch_size 16 --eval_every 2"
-TINY += " --save_every 2 --log_every 1 --ib variational"
+SHORT = (
+    "--preset smoke --train_images 60 --dev_images 12 --test_images 12 --rank 4 --expert_rank 2 --experts 2 --steps 4"
+)
+SHORT += " --batch_size 16 --eval_every 2 --save_every 2 --log_every 1 --ib variational"
+TINY = f"{SHORT} --width 32 --ffn 32 --layers 2 --lm_layers 1 --queries 2 --host_steps 8"  # with a host pretrained here
 
 
 SLOW_FIXTURES = {"tiny"}
@@ -131,7 +133,15 @@ def test_a_finished_run_is_added_to_and_not_written_over(tiny, petx_cache, capsy
 def test_a_host_of_an_earlier_run_is_used_where_it_lies(tiny, petx_cache, tmp_path, monkeypatch):
     """With a decoder-only language model, too: see the next test's host."""
     monkeypatch.setenv("PETX_CACHE", str(petx_cache))
-    command = [*TINY.split(), "--arms", "petal", "--host", str(tiny[0] / "host"), "--output_dir", str(tmp_path / "out")]
+    command = [
+        *SHORT.split(),
+        "--arms",
+        "petal",
+        "--host",
+        str(tiny[0] / "host"),
+        "--output_dir",
+        str(tmp_path / "out"),
+    ]
     assert petx(["train", "petal", *command]) == 0
     assert not (tmp_path / "out" / "host").exists()
     manifest = json.loads((tmp_path / "out" / "petal" / "seed-0" / "tuned" / "petx.json").read_text())
@@ -162,7 +172,8 @@ def test_decoder_only_language_models(petx_cache, tmp_path, monkeypatch, languag
         monkeypatch.setattr(smollm2, "_folder", lambda: stand_in)
         monkeypatch.setattr(smollm2, "check", lambda: None)
     out = tmp_path / "out"
-    command = [*TINY.split(), "--language_model", language_model, "--arms", "petal", "--output_dir", str(out)]
+    own = TINY.replace(" --lm_layers 1", "") if language_model == "smollm2" else TINY  # it has layers of its own
+    command = [*own.split(), "--language_model", language_model, "--arms", "petal", "--output_dir", str(out)]
     command += ["--lessons", "what,match"] if language_model == "llama" else []
     assert petx(["train", "petal", *command]) == 0
     model = HOST.load(out / "host", tuned.load(out / "petal" / "seed-0" / "tuned").settings)

@@ -30,13 +30,6 @@ class Settings(Common):
 
     recipe: ClassVar[str] = "petal"
     by_task: ClassVar[tuple] = ("metrics", "task_instructions", "max_target", *Common.by_task)
-    after_host: ClassVar[tuple] = (
-        *("form", "rank", "core", "threshold", "threshold_per_rank", "adapter_dropout", "shared_mask"),
-        *("experts", "expert_rank", "expert_gate", "expert_top_k", "expert_scope", "expert_alpha", "expert_beta"),
-        *("context", "query_transform", "ib", "ib_weight", "ib_eta", "ib_learnable", "ib_sign", *Common.after_host),
-        "full_vision_norm",
-    )
-
     of_own_data: ClassVar[tuple] = (*Common.of_own_data, "images_dir", "augment", "metrics", "loss", "clean_captions")
     of_texts: ClassVar[tuple] = (
         *("generation", "instructions", "task_instructions", "eval_instructions", "clean_instructions", "aggregation"),

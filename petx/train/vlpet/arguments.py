@@ -21,12 +21,6 @@ class Settings(Common):
     """Everything one run of VL-PET's recipe depends on."""
 
     recipe: ClassVar[str] = "vlpet"
-    after_host: ClassVar[tuple] = (
-        *("level", "design", "rank", "gate_rank", "decoder_rank", "heads", "scale", "zero_init"),
-        *("encoder_places", "decoder_places", "decoder_level", "placement", "gate_input", "middle_y", "mask_padding"),
-        *("activation", "use_bias", "train_encoder_norms", "train_decoder_norms", *Common.after_host),
-    )
-
     of_own_data: ClassVar[tuple] = (*Common.of_own_data, "features_dir")
 
     # data
