@@ -60,7 +60,7 @@ def build_parser(names: list[str]) -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run one command line (default ``sys.argv[1:]``) and return its exit code."""
     for stream in (sys.stdout, sys.stderr):  # a letter that the terminal lacks becomes another, and ends nothing
-        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):  # the C locale's
             stream.reconfigure(errors="replace")
     names = command_names()
     parser = build_parser(names)

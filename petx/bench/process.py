@@ -23,7 +23,8 @@ def import_seconds(rounds: int = 5) -> dict[str, float]:
     """Medians over new processes: importing torch, and petx on top of it."""
     pairs = []
     for _ in range(rounds + 1):
-        run = subprocess.run([sys.executable, "-P", "-c", IMPORT], capture_output=True, text=True, check=True)
+        command = [sys.executable, "-P", "-c", IMPORT]
+        run = subprocess.run(command, capture_output=True, text=True, errors="replace", check=True)
         pairs.append([float(value) for value in run.stdout.split()])
     torch_alone, over_torch = zip(*pairs[1:], strict=True)  # the first reads the files into memory
     return {"torch": statistics.median(torch_alone), "petx over torch": statistics.median(over_torch)}
@@ -62,7 +63,7 @@ def wheel(source: str | Path | None = None) -> dict[str, float]:
             str(copy),
         ]
         start = time.perf_counter()
-        run = subprocess.run(command, capture_output=True, text=True)
+        run = subprocess.run(command, capture_output=True, text=True, errors="replace")
         seconds = time.perf_counter() - start
         if run.returncode:
             raise Unavailable(f"the build failed: {(run.stderr.strip() or 'no message').splitlines()[-1][:160]}")

