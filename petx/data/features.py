@@ -1,6 +1,7 @@
 """Image features from the frozen, pretrained EfficientNet-Lite0, cached by what they depend on."""
 
 import hashlib
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,9 @@ def image_features(paths: list, size: int, batch_size: int = 64) -> torch.Tensor
     images = [read_image(path, size) for path in paths]  # all, so that a broken one is told before the long part
     steps = tqdm(range(0, len(images), batch_size), desc="image features", unit="batch", disable=None)
     features = torch.cat([encoder(torch.stack(images[start : start + batch_size])) for start in steps])
-    with written_whole(file) as target:
-        save_file({"features": features}, target)
+    try:
+        with written_whole(file) as target:
+            save_file({"features": features}, target)
+    except (OSError, SafetensorError) as error:  # a cache of several users, which this one may only read
+        print(f"petx: the features are not kept for another time: {error}", file=sys.stderr)
     return features

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from petx.data.examples import Example
-from petx.data.features import STRIDE, ImageEncoder, grid_boxes, read_image
+from petx.data.features import STRIDE, WIDTH, ImageEncoder, grid_boxes, read_image
 from petx.data.stores import ArrayFeatures
 from petx.data.tokenizers import words
 from petx.errors import UserError
@@ -26,6 +26,13 @@ class Packaged(Source):
             )
         if settings.host is None and settings.differing(["dtype"]):
             raise UserError(f"dtype is that of a given host, and the small one is float32; got {settings.dtype}")
+
+    def check_host(self, settings: Any, host: Any) -> None:
+        if "feature_width" in host.reads(settings) and settings.feature_width != WIDTH:
+            raise UserError(
+                f"feature_width is {WIDTH} for data in packages, whose features EfficientNet-Lite0 makes; got "
+                f"{settings.feature_width}"
+            )
 
     def encode(self, image: str | Path, settings: Any) -> tuple[Any, Any]:
         features = ImageEncoder()(read_image(image, settings.image_size).unsqueeze(0))

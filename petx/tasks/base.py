@@ -106,6 +106,9 @@ class Source:
         """Raise :class:`UserError` if something is missing or does not fit, before any work."""
         raise NotImplementedError
 
+    def check_host(self, settings: Any, host: Any) -> None:
+        """Raise :class:`UserError` if ``host``, that of ``settings``, cannot read this data, before any work."""
+
     def examples(self, settings: Any, task: str, split: str) -> tuple[TaskSpec, list[Example]]:
         """The task and its examples in ``split`` (dev, test), as they are scored: without a model's tokenizer."""
         raise NotImplementedError

@@ -38,6 +38,7 @@ class Recipe:
         tasks.source(settings.data).check(settings)
         host = hosts.find(self.small_host) if settings.host is None else self.given_host(settings)
         host.check(settings)
+        tasks.source(settings.data).check_host(settings, host)
         _check_retrieval(settings, host)
         for arm in settings.all_arms:
             if self.baselines[arm].random_host and settings.host is not None:

@@ -271,3 +271,20 @@ def test_any_size_and_mode_is_read(tmp_path):
 
 def test_grid_boxes():
     assert features.grid_boxes(2).tolist() == [[0, 0, 0.5, 0.5], [0.5, 0, 1, 0.5], [0, 0.5, 0.5, 1], [0.5, 0.5, 1, 1]]
+
+
+def test_features_that_cannot_be_kept_are_used_all_the_same(petx_cache, tmp_path, monkeypatch, capsys):
+    """A cache that several share is often only to be read."""
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "a.png")
+    (tmp_path / "full").write_text("")
+    monkeypatch.setattr(features, "cache_dir", lambda: tmp_path / "full")
+    assert features.image_features([tmp_path / "a.png"], 32).shape == (1, 1, 1280)
+    assert "not kept for another time" in capsys.readouterr().err
+
+
+def test_another_width_than_the_encoders_is_told_before_any_work(petx_cache):
+    from petx.train import vlpet
+
+    given = vlpet.RECIPE.settings(steps=1, feature_width=512)
+    with pytest.raises(UserError, match="feature_width is 1280 for data in packages, .* got 512"):
+        vlpet.RECIPE.prepared_host(given)
