@@ -9,6 +9,7 @@ from typing import Any
 from petx.errors import UserError
 from petx.files import user_name, user_path
 
+BEAMS = dict(least=1, most=1024)  # what num_beams may be
 RANGES = ("least", "above", "most", "below")
 
 

@@ -14,10 +14,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from petx.errors import UserError
     from petx.files import user_path
+    from petx.options import BEAMS, checked_value
     from petx.train import demo
 
-    if args.num_beams < 1:
-        raise UserError(f"--num_beams must be at least 1, got {args.num_beams}")
+    checked_value("--num_beams", args.num_beams, int, BEAMS)
     if not 1 <= args.port <= 65535:
         raise UserError(f"--port must be in [1, 65535], got {args.port}")
     arms = None if args.arms is None else [arm for arm in args.arms.split(",") if arm]

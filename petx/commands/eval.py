@@ -20,11 +20,11 @@ def run(args: argparse.Namespace) -> int:
     from petx.data import predictions
     from petx.errors import UserError
     from petx.files import require_writable, user_path
+    from petx.options import BEAMS, checked_value
     from petx.train import scoring, tuned
     from petx.train.run import Run
 
-    if args.num_beams is not None and args.num_beams < 1:
-        raise UserError(f"--num_beams must be at least 1, got {args.num_beams}")
+    checked_value("--num_beams", args.num_beams, int | None, BEAMS)
     adapter = user_path(args.adapter, "--adapter")
     loaded = tuned.load(adapter)
     output = user_path(args.output or adapter.resolve().parent / "eval", "--output")

@@ -16,6 +16,7 @@ def run(args: argparse.Namespace) -> int:
     from petx.data.rows import PLACEHOLDER, is_whole
     from petx.errors import UserError
     from petx.files import require_writable, user_path
+    from petx.options import BEAMS, checked_value
     from petx.train import answering, tuned
 
     image, adapter = user_path(args.image, "IMAGE"), user_path(args.adapter, "--adapter")
@@ -24,8 +25,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--output must be a file, got the folder {args.output or output}")
     if output.resolve() == image.resolve():
         raise UserError(f"--output would overwrite the image {args.image}")
-    if args.num_beams < 1:
-        raise UserError(f"--num_beams must be at least 1, got {args.num_beams}")
+    checked_value("--num_beams", args.num_beams, int, BEAMS)
     question = args.question.replace(PLACEHOLDER, "").strip()
     if not question:
         raise UserError(f"QUESTION must not be empty, got {args.question!r}")

@@ -14,7 +14,7 @@ import yaml
 from petx import _yaml, baselines, tasks
 from petx.errors import UserError
 from petx.files import user_path
-from petx.options import checked_value, option
+from petx.options import BEAMS, checked_value, option
 from petx.train import trainer_flags
 
 PRESETS = Path(__file__).parents[1] / "recipes"  # one folder per recipe
@@ -104,7 +104,7 @@ class Common:
     rerank: int = option(128, "retrieval: most similar candidates that matching ranks again; 0: none", least=0)
 
     # evaluation and run
-    num_beams: int | None = option(None, "beams of the final evaluation (default: 1, captions 5)", least=1, most=1024)
+    num_beams: int | None = option(None, "beams of the final evaluation (default: 1, captions 5)", **BEAMS)
     eval_batch_size: int = option(512, "examples per step of evaluation", least=1)
     keep: str = option(
         "last", "the state that is scored and saved: the last, or the best on the development split", choices=KEPT

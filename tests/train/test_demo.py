@@ -76,7 +76,7 @@ def test_without_gradio_it_is_told_what_to_install(made, monkeypatch, capsys):
     ("more", "message"),
     [
         (["--port", "0"], "--port must be in [1, 65535], got 0"),
-        (["--num_beams", "0"], "--num_beams must be at least 1, got 0"),
+        (["--num_beams", "0"], "--num_beams must be in [1, 1024], got 0"),
         (["--arms", ","], "--arms must name at least one"),
     ],
 )

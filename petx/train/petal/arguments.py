@@ -8,13 +8,13 @@ from petx import metrics, tasks
 from petx.data.augment import KINDS as AUGMENTATIONS
 from petx.data.instructions import instruction
 from petx.errors import UserError
-from petx.options import checked_value, option
+from petx.options import BEAMS, checked_value, option
 from petx.tasks.easy_vqa import LESSONS
 from petx.train import settings
 from petx.train.settings import Common, with_baselines
 
 GENERATION: dict[str, tuple[type, dict]] = {
-    "num_beams": (int, dict(least=1, most=1024)),
+    "num_beams": (int, BEAMS),
     "max_new_tokens": (int, dict(least=1)),
     "min_new_tokens": (int, dict(least=0)),
     "length_penalty": (float, {}),
