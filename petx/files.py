@@ -226,6 +226,15 @@ def disk_is_full(error: BaseException) -> bool:
     return any(words in str(error) for words in ("No space left", "Disk quota exceeded", "os error 28"))
 
 
+def require_readable(folder: str | os.PathLike, argument: str) -> None:
+    """Raise :class:`UserError` naming ``argument`` unless ``folder`` is one and can be listed: one that cannot be looks
+    empty to a search."""
+    try:
+        os.listdir(folder)
+    except OSError as error:
+        raise UserError(f"{argument}: cannot read the folder {str(folder)!r}: {error.strerror or error}") from error
+
+
 def require_writable(folder: str | os.PathLike, argument: str) -> None:
     """Prove that a file can be written in ``folder``, which need not be there yet, or raise :class:`UserError` naming
     ``argument``. Nothing is made: a command that is refused after this leaves no empty folder behind."""

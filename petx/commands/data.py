@@ -81,12 +81,13 @@ def _check(args: argparse.Namespace) -> int:
     """1 if something is wrong or nothing is there."""
     from petx import tasks
     from petx.errors import UserError
-    from petx.files import user_path
+    from petx.files import require_readable, user_path
     from petx.tasks import _checking
 
     folder = user_path(args.path, "PATH")
     if not folder.is_dir():
         raise UserError(f"PATH must be the folder of the data, got {args.path!r}")
+    require_readable(folder, "PATH")
     for name in ("feature_width", "visual_tokens"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise UserError(f"--{name} must be at least 1, got {getattr(args, name)}")

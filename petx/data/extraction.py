@@ -56,7 +56,7 @@ def plan(model: str, pictures: Path, output: Path, *, videos: bool, batch_size: 
     if not pictures.is_dir():
         raise UserError(f"--{'videos' if videos else 'images'} must be a folder, got {str(pictures)!r}")
     files: dict[str, list[Path]] = {}
-    for path in sorted(pictures.rglob("*"), key=_in_order):
+    for path in sorted(_below(pictures), key=_in_order):
         if path.suffix not in PICTURES or not path.is_file():
             continue
         if not videos:
@@ -82,6 +82,20 @@ def plan(model: str, pictures: Path, output: Path, *, videos: bool, batch_size: 
     elif output.is_dir() and any(one for end in ("h5", "npz") for one in output.glob(f"*.{end}")):
         raise UserError(f"{output} holds features that petx data features did not make; choose another folder")
     return Plan(model, output, videos, batch_size, files)
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """All files below ``folder``, in linked folders too; OSError for one that cannot be read: it would look empty."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for place, inside, files in os.walk(folder, onerror=refuse, followlinks=True):
+        around = Path(os.path.realpath(os.path.dirname(place)))
+        if Path(place) != folder and Path(os.path.realpath(place)) in (around, *around.parents):
+            inside.clear()  # a link to a folder around it, which would never end
+        else:
+            yield from (Path(place, name) for name in files)
 
 
 def _in_order(path: Path) -> tuple[list[Any], str]:

@@ -7,6 +7,7 @@ from typing import Any
 from petx import metrics, tasks
 from petx.data.examples import Example, drawn
 from petx.errors import UserError
+from petx.files import require_readable
 from petx.tasks.base import RunData, Source, TaskSpec
 
 
@@ -47,6 +48,7 @@ class OwnData(Source):
         """Raise :class:`UserError` unless ``settings.data_dir`` is a folder."""
         if settings.data_dir is None or not Path(settings.data_dir).is_dir():
             raise UserError(f"data_dir must be the folder of the data, got {settings.data_dir!r}")
+        require_readable(settings.data_dir, "data_dir")
 
     def specs(self, settings: Any) -> dict[str, TaskSpec]:
         return tasks.of_kind(self.kind, settings.recipe)

@@ -1,6 +1,8 @@
 """``petx data features``: feature files of pictures and videos by any vision model, resumable, by several processes."""
 
+import errno
 import json
+import os
 import threading
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from types import SimpleNamespace
@@ -146,6 +148,25 @@ def test_frames_come_in_the_order_of_their_numbers(tmp_path):
         ["1.png", "2.png", "10.png", "100.png"],
         ["f1.png", "f1.png-2.png"],
     ]
+
+
+def test_pictures_in_linked_folders_are_found_and_an_unreadable_one_is_told(tmp_path, monkeypatch):
+    """A search passes over what it cannot list, as if nothing were there."""
+    pictures = write_pictures(tmp_path / "pictures", ["own/a.png"])
+    (pictures / "linked").symlink_to(write_pictures(tmp_path / "elsewhere", ["b.png", "deep/c.png"]))
+    (pictures / "own" / "around").symlink_to(pictures)
+    todo = extraction.plan("x", pictures, tmp_path / "out", videos=False, batch_size=1)
+    assert sorted(todo.files) == ["a", "b", "c"]
+
+    def scandir(path):
+        if str(path).endswith("deep"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return listed(path)
+
+    listed = os.scandir
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(PermissionError, match="deep"):
+        extraction.plan("x", pictures, tmp_path / "out", videos=False, batch_size=1)
 
 
 class Threads(ThreadPoolExecutor):

@@ -1,6 +1,7 @@
 """What people hand in: photos as cameras write them, every picture mode, annotations as projects publish them,
 feature files of every kind, and paths of every kind."""
 
+import errno
 import json
 import os
 import pwd
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 
 from petx import tasks
+from petx.cli import main as petx
 from petx.data.cache import cache_dir
 from petx.data.pictures import _TURNED, ORIENTATION, check_picture, read_picture
 from petx.data.rows import json_lines, json_rows
@@ -318,6 +320,15 @@ def test_what_is_proven_writable_or_held_in_vain_leaves_no_folder(tmp_path):
     for path in (tmp_path / "a" / "file" / "below", tmp_path / "nowhere" / "x", tmp_path / ("n" * 300)):
         with pytest.raises(UserError, match="--output: cannot write in '"):
             require_writable(path, "--output")
+
+
+def test_a_folder_that_cannot_be_listed_is_told(tmp_path, monkeypatch, capsys):
+    def listdir(path):
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+
+    monkeypatch.setattr(os, "listdir", listdir)
+    assert petx(["data", "check", str(tmp_path)]) == 2
+    assert f"PATH: cannot read the folder '{tmp_path}': Permission denied" in capsys.readouterr().err
 
 
 def test_a_folder_is_held_by_one_process(tmp_path):
