@@ -182,7 +182,7 @@ def what_is_damaged(file: str | os.PathLike) -> str | None:
         if file.suffix == ".json":
             json.loads(file.read_text(encoding="utf-8"))
         elif file.suffix == ".safetensors":
-            with safe_open(file, "pt"):
+            with open(file, "rb"), safe_open(file, "pt"):  # the second calls one that may not be read missing
                 pass
         elif file.suffix in (".pt", ".pth", ".bin", ".npz"):
             with open(file, "rb") as opened:

@@ -41,7 +41,8 @@ def load_tensors(wanted: dict[str, torch.Tensor], file: Path, unknown: str) -> N
     """Copy what is in ``file`` into the tensors ``wanted``; :class:`UserError` if names or shapes differ. ``unknown``:
     what it says of a name that is in the file alone."""
     try:
-        saved = load_file(file)
+        with open(file, "rb"):  # safetensors calls a file that may not be read missing
+            saved = load_file(file)
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{file} is damaged or cannot be read: {error}") from error
     for name in sorted(saved.keys() ^ wanted.keys()):

@@ -122,6 +122,11 @@ def _tensors(folder: Path) -> dict[str, torch.Tensor]:
     if not file.is_file():
         raise UserError(f"{folder} is no saved adapter: {TENSORS} is not there")
     try:
+        with open(file, "rb"):  # safetensors calls a file that may not be read missing
+            pass
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror or error}") from error
+    try:
         return load_file(file)
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{file} is truncated or was altered: {error}") from error

@@ -323,9 +323,12 @@ def test_what_is_proven_writable_or_held_in_vain_leaves_no_folder(tmp_path):
 
 
 def test_a_folder_that_cannot_be_listed_is_told(tmp_path, monkeypatch, capsys):
-    def listdir(path):
-        raise PermissionError(errno.EACCES, "Permission denied", path)
+    def listdir(path="."):
+        if str(path) == str(tmp_path):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return listed(path)
 
+    listed = os.listdir
     monkeypatch.setattr(os, "listdir", listdir)
     assert petx(["data", "check", str(tmp_path)]) == 2
     assert f"PATH: cannot read the folder '{tmp_path}': Permission denied" in capsys.readouterr().err
@@ -426,3 +429,25 @@ def test_damaged_files_are_named(tmp_path):
         (tmp_path / "a.json").write_text(content)
         with pytest.raises(UserError, match=r"a\.json is damaged.*; remove it"):
             read_json(tmp_path / "a.json", "seed", hint="remove it")
+
+
+def test_tensors_that_may_not_be_read_are_not_called_missing(tmp_path, monkeypatch):
+    """As safetensors does, of a colleague's file."""
+    from safetensors.torch import save_file
+
+    from petx import files
+    from petx.train import checkpoints
+    from petx.tuners import loading
+
+    file = tmp_path / loading.TENSORS
+    save_file({"a": torch.zeros(1)}, file)
+
+    def refuse(path, mode):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    for module in (files, checkpoints, loading):
+        monkeypatch.setattr(module, "open", refuse, raising=False)
+    assert "Permission denied" in what_is_damaged(file)
+    for read in (lambda: loading._tensors(tmp_path), lambda: checkpoints.load_tensors({}, file, "")):
+        with pytest.raises(UserError, match=f"{file} .*cannot be read: .*Permission denied"):
+            read()
