@@ -68,6 +68,7 @@ class Task(Dataset):
         return self.visual(example.images) | {
             "input_ids": self.encode(self.prompt + example.text, self.max_text),
             "labels": self.encode(answer, self.max_target),
+            "task": self.name,
             "weight": score,
             "loss": self.loss,
         }

@@ -20,6 +20,7 @@ from petx.errors import UserError
 from petx.hosts._retrieval import Inputs, Retrieves, pair_options, retrieval_width
 
 PROJECTOR = "visual_embedding"
+VISUAL = ("visual_features", "boxes", "image_ids")
 MATCHES = ("false", "true")  # what the decoder says of an image and a caption
 MAX_ANSWER = 4  # tokens of an answer of petx predict
 
@@ -28,7 +29,7 @@ class VisualEncoderDecoder(Retrieves):
     """An encoder-decoder that reads text and visual features. A subclass names its ``model_class``.
 
     A batch has ``input_ids`` and ``attention_mask [B, L]``, ``visual_features [B, V, F]``, ``boxes [B, V, 4]``,
-    ``image_ids [B, V]``, ``labels`` and ``decoder_input_ids [B, M]`` (the labels one place later),
+    ``image_ids [B, V]``, ``task``, ``labels`` and ``decoder_input_ids [B, M]`` (the labels one place later),
     ``loss_weight [B]`` and ``loss_over``.
 
     Retrieval: an image beside the task's prompt and a caption by itself are the encoder's means; whether they match is
@@ -38,8 +39,8 @@ class VisualEncoderDecoder(Retrieves):
     methods = ("vlpet",)
     in_place = False
     projector = PROJECTOR
-    has_new = takes_prompt = True
-    inputs = ("input_ids", "attention_mask", "visual_features", "boxes", "image_ids")
+    has_new = takes_prompt = tells_task = True
+    inputs = ("input_ids", "attention_mask", *VISUAL, "task")
     given_settings = ("dropout", "feature_width", "visual_tokens", "image_size")
     model_class: type[PreTrainedModel]
     extra_ids = True  # whether the 100 extra_id tokens of T5 are added, too
@@ -122,6 +123,7 @@ class VisualEncoderDecoder(Retrieves):
             "visual_features": features[0],
             "boxes": boxes[0],
             "image_ids": torch.zeros(len(boxes[0]), dtype=torch.long),
+            "task": task.name,
             "weight": 1.0,
             "loss": "sample",
             "max_target": MAX_ANSWER,
@@ -161,11 +163,11 @@ class VisualEncoderDecoder(Retrieves):
 
     def pictures(self, items: list[dict]) -> Inputs:
         prompts, mask = padded([item["prompt_ids"] for item in items], self.pad)
-        stacked = {name: torch.stack([item[name] for item in items]) for name in self.inputs[2:]}
+        stacked = {name: torch.stack([item[name] for item in items]) for name in VISUAL}
         return stacked | {"prompt_ids": prompts, "prompt_mask": mask}
 
     def seen(self, model: Any, batch: Inputs) -> Inputs:
-        return {name: batch[name] for name in ("prompt_ids", "prompt_mask", *self.inputs[2:])}
+        return {name: batch[name] for name in ("prompt_ids", "prompt_mask", *VISUAL)}
 
     def embed_images(self, model: Any, seen: Inputs) -> torch.Tensor:
         return model.embed_images(seen["prompt_ids"], seen["prompt_mask"], **self._visual(seen))
@@ -174,7 +176,7 @@ class VisualEncoderDecoder(Retrieves):
         return self.choice_logits(model, self._visual(seen) | captions, MATCHES, self.tokenizer)
 
     def _visual(self, batch: Inputs) -> Inputs:
-        return {name: batch[name] for name in self.inputs[2:]}
+        return {name: batch[name] for name in VISUAL}
 
     def collate(self, items: list[dict]) -> dict[str, Any]:
         assert self.start is not None  # of an encoder-decoder
@@ -187,6 +189,7 @@ class VisualEncoderDecoder(Retrieves):
             "visual_features": torch.stack([item["visual_features"] for item in items]),
             "boxes": torch.stack([item["boxes"] for item in items]),
             "image_ids": torch.stack([item["image_ids"] for item in items]),
+            "task": items[0]["task"],
             "labels": targets.masked_fill(kept == 0, IGNORED),
             "decoder_input_ids": torch.cat([torch.full((len(items), 1), self.start), targets[:, :-1]], dim=1),
             "loss_weight": torch.tensor([item["weight"] for item in items]),

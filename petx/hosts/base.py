@@ -32,6 +32,7 @@ class Host:
         has_biases: whether what full tuning trains has biases beside those of new modules.
         has_new: whether :meth:`always` gives modules, which are new to the host and trained in every tuned row.
         takes_prompt: whether a module assigned to the model's ``soft_prompt`` puts its tokens into the encoder's input.
+        tells_task: whether a batch has ``task``, and the model takes it for the module in its ``task_adapters``.
         full_words: what follows "full tuning" in a table.
         retrieves: whether it embeds images and captions for retrieval.
         inputs: entries of a batch that generating needs.
@@ -52,6 +53,7 @@ class Host:
     has_biases: ClassVar[bool] = True
     has_new: ClassVar[bool] = False
     takes_prompt: ClassVar[bool] = False
+    tells_task: ClassVar[bool] = False
     full_words: ClassVar[str] = ""
     retrieves: ClassVar[bool] = False
     inputs: ClassVar[tuple[str, ...]]

@@ -35,12 +35,14 @@ class VisualInputs(_Host):
 
     The encoder runs on [text; vision] here, and the host's own forward and generate receive its output and the joined
     mask: nothing of theirs is rewritten. A module assigned to ``soft_prompt``, whose call gives learnt tokens
-    ``[P, d]``, makes that [text; prompt; vision] (prompt tuning).
+    ``[P, d]``, makes that [text; prompt; vision] (prompt tuning). One assigned to ``task_adapters`` has its ``task``
+    set to that of the pass (HyperFormer).
     """
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         self.register_module("soft_prompt", None)
+        self.register_module("task_adapters", None)
         if config.retrieval_width:
             self.vision_projection = Head(config.d_model, config.retrieval_width)
             self.text_projection = Head(config.d_model, config.retrieval_width)
@@ -66,6 +68,7 @@ class VisualInputs(_Host):
         decoder_input_ids: Tensor | None = None,
         labels: Tensor | None = None,
         encoder_outputs: Any = None,
+        task: str | None = None,
         **kwargs: Any,
     ) -> Seq2SeqLMOutput:
         """As the host's forward, with the encoder reading [text; vision].
@@ -76,9 +79,12 @@ class VisualInputs(_Host):
             boxes, image_ids: ``[B, V, 4]`` and ``[B, V]``, see :class:`VisualEmbedding`.
             visual_attention_mask: ``[B, V]``, zero for padding.
             labels: ``[B, T]`` target tokens, -100 for those that do not count.
+            task: the batch's, for ``task_adapters``; read by nothing without them.
 
-        Raises UserError for visual inputs that do not fit.
+        Raises UserError for visual inputs that do not fit, and for no task where one is read.
         """
+        if encoder_outputs is None:
+            self._begin(task)
         if self.soft_prompt is not None and visual_features is None and encoder_outputs is None:
             raise UserError("soft_prompt stands between text and vision and needs visual_features, got None")
         if visual_features is not None and encoder_outputs is None:
@@ -93,6 +99,14 @@ class VisualInputs(_Host):
             encoder_outputs=encoder_outputs,
             **kwargs,
         )
+
+    def _begin(self, task: str | None) -> None:
+        """Tell ``task_adapters``, if there are any, whose pass begins."""
+        if self.task_adapters is None:
+            return
+        if task is None:
+            raise UserError("task_adapters make adapters of the batch's task, got task=None")
+        self.task_adapters.task = task
 
     def _encode(
         self,
@@ -146,7 +160,9 @@ class VisualInputs(_Host):
     @torch.no_grad()
     def generate(self, inputs: Tensor | None = None, generation_config: Any = None, **kwargs: Any) -> Any:
         """As the host's generate; visual inputs as in :meth:`forward`. The encoder runs once."""
-        visual = {name: kwargs.pop(name) for name in VISUAL if name in kwargs}
+        visual, task = {name: kwargs.pop(name) for name in VISUAL if name in kwargs}, kwargs.pop("task", None)
+        if kwargs.get("encoder_outputs") is None:
+            self._begin(task)
         if visual.get("visual_features") is not None and kwargs.get("encoder_outputs") is None:
             inputs = kwargs.pop("input_ids", None) if inputs is None else inputs
             kwargs["encoder_outputs"], kwargs["attention_mask"] = self._encode(

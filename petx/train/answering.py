@@ -37,7 +37,7 @@ def answer(loaded: Any, image: str, question: str, num_beams: int = 1) -> Answer
     tokens = host.generate(model, prompt, num_beams=num_beams, max_new_tokens=item["max_target"])
     batch = host.collate([item | {"labels": tokens[0]}])
     labels = batch.pop("labels")
-    logits = model(**{name: value for name, value in batch.items() if torch.is_tensor(value) and name != "loss_weight"})
+    logits = model(**{name: value for name, value in batch.items() if not name.startswith("loss_")})
     probability = (-host.token_losses(logits.logits, labels).sum()).exp().item()
     return Answer(tokenizer.decode(tokens[0], skip_special_tokens=True).strip(), probability, item["unknown"])
 

@@ -28,7 +28,7 @@ def answers(model: nn.Module, task: Any, tokenizer: Any, *, batch_size: int, num
     model.eval()
     texts = []
     for batch in DataLoader(Subset(task, own), batch_size=batch_size, collate_fn=host.prompts):
-        inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
+        inputs = {name: value.to(model.device) if torch.is_tensor(value) else value for name, value in batch.items()}
         if task.choices:
             texts += host.choose(model, inputs, task.choices, tokenizer)
         else:

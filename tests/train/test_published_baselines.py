@@ -33,6 +33,11 @@ SIZES = {
     ("vl_bart", "compacter"): (30 * (2 * (8 + 2 * 48 * 384) + 96 + 768), NORMS["vl_bart"], 2.6990),
     ("vl_t5", "lora"): (72 * 2 * 150 * 768, 0, 7.5354),
     ("vl_t5", "vl-adapter"): (60 * (2 * 192 * 768 + 192 + 768), NORMS["vl_t5"], 7.9991),
+    ("vl_bart", "hyperformer"): (  # 5 places of the two stacks, 2 embeddings of 512 joined to 8, and the tasks'
+        9 * 5 * (2 * 768 * 96 + 768 + 96) + 2 * (1025 * 128 + 129 * 8 + 2 * 8 + 6 * 512) + 4 * 512,
+        NORMS["vl_bart"],
+        5.7926,
+    ),
 }
 
 
