@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from petx.data.lemmas import lemmatized
 from petx.data.stores import ImageFiles
 from petx.data.task import Task
 from petx.errors import UserError
@@ -45,6 +46,7 @@ class InstructTask(Task):
             reads the first.
         language_template: what the language model reads in place of the first, with ``{q}`` or without.
         clean: whether instructions are made :func:`plain`.
+        lemmatize: whether generated texts are scored and written with lemmas (:mod:`petx.data.lemmas`).
     """
 
     def __init__(
@@ -57,11 +59,12 @@ class InstructTask(Task):
         templates: Any,
         language_template: str | None = None,
         clean: bool = False,
+        lemmatize: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(name, examples, features, tokenizers.text, **options)
         self.tokenizers, self.templates, self.clean = tokenizers, tuple(templates), clean
-        self.language_template = language_template
+        self.language_template, self.lemmatize = language_template, lemmatize
 
     def __getitem__(self, key: Any) -> dict[str, Any]:
         example, answer, score, draw = self.drawn(key)
@@ -87,6 +90,10 @@ class InstructTask(Task):
             "weight": score,
             "loss": self.loss,
         }
+
+    def finished(self, text: str) -> str:
+        plain_text = super().finished(text)
+        return lemmatized(plain_text) if self.lemmatize else plain_text
 
     def _encode(self, text: str, limit: int | None = None, tokenizer: Any = None) -> torch.Tensor:
         if tokenizer is not None:  # an instruction: what is too long loses its beginning

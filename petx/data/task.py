@@ -86,6 +86,10 @@ class Task(Dataset):
         read = self.tokenizer if tokenizer is None else tokenizer
         return torch.tensor(read(text, truncation=limit is not None, max_length=limit)["input_ids"])
 
+    def finished(self, text: str) -> str:
+        """A generated text as it is scored and written."""
+        return text.strip()
+
     @property
     def answered(self) -> bool:
         """Whether the answers are known; those of test splits are often withheld, and then nothing is scored."""

@@ -9,10 +9,12 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoProcessor, PreTrainedModel
 
+from petx import tasks
 from petx._quiet import quiet_transformers
 from petx.data.batches import IGNORED, padded
 from petx.data.examples import Example
 from petx.data.instructions import InstructTask, plain_caption
+from petx.data.lemmas import check_lemmas
 from petx.data.stores import ImageFiles, folders_of
 from petx.data.task import Task
 from petx.data.tokenizers import Tokenizers, unknown_words
@@ -61,6 +63,17 @@ class Instructed(Host):
             raise UserError(f"instructions: {cls.words} reads one instruction per image, got {max(map(len, given))}")
         if settings.ib != "off" and not cls.has_qformer:
             raise UserError(f"ib={settings.ib} needs a Q-Former, and {cls.words} has none")
+        cls.check_lemmas(settings)
+
+    @classmethod
+    def check_lemmas(cls, settings: Any) -> None:
+        """Raise :class:`UserError` if answers are to be lemmatised and that cannot be, or there are none."""
+        if not settings.lemmatize:
+            return
+        check_lemmas()
+        known = tasks.source(settings.data).specs(settings)
+        if settings.tasks and all(name in known and known[name].metric == "caption" for name in settings.tasks):
+            raise UserError("lemmatize is for answers, and all tasks are captions, which are scored as they are")
 
     @classmethod
     def tokenizers(cls, folder: str | Path) -> Tokenizers:
@@ -134,10 +147,14 @@ class Instructed(Host):
             templates = settings.instructions[:1]
         elif split in ("dev", "test") and settings.eval_instructions:
             templates = settings.eval_instructions
+        if settings.ib_vocabulary is not None and len(tokenizer.text) > settings.ib_vocabulary:
+            least = f"the tokenizer's {len(tokenizer.text)} tokens"
+            raise UserError(f"ib_vocabulary must be at least {least}, got {settings.ib_vocabulary}")
         if settings.host is not None:
             cls.check_texts(spec.name, examples, templates, settings, tokenizer)
         names = ("language_template", "metric", "max_target", "loss", "num_beams", "predictions")
         limits = {name: getattr(spec, name) for name in names}
+        limits["lemmatize"] = settings.lemmatize and spec.metric != "caption"
         return cls._task(settings, spec.name, examples, store, tokenizer, templates, **limits)
 
     @classmethod

@@ -44,6 +44,7 @@ class InstructBlipHost(QFormerPairs):
 
     @classmethod
     def check(cls, settings: Any) -> None:
+        cls.check_lemmas(settings)
         if settings.host is None and settings.language_model == "smollm2":
             smollm2.check()
 

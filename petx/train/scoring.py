@@ -33,7 +33,7 @@ def answers(model: nn.Module, task: Any, tokenizer: Any, *, batch_size: int, num
             texts += host.choose(model, inputs, task.choices, tokenizer)
         else:
             tokens = host.generate(model, inputs, **options)
-            texts += [text.strip() for text in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+            texts += map(task.finished, tokenizer.batch_decode(tokens, skip_special_tokens=True))
     model.train(training)
     if state.num_processes == 1:
         return texts

@@ -33,7 +33,7 @@ class Settings(Common):
     of_own_data: ClassVar[tuple] = (*Common.of_own_data, "images_dir", "augment", "metrics", "loss", "clean_captions")
     of_texts: ClassVar[tuple] = (
         *("generation", "instructions", "task_instructions", "eval_instructions", "clean_instructions", "aggregation"),
-        *("targets", "loss", "max_target", *Common.of_texts),
+        *("targets", "loss", "max_target", "lemmatize", *Common.of_texts),
     )
 
     # data
@@ -54,6 +54,9 @@ class Settings(Common):
     )
     clean_captions: bool = option(
         False, 'own data: captions trained on in lower case, without . ! " ( ) * # : ; ~, at most 50 words, as released'
+    )
+    lemmatize: bool = option(
+        False, "nouns and verbs of generated answers become lemmas, as released for OK-VQA and TextVQA; needs spaCy"
     )
     targets: str = option("sampled", "own data: which answer is trained on", choices=("sampled", "first"))
     instructions: list = option(
