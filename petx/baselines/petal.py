@@ -22,7 +22,7 @@ class Petal(Baseline):
     own = (
         *("form", "rank", "core", "threshold", "threshold_per_rank", "adapter_dropout", "shared_mask", "experts"),
         *("expert_rank", "expert_gate", "expert_top_k", "expert_scope", "expert_alpha", "expert_beta", "context"),
-        *("query_transform", "ib", "ib_weight", "ib_eta", "ib_learnable", "ib_sign"),
+        *("query_transform", "ib", "ib_weight", "ib_eta", "ib_learnable", "ib_sign", "ib_vocabulary"),
     )
 
     def reads(self, settings: Any) -> set[str]:
@@ -158,11 +158,14 @@ def petal_config(host: type[Host], settings: Any) -> PetalConfig:
 
 def information_bottleneck(config: Any, settings: Any) -> InformationBottleneck:
     """:class:`petx.losses.InformationBottleneck` for a host of configuration ``config``."""
+    words, own = config.text_config.vocab_size, settings.ib_vocabulary
+    if own is not None and own > words:
+        raise UserError(f"ib_vocabulary must be at most the language model's {words}, got {own}")
     released = settings.ib == "authors" and not config.use_decoder_only_language_model
     return InformationBottleneck(
         config.qformer_config.hidden_size,
         config.vision_config.hidden_size,
-        config.text_config.vocab_size,
+        own or words,
         estimator=settings.ib,
         eta=settings.ib_eta,
         kappa=None if settings.ib_learnable else settings.ib_weight,

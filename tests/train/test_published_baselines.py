@@ -1,6 +1,7 @@
 """Baselines as published: exact counts on the papers' models, what each computes, and sizes given or found."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 
 from petx import baselines, hosts, tasks
 from petx.baselines._sizes import counts, rank_of_size
+from petx.baselines.petal import information_bottleneck
 from petx.baselines.scaled_lora import ScaledLinear
 from petx.errors import UserError
 from petx.models import build_skeleton
@@ -31,13 +33,13 @@ SIZES = {
     ("vl_bart", "lora"): (36 * 2 * 128 * 768, 6 * (8_448 + 12_288) + 2 * 768, 5.9275),
     ("vl_bart", "vl-adapter"): (30 * 148_320, NORMS["vl_bart"], 4.1767),
     ("vl_bart", "compacter"): (30 * (2 * (8 + 2 * 48 * 384) + 96 + 768), NORMS["vl_bart"], 2.6990),
-    ("vl_t5", "lora"): (72 * 2 * 150 * 768, 0, 7.5354),
-    ("vl_t5", "vl-adapter"): (60 * (2 * 192 * 768 + 192 + 768), NORMS["vl_t5"], 7.9991),
     ("vl_bart", "hyperformer"): (  # 5 places of the two stacks, 2 embeddings of 512 joined to 8, and the tasks'
         9 * 5 * (2 * 768 * 96 + 768 + 96) + 2 * (1025 * 128 + 129 * 8 + 2 * 8 + 6 * 512) + 4 * 512,
         NORMS["vl_bart"],
         5.7926,
     ),
+    ("vl_t5", "lora"): (72 * 2 * 150 * 768, 0, 7.5354),
+    ("vl_t5", "vl-adapter"): (60 * (2 * 192 * 768 + 192 + 768), NORMS["vl_t5"], 7.9991),
 }
 
 
@@ -94,6 +96,28 @@ def test_petals_table(q_former, arm):
     with torch.device("meta"):
         built = baselines.find(arm, "petal").build(hosts.find("instruct_blip"), q_former(), settings)
     assert counts(hosts.find("instruct_blip"), built)["trainable"] == PETALS_TABLE[arm]
+
+
+def test_the_bottleneck_reads_the_words_of_the_tokenizer(q_former):
+    """T5's tokenizer has 28 words fewer than its model, columns that no label names: 2 x 33 of CLUB's parameters."""
+    sizes = {}
+    for words in (None, 32_100):
+        given = {"ib": "authors", "ib_vocabulary": words}
+        settings = petal_arguments.checked(petal_arguments.read_preset("paper-okvqa") | given)
+        config = q_former().config
+        config.text_config.vocab_size = 32_128
+        with torch.device("meta"):
+            sizes[words] = sum(p.numel() for p in information_bottleneck(config, settings).parameters())
+    assert sizes[32_100] == 2_307_210 - 1 and sizes[None] - sizes[32_100] == 28 * 2 * 33
+    settings.ib_vocabulary = 32_129
+    with pytest.raises(UserError, match="ib_vocabulary must be at most the language model's 32128, got 32129"):
+        information_bottleneck(config, settings)
+    with pytest.raises(UserError, match="ib_vocabulary is for ib=authors and corrected, got ib=off"):
+        petal_arguments.checked({"steps": 1, "ib_vocabulary": 9})
+    tokenizer = SimpleNamespace(text=range(32_100))
+    settings.ib_vocabulary = 32_099
+    with pytest.raises(UserError, match="ib_vocabulary must be at least the tokenizer's 32100 tokens, got 32099"):
+        hosts.find("instruct_blip").dataset(tasks.find("okvqa"), [], None, tokenizer, settings, "train")
 
 
 def built(arm, kind="vl_bart", **more):

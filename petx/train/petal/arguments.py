@@ -142,6 +142,11 @@ class Settings(Common):
     ib_weight: float = option(0.1, "weight of the information bottleneck's loss, κ")
     ib_eta: float = option(0.1, "its trade-off between target and input, η")
     ib_learnable: bool = option(False, "authors: κ is learnt, as released; it then starts at 0")
+    ib_vocabulary: int | None = option(
+        None,
+        "entries of a target's one-hot (default: the language model's; released: those of T5's tokenizer, 32100)",
+        least=1,
+    )
     ib_sign: int = option(1, "authors: 1 as released, which lowers I(Z;Y) if κ > 0; or -1", choices=(1, -1))
 
     # tuning
@@ -180,6 +185,8 @@ class Settings(Common):
             raise UserError(f"expert_top_k must be between 1 and experts={self.experts}, got {self.expert_top_k}")
         if self.ib != "authors" and (self.ib_learnable or self.ib_sign != 1):
             raise UserError(f"ib_learnable and ib_sign are for ib=authors, got ib={self.ib}")
+        if self.ib_vocabulary is not None and self.ib in ("off", "variational"):
+            raise UserError(f"ib_vocabulary is for ib=authors and corrected, got ib={self.ib}")
         for task, metric in self.metrics.items():
             if metric not in metrics.names():
                 raise UserError(f"metrics.{task} must be one of {', '.join(metrics.names())}; got {metric!r}")
