@@ -1,7 +1,6 @@
 """Captions against references: CIDEr-D, BLEU and ROUGE-L as the COCO evaluation computes them on the same words."""
 
 import math
-import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -10,6 +9,7 @@ from petx._checks import check_positive, check_size, refuse, refuse_type
 from petx.data.examples import Example
 from petx.metrics._arguments import check_as_many, check_text_lists, check_texts
 from petx.metrics._mean import mean
+from petx.metrics._ptb import ptb_words
 
 REFERENCES = True
 __all__ = ["bleu", "caption_words", "cider_d", "rouge_l", "score"]
@@ -18,8 +18,9 @@ Ngram = tuple[str, ...]
 
 
 def caption_words(text: str) -> list[str]:
-    """Words of a caption, lower case, without punctuation. Simpler than the PTB tokenizer of the COCO evaluation."""
-    return re.findall(r"[a-z0-9]+(?:'[a-z]+)?", text.lower())
+    """Words of a caption, lower case, without punctuation, as the COCO evaluation cuts them: those of the Penn Treebank
+    ("is n't", "t-shirt"), brackets as "-lrb-" and "-rrb-"."""
+    return ptb_words(text)
 
 
 def bleu(captions: list[str], references: Sequence[Iterable[str]], order: int = 4) -> list[float]:
