@@ -102,11 +102,12 @@ class VisualInputs(_Host):
 
     def _begin(self, task: str | None) -> None:
         """Tell ``task_adapters``, if there are any, whose pass begins."""
-        if self.task_adapters is None:
+        adapters: Any = self.task_adapters
+        if adapters is None:
             return
         if task is None:
             raise UserError("task_adapters make adapters of the batch's task, got task=None")
-        self.task_adapters.task = task
+        adapters.task = task
 
     def _encode(
         self,

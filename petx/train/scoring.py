@@ -1,7 +1,7 @@
 """Answers of a model to the examples of a task, and their scores; the work is shared between processes."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import PartialState
@@ -26,9 +26,9 @@ def answers(model: nn.Module, task: Any, tokenizer: Any, *, batch_size: int, num
     options |= {"num_beams": num_beams} if num_beams else {}
     training = model.training
     model.eval()
-    texts = []
+    texts, device = [], cast(Any, model).device
     for batch in DataLoader(Subset(task, own), batch_size=batch_size, collate_fn=host.prompts):
-        inputs = {name: value.to(model.device) if torch.is_tensor(value) else value for name, value in batch.items()}
+        inputs = {name: value.to(device) if torch.is_tensor(value) else value for name, value in batch.items()}
         if task.choices:
             texts += host.choose(model, inputs, task.choices, tokenizer)
         else:
