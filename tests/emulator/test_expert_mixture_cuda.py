@@ -84,9 +84,9 @@ def test_cost_of_the_backward(dtype, emulator):
     assert counters.matrix_products == (chunks * PER_CHUNK if size == 2 else 0)
 
 
-@pytest.mark.parametrize(("path", "launches"), [("fused", (4, 7)), ("hybrid", (6, 11))])
+@pytest.mark.parametrize(("path", "launches"), [("fused", (4, 6)), ("hybrid", (6, 10))])
 def test_launches_do_not_grow(path, launches, emulator, monkeypatch):
-    """A sample's gate: down, samples, rows, up; in the backward besides the three of the sums over tokens. Hybrid: two
+    """A sample's gate: down, samples, rows, up; in the backward besides the two of the sums over tokens. Hybrid: two
     products more; in the backward five, and the pass after dx instead of q."""
     monkeypatch.setenv("PETX_EXPERT_MIXTURE", path)
     for batch in ((1, 5), (3, 70)):

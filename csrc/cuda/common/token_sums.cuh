@@ -22,103 +22,6 @@ struct Splits {
   }
 };
 
-// to [width] = sum over tokens of weight * value, each 1 where its pointer is null.
-template <class T>
-struct ColumnSum {
-  const T* value;            // [N, width]
-  const Compute<T>* weight;  // [N]
-  int64_t width, offset;
-
-  static constexpr int kLanes = 8, kRun = 16 / sizeof(T), kColumns = kLanes * kRun;  // of a block
-  PETX_HD int64_t blocks() const { return (width + kColumns - 1) / kColumns; }
-};
-
-template <class T, int kMost>
-struct ColumnSums {
-  ColumnSum<T> each[kMost];
-  int count = 0;
-  int64_t rows, split_rows, split_sums;
-  Compute<T>* sums;
-};
-
-// The sum of every kStep-th token from t to `end` at a run from `column` on. Several loads are under way together, as
-// those of parts below.
-template <int kStep, class T, class Left>
-PETX_DEVICE void add_tokens(typename RowBlock<T>::Run& sum, const ColumnSum<T>& job, int64_t t, int64_t end,
-                            int64_t column, Left left) {
-  using Run = typename RowBlock<T>::Run;
-  using C = Compute<T>;
-  // More would spill.
-  constexpr int kRun = ColumnSum<T>::kRun, kAhead = sizeof(T) == 2 && !std::is_same_v<Left, int64_t> ? 3 : 2;
-  const T* value = job.value ? job.value + t * job.width + column : nullptr;
-  const C* weight = job.weight ? job.weight + t : nullptr;
-#pragma unroll 1
-  for (int more = static_cast<int>((end - t + kStep - 1) / kStep); more > 0; more -= kAhead) {
-    Run run[kAhead];
-    C by[kAhead];
-#pragma unroll
-    for (int n = 0; n < kAhead; ++n) {
-      if (n >= more) break;
-      by[n] = weight ? read(weight + n * kStep) : C(1);
-      if (value) {
-        run[n] = RowBlock<T>::load_run(value, 0, left);
-        value += kStep * job.width;
-      } else {
-#pragma unroll
-        for (int j = 0; j < kRun; ++j) run[n].value[j] = C(1);
-      }
-    }
-    if (weight) weight += kAhead * kStep;
-#pragma unroll
-    for (int n = 0; n < kAhead; ++n) {
-      if (n >= more) break;
-#pragma unroll
-      for (int j = 0; j < kRun; ++j) sum.value[j] += run[n].value[j] * by[n];
-    }
-  }
-}
-
-// Eight lanes of a warp read neighbouring runs of sixteen bytes, its other lanes and the block's other warps the tokens
-// that follow.
-template <class T, int kMost>
-PETX_KERNEL void __launch_bounds__(kSumLaunch.threads, kSumLaunch.blocks) column_sums(ColumnSums<T, kMost> all) {
-  using C = Compute<T>;
-  using Sum = ColumnSum<T>;
-  constexpr int kRun = Sum::kRun, kLanes = Sum::kLanes, kTokens = kSumLaunch.threads / kLanes;
-  constexpr int kWarps = kSumLaunch.threads / 32;
-  // A warp's sums of value j of its runs lie side by side, those of the next so far on that no two banks meet.
-  constexpr int kStride = kRun == 8 ? 12 : 8;
-  int64_t block = block_x();
-  int number = 0;
-  while (block >= all.each[number].blocks()) block -= all.each[number++].blocks();
-  const ColumnSum<T> job = all.each[number];
-  const int lane = thread_index() % kLanes, warp = thread_index() / 32;
-  int64_t first = block * Sum::kColumns, begin = block_y() * all.split_rows;
-  int64_t end = begin + all.split_rows < all.rows ? begin + all.split_rows : all.rows;
-  const int64_t column = first + lane * kRun, left = job.width - column;
-  typename RowBlock<T>::Run sum = {};
-  const int64_t t = begin + thread_index() / kLanes;
-  const uintptr_t bits = reinterpret_cast<uintptr_t>(job.value) | job.width * sizeof(T);
-  if (left >= kRun && bits % 16 == 0)
-    add_tokens<kTokens>(sum, job, t, end, column, typename RowBlock<T>::Whole{});
-  else if (left > 0)
-    add_tokens<kTokens>(sum, job, t, end, column, left);
-  Shared<C> parts(0);
-#pragma unroll
-  for (int j = 0; j < kRun; ++j) {
-    C value = sum.value[j];
-#pragma unroll
-    for (int mask = kLanes; mask < 32; mask *= 2) value += shuffle_xor(value, mask);
-    if (thread_index() % 32 < kLanes) parts.set((warp * kRun + j) * kStride + lane, value);
-  }
-  sync_block();
-  const int c = thread_index();
-  if (c >= Sum::kColumns || first + c >= job.width) return;
-  C whole = 0;
-  for (int k = 0; k < kWarps; ++k) whole += parts.get((k * kRun + c % kRun) * kStride + c / kRun);
-  write(all.sums + block_y() * all.split_sums + job.offset + first + c, whole);
-}
-
 // to [count] = the sum of `parts` vectors that lie `stride` apart, in their order, each the sum of `pieces` that lie
 // `piece` apart; times sigma' of a middle_y gate where `sigmoid_of` is given. A thread takes a run of sixteen bytes.
 // Many parts, which are sums of blocks of rows, are shared out among a block's warps, whose sums follow in their order.
@@ -247,7 +150,8 @@ int launch_reductions(Reductions<T, kMost> table, void* stream) {
 }
 
 // The sums over tokens of one call: jobs are named one by one, their places in the workspace follow, then the launches,
-// which are three at most: products, column sums (and one in the compute type), and the splits added up.
+// which are three at most: products and, beside them, column sums, one of these in the compute type, and the splits
+// added up.
 template <class T, int kProducts, int kColumns, int kReductions>
 class TokenSums {
   using C = Compute<T>;
@@ -299,8 +203,9 @@ class TokenSums {
   void place(Workspace& workspace) {
     tiles_.choose(DTypeOf<T>::value, splits_.rows);
     products_.rows = columns_.rows = wide_columns_.rows = splits_.rows;
-    products_.split_rows = tiles_.split_rows, products_.split_sums = product_values_;
+    products_.splits = tiles_.splits, products_.split_rows = tiles_.split_rows, products_.split_sums = product_values_;
     columns_.split_rows = wide_columns_.split_rows = splits_.size;
+    columns_.splits = wide_columns_.splits = splits_.count;
     columns_.split_sums = wide_columns_.split_sums = column_values_;
     products_.sums = workspace.take<C>(tiles_.splits * product_values_);
     columns_.sums = wide_columns_.sums = workspace.take<C>(splits_.count * column_values_);
@@ -314,16 +219,8 @@ class TokenSums {
   }
 
   int run(void* stream) const {
-    int64_t column_blocks = 0;
-    for (int i = 0; i < columns_.count; ++i) column_blocks += columns_.each[i].blocks();
-    if (int error = launch_weight_grads(products_, tiles_, stream)) return error;
-    const int bytes = 8 * 8 * 12 * sizeof(C);  // of eight warps
-    if (int error = launch_table(column_sums<T, kColumns>, columns_, column_blocks, splits_.count, bytes, stream))
-      return error;
-    if (wide_columns_.count)
-      if (int error = launch_table(column_sums<C, kColumns>, wide_columns_, wide_columns_.each[0].blocks(),
-                                   splits_.count, bytes, stream))
-        return error;
+    if (int error = launch_weight_grads(products_, columns_, tiles_, stream)) return error;
+    if (int error = launch_columns(wide_columns_, stream)) return error;
     return launch_reductions(reductions_, stream);
   }
 

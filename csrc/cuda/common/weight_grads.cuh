@@ -1,6 +1,8 @@
 // Gradients of weights, products of two tensors over all tokens, a split of the tokens a block: see token_sums.cuh.
+// Sums of columns stand beside them in the same launch.
 #pragma once
 
+#include "cuda/common/column_sums.cuh"
 #include "cuda/common/kernel.cuh"
 #include "cuda/common/wide_plan.h"
 #include "cuda/common/wide_tile.cuh"
@@ -26,7 +28,8 @@ struct WeightGrads {
   WeightGrad<T> each[kMost];
   int count = 0;
   int64_t rows, split_rows, split_sums;  // tokens, tokens a split, values a split
-  Compute<T>* sums;                      // [splits, split_sums]
+  int64_t splits;
+  Compute<T>* sums;  // [splits, split_sums]
 
   PETX_HD int64_t tiles(int number, bool wide, int rows, int columns) const {
     const WeightGrad<T>& grad = each[number];
@@ -63,9 +66,12 @@ struct GradTile {
   }
 };
 
-template <class T, int kMost>
-PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks) weight_grads(WeightGrads<T, kMost> all) {
+// Block (tile of a product, of all of which there are `tiles`, split), and behind these the sums of columns.
+template <class T, int kMost, int kColumns>
+PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
+    weight_grads(WeightGrads<T, kMost> all, ColumnSums<T, kColumns> columns, int64_t tiles) {
   using Tile = TileOf<T>;
+  if (block_x() >= tiles) return sum_columns_beside(columns, (block_x() - tiles) * all.splits + block_y());
   const GradTile<T, false, Tile::kM, Tile::kN> tile(all);
   Tile::multiply(0, tile.rows, tile.columns, tile.depth);
 
@@ -80,10 +86,11 @@ PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks) weig
 
 // The same by tiles of 128 x 32 n. The sums leave the registers that they were made in: four lanes write a sector of
 // eight values of a row, or eight lanes one of a column that is a row of a turned gradient.
-template <class T, int kMost, int parts>
+template <class T, int kMost, int kColumns, int parts>
 PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
-    wide_weight_grads(WeightGrads<T, kMost> all) {
+    wide_weight_grads(WeightGrads<T, kMost> all, ColumnSums<T, kColumns> columns, int64_t tiles) {
   using Tile = WideTile<T, parts>;
+  if (block_x() >= tiles) return sum_columns_beside(columns, (block_x() - tiles) * all.splits + block_y());
   const GradTile<T, true, Tile::kM, Tile::kN> tile(all);
   typename Tile::Sums sums;
   Tile::multiply(sums, tile.rows, tile.columns, tile.depth);
@@ -102,22 +109,27 @@ PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
   });
 }
 
-// The launch, by the tiles that were chosen; none where the table is empty.
-template <class T, int kMost>
-int launch_weight_grads(const WeightGrads<T, kMost>& table, const GradTiles& chosen, void* stream) {
+// The launch, by the tiles that were chosen; of the columns alone where there is none.
+template <class T, int kMost, int kColumns>
+int launch_weight_grads(const WeightGrads<T, kMost>& table, const ColumnSums<T, kColumns>& columns,
+                        const GradTiles& chosen, void* stream) {
   const bool wide = chosen.kind.parts != 0;
   int64_t tiles = 0;
   for (int i = 0; i < table.count; ++i)
     tiles += table.tiles(i, wide, static_cast<int>(chosen.kind.rows()), static_cast<int>(chosen.kind.columns()));
-  if (!tiles) return 0;
+  if (!tiles) return launch_columns(columns, stream);
+  const int64_t beside = (columns.blocks() + table.splits - 1) / table.splits;
   auto start = [&](auto* kernel, int shared_bytes) {
-    return launch(kernel, tiles, chosen.splits, kTileLaunch.threads, shared_bytes, stream, table);
+    return launch(kernel, tiles + beside, table.splits, kTileLaunch.threads, shared_bytes, stream, table, columns,
+                  tiles);
   };
+  static_assert(kTileLaunch.threads == kSumLaunch.threads);
+  static_assert(ColumnSums<T, kColumns>::kSharedBytes <= TileOf<T>::shared_bytes(1));
   if constexpr (sizeof(T) == 2) {
-    if (chosen.kind.parts == 2) return start(wide_weight_grads<T, kMost, 2>, WideTile<T, 2>::kSharedBytes);
-    if (chosen.kind.parts == 3) return start(wide_weight_grads<T, kMost, 3>, WideTile<T, 3>::kSharedBytes);
+    if (chosen.kind.parts == 2) return start(wide_weight_grads<T, kMost, kColumns, 2>, WideTile<T, 2>::kSharedBytes);
+    if (chosen.kind.parts == 3) return start(wide_weight_grads<T, kMost, kColumns, 3>, WideTile<T, 3>::kSharedBytes);
   }
-  return start(weight_grads<T, kMost>, TileOf<T>::shared_bytes(1));
+  return start(weight_grads<T, kMost, kColumns>, TileOf<T>::shared_bytes(1));
 }
 
 }  // namespace petx::cuda

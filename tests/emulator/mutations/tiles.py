@@ -8,7 +8,13 @@ from tests.emulator.test_gated_adapter_cuda import SITES, test_cost, test_heads_
 from tests.emulator.test_token_sums import test_many_parts_are_shared_out, test_weight_gradients_are_sums_in_float32
 
 OPERATION = "gated_adapter"
-FILES = ("common/mma_tile.cuh", "common/fma_tile.cuh", "common/token_sums.cuh", "common/weight_grads.cuh")
+FILES = (
+    "common/mma_tile.cuh",
+    "common/fma_tile.cuh",
+    "common/token_sums.cuh",
+    "common/column_sums.cuh",
+    "common/weight_grads.cuh",
+)
 
 ONE_BLOCK = dict(batch=(1, 20), d=24, r=16, r_g=16, granularity="large")
 # Of a weight's gradient 4 by 2 tiles, since 3 by 2 are all met whichever index counts them.
@@ -38,7 +44,7 @@ CHECKS = [
 ]
 
 MMA, FMA, SUMS, OPERAND = "common/mma_tile.cuh", "common/fma_tile.cuh", "common/token_sums.cuh", "common/operand.cuh"
-GRADS = "common/weight_grads.cuh"
+GRADS, COLUMNS = "common/weight_grads.cuh", "common/column_sums.cuh"
 GRAD = "common/grad_to.cuh"
 
 MUTATIONS = [
@@ -132,9 +138,9 @@ MUTATIONS = [
     ),
     Mutation(
         "columns' splits overlap",
-        SUMS,
-        r"begin = block_y\(\) \* all.split_rows;\n  int64_t end",
-        "begin = block_y() * (all.split_rows - 1);\n  int64_t end",
+        COLUMNS,
+        r"begin = split \* all.split_rows;\n  int64_t end",
+        "begin = split * (all.split_rows - 1);\n  int64_t end",
     ),
     Mutation(
         "splits' sums in one place",
@@ -178,18 +184,29 @@ MUTATIONS = [
         "",
     ),
     Mutation("rows of a weight one apart", GRADS, r"to \+= kStep \* tile.grad.n", "to += tile.grad.n"),
-    Mutation("tokens twice", SUMS, r"value \+= kStep \* job.width", "value += (kStep - 1) * job.width"),
-    Mutation("a token too few", SUMS, r"\(end - t \+ kStep - 1\)", "(end - t)"),
-    Mutation("tokens past the split", SUMS, r"if \(n >= more\) break;\n +by", "by"),
-    Mutation("tokens of the first turn", SUMS, r"kStep\); more > 0; more -= kAhead", "kStep); more > 0; more = 0"),
-    Mutation("weights of the first turn", SUMS, r"if \(weight\) weight \+= kAhead \* kStep;", ""),
-    Mutation("whole runs of odd widths", SUMS, r"\| job.width \* sizeof\(T\);", ";"),
-    Mutation("a warp's sum left out", SUMS, r"k = 0; k < kWarps", "k = 1; k < kWarps"),
-    Mutation("sum of half a warp", SUMS, r"mask < 32", "mask < 16"),
-    Mutation("columns of the first lane", SUMS, r"first \+ lane \* kRun", "first"),
-    Mutation("warps' sums meet in a bank", SUMS, r"kRun == 8 \? 12 : 8", "8"),
-    Mutation("column past the width", SUMS, r" \|\| first \+ c >= job.width", ""),
-    Mutation("lost weight of a token", SUMS, r"weight \? read\(weight \+ n \* kStep\)", "false ? C(0)"),
+    Mutation("tokens twice", COLUMNS, r"value \+= kStep \* job.width", "value += (kStep - 1) * job.width"),
+    Mutation("a token too few", COLUMNS, r"\(end - t \+ kStep - 1\)", "(end - t)"),
+    Mutation("tokens past the split", COLUMNS, r"if \(n >= more\) break;\n +by", "by"),
+    Mutation("tokens of the first turn", COLUMNS, r"kStep\); more > 0; more -= kAhead", "kStep); more > 0; more = 0"),
+    Mutation("weights of the first turn", COLUMNS, r"if \(weight\) weight \+= kAhead \* kStep;", ""),
+    Mutation("whole runs of odd widths", COLUMNS, r"\| job.width \* sizeof\(T\);", ";"),
+    Mutation("a warp's sum left out", COLUMNS, r"k = 0; k < kWarps", "k = 1; k < kWarps"),
+    Mutation("sum of half a warp", COLUMNS, r"mask < 32", "mask < 16"),
+    Mutation("columns of the first lane", COLUMNS, r"first \+ lane \* kRun", "first"),
+    Mutation("warps' sums meet in a bank", COLUMNS, r"kRun == 8 \? 12 : 8", "8"),
+    Mutation("column past the width", COLUMNS, r" \|\| first \+ c >= job.width", ""),
+    Mutation("columns beside products the first", COLUMNS, r"block % blocks, block / blocks", "0, block / blocks"),
+    Mutation("splits beside products the first", COLUMNS, r"block % blocks, block / blocks", "block % blocks, 0"),
+    Mutation(
+        "a block beside products too many", COLUMNS, r"if \(block < blocks \* static_cast<int>\(all.splits\)\) ", ""
+    ),
+    Mutation(
+        "columns' blocks beside products twice",
+        GRADS,
+        r"\* all.splits \+ block_y\(\)\);\n  const GradTile<T, false",
+        "* all.splits);\n  const GradTile<T, false",
+    ),
+    Mutation("lost weight of a token", COLUMNS, r"weight \? read\(weight \+ n \* kStep\)", "false ? C(0)"),
     Mutation("every job the first", SUMS, r"block_x\(\) >= all.first_block\[number \+ 1\]", "false"),
     Mutation("narrow gradient stored wide", GRAD, r"if \(narrow\) return put_narrow", "if (false) return put_narrow"),
     Mutation("narrow run past the end", GRAD, r"left >= kRun && reinterpret", "reinterpret"),
