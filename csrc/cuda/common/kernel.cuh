@@ -51,6 +51,32 @@ PETX_DEVICE Pack<T> pack(const Compute<T> (&from)[16 / sizeof(T)]) {
   }
 }
 
+// Up to a pack of values that follow one another, zeros past `count`: at once where they are a whole pack that lies at
+// a multiple of sixteen bytes.
+template <class T>
+PETX_DEVICE bool whole_pack(const T* pack, int64_t count) {
+  return count >= static_cast<int>(16 / sizeof(T)) && reinterpret_cast<uintptr_t>(pack) % 16 == 0;
+}
+template <class T>
+PETX_DEVICE Pack<T> read_pack(const T* from, int64_t count) {
+  if (whole_pack(from, count)) return read(reinterpret_cast<const Pack<T>*>(from));
+  Pack<T> values = {};
+#pragma unroll
+  for (int j = 0; j < static_cast<int>(16 / sizeof(T)); ++j)
+    if (j < count) values.value[j] = read(from + j);
+  return values;
+}
+template <class T>
+PETX_DEVICE void write_pack(T* to, const Pack<T>& values, int64_t count) {
+  if (whole_pack(to, count)) {
+    write(reinterpret_cast<Pack<T>*>(to), values);
+    return;
+  }
+#pragma unroll
+  for (int j = 0; j < static_cast<int>(16 / sizeof(T)); ++j)
+    if (j < count) write(to + j, values.value[j]);
+}
+
 // A workspace's parts, handed out in order from `base`; with base null only their size is counted.
 class Workspace {
  public:

@@ -29,6 +29,9 @@ constexpr Launch kSumLaunch = {256, 4};
 // Rows without a product: eight lanes per row and eight rows per block (sixteen and four in gated_adapter), so that
 // 1,024 rows are 128 blocks or more; six of them leave the 168 registers that a run of doubles wants.
 constexpr Launch kRowLaunch = {64, 6};
+// Products of 64 rows that stay in registers (strip.cuh): four warps of 16 rows. Four blocks leave the 128 registers
+// that their operands and sums want.
+constexpr Launch kStripLaunch = {128, 4};
 static_assert(kTileLaunch.threads == kSumLaunch.threads, "one launcher serves the tables of both (token_sums.cuh)");
 
 // Blocks of `kSumLaunch` that give each of `count` values a thread.

@@ -111,6 +111,15 @@ struct TiledColumns : ColumnShares {
   }
 };
 
+// Whether products of that depth, behind each other in blocks of 64 rows, go by strips (strip.cuh): which 16-bit types
+// can up to a depth of 64, and which pays where rows are many, PETX_CUDA_WIDE being 1 or more as above.
+inline bool may_take_strips(DType dtype, int64_t depth) {
+  return (dtype == DType::bf16 || dtype == DType::f16) && depth <= kTile && wanted_parts() != 1;
+}
+inline bool takes_strips(DType dtype, int64_t rows, int64_t depth) {
+  return may_take_strips(dtype, depth) && (wanted_parts() || rows >= kFewestWideRows);
+}
+
 // For `petx info`.
 inline std::string words_of(const char* product, TileKind kind) {
   return std::string(", ") + product + " by tiles of " + std::to_string(kind.rows()) + " x " +

@@ -43,55 +43,25 @@ class WideTile {
     float value[2][2 * parts][4] = {};
   };
 
-  // A B^T over `depth`.
+  PETX_DEVICE static void add(Sums& to, const Sums& sums) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+#pragma unroll
+      for (int n = 0; n < 2 * parts; ++n)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) to.value[half][n][e] += sums.value[half][n][e];
+  }
+
+  // Adds A B^T over `depth`.
   template <class A, class B>
   PETX_DEVICE static void multiply(Sums& sums, const A& a, const B& b, int64_t depth) {
-    const int warp = thread_index() / 32, lane = thread_index() % 32;
-    const int chunks = static_cast<int>((depth + kDepth - 1) / kDepth);
-    Feed<A, kRowParts> left(a, depth);
-    Feed<B, parts> right(b, depth);
-    // Matrices: rows 0-7 and 8-15, then the same eight further in depth; columns 0-7, the same eight further in depth,
-    // then columns 8-15. A warp has every other 16 columns, so that the next are always a part away.
-    const int rows_at = warp / 2 * kPartPacks + begin_of<A::kTransposed>(lane % 16 / 8 * 8, lane / 16 * 8);
-    const int columns_at =
-        kRowParts * kPartPacks + begin_of<B::kTransposed>(warp % 2 * 16 + lane / 16 * 8, lane % 16 / 8 * 8);
-#pragma unroll
-    for (int chunk = 0; chunk < kStages - 1; ++chunk) {
-      if (chunk < chunks) left.stage(chunk, chunk * kStagePacks), right.stage(chunk, right_of(chunk * kStagePacks));
-      commit_copies();
-    }
-    int now = 0, next = (kStages - 1) * kStagePacks;  // first packs of stages
-#pragma unroll 1
-    for (int chunk = 0; chunk < chunks; ++chunk) {
-      wait_copies<kStages - 2>();
-      sync_block();
-      if (chunk + kStages - 1 < chunks)
-        left.stage(chunk + kStages - 1, next), right.stage(chunk + kStages - 1, right_of(next));
-      commit_copies();
-      const Shared<Pack<T>> in(now * 16);
-      const int steps = (static_cast<int>(depth) - chunk * kDepth + 15) / 16;  // zeros from there on
-#pragma unroll
-      for (int step = 0; step < kDepth / 16; ++step) {
-        if (step >= steps) break;
-        uint32_t rows[2][4];
-#pragma unroll
-        for (int half = 0; half < 2; ++half)
-          load_matrices<A::kTransposed>(rows[half], in, rows_at, A::kTransposed ? 2 * half : 2 * step,
-                                        A::kTransposed ? step * 64 : half * 128);
-#pragma unroll
-        for (int part = 0; part < parts; ++part) {
-          uint32_t columns[4];
-          load_matrices<B::kTransposed>(columns, in, columns_at, B::kTransposed ? 0 : 2 * step,
-                                        part * kPartPacks + (B::kTransposed ? step * 64 : 0));
-#pragma unroll
-          for (int half = 0; half < 2; ++half) {
-            multiply_matrices(sums.value[half][2 * part], rows[half], columns[0], columns[1], T{});
-            multiply_matrices(sums.value[half][2 * part + 1], rows[half], columns[2], columns[3], T{});
-          }
-        }
-      }
-      now = next_stage(now), next = next_stage(next);
-    }
+    multiply_sides(sums, a, Side<B, parts>(b, depth, warp_column()), NoSide{}, depth);
+  }
+  // The same of two operands, of which the last 32 columns are the second's.
+  template <class A, class B, class Last>
+  PETX_DEVICE static void multiply_beside(Sums& sums, const A& a, const B& b, const Last& last, int64_t depth) {
+    multiply_sides(sums, a, Side<B, parts - 1>(b, depth, warp_column()), Side<Last, 1>(last, depth, warp_column()),
+                   depth);
   }
 
   // The block's 128 of `all` rows of `a`, which lie `stride` apart, times B^T, left in shared memory.
@@ -153,7 +123,57 @@ class WideTile {
   }
 
  private:
-  PETX_DEVICE static int right_of(int stage) { return stage + kRowParts * kPartPacks; }
+  template <class A, class First, class Last>
+  PETX_DEVICE static void multiply_sides(Sums& sums, const A& a, First first, Last last, int64_t depth) {
+    const int warp = thread_index() / 32, lane = thread_index() % 32;
+    const int chunks = static_cast<int>((depth + kDepth - 1) / kDepth);
+    Feed<A, kRowParts> left(a, depth);
+    // Matrices: rows 0-7 and 8-15, then the same eight further in depth.
+    const int rows_at = warp / 2 * kPartPacks + begin_of<A::kTransposed>(lane % 16 / 8 * 8, lane / 16 * 8);
+    auto bring = [&](int chunk, int stage) {
+      left.stage(chunk, stage), first.stage(chunk, stage + kRowParts * kPartPacks);
+      last.stage(chunk, stage + (kRowParts + First::kParts) * kPartPacks);
+    };
+#pragma unroll
+    for (int chunk = 0; chunk < kStages - 1; ++chunk) {
+      if (chunk < chunks) bring(chunk, chunk * kStagePacks);
+      commit_copies();
+    }
+    int now = 0, next = (kStages - 1) * kStagePacks;  // first packs of stages
+#pragma unroll 1
+    for (int chunk = 0; chunk < chunks; ++chunk) {
+      wait_copies<kStages - 2>();
+      sync_block();
+      if (chunk + kStages - 1 < chunks) bring(chunk + kStages - 1, next);
+      commit_copies();
+      const Shared<Pack<T>> in(now * 16);
+      const int steps = (static_cast<int>(depth) - chunk * kDepth + 15) / 16;  // zeros from there on
+#pragma unroll
+      for (int step = 0; step < kDepth / 16; ++step) {
+        if (step >= steps) break;
+        uint32_t rows[2][4];
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+          load_matrices<A::kTransposed>(rows[half], in, rows_at, A::kTransposed ? 2 * half : 2 * step,
+                                        A::kTransposed ? step * 64 : half * 128);
+#pragma unroll
+        for (int part = 0; part < parts; ++part) {
+          uint32_t columns[4];
+          if (part < First::kParts)
+            first.load(columns, in, part, step);
+          else
+            last.load(columns, in, part, step);
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            multiply_matrices(sums.value[half][2 * part], rows[half], columns[0], columns[1], T{});
+            multiply_matrices(sums.value[half][2 * part + 1], rows[half], columns[2], columns[3], T{});
+          }
+        }
+      }
+      now = next_stage(now), next = next_stage(next);
+    }
+  }
+
   PETX_DEVICE static int next_stage(int stage) {
     return stage == (kStages - 1) * kStagePacks ? 0 : stage + kStagePacks;
   }
@@ -224,12 +244,37 @@ class WideTile {
       }
     }
 
-    const Operand& from_;
+    const Operand from_;
     const T* next_;
     int64_t depth_;
     int place_;
     int64_t gap_;  // between parts
     bool whole_, all_;
+  };
+
+  // The side of a product that is columns: what a thread brings of it, and where its warp finds fragments. Matrices:
+  // columns 0-7, the same eight further in depth, then columns 8-15. A warp has every other 16 columns, so that the
+  // next are always a part away.
+  PETX_DEVICE static int warp_column() { return thread_index() / 32 % 2 * 16; }
+  template <class Operand, int count>
+  class Side : public Feed<Operand, count> {
+   public:
+    static constexpr int kParts = count;
+    PETX_DEVICE Side(const Operand& operand, int64_t depth, int column)
+        : Feed<Operand, count>(operand, depth),
+          at_(kRowParts * kPartPacks +
+              begin_of<Operand::kTransposed>(column + thread_index() % 32 / 16 * 8, thread_index() % 16 / 8 * 8)) {}
+    PETX_DEVICE void load(uint32_t (&columns)[4], const Shared<Pack<T>>& in, int part, int step) const {
+      load_matrices<Operand::kTransposed>(columns, in, at_, Operand::kTransposed ? 0 : 2 * step,
+                                          part * kPartPacks + (Operand::kTransposed ? step * 64 : 0));
+    }
+
+   private:
+    int at_;
+  };
+  struct NoSide {
+    PETX_DEVICE void stage(int, int) {}
+    PETX_DEVICE void load(uint32_t (&)[4], const Shared<Pack<T>>&, int, int) const {}
   };
 };
 

@@ -17,7 +17,9 @@
 
 #include <algorithm>
 
+#include "cuda/common/wide_tile.cuh"
 #include "cuda/cp_reconstruct/finish.cuh"
+#include "cuda/cp_reconstruct/strips.cuh"
 
 namespace petx::cuda {
 namespace {
@@ -51,7 +53,7 @@ class GateBackward {
 #pragma unroll
     for (int n = 0; n < Tiles::kThreadPacks; ++n) {
       auto place = tile.place(n, column);
-      values[n] = tile.read_pack(dout_ + tile.index(place, column), place.count);
+      values[n] = read_pack(dout_ + tile.index(place, column), place.count);
     }
     tile.make_update(mixed, column);
     C dthreshold = 0;
@@ -67,7 +69,7 @@ class GateBackward {
           store(values[n].value[j], d * slopes.value);
         }
       });
-      if (place.row < tile.rows) tile.write_pack(to + place.row * stride + place.column, values[n], Tiles::kPack);
+      if (place.row < tile.rows) write_pack(to + place.row * stride + place.column, values[n], Tiles::kPack);
     }
     sync_block();
     return dthreshold;
@@ -76,14 +78,6 @@ class GateBackward {
  private:
   const T* dout_;
 };
-
-template <class T>
-PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
-    mix_all(ReconstructCall<Compute<T>> p, Mixed<T> mixed) {
-  int64_t module = block_x() / tiles_of(p.d_out);
-  ReconstructTile<T> tile(p, module, block_x() % tiles_of(p.d_out));
-  tile.mix(mixed.from((module * p.d_out + tile.first) * p.rank));
-}
 
 // Block (row tile and chunk of 64 of the rank, module).
 template <class T>
@@ -130,6 +124,70 @@ PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
   write(to.dthreshold + module * tiles_of(p.d_out) + row_tile, dthreshold);
 }
 
+// The same by strips: block (row tile, module). D goes to `stored`, and as it is made into dA.
+template <class T>
+PETX_KERNEL void __launch_bounds__(kStripLaunch.threads, kStripLaunch.blocks)
+    row_strips(ReconstructCall<Compute<T>> p, Table table, int64_t first_module, const T* images, Intermediate<T> to) {
+  using Tile = Strip<T>;
+  const int64_t module = first_module + block_y(), row_tile = block_x();
+  const UpdateStrip<T> strip(p, module, row_tile);
+  const bool gated = p.gate != Gate::none;
+  const typename Tile::KeptRows low(mixed_rows(p, gated ? to.mixed.low : nullptr, module, row_tile));
+  const auto high = mixed_rows(p, gated ? to.mixed.high : nullptr, module, row_tile);
+  const T* dout = static_cast<const T*>(table.dout[block_y()]);
+  T* stored = to.stored ? to.stored + block_y() * p.d_out * to.stride : nullptr;
+  typename Tile::DepthSums sums;
+  float dthreshold = 0;
+  Tile::each_half(images, 0, tiles_of(p.d_in), [&](int64_t column, const Shared<Pack<T>>& in, int half) {
+    const auto rows = strip.rows();
+    Pack<T> packs[2];
+#pragma unroll
+    for (int n = 0; n < 2; ++n) packs[n] = read_pack(dout + rows.index(n, column), rows.count(n, column));
+    if (gated) {
+      typename Tile::Sums update;
+      Tile::multiply(update, in, half, low, high);
+      with_gate(p.gate, [&]<Gate kind>() {
+#pragma unroll
+        for (int n = 0; n < 2; ++n) {
+          float d[8];
+          unpack(d, packs[n]);  // zeros outside the matrix
+#pragma unroll
+          for (int j = 0; j < 8; ++j) {
+            const GateSlopes<float> slopes = strip.template slopes<kind>(update.value(n, j));
+            dthreshold += d[j] * slopes.threshold, d[j] *= slopes.value;
+          }
+          packs[n] = pack<T>(d);
+        }
+      });
+      if (stored)
+#pragma unroll
+        for (int n = 0; n < 2; ++n)
+          if (rows.valid(n)) write(reinterpret_cast<Pack<T>*>(stored + rows.row(n) * to.stride + column), packs[n]);
+    }
+    if (to.dmixed) Tile::multiply_turned(sums, packs, in, half);
+  });
+  const auto rows = strip.rows();
+  if (to.dmixed)
+#pragma unroll
+    for (int n = 0; n < 4; ++n) {
+      const int64_t rank = thread_index() % 4 * 16 + n % 2 * 8;
+      float values[8];
+#pragma unroll
+      for (int j = 0; j < 8; ++j) values[j] = sums.value(n / 2, n % 2 * 8 + j);
+      if (rows.valid(n / 2))
+        write_pack(to.dmixed + (rows.row(n / 2) * p.modules + module) * p.rank + rank, pack<T>(values), p.rank - rank);
+    }
+  if (!to.dthreshold) return;
+  for (int mask = 16; mask > 0; mask /= 2) dthreshold += shuffle_xor(dthreshold, mask);
+  sync_block();  // of the last stage, which others may still be reading
+  const Shared<float> warps(0);
+  if (thread_index() % 32 == 0) warps.set(thread_index() / 32, dthreshold);
+  sync_block();
+  if (thread_index() != 0) return;
+  for (int warp = 1; warp < Tile::kThreads / 32; ++warp) dthreshold += warps.get(warp);
+  write(to.dthreshold + module * tiles_of(p.d_out) + row_tile, dthreshold);
+}
+
 // Items a split of dU sums, and splits: those that fill the machine in one wave of `blocks` each, as the shape says.
 // More than 24 would write more of their sums than they read of dW'.
 struct Splits {
@@ -137,6 +195,9 @@ struct Splits {
   Splits(int64_t items, int64_t blocks)
       : size(tiles_of_a_share(blocks, items, 0, 24)), count(size ? (items + size - 1) / size : 0) {}
 };
+
+template <class T>
+using ColumnTile = WideTile<T, 2>;
 
 // Block (tile of columns and chunk of 64 of the rank, split of the table's items, which are 64 rows of one module or,
 // where D is stored, of all).
@@ -178,6 +239,33 @@ PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
   }
 }
 
+// The same of D that is stored, by tiles of 128 columns and all ranks: block (tile, split of the rows of all modules).
+template <class T>
+PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
+    wide_columns(ReconstructCall<Compute<T>> p, int64_t first_module, int64_t rows, int64_t split_rows,
+                 int64_t first_split, Intermediate<T> to) {
+  using Tile = ColumnTile<T>;
+  constexpr int64_t kDepth = 512;  // no long sum is kept in one float
+  const int64_t column = block_x() * Tile::kM, begin = block_y() * split_rows;
+  const int64_t end = begin + split_rows < rows ? begin + split_rows : rows;
+  typename Tile::Sums sums;
+#pragma unroll 1
+  for (int64_t row = begin; row < end; row += kDepth) {
+    const Columns<T> d{to.stored + row * to.stride + column, to.stride, to.stride - column};
+    const Columns<T> a{to.mixed.high + (first_module * p.d_out + row) * p.rank, p.rank, p.rank};
+    typename Tile::Sums part;
+    Tile::multiply(part, d, a, end - row < kDepth ? end - row : kDepth);
+    Tile::add(sums, part);
+    sync_block();  // the next product's stages are this one's
+  }
+  float* du = to.du + (first_split + block_y()) * p.rank * p.d_in + column;
+  Tile::each_pair(sums, [&](int j, int i, float first, float second) {
+    if (column + j >= p.d_in) return;
+    if (i < p.rank) write(du + i * p.d_in + j, first);
+    if (i + 1 < p.rank) write(du + (i + 1) * p.d_in + j, second);
+  });
+}
+
 template <class T>
 PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
     finish(ReconstructCall<Compute<T>> p, CpReconstructGrads g, Intermediate<T> from, int64_t splits, FinishGrid grid) {
@@ -210,42 +298,41 @@ class BackwardCall {
     to_.stride = tiles_of(p.d_in) * 64;
     const int64_t of_module = p.d_out * to_.stride * static_cast<int64_t>(sizeof(T));
     const int64_t most = stored_bytes();
-    // Whoever wants dU or dA, so that the order of either sum does not depend on whether the other is wanted.
-    stores_ = gated && (g.u || through_mixed) && of_module <= most;
+    strips_ = CpReconstructPlan(p).strips;
+    // Whoever wants dU or dA, so that the order of either sum does not depend on whether the other is wanted; strips
+    // make dA of what they have.
+    stores_ = gated && (g.u || (through_mixed && !strips_)) && of_module <= most;
     by_rows_ = through_mixed || g.threshold || (stores_ && g.u);
     needs_mixed_ = g.u || (gated && by_rows_);
     group_ = stores_ && of_module ? std::min(kTableModules, most / of_module) : kTableModules;
     // Blocks of the largest launch that makes tiles and keeps none of them.
-    int64_t blocks = by_rows_ && (!stores_ || row_chunks_ > 1) ? modules(0) * rows_ * row_chunks_ : 0;
+    int64_t blocks = by_rows_ && !strips_ && (!stores_ || row_chunks_ > 1) ? modules(0) * rows_ * row_chunks_ : 0;
     for (int64_t first = 0; g.u && first < p.modules; first += group_) {
-      Splits splits(items(first), tiles_of(p.d_in) * chunks_);
+      const Splits splits(items(first), column_blocks_a_split());
       splits_ += splits.count;
-      if (!stores_) blocks = std::max(blocks, splits.count * tiles_of(p.d_in) * chunks_);
+      if (!stores_) blocks = std::max(blocks, splits.count * column_blocks_a_split());
     }
     to_.mixed = Mixed<T>::take(workspace, needs_mixed_ ? p.modules * p.d_out * p.rank : 0);
     to_.tiles = workspace.take<T>(gated ? blocks * 64 * 64 : 0);
     to_.stored = workspace.take<T>(stores_ ? modules(0) * p.d_out * to_.stride : 0);
+    images_ = workspace.take<T>(strips_ && by_rows_ ? images_of_columns(p.d_in) : 0);
     to_.dmixed = workspace.take<T>(through_mixed ? p.d_out * p.modules * p.rank : 0);
     to_.du = workspace.take<C>(g.u ? splits_ * p.rank * p.d_in : 0);
     to_.dthreshold = workspace.take<C>(g.threshold ? p.modules * rows_ : 0);
   }
 
   int run(void* stream) const {
-    if (needs_mixed_)
-      if (int error = start(mix_all<T>, p.modules * rows_, 1, stream, p, to_.mixed)) return error;
+    if (needs_mixed_ || images_)
+      if (int error = launch_mix(p, to_.mixed, needs_mixed_, images_, stream)) return error;
     int64_t first_split = 0;
     for (int64_t first = 0; first < p.modules; first += group_) {
       Table table = {};
       for (int64_t k = 0; k < modules(first); ++k) table.dout[k] = dout_[first + k];
       if (by_rows_)
-        if (int error =
-                start(row_blocks<T>, rows_ * row_chunks_, modules(first), stream, p, table, first, row_chunks_, to_))
-          return error;
+        if (int error = by_rows(table, first, stream)) return error;
       if (!g.u) continue;
-      Splits splits(items(first), tiles_of(p.d_in) * chunks_);
-      if (int error = start(column_blocks<T>, tiles_of(p.d_in) * chunks_, splits.count, stream, p, table, first,
-                            modules(first) * p.d_out, items(first), splits.size, first_split, to_))
-        return error;
+      const Splits splits(items(first), column_blocks_a_split());
+      if (int error = by_columns(table, first, splits, first_split, stream)) return error;
       first_split += splits.count;
     }
     FinishGrid grid = {};
@@ -262,6 +349,29 @@ class BackwardCall {
   int64_t modules(int64_t first) const { return std::min(p.modules - first, group_); }
   int64_t items(int64_t first) const { return stores_ ? tiles_of(modules(first) * p.d_out) : modules(first) * rows_; }
 
+  int by_rows(const Table& table, int64_t first, void* stream) const {
+    if constexpr (sizeof(T) == 2)
+      if (strips_)
+        return launch(row_strips<T>, rows_, modules(first), kStripLaunch.threads,
+                      Strip<T>::kSharedBytes + Strip<T>::KeptRows::kSharedBytes, stream, p, table, first,
+                      static_cast<const T*>(images_), to_);
+    return start(row_blocks<T>, rows_ * row_chunks_, modules(first), stream, p, table, first, row_chunks_, to_);
+  }
+
+  int by_columns(const Table& table, int64_t first, const Splits& splits, int64_t first_split, void* stream) const {
+    const int64_t blocks = column_blocks_a_split(), rows = modules(first) * p.d_out;
+    if constexpr (sizeof(T) == 2)
+      if (by_wide_columns())
+        return launch(wide_columns<T>, blocks, splits.count, kTileLaunch.threads, ColumnTile<T>::kSharedBytes, stream,
+                      p, first, rows, splits.size * 64, first_split, to_);
+    return start(column_blocks<T>, blocks, splits.count, stream, p, table, first, rows, items(first), splits.size,
+                 first_split, to_);
+  }
+  bool by_wide_columns() const { return strips_ && stores_; }
+  int64_t column_blocks_a_split() const {
+    return by_wide_columns() ? (p.d_in + TileKind::kWideRows - 1) / TileKind::kWideRows : tiles_of(p.d_in) * chunks_;
+  }
+
   template <class... Parameters, class... Arguments>
   static int start(void (*kernel)(Parameters...), int64_t x, int64_t y, void* stream, Arguments... arguments) {
     return launch(kernel, x, y, Tile::kThreads, TileSum<T>::kSharedBytes, stream, arguments...);
@@ -272,7 +382,8 @@ class BackwardCall {
   const void* const* dout_;
   int64_t rows_, chunks_, row_chunks_, splits_ = 0;  // tiles of rows, of the rank, splits of dU
   int64_t group_;                                    // modules of a launch
-  bool by_rows_, needs_mixed_, stores_;
+  bool by_rows_, needs_mixed_, stores_, strips_;
+  T* images_;
   Intermediate<T> to_ = {};
 };
 

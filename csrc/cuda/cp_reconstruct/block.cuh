@@ -27,12 +27,14 @@ struct Mixed {
   T* high;
   T* low;  // null where kParts is 1
   PETX_DEVICE Mixed from(int64_t value) const { return {high ? high + value : nullptr, low ? low + value : nullptr}; }
-  PETX_DEVICE void put(int64_t i, Compute<T> value) const {
-    cuda::put<T>(high, i, value);
+  // A pack of values, or the first `count` of them.
+  PETX_DEVICE void put(int64_t i, Compute<T> (&values)[16 / sizeof(T)], int64_t count) const {
+    const Pack<T> rounded = pack<T>(values);
+    write_pack(high + i, rounded, count);
     if constexpr (kParts == 2) {
-      T rounded;
-      store(rounded, value);
-      cuda::put<T>(low, i, value - load(rounded));
+#pragma unroll
+      for (int j = 0; j < static_cast<int>(16 / sizeof(T)); ++j) values[j] -= load(rounded.value[j]);
+      write_pack(low + i, pack<T>(values), count);
     }
   }
   static Mixed take(Workspace& workspace, int64_t values) {
@@ -65,18 +67,21 @@ class ReconstructTile {
     const T* v = static_cast<const T*>(p.v) + first * p.rank;
     if (p.diagonal) {
       const T* diagonal = static_cast<const T*>(p.cores) + module_ * p.rank;
-      for (int64_t row = thread_index() / 64; row < rows; row += Tile::kThreads / 64)
-        for (int64_t j = thread_index() % 64; j < p.rank; j += 64)
-          mixed.put(row * p.rank + j, at<T>(v, row * p.rank + j) * at<T>(diagonal, j));
+      mix_tile(mixed, 0, p.rank, [&](C(&to)[kPack], int64_t i, int64_t j, int64_t left) {
+        C by[kPack];
+        unpack(to, read_pack(v + i * p.rank + j, left)), unpack(by, read_pack(diagonal + j, left));
+#pragma unroll
+        for (int u = 0; u < kPack; ++u) to[u] *= by[u];
+      });
       return;
     }
     const T* core = static_cast<const T*>(p.cores) + module_ * p.rank * p.rank;
     for (int64_t begin = 0; begin < p.rank; begin += Tile::kN) {
       Tile::multiply(0, Rows<T>{v, p.rank, rows}, Rows<T>{core + begin * p.rank, p.rank, p.rank - begin}, p.rank);
-      for (int e = thread_index(); e < Tile::kM * Tile::kN; e += Tile::kThreads) {
-        int i = e / Tile::kN, j = e % Tile::kN;
-        if (i < rows && begin + j < p.rank) mixed.put(i * p.rank + begin + j, Tile::result(0, i, j));
-      }
+      mix_tile(mixed, begin, begin + Tile::kN, [&](C(&to)[kPack], int64_t i, int64_t j, int64_t) {
+#pragma unroll
+        for (int u = 0; u < kPack; ++u) to[u] = Tile::result(0, static_cast<int>(i), static_cast<int>(j - begin), u);
+      });
     }
   }
 
@@ -118,28 +123,18 @@ class ReconstructTile {
     return (first + place.row) * p.d_in + column + place.column;
   }
 
-  // Whole packs where the matrix's rows begin at multiples of 16 bytes, single values elsewhere.
-  PETX_DEVICE Pack<T> read_pack(const T* from, int count) const {
-    if (whole(from, count)) return read(reinterpret_cast<const Pack<T>*>(from));
-    Pack<T> values = {};
-#pragma unroll
-    for (int j = 0; j < kPack; ++j)
-      if (j < count) values.value[j] = read(from + j);
-    return values;
-  }
-  PETX_DEVICE void write_pack(T* to, const Pack<T>& values, int count) const {
-    if (whole(to, count)) {
-      write(reinterpret_cast<Pack<T>*>(to), values);
-      return;
-    }
-#pragma unroll
-    for (int j = 0; j < kPack; ++j)
-      if (j < count) write(to + j, values.value[j]);
-  }
-
  private:
-  PETX_DEVICE static bool whole(const T* pack, int count) {
-    return count == kPack && reinterpret_cast<uintptr_t>(pack) % 16 == 0;
+  // Ranks [begin, end) of `mixed`, whose packs make(values, row, rank, ranks left) makes, four threads a row.
+  template <class Make>
+  PETX_DEVICE void mix_tile(const Mixed<T>& mixed, int64_t begin, int64_t end, const Make& make) const {
+    const int64_t row = thread_index() / kSharers;
+    if (row >= rows) return;
+#pragma unroll 1
+    for (int64_t j = begin + thread_index() % kSharers * kPack; j < end; j += kSharers * kPack) {
+      C values[kPack];
+      make(values, row, j, p.rank - j);
+      mixed.put(row * p.rank + j, values, p.rank - j);
+    }
   }
 
   const ReconstructCall<C>& p;

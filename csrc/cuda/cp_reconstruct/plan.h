@@ -1,7 +1,9 @@
-// How a call of cp_reconstruct is launched: a block takes 64 rows of one module and some tiles of columns.
+// How a call of cp_reconstruct is launched: a block takes 64 rows of one module and some tiles of columns. In 16-bit
+// types and up to a rank of 64 it keeps A of its rows in registers (common/strip.cuh), where there are so many tiles
+// that they save more than the launch takes which makes A and U's images.
 #pragma once
 
-#include "cuda/common/plan.h"
+#include "cuda/common/wide_plan.h"
 #include "kernels/cp_reconstruct.h"
 
 namespace petx::cuda {
@@ -13,10 +15,19 @@ inline constexpr int64_t kTableModules = 240;
 struct CpReconstructPlan {
   int64_t row_tiles;
   ColumnShares shares;  // of 64 rows; A_k of the rows costs each about a tile
+  bool strips;
 
   explicit CpReconstructPlan(const CpReconstructParams& p)
-      : row_tiles(tiles_along(p.d_out)), shares(p.modules * row_tiles, tiles_along(p.d_in), 1) {}
+      : row_tiles(tiles_along(p.d_out)),
+        shares(p.modules * row_tiles, tiles_along(p.d_in), 1),
+        strips(may_take_strips(p.dtype, p.rank) &&
+               (wanted_parts() || p.modules * row_tiles * shares.tiles >= kFewestTiles)) {}
   int64_t blocks_a_module() const { return row_tiles * shares.count; }
+
+ private:
+  // By the model (docs/cost.md) a tile takes a multiprocessor 1.5 microseconds, two side by side, and by strips 0.4;
+  // the launch takes 4.
+  static constexpr int64_t kFewestTiles = 4 * kMultiprocessors;
 };
 
 }  // namespace petx::cuda

@@ -7,7 +7,7 @@
 // g_k from h), before it one that splits the depth of dy_k V among blocks where that takes less (plan.h), and one over
 // blocks of rows and shares of dx's columns (the sum over k that is dh, which each share makes for itself, and dx);
 // then the sums over tokens (token_sums.cuh): the products, and their splits added up. A diagonal core's gradient is a
-// sum of columns beside the products. Bytes: the dy_k twice, the second time mostly from the cache, x and dx once; beside
+// sum of columns beside these. Bytes: the dy_k twice, the second time mostly from the cache, x and dx once; beside
 // them [N, R] tensors only. What nobody asked for is neither computed nor stored. Tiling: that of the forward. What
 // each projection adds to dh is rounded to the storage type, as torch's is, and the sum over k is made in C.
 

@@ -42,18 +42,19 @@ FINISH = "cp_reconstruct/finish.cuh"
 MUTATIONS = [
     # A and the update
     Mutation("lost low part of A", TILE, r" \+ Tile::result\(1, row, column\)", ""),
-    Mutation("A's low part from its high one", TILE, r"value - load\(rounded\)\)", "load(rounded) - load(rounded))"),
+    Mutation("A's low part from its high one", TILE, r"values\[j\] -= load\(rounded.value\[j\]\)", "values[j] = 0"),
     Mutation("diagonal of the first module", TILE, r"p.cores\) \+ module_ \* p.rank;", "p.cores);"),
     Mutation("core of the first module", TILE, r" \+ module_ \* p.rank \* p.rank;", ";"),
     Mutation("turned core", TILE, r"Rows<T>\{core \+ begin \* p.rank,", "Columns<T>{core + begin,"),
     Mutation("last rank left out", TILE, r"(\{mixed.high, p.rank, rows\}, u), p.rank\)", r"\1, p.rank - (p.rank > 1))"),
-    Mutation("rows past the end mixed", TILE, r"if \(i < rows && begin \+ j < p.rank\)", "if (begin + j < p.rank)"),
-    Mutation("ranks past the end mixed", TILE, r"if \(i < rows && begin \+ j < p.rank\)", "if (i < rows)"),
+    Mutation("rows past the end mixed", TILE, r"if \(row >= rows\) return;", ""),
+    Mutation("ranks past the end mixed", TILE, r"p.rank \+ j, values, p.rank - j\)", "p.rank + j, values, kPack)"),
+    Mutation("a row's first packs alone", TILE, r"j < end; j \+= kSharers \* kPack", "j < end; j = end"),
     Mutation(
         "last rows of the wrong block", TILE, r"p.d_out - first < Tile::kM \? p.d_out - first : Tile::kM", "Tile::kM"
     ),
     Mutation("pack past the row's end", TILE, r"left < kPack \? static_cast<int>\(left\) : kPack", "kPack"),
-    Mutation("missing alignment test", TILE, r" && reinterpret_cast<uintptr_t>\(pack\) % 16 == 0", ""),
+    Mutation("missing alignment test", "common/kernel.cuh", r" && reinterpret_cast<uintptr_t>\(pack\) % 16 == 0", ""),
     # the gate
     Mutation("threshold of the first module", TILE, r"p.threshold_of\(module\)", "0"),
     Mutation("temperature not inverted", TILE, r"C\(1 / p.temperature\)", "C(p.temperature)"),
@@ -67,7 +68,12 @@ MUTATIONS = [
     Mutation(
         "weight not added", FORWARD, r"load\(values\[n\].value\[j\]\) \+ tile.template gate", "tile.template gate"
     ),
-    Mutation("weight of the first module", FORWARD, r"table.weights\[block_y\(\)\]", "table.weights[0]"),
+    Mutation(
+        "weight of the first module",
+        FORWARD,
+        r"table.weights\[block_y\(\)\](\);\s+T\* out = [^;]+;\s+int64_t begin)",
+        r"table.weights[0]\1",
+    ),
     Mutation(
         "factors of the table's first modules", FORWARD, r"first_module \+ block_y\(\), row_tile", "block_y(), row_tile"
     ),
@@ -80,17 +86,24 @@ MUTATIONS = [
     Turned(
         "rows on the grid's second axis",
         FORWARD,
-        r"plan_\.blocks_a_module\(\), modules\(first\), Tile",
-        "modules(first), plan_.blocks_a_module(), Tile",
+        r"plan_\.blocks_a_module\(\), modules\(first\), threads",
+        "modules(first), plan_.blocks_a_module(), threads",
     ),
-    Mutation("workspace a row short", FORWARD, r"Tile::kM \* p\.rank\);", "(Tile::kM - 1) * p.rank);"),
+    Mutation(
+        "workspace a row short", FORWARD, r"blocks_a_module\(\) \* Tile::kM;", "blocks_a_module() * (Tile::kM - 1);"
+    ),
     # the backward
     Mutation("lost slope", BACKWARD, r"d \* slopes.value\)", "d)"),
     Mutation("swapped slopes", BACKWARD, r"d \* slopes.threshold", "d * slopes.value"),
     Mutation("dA in the first module's place", BACKWARD, r"width \+ module \* p.rank \+ begin", "width + begin"),
     Mutation("every chunk of ranks writes the threshold", BACKWARD, r" \|\| chunk != 0\)", ")"),
-    Mutation("threshold of half a warp", BACKWARD, r"mask = 16; mask", "mask = 8; mask"),
-    Mutation("a warp's threshold left out", BACKWARD, r"int warp = 1; warp", "int warp = 2; warp"),
+    Mutation(
+        "threshold of half a warp",
+        BACKWARD,
+        r"mask = 16; (mask[^\n]+\n  sync_block\(\);  // of result 0)",
+        r"mask = 8; \1",
+    ),
+    Mutation("a warp's threshold left out", BACKWARD, r"int warp = 1; ([^\n]+Tile::result)", r"int warp = 2; \1"),
     Mutation("missing mask of the last columns", BACKWARD, r"p.d_in - from < piece \? p.d_in - from : piece", "piece"),
     Mutation("split one item short", BACKWARD, r"item < end; \+\+item", "item < end - (end > 20); ++item"),
     Mutation("tables' splits in one place", BACKWARD, r"first_split \+= splits.count", "first_split += 0"),
@@ -108,16 +121,14 @@ MUTATIONS = [
         "(block_y() * p.d_out)",
     ),
     Mutation("D of every tile in one place", BACKWARD, r"made \+ column, stride", "made, stride"),
-    Mutation(
-        "D's rows of the next module overwritten", BACKWARD, r"if \(place.row < tile.rows\) tile.write", "tile.write"
-    ),
+    Mutation("D's rows of the next module overwritten", BACKWARD, r"if \(place.row < tile.rows\) write", "write"),
     Mutation("every chunk of ranks stores D", BACKWARD, r"to.stored && chunk == 0", "to.stored"),
     Mutation(
         "every split from the first row", BACKWARD, r"row = block_y\(\) \* split_items \* 64", "row = 0 * split_items"
     ),
     Mutation("rows past a split's end", BACKWARD, r"end \* 64 < rows \? end \* 64 - row : rows - row", "rows - row"),
     Mutation("rows past the last", BACKWARD, r"end \* 64 < rows \? end \* 64 - row : rows - row", "end * 64 - row"),
-    Mutation("A of the first group", BACKWARD, r"\(first_module \* p.d_out \+ row\)", "row"),
+    Mutation("A of the first group", BACKWARD, r"\(first_module \* p.d_out \+ row\)( \* p.rank \+ begin)", r"row\1"),
     Mutation("D made again beside the stored one", BACKWARD, r"    end = 0;\n", ""),
     # what is left
     Mutation("first split left out", FINISH, r"split = 0; split < splits_", "split = splits_ > 1; split < splits_"),

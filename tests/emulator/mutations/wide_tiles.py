@@ -39,7 +39,12 @@ MUTATIONS = [
     Mutation("last chunk not multiplied", WIDE, r"chunk < chunks; \+\+chunk", "chunk < chunks - 1; ++chunk"),
     Mutation("last chunk not brought", WIDE, r"chunk \+ kStages - 1 < chunks", "chunk + kStages < chunks"),
     Mutation("ragged chunk not counted", WIDE, r"\(depth \+ kDepth - 1\) / kDepth", "depth / kDepth"),
-    Mutation("operands share a stage", WIDE, r"return stage \+ kRowParts \* kPartPacks;", "return stage;"),
+    Mutation(
+        "operands share a stage",
+        WIDE,
+        r"first.stage\(chunk, stage \+ kRowParts \* kPartPacks\)",
+        "first.stage(chunk, stage)",
+    ),
     Mutation("next chunk from the same depth", WIDE, r"next_ \+= kTransposed \? kDepth \* from_.stride : kDepth;", ";"),
     Mutation("every part the first", WIDE, r"next_ \+ part \* gap_, true", "next_, true"),
     Mutation("every part the first, masked", WIDE, r"next_ \+ part \* gap_, row", "next_, row"),
@@ -54,16 +59,18 @@ MUTATIONS = [
     Mutation(
         "second turned rows are the first", WIDE, r"kTransposed \? 2 \* half : 2 \* step", "kTransposed ? 0 : 2 * step"
     ),
-    Mutation("every step the first", WIDE, r"B::kTransposed \? 0 : 2 \* step", "0"),
-    Mutation("every turned step the first", WIDE, r"B::kTransposed \? step \* 64 : 0", "0"),
-    Mutation("columns of the first part", WIDE, r"part \* kPartPacks \+\s+\(B::kTransposed", "(B::kTransposed"),
+    Mutation("every step the first", WIDE, r"Operand::kTransposed \? 0 : 2 \* step", "0"),
+    Mutation("every turned step the first", WIDE, r"Operand::kTransposed \? step \* 64 : 0", "0"),
+    Mutation(
+        "columns of the first part", WIDE, r"part \* kPartPacks \+ \(Operand::kTransposed", "(Operand::kTransposed"
+    ),
     Mutation("swapped fragment registers", WIDE, r"columns\[0\], columns\[1\]", "columns[1], columns[0]"),
     Mutation("fragment of the other pair", WIDE, r"columns\[2\], columns\[3\]", "columns[0], columns[1]"),
     Mutation(
         "both warps have the same columns",
         WIDE,
-        r"begin_of<B::kTransposed>\(warp % 2 \* 16 \+ ",
-        "begin_of<B::kTransposed>(",
+        r"begin_of<Operand::kTransposed>\(column \+ ",
+        "begin_of<Operand::kTransposed>(",
     ),
     # tails
     Mutation("missing mask of the depth", WIDE, r"last < rest \? from_.count : 0", "from_.count"),
