@@ -27,6 +27,10 @@ CASES = [
     site("one-token", batch=(1, 1), d=24, granularity="large"),
     modes("projections", batch=(1, 150), d_in=136, d_out=37, rank=72, count=2, dropout=0.1),
     mixture("experts", batch=(1, 150), d=136, experts=3, rank=23, gate="token"),
+    # Ranks and experts' own columns in one tile of 128 x 96.
+    mixture("joined", batch=(1, 150), d=136, experts=3, rank=20, gate="token", scope=True),
+    mixture("joined-odd", batch=(1, 67), d=131, experts=5, rank=7, gate="sample"),
+    mixture("joined-unbiased", batch=(1, 33), d=24, experts=2, rank=5, gate="token", bias=False),
 ]
 COSTS = [
     site("whole", batch=(1, 192), d=192, r=96, r_g=64, granularity="large"),

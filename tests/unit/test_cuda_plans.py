@@ -86,6 +86,18 @@ def test_few_rows_split_the_depth_of_an_update(sizes, down, out):
         assert f"{product} in {splits} splits of its depth" in why or splits == 1 and f"{product} in 1 piece" in why
 
 
+def test_low_ranks_of_many_rows_go_by_strips():
+    words = "strips of 64 rows"
+    assert words in plan("expert_mixture", stacked=64, gated=1)["why"]
+    assert words not in plan("expert_mixture", stacked=64)["why"]  # nobody between the products makes the images
+    for other in (dict(stacked=65), dict(stacked=64, rows=512), dict(stacked=64, dtype="float32")):
+        assert words not in plan("expert_mixture", gated=1, **other)["why"]
+    words = "keep in registers"
+    assert words in plan("cp_reconstruct")["why"]
+    for other in (dict(rank=65), dict(modules=3), dict(dtype="float32")):
+        assert words not in plan("cp_reconstruct", **other)["why"]
+
+
 @pytest.mark.parametrize(
     ("sizes", "wide"),
     [

@@ -10,202 +10,91 @@
 // storage type as its own are; all that is K wide stays here.
 
 #include "cuda/common/token_sums.cuh"
-#include "cuda/expert_mixture/block.cuh"
+#include "cuda/expert_mixture/grads.cuh"
+#include "cuda/expert_mixture/strips.cuh"
 
 namespace petx::cuda {
 namespace {
 
 template <class T>
-struct Work {
-  using C = Compute<T>;
-  T* du;           // [N, K r] first q
-  T* hidden;       // [N, K r] beta g act(u)
-  T* scaled_gate;  // [N, K] beta g, zeros out of scope: up_bias' gradient is its product with dout
-  C* equal_gate;   // [N] the same where all gates are equal: then the gradient of each bias is one sum
-  C* dgates;       // [N, K]
-  T* raw_dgates;   // [N, K] dout . b_k by cuBLAS
-  T* dlogits;      // [N, K]
-  C* sample;       // [samples, K] gradients of samples' logits
-  C* token;        // [samples, K] the part of each token that counts
-  T* down_weight;  // [K r, d] and
-  T* up_weight;    // [d, K r] by cuBLAS
-};
-
-// The products of 64 rows.
-template <class T, class TileType = TileOf<T>>
-class Backward : Mixture<T, TileType> {
-  using Base = Mixture<T, TileType>;
-  using Base::p, Base::token, Base::mixed, Base::kRun;
-  using typename Base::C;
-  using typename Base::Run;
-  using typename Base::Tile;
-
- public:
-  PETX_DEVICE Backward(const MixtureCall<C>& call, const ExpertMixtureGrads& grads, const Work<T>& work)
-      : Base(call, block_x()), g(grads), work_(work) {}
-
-  // q, and behind its tiles, where gates learn, dout . b_k.
-  PETX_DEVICE void products(const ColumnShares& shares, int64_t q_tiles) const {
-    Base::each_tile(shares, [&](int64_t tile) {
-      const int64_t begin = (tile < q_tiles ? tile : tile - q_tiles) * Tile::kN;
-      if (tile < q_tiles) {
-        Tile::multiply(0, this->block_rows(g.dout, p.d), Base::weight_columns(p.up_weight, begin, p.stacked, p.stacked),
-                       p.d);
-        this->each_run(begin, p.stacked, [&](int64_t column, int c, int64_t left) {
-          Base::store_run(work_.du, token * p.stacked + column, left, this->result(0, c));
-        });
-        return;
-      }
-      Tile::multiply(0, this->block_rows(g.dout, p.d), Base::weight_rows(p.up_bias, begin, p.experts, p.d), p.d);
-      this->each_run(begin, p.experts, [&](int64_t k, int c, int64_t left) {
-#pragma unroll
-        for (int j = 0; j < kRun; ++j)
-          if (j < left) write(work_.dgates + token * p.experts + k + j, Tile::result(0, this->row, c + j));
-      });
-    });
-  }
-
-  PETX_DEVICE void dx(const ColumnShares& shares) const {
-    Base::each_tile(shares, [&](int64_t tile) {
-      const int64_t begin = tile * Tile::kN;
-      Tile::multiply(0, this->block_rows(work_.du, p.stacked), Base::weight_columns(p.down_weight, begin, p.d, p.d),
-                     p.stacked);
-      this->each_run(begin, p.d,
-                     [&](int64_t column, int c, int64_t left) { put_dx(column, left, this->result(0, c)); });
-    });
-  }
-
-  // After torch's product, which lies in dx.
-  PETX_DEVICE void finish(const ColumnShares& shares) const {
-    Base::each_tile(shares, [&](int64_t tile) {
-      this->each_run(tile * Tile::kN, p.d, [&](int64_t column, int, int64_t left) {
-        put_dx(column, left, Base::load_run(g.dx, token * p.d + column, left));
-      });
-    });
-  }
-
- private:
-  // dx of a run from its product.
-  PETX_DEVICE void put_dx(int64_t column, int64_t left, Run dx) const {
-    const int64_t i = token * p.d + column;
-    const Run dout = Base::load_run(g.dout, i, left);
-    const C by = mixed ? p.alpha : C(1);
-#pragma unroll
-    for (int j = 0; j < kRun; ++j) dx.value[j] += by * dout.value[j];
-    if (p.gated()) {
-      const T* dlogits = work_.dlogits + token * p.experts;
-      Base::add_vectors(dx, p.gate_weight, column, left, [&](int64_t k) { return load(read(dlogits + k)); });
-    }
-    Base::store_run(g.dx, i, left, dx);
-  }
-
-  const ExpertMixtureGrads& g;
-  const Work<T>& work_;
-};
-
-// Between the products: q becomes du, the hidden values are made, and the gates' gradients; of a token's gate the
-// logits' too. A row's lanes go through an expert's values side by side; then every eighth expert is one's.
-template <class T>
-class Between : MixtureRow<T> {
-  using Base = MixtureRow<T>;
-  using Base::p, Base::lane, Base::token, Base::mixed, Base::valid, Base::kRun, Base::kLanes;
-  using typename Base::C;
-  using typename Base::Run;
-
- public:
-  PETX_DEVICE Between(const MixtureCall<C>& call, const Work<T>& work) : Base(call), work_(work) {}
-
-  PETX_DEVICE void run() const {
-    const int64_t first_gate = token * p.experts;
-    if (work_.equal_gate && valid && !lane) write(work_.equal_gate + token, mixed ? p.beta * p.equal_gate : C(0));
-    C mean = 0;
-#pragma unroll 1
-    for (int64_t k = 0; k < p.experts; ++k) {
-      const C gate = mixed ? this->gate(k) : C(0), scale = p.beta * gate;
-      C along = 0;
-      if (work_.hidden || work_.du)
-        this->each_run(k, [&](int64_t i, int64_t, int64_t left) {
-          const Run u = Base::load_run(p.u, i, left);
-          if (work_.hidden) {
-            const Run hidden = scaled_activation(p.activation, u, scale);
-            Base::store_run(work_.hidden, i, left, mixed ? hidden : Run{});
-          }
-          if (!work_.du) return;
-          Run q = Base::load_run(work_.du, i, left);
-          with_activation(p.activation, [&]<ExpertActivation kind>() {
-#pragma unroll
-            for (int j = 0; j < kRun; ++j) {
-              if (work_.dgates) along += q.value[j] * expert_activation<kind>(u.value[j]);
-              if constexpr (kind == ExpertActivation::relu) {
-                q.value[j] =
-                    u.value[j] <= C(0) ? C(0) : scale * q.value[j];  // what it cuts off gets zero whatever comes
-              } else {
-                q.value[j] *= scale * expert_activation_slope<kind>(u.value[j]);
-              }
-            }
-          });
-          Base::store_run(work_.du, i, left, mixed ? q : Run{});
-        });
-      along = Base::row_sum(along);
-      if (!valid || k % kLanes != lane) continue;
-      if (work_.scaled_gate) put<T>(work_.scaled_gate, first_gate + k, scale);
-      if (!work_.dgates) continue;
-      C dgate = mixed ? p.beta * (along + dout_along_bias(first_gate + k)) : C(0);
-      write(work_.dgates + first_gate + k, dgate);
-      mean += gate * dgate;
-    }
-    if (!work_.dgates || p.gate != ExpertGate::token) return;
-    mean = Base::row_sum(mean);
-    for (int64_t k = lane; valid && k < p.experts; k += kLanes)
-      put<T>(work_.dlogits, first_gate + k,
-             mixed ? logit_grad(this->gate(k), read(work_.dgates + first_gate + k), mean) : C(0));
-  }
-
- private:
-  PETX_DEVICE C dout_along_bias(int64_t i) const {
-    if (work_.raw_dgates) return load(read(work_.raw_dgates + i));
-    return p.up_bias ? read(work_.dgates + i) : C(0);
-  }
-
-  const Work<T>& work_;
-};
-
-template <class T>
 PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
-    mixture_products(MixtureCall<Compute<T>> p, ExpertMixtureGrads g, Work<T> work, ColumnShares shares,
+    mixture_products(MixtureCall<Compute<T>> p, ExpertMixtureGrads g, MixtureGradWork<T> work, ColumnShares shares,
                      int64_t q_tiles) {
-  Backward<T>(p, g, work).products(shares, q_tiles);
+  MixtureBackward<T>(p, g, work).products(shares, q_tiles);
+}
+
+// The same by tiles of 128 x 32 n: block (128 rows, tile). `tiles` of the ranks are there, behind them those of the
+// experts, or both in one tile.
+template <class T, int parts, bool joined>
+PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
+    mixture_wide_products(MixtureCall<Compute<T>> p, ExpertMixtureGrads g, MixtureGradWork<T> work, int64_t tiles) {
+  using Wide = WideTile<T, parts>;
+  const int64_t first = block_x() * Wide::kM, tile = block_y();
+  const Rows<T> dout{static_cast<const T*>(g.dout) + first * p.d, p.d, p.rows - first};
+  const int64_t begin = tile * Wide::kN, expert = joined ? 0 : (tile - tiles) * Wide::kN;
+  const Columns<T> up{static_cast<const T*>(p.up_weight) + begin, p.stacked, p.stacked - begin};
+  const Rows<T> bias{static_cast<const T*>(p.up_bias) + expert * p.d, p.d, p.up_bias ? p.experts - expert : 0};
+  typename Wide::Sums sums;
+  if constexpr (joined) {
+    Wide::multiply_beside(sums, dout, up, bias, p.d);
+  } else if (tile < tiles) {
+    Wide::multiply(sums, dout, up, p.d);
+  } else {
+    Wide::multiply(sums, dout, bias, p.d);
+  }
+  Wide::leave(sums);
+  const int columns = joined ? Wide::kN - 32 : tile < tiles ? Wide::kN : 0;
+  for (int half = 0; half < 2; ++half)
+    MixtureBackward<T>(p, g, work, 2 * block_x() + half).template put_wide_products<Wide>(half, begin, columns, expert);
 }
 
 template <class T>
 PETX_KERNEL void __launch_bounds__(kRowLaunch.threads, kRowLaunch.blocks)
-    mixture_between_bwd(MixtureCall<Compute<T>> p, Work<T> work) {
-  Between<T>(p, work).run();
+    mixture_between_bwd(MixtureCall<Compute<T>> p, MixtureGradWork<T> work) {
+  const int64_t image = block_x() - MixtureRow<T>::blocks(p.rows);
+  if (image < 0) return MixtureBetween<T>(p, work).run();
+  // Behind the rows' blocks, one for each image.
+  if constexpr (sizeof(T) == 2) {
+    const int64_t column = image * Strip<T>::kColumns;
+    const Columns<T> weight = RowBlock<T>::weight_columns(p.down_weight, column, p.d, p.d);
+    Strip<T>::template make_image<kRowLaunch.threads>(weight, p.stacked, work.images + image * Strip<T>::kImage);
+  }
 }
 
 template <class T>
 PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
-    mixture_dx(MixtureCall<Compute<T>> p, ExpertMixtureGrads g, Work<T> work, ColumnShares shares) {
-  Backward<T>(p, g, work).dx(shares);
+    mixture_dx(MixtureCall<Compute<T>> p, ExpertMixtureGrads g, MixtureGradWork<T> work, ColumnShares shares) {
+  MixtureBackward<T>(p, g, work).dx(shares);
 }
 
 // The same by tiles of 64 x 128.
 template <class T>
 PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
-    mixture_wide_dx(MixtureCall<Compute<T>> p, ExpertMixtureGrads g, Work<T> work, ColumnShares shares) {
-  Backward<T, TurnedTile<T>>(p, g, work).dx(shares);
+    mixture_wide_dx(MixtureCall<Compute<T>> p, ExpertMixtureGrads g, MixtureGradWork<T> work, ColumnShares shares) {
+  MixtureBackward<T, TurnedTile<T>>(p, g, work).dx(shares);
+}
+
+// The same by strips.
+template <class T>
+PETX_KERNEL void __launch_bounds__(kStripLaunch.threads, kStripLaunch.blocks)
+    mixture_strip_dx(MixtureCall<Compute<T>> p, ExpertMixtureGrads g, MixtureGradWork<T> work, ColumnShares shares) {
+  const MixtureStrip<T> strip(p);
+  const float by[2] = {strip.in_scope(0) ? p.alpha : 1.0f, strip.in_scope(1) ? p.alpha : 1.0f};
+  const bool adds[2] = {strip.valid(0), strip.valid(1)};
+  auto weight = [&](int n, int64_t k) { return load(read(work.dlogits + strip.token(n) * p.experts + k)); };
+  strip.run(shares, work.du, work.images, g.dout, by, adds, p.gate_weight, weight, g.dx);
 }
 
 template <class T>
 PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
-    mixture_finish_bwd(MixtureCall<Compute<T>> p, ExpertMixtureGrads g, Work<T> work, ColumnShares shares) {
-  Backward<T>(p, g, work).finish(shares);
+    mixture_finish_bwd(MixtureCall<Compute<T>> p, ExpertMixtureGrads g, MixtureGradWork<T> work, ColumnShares shares) {
+  MixtureBackward<T>(p, g, work).finish(shares);
 }
 
 // The gradients of a sample's logits from those of its tokens' gates, and each token's part of them.
 template <class T>
 PETX_KERNEL void __launch_bounds__(kSumLaunch.threads, kSumLaunch.blocks)
-    sample_gate_grads(MixtureCall<Compute<T>> p, Work<T> work) {
+    sample_gate_grads(MixtureCall<Compute<T>> p, MixtureGradWork<T> work) {
   using C = Compute<T>;
   int64_t sample = block_x(), experts = p.experts;
   C *whole = work.sample + sample * experts, *part = work.token + sample * experts;
@@ -266,6 +155,7 @@ class BackwardCall {
     const bool wide_down = widened(g.down_weight, 1), wide_up = widened(g.up_weight, 3);
     work_.down_weight = workspace.take<T>(wide_down ? weight : 0);
     work_.up_weight = workspace.take<T>(wide_up ? weight : 0);
+    work_.images = workspace.take<T>(plan_.strips && g.dx ? images_of_columns(p.d) : 0);
 
     if (!plan_.hybrid) {
       sums_.product(grad(g.up_weight, 3), g.dout, work_.hidden, p.d, p.stacked);
@@ -290,7 +180,8 @@ class BackwardCall {
     if (int error = work_.du ? (plan_.hybrid ? library_products() : products(stream)) : 0) return error;
     if (between)
       if (int error =
-              launch(mixture_between_bwd<T>, MixtureRow<T>::blocks(p.rows), 1, kRowLaunch.threads, 0, stream, p, work_))
+              launch(mixture_between_bwd<T>, MixtureRow<T>::blocks(p.rows) + (work_.images ? tiles_along(p.d) : 0), 1,
+                     kRowLaunch.threads, 0, stream, p, work_))
         return error;
     if (work_.sample)
       if (int error = launch(sample_gate_grads<T>, p.samples(), 1, SampleSums::kThreads, SampleSums::shared_bytes<C>(),
@@ -303,6 +194,18 @@ class BackwardCall {
 
  private:
   int products(void* stream) const {
+    const DownTiles tiles(p, p.gated() && p.up_bias ? p.experts : 0);
+    if constexpr (sizeof(T) == 2) {
+      auto start = [&](auto* kernel, int shared_bytes) {
+        const int64_t ranks = tiles.rank_tiles(p.stacked);
+        const int64_t experts = tiles.joined || !p.gated() || !p.up_bias ? 0 : tiles.kind.across(p.experts);
+        return launch(kernel, tiles.kind.down(p.rows), ranks + experts, kTileLaunch.threads, shared_bytes, stream, p, g,
+                      work_, ranks);
+      };
+      if (tiles.joined) return start(mixture_wide_products<T, 3, true>, WideTile<T, 3>::kSharedBytes);
+      if (tiles.kind.parts == 3) return start(mixture_wide_products<T, 3, false>, WideTile<T, 3>::kSharedBytes);
+      if (tiles.kind.parts == 1) return start(mixture_wide_products<T, 1, false>, WideTile<T, 1>::kSharedBytes);
+    }
     const int64_t q_tiles = tiles_along(p.stacked), more = p.gated() && p.up_bias ? tiles_along(p.experts) : 0;
     const ColumnShares shares(plan_.blocks, q_tiles + more);
     return launch(mixture_products<T>, plan_.blocks, shares.count, Tile::kThreads, Tile::shared_bytes(1), stream, p, g,
@@ -312,6 +215,10 @@ class BackwardCall {
     auto rows = [&](auto* kernel, const ColumnShares& shares, int bytes) {
       return launch(kernel, plan_.blocks, shares.count, Tile::kThreads, bytes, stream, p, g, work_, shares);
     };
+    if constexpr (sizeof(T) == 2)
+      if (plan_.strips)
+        return launch(mixture_strip_dx<T>, plan_.blocks, plan_.shares.count, kStripLaunch.threads,
+                      Strip<T>::kSharedBytes, stream, p, g, work_, plan_.shares);
     if constexpr (sizeof(T) == 2)
       if (!plan_.hybrid && plan_.up.wide()) return rows(mixture_wide_dx<T>, plan_.up, TurnedTile<T>::shared_bytes(1));
     if (!plan_.hybrid) return rows(mixture_dx<T>, plan_.up, Tile::shared_bytes(1));
@@ -349,7 +256,7 @@ class BackwardCall {
   const ExpertMixtureGrads& g;
   ExpertMixturePlan plan_;
   const Products& products_;
-  Work<T> work_ = {};
+  MixtureGradWork<T> work_ = {};
   TokenSums<T, 4, 6, 12> sums_;
 };
 

@@ -127,7 +127,7 @@ class MixtureRow {
   using C = Compute<T>;
   using Run = typename RowBlock<T>::Run;
   static constexpr int kRun = RowBlock<T>::kRun, kLanes = 8, kRows = kRowLaunch.threads / kLanes;
-  static int64_t blocks(int64_t rows) { return (rows + kRows - 1) / kRows; }
+  PETX_HD static int64_t blocks(int64_t rows) { return (rows + kRows - 1) / kRows; }
 
   PETX_DEVICE explicit MixtureRow(const MixtureCall<C>& call)
       : p(call),

@@ -14,7 +14,7 @@
 // Hybrid. The wide products are torch's (cuBLAS, same stream); what lies between is one pass over u and, after the last
 // product, one over x and y. The gate's K columns are a tile here and a pass over x.
 
-#include "cuda/expert_mixture/block.cuh"
+#include "cuda/expert_mixture/strips.cuh"
 
 namespace petx::cuda {
 namespace {
@@ -25,6 +25,7 @@ struct Work {
   T* hidden;       // [N, K r] beta g act(u)
   C* logits;       // [N, K] without bias
   C* mean_logits;  // [samples, K]
+  T* images;       // of the up weight's rows, where y is made by strips
 };
 
 template <class T, class TileType = TileOf<T>>
@@ -40,8 +41,8 @@ class Forward : Mixture<T, TileType> {
   // reads the one that is written.
   static constexpr int kProductBytes = Tile::shared_bytes(1), kBiasBytes = 2 * Tile::kN * sizeof(C);
 
-  PETX_DEVICE Forward(const MixtureCall<C>& call, const Work<T>& work, T* out, int biases_at)
-      : Base(call, block_x()), work_(work), out_(out), biases_(biases_at) {}
+  PETX_DEVICE Forward(const MixtureCall<C>& call, const Work<T>& work, T* out, int biases_at, int64_t block = block_x())
+      : Base(call, block), work_(work), out_(out), biases_(biases_at) {}
 
   // u of the block's rows and their logits, from column `from` on of both; with equal gates the hidden values.
   PETX_DEVICE void down(const ColumnShares& shares, int64_t from) const {
@@ -54,23 +55,28 @@ class Forward : Mixture<T, TileType> {
                             width - begin};
       Tile::multiply(0, this->block_rows(p.x, p.d), columns, p.d);
       this->each_run(begin, width, [&](int64_t column, int c, int64_t left) {
-        Run u = this->result(0, c);
+        const Run u = this->result(0, c);
         const int64_t own = p.stacked - column;  // values of the run that are u's; logits follow
-        if (own < kRun && own < left) {
-#pragma unroll
-          for (int j = 0; j < kRun; ++j)
-            if (j >= own && j < left) write(work_.logits + token * p.experts + (j - own), u.value[j]);
-        }
-        if (own <= 0) return;
-        const int64_t i = token * p.stacked + column;
-        if (p.down_bias) Base::add_to(u, Base::load_run(p.down_bias, column, own));
-        Base::store_run(p.u, i, own, u);
-        if (p.gated()) return;
-        // Of u as the backward will find it.
-        Run hidden = scaled_activation(p.activation, Base::rounded(u), p.beta * p.equal_gate);
-        Base::store_run(work_.hidden, i, own, mixed ? hidden : Run{});
+        put_logits(-own, left, u);
+        if (own > 0) put_down(column, own, u);
       });
     });
+  }
+  // The same of a tile of 128 rows, of which these are one `half`: u from column `begin` on in `columns` of it, and
+  // behind them or, if there are none, from the first on, the logits of the experts from `expert` on.
+  template <class Wide>
+  PETX_DEVICE void put_wide_down(int half, int64_t begin, int columns, int64_t expert) const {
+    this->each_run(
+        begin, p.stacked,
+        [&](int64_t column, int c, int64_t left) { put_down(column, left, this->template wide_result<Wide>(half, c)); },
+        columns);
+    if (columns == Wide::kN) return;
+    this->each_run(
+        expert, p.experts,
+        [&](int64_t k, int c, int64_t left) {
+          put_logits(k, left, this->template wide_result<Wide>(half, columns + c));
+        },
+        Wide::kN - columns);
   }
 
   PETX_DEVICE void up(const ColumnShares& shares) const {
@@ -97,6 +103,24 @@ class Forward : Mixture<T, TileType> {
   }
 
  private:
+  // What of a run lies at experts from number k on, which may be below 0.
+  PETX_DEVICE void put_logits(int64_t k, int64_t left, const Run& run) const {
+    if (k + kRun <= 0) return;
+#pragma unroll
+    for (int j = 0; j < kRun; ++j)
+      if (k + j >= 0 && j < left) write(work_.logits + token * p.experts + k + j, run.value[j]);
+  }
+  // u, of which the run has `left` values, without its bias; with equal gates the hidden values.
+  PETX_DEVICE void put_down(int64_t column, int64_t left, Run u) const {
+    const int64_t i = token * p.stacked + column;
+    if (p.down_bias) Base::add_to(u, Base::load_run(p.down_bias, column, left));
+    Base::store_run(p.u, i, left, u);
+    if (p.gated()) return;
+    // Of u as the backward will find it.
+    Run hidden = scaled_activation(p.activation, Base::rounded(u), p.beta * p.equal_gate);
+    Base::store_run(work_.hidden, i, left, mixed ? hidden : Run{});
+  }
+
   // beta sum_k b_k / K of a tile's columns, zeros past the last.
   PETX_DEVICE void mean_biases(int64_t tile) const {
     const int64_t column = tile * Tile::kN + thread_index();
@@ -175,10 +199,43 @@ PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
   Forward<T>(p, work, nullptr, 0).down(shares, from);
 }
 
+// The same by tiles of 128 x 32 n: block (128 rows, tile). `tiles` of the ranks are there, behind them those of the
+// experts, or both in one tile.
+template <class T, int parts, bool joined>
+PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
+    mixture_wide_down(MixtureCall<Compute<T>> p, Work<T> work, int64_t tiles) {
+  using Wide = WideTile<T, parts>;
+  const int64_t first = block_x() * Wide::kM, tile = block_y();
+  const Rows<T> x{static_cast<const T*>(p.x) + first * p.d, p.d, p.rows - first};
+  const T *weight = static_cast<const T*>(p.down_weight), *gate = static_cast<const T*>(p.gate_weight);
+  const int64_t begin = tile * Wide::kN, expert = joined ? 0 : (tile - tiles) * Wide::kN;
+  typename Wide::Sums sums;
+  if constexpr (joined) {
+    Wide::multiply_beside(sums, x, Rows<T>{weight, p.d, p.stacked}, Rows<T>{gate, p.d, p.experts}, p.d);
+  } else {
+    const bool ranks = tile < tiles;
+    Wide::multiply(sums, x,
+                   Rows<T>{ranks ? weight + begin * p.d : gate + expert * p.d, p.d,
+                           ranks ? p.stacked - begin : p.experts - expert},
+                   p.d);
+  }
+  Wide::leave(sums);
+  const int columns = joined ? Wide::kN - 32 : tile < tiles ? Wide::kN : 0;
+  for (int half = 0; half < 2; ++half)
+    Forward<T>(p, work, nullptr, 0, 2 * block_x() + half).template put_wide_down<Wide>(half, begin, columns, expert);
+}
+
 template <class T>
 PETX_KERNEL void __launch_bounds__(kRowLaunch.threads, kRowLaunch.blocks)
     mixture_between(MixtureCall<Compute<T>> p, Work<T> work, bool add_bias) {
-  Between<T>(p, work).run(add_bias);
+  const int64_t image = block_x() - MixtureRow<T>::blocks(p.rows);
+  if (image < 0) return Between<T>(p, work).run(add_bias);
+  // Behind the rows' blocks, one for each image.
+  if constexpr (sizeof(T) == 2) {
+    const int64_t column = image * Strip<T>::kColumns;
+    const Rows<T> weight = RowBlock<T>::weight_rows(p.up_weight, column, p.d, p.stacked);
+    Strip<T>::template make_image<kRowLaunch.threads>(weight, p.stacked, work.images + image * Strip<T>::kImage);
+  }
 }
 
 template <class T>
@@ -193,6 +250,17 @@ PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
     mixture_wide_up(MixtureCall<Compute<T>> p, Work<T> work, T* out, ColumnShares shares) {
   using Wide = Forward<T, TurnedTile<T>>;
   Wide(p, work, out, Wide::kProductBytes).up(shares);
+}
+
+// The same by strips.
+template <class T>
+PETX_KERNEL void __launch_bounds__(kStripLaunch.threads, kStripLaunch.blocks)
+    mixture_strip_up(MixtureCall<Compute<T>> p, Work<T> work, T* out, ColumnShares shares) {
+  const MixtureStrip<T> strip(p);
+  const bool mixed[2] = {strip.in_scope(0), strip.in_scope(1)};
+  const float by[2] = {mixed[0] ? p.alpha : 1.0f, mixed[1] ? p.alpha : 1.0f};
+  auto weight = [&](int n, int64_t k) { return p.beta * read(p.gates_of(strip.token(n)) + k); };
+  strip.run(shares, work.hidden, work.images, p.x, by, mixed, p.up_bias, weight, out);
 }
 
 template <class T>
@@ -231,6 +299,7 @@ class ForwardCall {
     work_.hidden = workspace.take<T>(p.rows * p.stacked);
     work_.logits = workspace.take<C>(p.gated() ? p.rows * p.experts : 0);
     if (p.gate == ExpertGate::sample) work_.mean_logits = workspace.take<C>(p.samples() * p.experts);
+    work_.images = workspace.take<T>(plan_.strips ? images_of_columns(p.d) : 0);
   }
 
   int run(void* stream) const {
@@ -246,6 +315,9 @@ class ForwardCall {
     if (library) return start(mixture_finish<T>, plan_.shares, Forward<T>::kBiasBytes);
     if constexpr (sizeof(T) == 2) {
       using Wide = Forward<T, TurnedTile<T>>;
+      if (plan_.strips)
+        return launch(mixture_strip_up<T>, plan_.blocks, plan_.shares.count, kStripLaunch.threads,
+                      Strip<T>::kSharedBytes, stream, p, work_, out_, plan_.shares);
       if (plan_.up.wide()) return start(mixture_wide_up<T>, plan_.up, Wide::kProductBytes + Wide::kBiasBytes);
     }
     return start(mixture_up<T>, plan_.up, Forward<T>::kProductBytes + Forward<T>::kBiasBytes);
@@ -259,6 +331,18 @@ class ForwardCall {
                               host::matrix(static_cast<T*>(to), p.rows, columns));
   }
   int down(int64_t from, void* stream) const {
+    const DownTiles tiles(p, p.gated() ? p.experts : 0);
+    if constexpr (sizeof(T) == 2) {
+      auto start = [&](auto* kernel, int shared_bytes) {
+        const int64_t ranks = tiles.rank_tiles(p.stacked);
+        const int64_t experts = tiles.joined || !p.gated() ? 0 : tiles.kind.across(p.experts);
+        return launch(kernel, tiles.kind.down(p.rows), ranks + experts, kTileLaunch.threads, shared_bytes, stream, p,
+                      work_, ranks);
+      };
+      if (!from && tiles.joined) return start(mixture_wide_down<T, 3, true>, WideTile<T, 3>::kSharedBytes);
+      if (!from && tiles.kind.parts == 3) return start(mixture_wide_down<T, 3, false>, WideTile<T, 3>::kSharedBytes);
+      if (!from && tiles.kind.parts == 1) return start(mixture_wide_down<T, 1, false>, WideTile<T, 1>::kSharedBytes);
+    }
     const int64_t width = p.stacked + (p.gated() ? p.experts : 0);
     const ColumnShares shares(plan_.blocks, tiles_along(width - from));
     return launch(mixture_down<T>, plan_.blocks, shares.count, Tile::kThreads, Tile::shared_bytes(1), stream, p, work_,
@@ -269,8 +353,9 @@ class ForwardCall {
                   work_);
   }
   int between(bool add_bias, void* stream) const {
-    return launch(mixture_between<T>, MixtureRow<T>::blocks(p.rows), 1, kRowLaunch.threads, 0, stream, p, work_,
-                  add_bias);
+    const int64_t images = plan_.strips ? tiles_along(p.d) : 0;
+    return launch(mixture_between<T>, MixtureRow<T>::blocks(p.rows) + images, 1, kRowLaunch.threads, 0, stream, p,
+                  work_, add_bias);
   }
 
   const MixtureCall<C> p;

@@ -5,12 +5,31 @@
 
 namespace petx::cuda {
 
+DownTiles::DownTiles(const ExpertMixtureParams& p, int64_t experts) {
+  int64_t least = INT64_MAX;
+  auto consider = [&](TileKind of, bool together, int64_t tiles) {
+    // Of both kinds that there are beside 64 x 64, PETX_CUDA_WIDE=2 asks for the narrower.
+    if (!may_take({of.parts == 1 ? 2 : of.parts}, p.dtype, p.rows)) return;
+    const int64_t cost = tile_cycles(of, of.down(p.rows) * tiles, p.d, 4 * of.rows() * of.columns());
+    if (cost < least) least = cost, kind = of, joined = together;
+  };
+  for (int parts : {0, 1, 3})
+    consider({parts}, false, TileKind{parts}.across(p.stacked) + TileKind{parts}.across(experts));
+  if (experts && p.stacked <= 64 && experts <= 32) consider({3}, true, 1);
+}
+
 // cuBLAS' larger tiles make more operations per byte of shared memory than 64 x 64 do; the fused kernel
 // spares launches and passes over x, y and u. So cuBLAS wins if operations bound the whole (a rank of 192 and
 // more) and there are rows enough that launches do not count: 4096 for the released K r = 384, more for a lower rank.
 // From a model of bytes and operations; no card has measured it yet.
 ExpertMixturePlan::ExpertMixturePlan(const ExpertMixtureParams& p)
     : blocks(tiles_along(p.rows)), shares(blocks, tiles_along(p.d)), up(p.dtype, p.rows, p.stacked, {{p.d}}) {
+  choose_path(p);
+  // Gates that are equal leave no launch between the products, which could make the images.
+  strips = !hybrid && p.gated() && takes_strips(p.dtype, p.rows, p.stacked);
+}
+
+void ExpertMixturePlan::choose_path(const ExpertMixtureParams& p) {
   const char* wanted = std::getenv("PETX_EXPERT_MIXTURE");
   if (wanted && (!std::strcmp(wanted, "hybrid") || !std::strcmp(wanted, "fused"))) {
     hybrid = !std::strcmp(wanted, "hybrid");
@@ -29,16 +48,20 @@ ExpertMixturePlan::ExpertMixturePlan(const ExpertMixtureParams& p)
 
 bool expert_mixture_hybrid(const ExpertMixtureParams& p) { return ExpertMixturePlan(p).hybrid; }
 
-static const Planner planner(
-    "expert_mixture", {{"rows", 4112}, {"stacked", 384}, {"d", 768}}, [](DType dtype, const Sizes& sizes) -> Plan {
-      ExpertMixtureParams p = {};
-      p.dtype = dtype, p.rows = sizes.at("rows"), p.stacked = sizes.at("stacked"), p.d = sizes.at("d");
-      ExpertMixturePlan plan(p);
-      return {plan.hybrid ? "hybrid" : "fused",
-              plan.why + "; " +
-                  (plan.hybrid ? "wide products by cuBLAS"
-                               : units_of(dtype) + ", y by tiles of 64 x " + std::to_string(plan.up.width)),
-              plan.blocks, plan.hybrid ? plan.shares.count : plan.up.count};
-    });
+static const Planner planner("expert_mixture", {{"rows", 4112}, {"stacked", 384}, {"d", 768}, {"gated", 0}},
+                             [](DType dtype, const Sizes& sizes) -> Plan {
+                               ExpertMixtureParams p = {};
+                               p.dtype = dtype, p.rows = sizes.at("rows"), p.stacked = sizes.at("stacked"),
+                               p.d = sizes.at("d");
+                               if (sizes.at("gated")) p.gate = ExpertGate::token;
+                               ExpertMixturePlan plan(p);
+                               const std::string y = plan.strips
+                                                         ? "y by strips of 64 rows"
+                                                         : "y by tiles of 64 x " + std::to_string(plan.up.width);
+                               return {plan.hybrid ? "hybrid" : "fused",
+                                       plan.why + "; " +
+                                           (plan.hybrid ? "wide products by cuBLAS" : units_of(dtype) + ", " + y),
+                                       plan.blocks, plan.hybrid || plan.strips ? plan.shares.count : plan.up.count};
+                             });
 
 }  // namespace petx::cuda

@@ -6,14 +6,29 @@
 
 namespace petx::cuda {
 
+// The tiles of a product from d columns down to the experts' ranks and, behind these, to a value an expert.
+struct DownTiles {
+  TileKind kind = {0};
+  // Both in one tile of 128 x 96, whose last 32 columns are the experts'.
+  bool joined = false;
+
+  // Of `experts` columns behind the ranks', or none.
+  DownTiles(const ExpertMixtureParams& p, int64_t experts);
+  int64_t rank_tiles(int64_t stacked) const { return joined ? 1 : kind.across(stacked); }
+};
+
 struct ExpertMixturePlan {
   int64_t blocks;       // of 64 rows
   ColumnShares shares;  // of the blocks, for y's and dx's columns where torch makes the products
   TiledColumns up;      // the same where they are made here
   bool hybrid;
+  bool strips;  // y's and dx's columns by strips of 64 rows (common/strip.cuh), each 64 columns a tile
   std::string why;
 
   explicit ExpertMixturePlan(const ExpertMixtureParams& p);
+
+ private:
+  void choose_path(const ExpertMixtureParams& p);
 };
 
 }  // namespace petx::cuda

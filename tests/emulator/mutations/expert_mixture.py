@@ -14,7 +14,7 @@ from tests.emulator.test_expert_mixture_cuda import (
 from tests.emulator.test_grids import test_rows_lie_on_the_first_axis
 
 OPERATION = "expert_mixture"
-FILES = ("expert_mixture/block.cuh", "expert_mixture/forward.cu", "expert_mixture/backward.cu")
+FILES = tuple(f"expert_mixture/{name}" for name in ("block.cuh", "forward.cu", "grads.cuh", "backward.cu"))
 
 BY_NAME = {case.name: case for case in [*CASES, *WIDE]}
 NAMES = """uniform-scope token-gelu sample-pool-scope token-top-2 sample-top-2 many-experts odd odd-uniform odd-sample
@@ -45,6 +45,7 @@ CHECKS = [
 ]
 
 SITE, FORWARD, BACKWARD = "expert_mixture/block.cuh", "expert_mixture/forward.cu", "expert_mixture/backward.cu"
+GRADS = "expert_mixture/grads.cuh"
 OPERAND = "common/operand.cuh"
 
 MUTATIONS = [
@@ -67,7 +68,7 @@ MUTATIONS = [
     Mutation("lost beta of equal gates", FORWARD, r"rounded\(u\), p.beta \* p.equal_gate", "rounded(u), p.equal_gate"),
     Mutation("lost beta of the biases", FORWARD, r"p.beta \* read\(this->gates \+ k\)", "read(this->gates + k)"),
     Mutation("lost beta of the mean bias", FORWARD, r"p.beta \* p.equal_gate \* sum", "p.equal_gate * sum"),
-    Mutation("alpha of tokens out of scope", BACKWARD, r"mixed \? p.alpha : C\(1\)", "p.alpha"),
+    Mutation("alpha of tokens out of scope", GRADS, r"mixed \? p.alpha : C\(1\)", "p.alpha"),
     Mutation("all tokens in scope", SITE, r"!scope \|\| read\(scope \+ t\)", "true"),
     Mutation("tokens out of scope do not pass", FORWARD, r"if \(mixed\) \{", "if (true) {"),
     Mutation("equal gates of 1", SITE, r"C\(1\) / C\(p.experts\)", "C(1)"),
@@ -76,7 +77,7 @@ MUTATIONS = [
     Mutation("bias of the first expert", SITE, r"vectors, k \* p.d \+ column", "vectors, column"),
     Mutation("mean of the first expert's bias", FORWARD, r"p.up_bias, k \* p.d \+ column", "p.up_bias, column"),
     Mutation("a tile's biases over those of the last", FORWARD, r"static_cast<int>\(tile % 2\) \* Tile::kN \+ c", "c"),
-    Mutation("gate's part of dx lost", BACKWARD, r"if \(p.gated\(\)\) \{", "if (false) {"),
+    Mutation("gate's part of dx lost", GRADS, r"if \(p.gated\(\)\) \{", "if (false) {"),
     Mutation("sum of four lanes instead of eight", SITE, r"mask < kLanes; mask \*= 2", "mask < kLanes / 2; mask *= 2"),
     Mutation("rows past the end take part between", SITE, r"if \(!valid\) return;", ""),
     Mutation("an expert's last value left out", SITE, r"p.expert_rank - c\);", "p.expert_rank - c - 1);"),
@@ -117,7 +118,7 @@ MUTATIONS = [
     Mutation("mean by the length", FORWARD, r"\(size > C\(1\) \? size : C\(1\)\)", "C(p.length)"),
     Mutation("lost bias of a token's gate", FORWARD, r"(p.experts \+ k\)) \+ at_or_zero<T>\(p.gate_bias, k\)", r"\1"),
     Mutation("lost bias of a sample's gate", FORWARD, r"(C\(1\)\)) \+ at_or_zero<T>\(p.gate_bias, k\)", r"\1"),
-    Mutation("lost down bias", FORWARD, r"Base::add_to\(u, Base::load_run\(p.down_bias, column, own\)\);", ";"),
+    Mutation("lost down bias", FORWARD, r"Base::add_to\(u, Base::load_run\(p.down_bias, column, left\)\);", ";"),
     Mutation("lost down bias, hybrid", FORWARD, r"RowBlock<T>::add_to\(u, [^;]*;", ""),
     Mutation("second tile has the gate's first rows", FORWARD, r"head < 0 \? -head \* p.d : 0", "0"),
     Mutation("u made again, hybrid", FORWARD, r"down\(library \? p.stacked : 0, stream\)", "down(0, stream)"),
@@ -127,38 +128,36 @@ MUTATIONS = [
     Mutation("last rank left out", FORWARD, r"(begin, p.d, p.stacked\)), p.stacked\);", r"\1, p.stacked - 1);"),
     # the backward
     Mutation("logits spread for dx alone", BACKWARD, r"if \(work_.sample\)", "if (work_.sample && g.dx)"),
-    Mutation("biases' gradient without beta", BACKWARD, r"mixed \? p.beta \* p.equal_gate :", "mixed ? p.equal_gate :"),
-    Mutation(
-        "biases learn out of scope", BACKWARD, r"mixed \? p.beta \* p.equal_gate : C\(0\)", "p.beta * p.equal_gate"
-    ),
+    Mutation("biases' gradient without beta", GRADS, r"mixed \? p.beta \* p.equal_gate :", "mixed ? p.equal_gate :"),
+    Mutation("biases learn out of scope", GRADS, r"mixed \? p.beta \* p.equal_gate : C\(0\)", "p.beta * p.equal_gate"),
     Mutation("one bias learns", BACKWARD, r"p.d, p.experts\);\n    \} else", "p.d);\n    } else"),
     Mutation("a weight's gradient left narrow", BACKWARD, r"sums_.widen\(grad\(g.up_weight, [^;]*;", ";"),
     Mutation("a narrow weight's gradient widened", BACKWARD, r" && !grad\(to, leaf\).narrow;", ";"),
-    Mutation("lost slope", BACKWARD, r"scale \* expert_activation_slope<kind>\(u.value\[j\]\)", "scale"),
+    Mutation("lost slope", GRADS, r"scale \* expert_activation_slope<kind>\(u.value\[j\]\)", "scale"),
     Mutation(
         "relu passes what is not a number",
-        BACKWARD,
+        GRADS,
         r"u.value\[j\] <= C\(0\) \? C\(0\) : scale",
         "scale * (u.value[j] > C(0))",
     ),
-    Mutation("relu cuts nothing off", BACKWARD, r"u.value\[j\] <= C\(0\) \? C\(0\) : scale", "scale"),
-    Mutation("lost beta of the gates", BACKWARD, r"p.beta \* \(along", "(along"),
-    Mutation("lost biases of the gates", BACKWARD, r"along \+ dout_along_bias\(first_gate \+ k\)", "along"),
-    Mutation("lost mean of a token", BACKWARD, r"first_gate \+ k\), mean\)", "first_gate + k), C(0))"),
+    Mutation("relu cuts nothing off", GRADS, r"u.value\[j\] <= C\(0\) \? C\(0\) : scale", "scale"),
+    Mutation("lost beta of the gates", GRADS, r"p.beta \* \(along", "(along"),
+    Mutation("lost biases of the gates", GRADS, r"along \+ dout_along_bias\(first_gate \+ k\)", "along"),
+    Mutation("lost mean of a token", GRADS, r"first_gate \+ k\), mean\)", "first_gate + k), C(0))"),
     Mutation("lost mean of a sample", BACKWARD, r"read\(part \+ k\), mean\)", "read(part + k), C(0))"),
     Mutation("sample's gradient not shared out", BACKWARD, r"dlogit / size", "dlogit"),
     Mutation("padding has a gradient", BACKWARD, r"p.in_pool\(token\) \?", "true ?"),
     Mutation("padding counts in the backward", BACKWARD, r"return p.in_pool\(t\)", "return true"),
     Mutation("a sample's last token has no gradient", BACKWARD, r"while \(t < p.length\)", "while (t < p.length - 1)"),
     Mutation("a sample's first tokens' gradients alone", BACKWARD, r"t \+= tokens, k \+= more;", "t += p.length;"),
-    Mutation("lost beta of the up bias", BACKWARD, r"first_gate \+ k, scale\)", "first_gate + k, gate)"),
-    Mutation("a row's first eight logits", BACKWARD, r"k < p.experts; k \+= kLanes", "k < kLanes; k += kLanes"),
+    Mutation("lost beta of the up bias", GRADS, r"first_gate \+ k, scale\)", "first_gate + k, gate)"),
+    Mutation("a row's first eight logits", GRADS, r"k < p.experts; k \+= kLanes", "k < kLanes; k += kLanes"),
     Mutation(
         "gate's bias by tokens' shares",
         BACKWARD,
         r"\(g.gate_bias, 6\), work_.sample,",
         "(g.gate_bias, 6), work_.token,",
     ),
-    Mutation("dx of q", BACKWARD, r"q.value\[j\] \*= scale \* ", "q.value[j] *= "),
-    Mutation("biases' products not made", BACKWARD, r"k \+ j, Tile::result\(0, this->row, c \+ j\)", "k + j, C(0)"),
+    Mutation("dx of q", GRADS, r"q.value\[j\] \*= scale \* ", "q.value[j] *= "),
+    Mutation("biases' products not made", GRADS, r"p.experts \+ k \+ j, run.value\[j\]", "p.experts + k + j, C(0)"),
 ]

@@ -1,0 +1,191 @@
+// What the launches of expert_mixture's backward do; backward.cu has their order.
+#pragma once
+
+#include "cuda/expert_mixture/block.cuh"
+
+namespace petx::cuda {
+
+template <class T>
+struct MixtureGradWork {
+  using C = Compute<T>;
+  T* du;           // [N, K r] first q
+  T* hidden;       // [N, K r] beta g act(u)
+  T* scaled_gate;  // [N, K] beta g, zeros out of scope: up_bias' gradient is its product with dout
+  C* equal_gate;   // [N] the same where all gates are equal: then the gradient of each bias is one sum
+  C* dgates;       // [N, K]
+  T* raw_dgates;   // [N, K] dout . b_k by cuBLAS
+  T* dlogits;      // [N, K]
+  C* sample;       // [samples, K] gradients of samples' logits
+  C* token;        // [samples, K] the part of each token that counts
+  T* down_weight;  // [K r, d] and
+  T* up_weight;    // [d, K r] by cuBLAS
+  T* images;       // of the down weight's columns, where dx is made by strips
+};
+
+// The products of 64 rows.
+template <class T, class TileType = TileOf<T>>
+class MixtureBackward : Mixture<T, TileType> {
+  using Base = Mixture<T, TileType>;
+  using Base::p, Base::token, Base::mixed, Base::kRun;
+  using typename Base::C;
+  using typename Base::Run;
+  using typename Base::Tile;
+
+ public:
+  PETX_DEVICE MixtureBackward(const MixtureCall<C>& call, const ExpertMixtureGrads& grads,
+                              const MixtureGradWork<T>& work, int64_t block = block_x())
+      : Base(call, block), g(grads), work_(work) {}
+
+  // q, and behind its tiles, where gates learn, dout . b_k.
+  PETX_DEVICE void products(const ColumnShares& shares, int64_t q_tiles) const {
+    Base::each_tile(shares, [&](int64_t tile) {
+      const int64_t begin = (tile < q_tiles ? tile : tile - q_tiles) * Tile::kN;
+      if (tile < q_tiles) {
+        Tile::multiply(0, this->block_rows(g.dout, p.d), Base::weight_columns(p.up_weight, begin, p.stacked, p.stacked),
+                       p.d);
+        put_q(begin, Tile::kN, [&](int c) { return this->result(0, c); });
+        return;
+      }
+      Tile::multiply(0, this->block_rows(g.dout, p.d), Base::weight_rows(p.up_bias, begin, p.experts, p.d), p.d);
+      put_dgates(begin, Tile::kN, [&](int c) { return this->result(0, c); });
+    });
+  }
+  // The same of a tile of 128 rows, of which these are one `half`: q from column `begin` on in `columns` of it, and
+  // behind them or, if there are none, from the first on, the experts from `expert` on.
+  template <class Wide>
+  PETX_DEVICE void put_wide_products(int half, int64_t begin, int columns, int64_t expert) const {
+    put_q(begin, columns, [&](int c) { return this->template wide_result<Wide>(half, c); });
+    if (columns < Wide::kN && work_.dgates && p.up_bias)
+      put_dgates(expert, Wide::kN - columns,
+                 [&](int c) { return this->template wide_result<Wide>(half, columns + c); });
+  }
+
+  PETX_DEVICE void dx(const ColumnShares& shares) const {
+    Base::each_tile(shares, [&](int64_t tile) {
+      const int64_t begin = tile * Tile::kN;
+      Tile::multiply(0, this->block_rows(work_.du, p.stacked), Base::weight_columns(p.down_weight, begin, p.d, p.d),
+                     p.stacked);
+      this->each_run(begin, p.d,
+                     [&](int64_t column, int c, int64_t left) { put_dx(column, left, this->result(0, c)); });
+    });
+  }
+
+  // After torch's product, which lies in dx.
+  PETX_DEVICE void finish(const ColumnShares& shares) const {
+    Base::each_tile(shares, [&](int64_t tile) {
+      this->each_run(tile * Tile::kN, p.d, [&](int64_t column, int, int64_t left) {
+        put_dx(column, left, Base::load_run(g.dx, token * p.d + column, left));
+      });
+    });
+  }
+
+ private:
+  // A tile's `columns` from `begin` on, whose runs of a row result(column) has.
+  template <class Result>
+  PETX_DEVICE void put_q(int64_t begin, int columns, const Result& result) const {
+    this->each_run(
+        begin, p.stacked,
+        [&](int64_t column, int c, int64_t left) {
+          Base::store_run(work_.du, token * p.stacked + column, left, result(c));
+        },
+        columns);
+  }
+  template <class Result>
+  PETX_DEVICE void put_dgates(int64_t begin, int columns, const Result& result) const {
+    this->each_run(
+        begin, p.experts,
+        [&](int64_t k, int c, int64_t left) {
+          const Run run = result(c);
+#pragma unroll
+          for (int j = 0; j < kRun; ++j)
+            if (j < left) write(work_.dgates + token * p.experts + k + j, run.value[j]);
+        },
+        columns);
+  }
+
+  // dx of a run from its product.
+  PETX_DEVICE void put_dx(int64_t column, int64_t left, Run dx) const {
+    const int64_t i = token * p.d + column;
+    const Run dout = Base::load_run(g.dout, i, left);
+    const C by = mixed ? p.alpha : C(1);
+#pragma unroll
+    for (int j = 0; j < kRun; ++j) dx.value[j] += by * dout.value[j];
+    if (p.gated()) {
+      const T* dlogits = work_.dlogits + token * p.experts;
+      Base::add_vectors(dx, p.gate_weight, column, left, [&](int64_t k) { return load(read(dlogits + k)); });
+    }
+    Base::store_run(g.dx, i, left, dx);
+  }
+
+  const ExpertMixtureGrads& g;
+  const MixtureGradWork<T>& work_;
+};
+
+// Between the products: q becomes du, the hidden values are made, and the gates' gradients; of a token's gate the
+// logits' too. A row's lanes go through an expert's values side by side; then every eighth expert is one's.
+template <class T>
+class MixtureBetween : MixtureRow<T> {
+  using Base = MixtureRow<T>;
+  using Base::p, Base::lane, Base::token, Base::mixed, Base::valid, Base::kRun, Base::kLanes;
+  using typename Base::C;
+  using typename Base::Run;
+
+ public:
+  PETX_DEVICE MixtureBetween(const MixtureCall<C>& call, const MixtureGradWork<T>& work) : Base(call), work_(work) {}
+
+  PETX_DEVICE void run() const {
+    const int64_t first_gate = token * p.experts;
+    if (work_.equal_gate && valid && !lane) write(work_.equal_gate + token, mixed ? p.beta * p.equal_gate : C(0));
+    C mean = 0;
+#pragma unroll 1
+    for (int64_t k = 0; k < p.experts; ++k) {
+      const C gate = mixed ? this->gate(k) : C(0), scale = p.beta * gate;
+      C along = 0;
+      if (work_.hidden || work_.du)
+        this->each_run(k, [&](int64_t i, int64_t, int64_t left) {
+          const Run u = Base::load_run(p.u, i, left);
+          if (work_.hidden) {
+            const Run hidden = scaled_activation(p.activation, u, scale);
+            Base::store_run(work_.hidden, i, left, mixed ? hidden : Run{});
+          }
+          if (!work_.du) return;
+          Run q = Base::load_run(work_.du, i, left);
+          with_activation(p.activation, [&]<ExpertActivation kind>() {
+#pragma unroll
+            for (int j = 0; j < kRun; ++j) {
+              if (work_.dgates) along += q.value[j] * expert_activation<kind>(u.value[j]);
+              if constexpr (kind == ExpertActivation::relu) {
+                q.value[j] =
+                    u.value[j] <= C(0) ? C(0) : scale * q.value[j];  // what it cuts off gets zero whatever comes
+              } else {
+                q.value[j] *= scale * expert_activation_slope<kind>(u.value[j]);
+              }
+            }
+          });
+          Base::store_run(work_.du, i, left, mixed ? q : Run{});
+        });
+      along = Base::row_sum(along);
+      if (!valid || k % kLanes != lane) continue;
+      if (work_.scaled_gate) put<T>(work_.scaled_gate, first_gate + k, scale);
+      if (!work_.dgates) continue;
+      C dgate = mixed ? p.beta * (along + dout_along_bias(first_gate + k)) : C(0);
+      write(work_.dgates + first_gate + k, dgate);
+      mean += gate * dgate;
+    }
+    if (!work_.dgates || p.gate != ExpertGate::token) return;
+    mean = Base::row_sum(mean);
+    for (int64_t k = lane; valid && k < p.experts; k += kLanes)
+      put<T>(work_.dlogits, first_gate + k,
+             mixed ? logit_grad(this->gate(k), read(work_.dgates + first_gate + k), mean) : C(0));
+  }
+
+ private:
+  PETX_DEVICE C dout_along_bias(int64_t i) const {
+    if (work_.raw_dgates) return load(read(work_.raw_dgates + i));
+    return p.up_bias ? read(work_.dgates + i) : C(0);
+  }
+
+  const MixtureGradWork<T>& work_;
+};
+
+}  // namespace petx::cuda
