@@ -14,6 +14,7 @@ from petx.functional._mode_projections import projected_update
 from petx.functional._mode_update import update
 from petx.functional._operation import autocast_dtype, autocasts, cast
 from petx.tuners._common.layer import AdapterLayer
+from petx.tuners._common.sharded import in_shards, is_managed
 from petx.tuners._common.together import Together, distributed, why_apart
 
 if TYPE_CHECKING:
@@ -172,7 +173,9 @@ class ProjectionGroup:
 
 
 def _works(layer: PetalLayer, adapter: str) -> bool:
-    return not layer.merged_adapters and layer.current() == adapter
+    here = not layer.merged_adapters and layer.current() == adapter
+    # FSDP may hold each projection for itself.
+    return here and not (is_managed(layer) and in_shards((layer.base_layer.weight, layer.petal_mode[adapter])))
 
 
 def _state_of(x: torch.Tensor) -> tuple[int | None, bool, torch.dtype]:

@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from petx.errors import UserError
 from petx.functional._operation import autocast_dtype
 from petx.tuners._common.mixed import Rows, replaced_forward
+from petx.tuners._common.sharded import is_managed, refuse_shards
 from petx.tuners.petal.layer import PetalLayer, ProjectionGroup, _state_of, project
 from petx.tuners.petal.parts import PetalParts
 from petx.tuners.petal.plan import Layer, Tower
@@ -47,6 +48,8 @@ class RunningTower:
 
     def _begin(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         self._pass = Pass(dict(zip(self._arguments, args, strict=False)) | kwargs)
+        if is_managed(self.groups[0].layers[0]) and (adapter := self.adapter()) is not None:
+            _check_gathered(self.parts[adapter], f"the tower {self.spec.root}")
 
     def _end(self, *_: Any) -> None:
         self._pass = None
@@ -59,7 +62,7 @@ class RunningTower:
         """Cores ``[K, R, R]`` or ``[K, R]`` of the mode vectors of ``layers``, which belong to ``group``."""
         parts, current = self.parts[adapter], self._current()
         owner = parts.core_of[group.spec.factors]
-        if current is None and not packing():
+        if is_managed(layers[0]) or current is None and not packing():
             return parts.cores(owner, torch.stack([layer.petal_mode[adapter] for layer in layers]))
         made = None if current is None else current.cores.get((adapter, owner))
         if made is None:
@@ -261,6 +264,16 @@ class LayerTail:
         return self.__dict__ | {"_rows": None, "_factors": None}
 
 
+def _check_gathered(parts: PetalParts, where: str) -> None:
+    """Raise UserError if FSDP does not hold ``parts`` as the model's own unit does, whole in all of its pass."""
+    if not is_managed(parts):
+        raise UserError(
+            f"PETAL: FSDP shards the layers of {where}, but not the model, so the gradients of what the layers share "
+            "would not be summed over the processes: after the layers call fully_shard on the model itself"
+        )
+    refuse_shards("PETAL", where, parts.named_parameters())
+
+
 def _first(output: Any) -> torch.Tensor:
     return output[0] if isinstance(output, tuple) else output
 
@@ -291,6 +304,8 @@ class ExpertPlace:
         parts = next((tower.parts[adapter] for tower, adapter in working if adapter is not None), None)
         if parts is None or parts.experts is None or self.path not in parts.mixed:
             return None
+        if is_managed(parts):
+            _check_gathered(parts, self.path)
         if self.kind != "qformer":
             return parts.experts(output)
         batch, length = output.shape[:2]

@@ -11,6 +11,7 @@ from torch.utils.hooks import RemovableHandle
 from petx.errors import UserError
 from petx.nn import GatedAdapter
 from petx.tuners._common.layer import AdapterLayer
+from petx.tuners._common.sharded import is_managed, refuse_shards
 from petx.tuners.vlpet.config import needs_input
 
 if TYPE_CHECKING:
@@ -98,6 +99,8 @@ class VLPetLayer(AdapterLayer):
         """The adapter of this pass, or None, and the padding mask it reads; lets go of what the taps brought."""
         mask, self._x, self._mask = self._mask, None, None
         adapter = self.running_adapter()
+        if adapter is not None and is_managed(self):
+            refuse_shards("VL-PET", f"the {self.kind}", adapter.named_parameters())
         return adapter, _padding(mask) if adapter is not None and self.current() in self._masked else None
 
     def running_adapter(self) -> Any:

@@ -12,6 +12,7 @@ from torch import nn
 from petx import functional
 from petx.functional._operation import autocasts
 from petx.nn import ValueAdapter
+from petx.tuners._common.sharded import is_managed
 from petx.tuners._common.together import Together, distributed, why_apart
 from petx.tuners.vlpet.fused.layer import is_watched
 from petx.tuners.vlpet.layer import ValueSite
@@ -92,6 +93,8 @@ class ValueGroup:
         places = {(other.weight.shape, other.weight.dtype, other.weight.device) for other in linears}
         if len(places) > 1:
             return "the value projections differ in size, dtype or device"
+        if any(is_managed(site) for site in self.sites):
+            return "FSDP holds each layer's weights for that layer alone"
         if any(is_watched(module) for module in (*self.sites, *adapters, *linears)):
             return "hooks listen to them"
         if self.decoder.training and getattr(self.decoder, "layerdrop", None):
