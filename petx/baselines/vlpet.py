@@ -15,7 +15,8 @@ from petx.tuners.vlpet.hosts import sites_named
 
 # What the settings encoder_places and decoder_places call the tuner's places.
 ENCODER_PLACES = {"attention": "attention output", "feed-forward": "feed-forward output"}
-DECODER_PLACES = {"value": "cross-attention value", "key": "cross-attention key"}
+DECODER_PLACES = ("value", "key")
+MERGED = ("t5gemma2",)  # model types whose decoder attends to its own tokens and the encoder's at once
 # Settings that say nothing of a decoder-only language model, with their defaults.
 OF_ENCODER_DECODERS: dict[str, Any] = {
     "encoder_places": list(ENCODER_PLACES),
@@ -69,7 +70,8 @@ def vlpet_config(settings: Any, model_type: str, preset: str = "auto") -> VLPetC
         _check_decoder_only(settings)
     places: dict[str, Any] = {}
     if set(encoder) != set(ENCODER_PLACES) or set(decoder) not in ({"value"}, set()):
-        names = [ENCODER_PLACES[one] for one in encoder] + [DECODER_PLACES[one] for one in decoder]
+        attention = "merged attention" if model_type in MERGED else "cross-attention"
+        names = [ENCODER_PLACES[one] for one in encoder] + [f"{attention} {one}" for one in decoder]
         places = dict(sites_named(model_type, names))
     return VLPetConfig(
         task_type="CAUSAL_LM" if alone else "SEQ_2_SEQ_LM",

@@ -56,6 +56,12 @@ class Conversations:
             )
         return cls(processor, _ends(folder, processor.tokenizer))
 
+    @property
+    def image_tokens(self) -> list[int]:
+        """The tokens that stand for an image in what the model reads."""
+        given = getattr(self.processor, "image_token_ids", None) or [getattr(self.processor, "image_token_id", None)]
+        return [int(token) for token in given if token is not None]
+
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or "text" not in self.__dict__:
             raise AttributeError(name)

@@ -46,6 +46,7 @@ class Instructed(Host):
         self.start = getattr(config.text_config, "decoder_start_token_id", None)
         self.image_tokens = torch.full((self.visual_tokens(config),), image_token(config))
         self.decoder_only = self.is_decoder_only(config)
+        self.unsaid = [image_token(config)]
 
     @classmethod
     def visual_tokens(cls, config: Any) -> int:
@@ -241,6 +242,9 @@ class Instructed(Host):
         return torch.nn.functional.pad(shifted, (1, 0))
 
     def generate(self, model: Any, inputs: dict, **options: Any) -> torch.Tensor:
+        if self.decoder_only:  # a token that stands for an image would ask for one when the answer is read
+            given = getattr(model.generation_config, "suppress_tokens", None) or []
+            options = dict(suppress_tokens=sorted({*given, *self.unsaid})) | options
         tokens = model.generate(**inputs, **options)
         return tokens[:, inputs["input_ids"].shape[1] if self.decoder_only else 1 :]
 

@@ -23,6 +23,7 @@ LORA_DROPOUT = 0.1  # of VL-PET's baseline
 MAX_ANSWER = 20  # tokens of an answer of petx predict
 # Type of an answer's tokens, beside that of the prompt's, 0: PaliGemma attends both ways within all that has type 0.
 ANSWER_TYPES = {"paligemma": 1}
+IMAGE_TOKENS = ("image_token_id", "video_token_id", "audio_token_id", "image_patch_id")  # of a configuration
 TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids")
 
 
@@ -48,6 +49,8 @@ class ImageTextToText(Instructed):
         if self.start is None:
             self.start = getattr(text, "bos_token_id", None)
         self.answer_type = ANSWER_TYPES.get(config.model_type, 0)
+        named = {value for name in IMAGE_TOKENS if isinstance(value := getattr(config, name, None), int)}
+        self.unsaid = sorted({*named, *tokenizers.image_tokens})
 
     # ---- the model ----
 

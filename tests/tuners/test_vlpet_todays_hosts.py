@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 from peft import get_peft_model
-from transformers import T5Gemma2ForConditionalGeneration
 
 from petx.errors import UserError
 from petx.tuners import VLPetConfig, adapted, describe, load_adapter
@@ -20,28 +19,13 @@ SMALL = dict(rank=8, heads=4, decoder_rank=4)
 PAGE = Path(__file__).parents[2] / "docs" / "hosts.md"
 
 
-def host_of(family):
-    if family != "t5gemma2":
-        return todays_vlms.make(family)
-    torch.manual_seed(0)
-    return T5Gemma2ForConditionalGeneration(todays_vlms.t5gemma2_config()).eval().requires_grad_(False)
-
-
-def batch_of(family):
-    if family != "t5gemma2":
-        return todays_vlms.batch(family)
-    batch = todays_vlms.batch("gemma3")
-    del batch["token_type_ids"]
-    return batch | dict(labels=torch.randint(3, 50, (2, 4), generator=torch.Generator().manual_seed(1)))
-
-
 def config_of(family, **options):
     return VLPetConfig(**SMALL | dict(preset="auto" if family == "t5gemma2" else "decoder") | options)
 
 
 def logits(model, family):
     with torch.no_grad():
-        return model(**batch_of(family)).logits
+        return model(**todays_vlms.batch(family)).logits
 
 
 def each(families):
@@ -51,15 +35,15 @@ def each(families):
 
 @each(hosts_table.VLPET)
 def test_attach_train_generate_save_load(family, tmp_path):
-    frozen = logits(host_of(family), family)
-    model = adapt(host_of(family), config_of(family)).eval()
+    frozen = logits(todays_vlms.make(family), family)
+    model = adapt(todays_vlms.make(family), config_of(family)).eval()
     torch.testing.assert_close(logits(model, family), frozen, rtol=1e-4, atol=1e-4)  # it starts as the frozen model
     torch.manual_seed(1)
     randomise(model)
     tuned = logits(model, family)
     assert not torch.allclose(tuned, frozen, atol=1e-3)
     model.train()
-    batch = batch_of(family)
+    batch = todays_vlms.batch(family)
     model(**batch).loss.backward()
     own = [name for name, p in model.named_parameters() if ".vlpet_" in name]
     wrong = [
@@ -74,7 +58,7 @@ def test_attach_train_generate_save_load(family, tmp_path):
         cached, whole = (model.generate(**prompt, **options, use_cache=use) for use in (True, False))
     assert torch.equal(cached, whole)
     model.save_pretrained(tmp_path)
-    assert torch.equal(logits(load_adapter(host_of(family), tmp_path), family), tuned)
+    assert torch.equal(logits(load_adapter(todays_vlms.make(family), tmp_path), family), tuned)
     with model.disable_adapter():
         assert torch.equal(logits(model, family), frozen)
     with pytest.raises(UserError, match="cannot be merged: at .*its large gate depends on the input"):
@@ -119,7 +103,7 @@ def test_where_it_goes():
 
 
 def test_t5gemma2_leaves_the_vision_tower_alone_and_keeps_merged_values_apart():
-    model = adapt(host_of("t5gemma2"), config_of("t5gemma2"))
+    model = adapt(todays_vlms.make("t5gemma2"), config_of("t5gemma2"))
     assert not any("vision_tower" in place.path for place in adapted(model))
     assert model.base_model.value_groups() == []
     assert {place.kind for place in adapted(model) if place.granularity} == {
