@@ -53,6 +53,15 @@ def test_version_is_the_same_everywhere():
     assert PROJECT["version"] == petx.__version__
 
 
+def test_a_setuptools_that_is_too_old_stops_the_build(monkeypatch):
+    import setup
+
+    setup.check_setuptools()
+    monkeypatch.setattr(setup.setuptools, "__version__", "65.5.0")
+    with pytest.raises(SystemExit, match=r"petx: building needs setuptools>=77, and there is 65.5.0: pip install"):
+        setup.check_setuptools()
+
+
 class TestTorchLocation:
     def test_nothing_is_required_where_torch_is_installed(self):
         import setup
