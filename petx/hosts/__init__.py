@@ -13,7 +13,7 @@ from petx.errors import UserError
 from petx.files import damaged_files
 from petx.hosts.base import Host
 
-__all__ = ["Host", "bound", "check_files", "find", "load", "of_checkpoint", "of_method", "tokenizers"]
+__all__ = ["Host", "bound", "check_files", "find", "load", "of_checkpoint", "of_method", "pretrained", "tokenizers"]
 
 
 def of_method(method: str) -> dict[str, type[Host]]:
@@ -67,6 +67,11 @@ def _in_order(found: Iterable[type[Host]]) -> list[type[Host]]:
 def load(host: type[Host], folder: str | Path, settings: Any) -> nn.Module:
     """The model of ``host`` in ``folder``, in evaluation mode; :class:`UserError` names the file that is damaged."""
     return _read(folder, lambda: host.load(folder, settings))
+
+
+def pretrained(host: type[Host], settings: Any, tokenizer: Any) -> nn.Module:
+    """``settings.host`` as a run saves it; :class:`UserError` names what is missing or damaged."""
+    return _read(settings.host, lambda: host.pretrained(settings, tokenizer))
 
 
 def tokenizers(host: type[Host], folder: str | Path) -> Any:

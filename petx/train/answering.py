@@ -11,6 +11,7 @@ from petx import hosts, tasks
 from petx.data.pictures import read_picture
 from petx.errors import UserError
 from petx.files import written_whole
+from petx.train.plots import drawn
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (after the choice of backend)
@@ -34,6 +35,7 @@ def answer(loaded: Any, image: str, question: str, num_beams: int = 1) -> Answer
     item = loaded.host.question_item(tasks.source(loaded.settings.data), loaded.settings, tokenizer, image, question)
     host = hosts.bound(model, tokenizer)
     prompt = host.prompts([item])
+    _check_length(model, prompt)
     tokens = host.generate(model, prompt, num_beams=num_beams, max_new_tokens=item["max_target"])
     batch = host.collate([item | {"labels": tokens[0]}])
     labels = batch.pop("labels")
@@ -42,15 +44,21 @@ def answer(loaded: Any, image: str, question: str, num_beams: int = 1) -> Answer
     return Answer(tokenizer.decode(tokens[0], skip_special_tokens=True).strip(), probability, item["unknown"])
 
 
+def _check_length(model: Any, prompt: dict[str, Any]) -> None:
+    length = prompt["input_ids"].shape[1]
+    most = getattr(model.config.get_text_config(), "max_position_embeddings", None) or length
+    if length > most:
+        raise UserError(f"QUESTION is {length} tokens with what stands around it, and this model reads at most {most}")
+
+
 def draw(image: str | Path, question: str, answer: Any, path: str | Path) -> None:
     """PNG at ``path``: the image with the question above and the answer below it."""
     picture = read_picture(image)
     picture.thumbnail((LARGEST, LARGEST))
     figure, axes = plt.subplots(figsize=(4, 4.6), layout="constrained")
     axes.imshow(picture, interpolation="nearest" if min(picture.size) < 200 else "antialiased")
-    plain: dict[str, Any] = dict(parse_math=False)  # a dollar sign is one
-    axes.set_title(question, fontsize=11, wrap=True, **plain)
-    axes.set_xlabel(f"{answer.text}  (p = {answer.probability:.2f})", fontsize=13, fontweight="bold", **plain)
+    axes.set_title(drawn(question), fontsize=11, wrap=True)
+    axes.set_xlabel(drawn(f"{answer.text}  (p = {answer.probability:.2f})"), fontsize=13, fontweight="bold")
     axes.set_xticks([])
     axes.set_yticks([])
     with written_whole(path) as target:

@@ -15,6 +15,12 @@ from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
 
+def drawn(text: str) -> str:
+    """``text`` as it is in a figure, where a pair of dollar signs would make it mathematics. (``parse_math=False`` does
+    not hold for a text that is wrapped.)"""
+    return text.replace("$", r"\$")
+
+
 def write_curves(run: Any, results: dict[str, Any]) -> list[Path]:
     """``loss.png`` and ``accuracy.png`` in the output folder; returns their paths, none if nothing was trained."""
     curves = {arm: [record["curve"] for record in runs if record["curve"]] for arm, runs in results["arms"].items()}
@@ -90,29 +96,31 @@ def write_study(found: dict[str, Any], path: Path) -> Path:
     ``found``: :func:`petx.studies.results.collect`. One line for each value of the other axes, and each baseline.
     """
     first, *others = found["axes"]
-    places = list(dict.fromkeys(row["labels"][first] for row in found["rows"]))
+    places = list(dict.fromkeys(drawn(row["labels"][first]) for row in found["rows"]))
     values = [row["place"][first] for row in found["rows"]]
     numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
     several = len({row["arm"] for row in found["rows"]}) > 1
     lines: dict[str, list[dict[str, Any]]] = {}
     for row in found["rows"]:
         label = ", ".join([*(f"{axis} {row['labels'][axis]}" for axis in others), *([row["arm"]] if several else [])])
-        lines.setdefault(label or found["metric"], []).append(row)
+        lines.setdefault(drawn(label or found["metric"]), []).append(row)
 
-    figure, axes = _figure(f"test {found['metric']}", first)
+    figure, axes = _figure(drawn(f"test {found['metric']}"), drawn(first))
     shift = 0.12 if not numeric else 0.0  # so that lines of one place do not cover one another
     for number, (label, rows) in enumerate(lines.items()):
         away = shift * (number - (len(lines) - 1) / 2)
-        at = np.array([row["place"][first] if numeric else places.index(row["labels"][first]) + away for row in rows])
+        at = np.array(
+            [row["place"][first] if numeric else places.index(drawn(row["labels"][first])) + away for row in rows]
+        )
         means = [row["test"]["mean"] for row in rows]
         spreads = [row["test"]["spread"] or 0.0 for row in rows]
         drawing: dict[str, Any] = dict(
             marker="o", markersize=5, capsize=4, linewidth=1.5, linestyle="-" if numeric else "none"
         )
-        drawn = axes.errorbar(at, means, yerr=spreads, label=label, **drawing)
+        bars = axes.errorbar(at, means, yerr=spreads, label=label, **drawing)
         for x, row in zip(at, rows, strict=True):
             seeds = [run["test"][found["metric"]] for run in row["runs"]]
-            axes.plot([x] * len(seeds), seeds, ".", color=drawn[0].get_color(), alpha=0.35, markersize=4)
+            axes.plot([x] * len(seeds), seeds, ".", color=bars[0].get_color(), alpha=0.35, markersize=4)
     low, high = axes.get_ylim()  # of the cells, which a far reference would squeeze together
     for name, style in (("blind", "--"), ("frozen host", ":")):
         value = found["beside"].get(name, {}).get(found["metric"])
@@ -126,5 +134,5 @@ def write_study(found: dict[str, Any], path: Path) -> Path:
     else:
         slanted: dict[str, Any] = dict(rotation=30, ha="right") if max(map(len, places)) > 10 else {}
         axes.set_xticks(range(len(places)), places, **slanted)
-    axes.set_title(found["description"], wrap=True, fontsize=11)
+    axes.set_title(drawn(found["description"]), wrap=True, fontsize=11)
     return _save(figure, axes, path)

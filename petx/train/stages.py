@@ -129,7 +129,7 @@ def prepare_host(run: Any) -> str | Path:
         sizes = [settings.host_batch_size] * len(run.data.pretraining)
         train(run.trainer(model, args, run.data.pretraining, sizes))
     else:
-        model = host.pretrained(settings, run.data.tokenizer)
+        model = hosts.pretrained(host, settings, run.data.tokenizer)
     save_host(model, run.data.tokenizer, folder)
     discard(run.out / "host-training")
     return folder
