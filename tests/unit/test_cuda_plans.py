@@ -90,7 +90,7 @@ def test_low_ranks_of_many_rows_go_by_strips():
     words = "strips of 64 rows"
     assert words in plan("expert_mixture", stacked=64, gated=1)["why"]
     assert words not in plan("expert_mixture", stacked=64)["why"]  # nobody between the products makes the images
-    for other in (dict(stacked=65), dict(stacked=64, rows=512), dict(stacked=64, dtype="float32")):
+    for other in (dict(stacked=65), dict(stacked=64, rows=2047), dict(stacked=64, dtype="float32")):
         assert words not in plan("expert_mixture", gated=1, **other)["why"]
     words = "keep in registers"
     assert words in plan("cp_reconstruct")["why"]

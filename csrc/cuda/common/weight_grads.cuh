@@ -109,7 +109,14 @@ PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
   });
 }
 
-// The launch, by the tiles that were chosen; of the columns alone where there is none.
+// Whether others may follow `products` blocks in their launch, `all` together: two run side by side, and more than
+// that or than the products make alone would take a turn more.
+inline bool stand_beside(int64_t products, int64_t all) {
+  const int64_t turns = (products + kMultiprocessors - 1) / kMultiprocessors;
+  return all <= kMultiprocessors * (turns > 2 ? turns : 2);
+}
+
+// The launch, by the tiles that were chosen; the columns' own where these do not stand beside.
 template <class T, int kMost, int kColumns>
 int launch_weight_grads(const WeightGrads<T, kMost>& table, const ColumnSums<T, kColumns>& columns,
                         const GradTiles& chosen, void* stream) {
@@ -118,10 +125,13 @@ int launch_weight_grads(const WeightGrads<T, kMost>& table, const ColumnSums<T, 
   for (int i = 0; i < table.count; ++i)
     tiles += table.tiles(i, wide, static_cast<int>(chosen.kind.rows()), static_cast<int>(chosen.kind.columns()));
   if (!tiles) return launch_columns(columns, stream);
-  const int64_t beside = (columns.blocks() + table.splits - 1) / table.splits;
+  const int64_t column_rows = (columns.blocks() + table.splits - 1) / table.splits;
+  const bool beside = stand_beside(tiles * table.splits, (tiles + column_rows) * table.splits);
+  if (!beside)
+    if (int error = launch_columns(columns, stream)) return error;
   auto start = [&](auto* kernel, int shared_bytes) {
-    return launch(kernel, tiles + beside, table.splits, kTileLaunch.threads, shared_bytes, stream, table, columns,
-                  tiles);
+    return launch(kernel, beside ? tiles + column_rows : tiles, table.splits, kTileLaunch.threads, shared_bytes, stream,
+                  table, columns, tiles);
   };
   static_assert(kTileLaunch.threads == kSumLaunch.threads);
   static_assert(ColumnSums<T, kColumns>::kSharedBytes <= TileOf<T>::shared_bytes(1));

@@ -217,8 +217,8 @@ class BackwardCall {
     };
     if constexpr (sizeof(T) == 2)
       if (plan_.strips)
-        return launch(mixture_strip_dx<T>, plan_.blocks, plan_.shares.count, kStripLaunch.threads,
-                      Strip<T>::kSharedBytes, stream, p, g, work_, plan_.shares);
+        return launch(mixture_strip_dx<T>, plan_.blocks, plan_.strip_shares.count, kStripLaunch.threads,
+                      Strip<T>::kSharedBytes, stream, p, g, work_, ColumnShares(plan_.strip_shares));
     if constexpr (sizeof(T) == 2)
       if (!plan_.hybrid && plan_.up.wide()) return rows(mixture_wide_dx<T>, plan_.up, TurnedTile<T>::shared_bytes(1));
     if (!plan_.hybrid) return rows(mixture_dx<T>, plan_.up, Tile::shared_bytes(1));

@@ -316,8 +316,8 @@ class ForwardCall {
     if constexpr (sizeof(T) == 2) {
       using Wide = Forward<T, TurnedTile<T>>;
       if (plan_.strips)
-        return launch(mixture_strip_up<T>, plan_.blocks, plan_.shares.count, kStripLaunch.threads,
-                      Strip<T>::kSharedBytes, stream, p, work_, out_, plan_.shares);
+        return launch(mixture_strip_up<T>, plan_.blocks, plan_.strip_shares.count, kStripLaunch.threads,
+                      Strip<T>::kSharedBytes, stream, p, work_, out_, ColumnShares(plan_.strip_shares));
       if (plan_.up.wide()) return start(mixture_wide_up<T>, plan_.up, Wide::kProductBytes + Wide::kBiasBytes);
     }
     return start(mixture_up<T>, plan_.up, Forward<T>::kProductBytes + Forward<T>::kBiasBytes);

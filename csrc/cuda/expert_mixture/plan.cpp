@@ -23,10 +23,16 @@ DownTiles::DownTiles(const ExpertMixtureParams& p, int64_t experts) {
 // more) and there are rows enough that launches do not count: 4096 for the released K r = 384, more for a lower rank.
 // From a model of bytes and operations; no card has measured it yet.
 ExpertMixturePlan::ExpertMixturePlan(const ExpertMixtureParams& p)
-    : blocks(tiles_along(p.rows)), shares(blocks, tiles_along(p.d)), up(p.dtype, p.rows, p.stacked, {{p.d}}) {
+    : blocks(tiles_along(p.rows)),
+      shares(blocks, tiles_along(p.d)),
+      up(p.dtype, p.rows, p.stacked, {{p.d}}),
+      strip_shares(blocks, shares.tiles) {
   choose_path(p);
-  // Gates that are equal leave no launch between the products, which could make the images.
-  strips = !hybrid && p.gated() && takes_strips(p.dtype, p.rows, p.stacked);
+  // Gates that are equal leave no launch between the products, which could make the images. Of fewer rows than that
+  // there are too few strips.
+  constexpr int64_t kFewestStripRows = 2048;
+  strips = !hybrid && p.gated() && takes_strips(p.dtype, p.rows, p.stacked) &&
+           (wanted_parts() || p.rows >= kFewestStripRows);
 }
 
 void ExpertMixturePlan::choose_path(const ExpertMixtureParams& p) {
@@ -48,20 +54,20 @@ void ExpertMixturePlan::choose_path(const ExpertMixtureParams& p) {
 
 bool expert_mixture_hybrid(const ExpertMixtureParams& p) { return ExpertMixturePlan(p).hybrid; }
 
-static const Planner planner("expert_mixture", {{"rows", 4112}, {"stacked", 384}, {"d", 768}, {"gated", 0}},
-                             [](DType dtype, const Sizes& sizes) -> Plan {
-                               ExpertMixtureParams p = {};
-                               p.dtype = dtype, p.rows = sizes.at("rows"), p.stacked = sizes.at("stacked"),
-                               p.d = sizes.at("d");
-                               if (sizes.at("gated")) p.gate = ExpertGate::token;
-                               ExpertMixturePlan plan(p);
-                               const std::string y = plan.strips
-                                                         ? "y by strips of 64 rows"
-                                                         : "y by tiles of 64 x " + std::to_string(plan.up.width);
-                               return {plan.hybrid ? "hybrid" : "fused",
-                                       plan.why + "; " +
-                                           (plan.hybrid ? "wide products by cuBLAS" : units_of(dtype) + ", " + y),
-                                       plan.blocks, plan.hybrid || plan.strips ? plan.shares.count : plan.up.count};
-                             });
+static const Planner planner(
+    "expert_mixture", {{"rows", 4112}, {"stacked", 384}, {"d", 768}, {"gated", 0}},
+    [](DType dtype, const Sizes& sizes) -> Plan {
+      ExpertMixtureParams p = {};
+      p.dtype = dtype, p.rows = sizes.at("rows"), p.stacked = sizes.at("stacked"), p.d = sizes.at("d");
+      if (sizes.at("gated")) p.gate = ExpertGate::token;
+      ExpertMixturePlan plan(p);
+      const std::string y =
+          plan.strips ? "y by strips of 64 rows" : "y by tiles of 64 x " + std::to_string(plan.up.width);
+      return {plan.hybrid ? "hybrid" : "fused",
+              plan.why + "; " + (plan.hybrid ? "wide products by cuBLAS" : units_of(dtype) + ", " + y), plan.blocks,
+              plan.hybrid   ? plan.shares.count
+              : plan.strips ? plan.strip_shares.count
+                            : plan.up.count};
+    });
 
 }  // namespace petx::cuda

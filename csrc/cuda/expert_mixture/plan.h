@@ -1,6 +1,7 @@
 // How a call of expert_mixture is launched: fused, or hybrid with the wide products made by torch (cuBLAS).
 #pragma once
 
+#include "cuda/common/strip_plan.h"
 #include "cuda/common/wide_plan.h"
 #include "kernels/expert_mixture.h"
 
@@ -23,6 +24,7 @@ struct ExpertMixturePlan {
   TiledColumns up;      // the same where they are made here
   bool hybrid;
   bool strips;  // y's and dx's columns by strips of 64 rows (common/strip.cuh), each 64 columns a tile
+  StripShares strip_shares;
   std::string why;
 
   explicit ExpertMixturePlan(const ExpertMixtureParams& p);
