@@ -5,6 +5,7 @@ all of them add into one tensor.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -107,7 +108,8 @@ class _ProjectedUpdate(torch.autograd.Function):
         dx = dread if alone else None
         if x_needs:
             # In the forward's dtype, though the backward be called under an autocast that the forward was not under.
-            with torch.autocast(read.device.type, enabled=False):
+            under = torch.is_autocast_enabled(read.device.type)
+            with torch.autocast(read.device.type, enabled=False) if under else nullcontext():
                 dx = _with_projections(dx, given, weight, factors[1].shape[0], read.shape[:-1], batched)
         grads = copied((dx, None if alone else dread, *rest), ctx.dtypes)
         return (*grads, *(None,) * 6)

@@ -84,14 +84,13 @@ def update(
     seed: Tensor | None,
     copies: tuple[Tensor | None, Tensor, Tensor] | None,
 ) -> tuple[Tensor, ...]:
-    """:func:`mode_update` of a caller who has ``copies`` of u, v and cores in the compute dtype, so that several calls
-    cast them once. Gradients go to u, v and cores, in their own dtypes."""
-    options: dict[str, Any] = dict(dropout=dropout, shared_mask=shared_mask, seed=seed)
-    if copies is None or OPERATION.runs_reference(x, cores) or torch._C._are_functorch_transforms_active():
-        return mode_update(x, u, v, cores, bases, **options)
-    if not wants_gradient((x, u, v, cores, *bases)):
-        cast_u, cast_v, cast_cores = copies
-        return mode_update(x, cast_u, cast_v, cast_cores, bases, **options)
+    """:func:`mode_update` of a caller whose arguments fit, and who may have ``copies`` of u, v and cores in the compute
+    dtype, so that several calls cast them once. Gradients go to u, v and cores, in their own dtypes."""
+    transformed = torch._C._are_functorch_transforms_active()
+    if not transformed and not wants_gradient((x, u, v, cores, *bases)):
+        if copies is not None and not OPERATION.runs_reference(x, cores):
+            u, v, cores = copies
+        return mode_update(x, u, v, cores, bases, dropout=dropout, shared_mask=shared_mask, seed=seed)
     return _run(x, u, v, cores, bases, dropout, shared_mask, seed, copies)
 
 

@@ -94,7 +94,7 @@ class ProjectionGroup:
     def project(self, layer: PetalLayer, adapter: str, x: torch.Tensor) -> torch.Tensor:
         """The output of ``layer``, one of this group, for ``x [*, in_features]``."""
         compiling = torch.compiler.is_compiling()  # the compiler orders and shares the work itself
-        if compiling or len(self.layers) == 1 or not all(_works(other, adapter) for other in self.layers):
+        if compiling or len(self.layers) == 1:
             return self._compute([layer], adapter, x, compiling)[0]
         ready, state = self._ready, (adapter, *_state_of(x))
         if ready is not None and ready[0] is x and ready[1] == state and layer in ready[2]:
@@ -103,6 +103,8 @@ class ProjectionGroup:
                 self._ready = None
             return result
         self._ready = None
+        if not all(_works(other, adapter) for other in self.layers):
+            return self._compute([layer], adapter, x)[0]
         results = dict(zip(self.layers, self._compute(self.layers, adapter, x), strict=True))
         own = results.pop(layer)
         self._ready = (x, state, results)

@@ -11,6 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from petx.errors import UserError
 from petx.functional._operation import autocast_dtype
+from petx.nn import QueryTransformation
 from petx.tuners._common.mixed import Rows, replaced_forward
 from petx.tuners._common.sharded import is_managed, refuse_shards
 from petx.tuners.petal.layer import PetalLayer, ProjectionGroup, _state_of, project
@@ -213,7 +214,10 @@ class LayerTail:
 
     def __init__(self, tower: RunningTower, index: int, spec: Layer) -> None:
         self.tower, self.index, self.spec = tower, index, spec
-        self._rows: torch.Tensor | None = None  # rows ``[B, L, d]`` of A of the running layer, not yet added
+        # Of the running layer, as it was when its self-attention had run:
+        self._part: QueryTransformation | None = None
+        self._cross_part: QueryTransformation | None = None  # that of the cross-attention
+        self._rows: torch.Tensor | None = None  # rows ``[B, L, d]`` of A, not yet added
         self._factors: Any = None  # those of its query transformation
 
     def connect(self, model: nn.Module) -> list[RemovableHandle]:
@@ -226,18 +230,17 @@ class LayerTail:
             hooks.append(cross.register_forward_hook(self._enhance, with_kwargs=True, prepend=True))
         return hooks
 
-    def _part(self, cross: bool = False) -> Any:
-        """The layer's :class:`petx.nn.QueryTransformation`, or None."""
-        adapter = self.tower.adapter()
-        return None if adapter is None else self.tower.parts[adapter].transformation(self.tower.spec, self.index, cross)
-
     def _keep(self, module: nn.Module, args: tuple, output: Any) -> None:
-        part, rows = self._part(), _first(output)
+        tower, adapter = self.tower, self.tower.adapter()
+        parts = None if adapter is None else tower.parts[adapter]
+        self._part = part = None if parts is None else parts.transformation(tower.spec, self.index)
+        self._cross_part = None if parts is None else parts.transformation(tower.spec, self.index, cross=True)
+        rows = _first(output)
         self._rows = None if part is None else rows
         self._factors = None if part is None else part.factors(rows.dtype)
 
     def _add(self, module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor | None:
-        rows, factors, part = self._rows, self._factors, self._part()
+        rows, factors, part = self._rows, self._factors, self._part
         if rows is None or part is None:
             return None
         count, rest = output.shape[1], rows.shape[1] - output.shape[1]
@@ -248,7 +251,7 @@ class LayerTail:
         return part.add(rows, output, factors)
 
     def _add_to_queries(self, module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor | None:
-        part, added = self._part(cross=True), self._add(module, args, output)
+        part, added = self._cross_part, self._add(module, args, output)
         if part is None:
             return added
         return part(args[1], output if added is None else added)
@@ -261,7 +264,7 @@ class LayerTail:
         return self.tower.parts[adapter].context(output, queries)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_rows": None, "_factors": None}
+        return self.__dict__ | dict.fromkeys(("_part", "_cross_part", "_rows", "_factors"))
 
 
 def _check_gathered(parts: PetalParts, where: str) -> None:
