@@ -18,9 +18,7 @@ BREAKS: dict[str, set[str]] = {
         "fwd site_down<BFloat16>: under 128 blocks",
     },
     "gated_adapter/middleX-1024": {
-        "bwd column_sums<BFloat16>: partial sectors written",
         "bwd site_gates<BFloat16>: partial sectors written",
-        "bwd wide_weight_grads<BFloat16>: under 128 blocks",
         "fwd site_down<BFloat16>: under 128 blocks",
     },
     "gated_adapter/stream-512": {
@@ -53,32 +51,40 @@ BREAKS: dict[str, set[str]] = {
         "fwd mode_mixed<BFloat16>: under 128 blocks",
     },
     "expert_mixture/uniform-1024": {
-        "bwd mixture_products<BFloat16>: under 128 blocks",
-        "bwd wide_weight_grads<BFloat16>: under 128 blocks",
-        "fwd mixture_down<BFloat16>: under 128 blocks",
+        "bwd mixture_wide_products<BFloat16>: under 128 blocks",
+        "fwd mixture_wide_down<BFloat16>: under 128 blocks",
     },
     "expert_mixture/token-1024": {
-        "bwd mixture_products<BFloat16>: under 128 blocks",
-        "bwd wide_weight_grads<BFloat16>: under 128 blocks",
-        "fwd mixture_down<BFloat16>: under 128 blocks",
+        "bwd mixture_wide_products<BFloat16>: under 128 blocks",
+        "fwd mixture_wide_down<BFloat16>: under 128 blocks",
     },
     "expert_mixture/narrow-1024": {
-        "bwd column_sums<BFloat16>: partial sectors written",
-        "bwd mixture_products<BFloat16>: partial sectors written",
-        "bwd mixture_products<BFloat16>: under 128 blocks",
+        "bwd mixture_wide_products<BFloat16>: partial sectors written",
+        "bwd mixture_wide_products<BFloat16>: under 128 blocks",
         "bwd wide_weight_grads<BFloat16>: under 128 blocks",
-        "fwd mixture_down<BFloat16>: partial sectors written",
-        "fwd mixture_down<BFloat16>: under 128 blocks",
+        "fwd mixture_wide_down<BFloat16>: partial sectors written",
+        "fwd mixture_wide_down<BFloat16>: under 128 blocks",
     },
     "expert_mixture/sample-1024": {
-        "bwd mixture_products<BFloat16>: partial sectors written",
-        "bwd mixture_products<BFloat16>: under 128 blocks",
+        "bwd mixture_wide_products<BFloat16>: partial sectors written",
+        "bwd mixture_wide_products<BFloat16>: under 128 blocks",
         "bwd sample_gate_grads<BFloat16>: partial sectors written",
         "bwd wide_weight_grads<BFloat16>: under 128 blocks",
-        "fwd mixture_down<BFloat16>: partial sectors written",
-        "fwd mixture_down<BFloat16>: under 128 blocks",
+        "fwd mixture_wide_down<BFloat16>: partial sectors written",
+        "fwd mixture_wide_down<BFloat16>: under 128 blocks",
         "fwd sample_gates<BFloat16>: partial sectors written",
     },
+    "expert_mixture/token-512": {
+        "bwd mixture_dx<BFloat16>: under 128 blocks",
+        "bwd mixture_products<BFloat16>: under 128 blocks",
+        "fwd mixture_down<BFloat16>: under 128 blocks",
+        "fwd mixture_up<BFloat16>: under 128 blocks",
+    },
+    "expert_mixture/uniform-2048": {
+        "bwd mixture_wide_products<BFloat16>: under 128 blocks",
+        "fwd mixture_wide_down<BFloat16>: under 128 blocks",
+    },
+    "cp_reconstruct/few": {"bwd row_blocks<BFloat16>: under 128 blocks"},
     "mode_cores/qformer": {
         "bwd full_cores_backward<BFloat16>: under 128 blocks",
         "fwd full_cores<BFloat16>: under 128 blocks",
@@ -90,7 +96,9 @@ BREAKS: dict[str, set[str]] = {
 }
 
 # The same of the published shapes: what no call above lists. Which rule a break is under does not depend on the shape.
-PUBLISHED: dict[str, set[str]] = {}
+PUBLISHED: dict[str, set[str]] = {
+    "expert_mixture/narrow-16384": {"bwd column_sums<BFloat16>: partial sectors written"},
+}
 
 # Kernels of narrower types with double-precision instructions (contracts.with_doubles), in every such type.
 DOUBLES: set[str] = set()
@@ -110,7 +118,6 @@ MISSED: set[str] = {
     "expert_mixture/narrow-1024",
     "expert_mixture/narrow",
     "expert_mixture/narrow-16384",
-    "cp_reconstruct/qformer",
 }
 
 # "call direction" that executes more instructions than its target (targets.INSTRUCTIONS).
@@ -120,7 +127,8 @@ TOO_MANY: set[str] = {"gated_adapter/bart-1024 fwd", "gated_adapter/bart-1024 bw
 SLOWER: dict[str, float] = {
     "gated_adapter/middleX-1024 bwd": 1.31,
     "gated_adapter/stream-512 bwd": 1.25,
-    "expert_mixture/uniform-1024 bwd": 1.23,
+    "expert_mixture/uniform-1024 bwd": 1.07,
+    "cp_reconstruct/few bwd": 1.96,
     "mode_cores/qformer fwd": 1.29,
     "mode_cores/qformer bwd": 1.40,
     "mode_cores/diagonal fwd": 1.07,

@@ -27,7 +27,11 @@ def small() -> list[BenchCase]:
         expert_mixture.case(SMALL, DTYPE, "sample-1024", experts=4, rank=16, gate="sample", length=32),
         mode_cores.case(54, DTYPE, "qformer"),
         mode_cores.case(54, DTYPE, "diagonal", diagonal=True),
+        # Tiles of 64 x 128 up, where equal gates leave no launch for strips' images; and so few rows that none is wide.
+        expert_mixture.case(2_048, DTYPE, "uniform-2048"),
+        expert_mixture.case(512, DTYPE, "token-512", gate="token"),
         cp_reconstruct.case(48, DTYPE, "qformer"),
+        cp_reconstruct.case(3, DTYPE, "few"),  # so few that none goes by strips
     ]
 
 
