@@ -13,6 +13,7 @@ from petx.train import answering, stages, tuned
 from petx.train.tuned import Tuned
 
 HEADINGS = ("model", "answer", "probability")
+IMAGE_HEIGHT = 360  # pixels of its place on the page, whatever the size of what is dropped there
 USUAL = ("vlpet", "petal", "lora", "full")  # shown beside the frozen model if nothing is named
 
 
@@ -99,14 +100,20 @@ def page(models: list[Row], num_beams: int = 1) -> Any:
 
     with gradio.Blocks(title="petx", analytics_enabled=False) as shown:
         with gradio.Row():
-            image = gradio.Image(type="filepath", label="image")
+            image = gradio.Image(type="filepath", label="image", sources=["upload", "clipboard"], height=IMAGE_HEIGHT)
             with gradio.Column():
                 question = gradio.Textbox(label="question", placeholder="what color is the shape?")
                 button = gradio.Button("answer", variant="primary")
-                table = gradio.Dataframe(headers=list(HEADINGS), interactive=False, label="answers")
+                table = gradio.Dataframe(
+                    headers=list(HEADINGS),
+                    interactive=False,
+                    label="answers",
+                    wrap=True,  # all three columns in sight, whatever a title's length
+                    column_widths=["36%", "34%", "30%"],
+                )
                 note = gradio.Markdown()
         for event in (button.click, question.submit):
-            event(ask, [image, question], [table, note])
+            event(ask, [image, question], [table, note], api_name="ask")
     return shown
 
 

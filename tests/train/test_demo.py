@@ -98,6 +98,8 @@ def test_the_page_asks_every_model(made, models):
     page = demo.page(models)
     kinds = {type(block) for block in page.blocks.values()}
     assert {gradio.Image, gradio.Textbox, gradio.Dataframe} <= kinds
+    (table,) = [block for block in page.blocks.values() if isinstance(block, gradio.Dataframe)]
+    assert table.wrap and len(table.column_widths) == len(demo.HEADINGS)  # no column out of sight behind a long title
     (ask, *_) = [function.fn for function in page.fns.values()]
     table, _ = ask(str(made / "data" / "images" / "0.png"), "what color is it?")
     assert len(table) == len(models)

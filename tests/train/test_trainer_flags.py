@@ -137,6 +137,5 @@ def test_a_run_with_them(own, tmp_path):
 
 @pytest.mark.slow
 def test_tensorboard_gets_the_curves(own, tmp_path):
-    pytest.importorskip("tensorboard")
     run(own, tmp_path / "out", report_to="tensorboard")
     assert list((tmp_path / "out" / "vlpet" / "seed-42" / "tensorboard").glob("events*"))
