@@ -13,6 +13,7 @@ import functools
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 from unittest import mock
 
 import torch
@@ -22,7 +23,7 @@ import petx.tuners
 from petx.bench import layers, peers
 from petx.bench.case import FROZEN, PETX
 
-WITHOUT = {
+WITHOUT: dict[str, dict[str, Any]] = {
     "without query transformations": dict(query_transform=False),
     "without experts": dict(experts=0),
     "without dropout": dict(dropout=0.0),
