@@ -8,7 +8,7 @@ import torch
 from petx.reference import philox_uniform
 from tests.cases.gated_adapter import BART_TAIL, DROPOUT_SEED, site
 from tests.checks import outputs_and_grads, wrong
-from tests.emulator.contracts import NARROW, Cost, counted, hold, hold_conflicts
+from tests.emulator.contracts import NARROW, Cost, counted, hold, hold_conflicts, tiles
 from tests.operations import test_gated_adapter as of_users
 
 # Whole tiles and ragged ones; several blocks, several tiles of every width, two splits of tokens.
@@ -37,15 +37,18 @@ def sizes(case):
 
 
 def cost_of_a_look(cost, case, up):
-    """S and G of every value: the up products, h, the biases, a gate vector, a residual."""
+    """S and G of every value: the up products, h, the biases, a gate vector, a residual. What belongs to columns is
+    read by each thread that has them, in 16 bits two or four rows of a tile; on the plain units biases by each row."""
     n, d, r, r_g, heads, bias = sizes(case)
+    of_columns = tiles(n) * d * (64 * 64 // up[1] // 2 if cost.size == 2 else 64)
+    biases = (of_columns if cost.size == 2 else n * d) * bias
     for _ in range(heads):
         cost.product(n, d // heads, r // heads, tile=up)
-    cost.reads(n * d, n * d * bias)
+    cost.reads(n * d, biases)
     if r_g:
         cost.product(n, d, r_g, tile=up)
-        cost.reads(n * d * bias)
-    cost.reads(n * d * (case.options.get("granularity") == "middleY"))
+        cost.reads(biases)
+    cost.reads(of_columns * (case.options.get("granularity") == "middleY"))
 
 
 def cost_forward(case, size, tile=(64, 64), up=(64, 64)):

@@ -6,6 +6,13 @@
 
 namespace petx::cuda {
 
+// Which of a run of values are kept: those whose words reach `least`.
+template <int size>
+struct KeptRun {
+  uint32_t word[size], least;
+  PETX_DEVICE bool keeps(int j) const { return word[j] >= least; }
+};
+
 // What p comes to, made once on the host and handed to the kernel, which then computes nothing in double.
 template <class C>
 struct Dropout {
@@ -33,15 +40,28 @@ struct Dropout {
     for (int j = 0; j < size; ++j) factor[j] = words.word[j] >= least ? keep : C(0);
   }
 
-  // Bit j is set if the value at `element` + j is kept: for whom eight factors are too many registers.
-  template <int size>
-  PETX_DEVICE uint32_t kept(uint64_t element) const {
-    if (!drops()) return ~0u;
-    Words<size> words = draw<size>(element, seed_value());
-    uint32_t bits = 0;
+  // Of the values from `element` on; `whole`: where that is a multiple of `size`.
+  template <int size, bool whole>
+  PETX_DEVICE KeptRun<size> kept(uint64_t element, uint64_t value) const {
+    KeptRun<size> found;
+    found.least = least;
+    if (!drops()) {
 #pragma unroll
-    for (int j = 0; j < size; ++j) bits |= words.word[j] >= least ? 1u << j : 0u;
-    return bits;
+      for (int j = 0; j < size; ++j) found.word[j] = ~0u;
+    } else if constexpr (whole && size % 4 == 0) {
+      const uint64_t first = element / 4;
+#pragma unroll
+      for (int n = 0; n < size / 4; ++n) {
+        const Philox4 four = philox(value, first + n);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) found.word[4 * n + i] = four.word[i];
+      }
+    } else {
+      const Words<size> words = draw<size>(element, value);
+#pragma unroll
+      for (int j = 0; j < size; ++j) found.word[j] = words.word[j];
+    }
+    return found;
   }
 
  private:

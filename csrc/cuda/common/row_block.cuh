@@ -28,8 +28,8 @@ class RowBlock {
   PETX_DEVICE RowBlock(int64_t all_rows, int64_t block)
       : first(block * Tile::kM),
         rows(all_rows - first < Tile::kM ? all_rows - first : Tile::kM),
-        row(thread_index() / kSharers),
-        sharer(thread_index() % kSharers),
+        row(static_cast<uint32_t>(thread_index()) / kSharers),
+        sharer(static_cast<uint32_t>(thread_index()) % kSharers),
         token(first + row) {}
 
   PETX_DEVICE bool valid() const { return row < rows; }
@@ -55,9 +55,9 @@ class RowBlock {
   // Calls visit(tile) for the tiles of columns that are this block's share.
   template <class Visit>
   PETX_DEVICE static void each_tile(const ColumnShares& shares, const Visit& visit) {
-    const int64_t begin = block_y() * shares.each, left = shares.tiles - begin;
+    const int begin = static_cast<int>(block_y() * shares.each), left = static_cast<int>(shares.tiles) - begin;
 #pragma unroll 1
-    for (int64_t n = 0; n < shares.each && n < left; ++n) visit(begin + n);
+    for (int n = 0; n < shares.each && n < left; ++n) visit(int64_t(begin + n));
   }
 
   using Run = RunOf<T>;

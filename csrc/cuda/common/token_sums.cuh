@@ -150,8 +150,7 @@ int launch_reductions(Reductions<T, kMost> table, void* stream) {
 }
 
 // The sums over tokens of one call: jobs are named one by one, their places in the workspace follow, then the launches,
-// which are three at most: products and, beside them, column sums, one of these in the compute type, and the splits
-// added up.
+// which are two at most: products and, beside them, column sums, and the splits added up.
 template <class T, int kProducts, int kColumns, int kReductions>
 class TokenSums {
   using C = Compute<T>;
@@ -180,12 +179,6 @@ class TokenSums {
     add_columns(to, width);
     reductions_.each[reductions_.count - 1].copies = copies;
   }
-  // to [width] = sum over tokens of `value`, which is in the compute type: a launch of its own; at most one a call.
-  void wide_column(GradTo<T> to, const void* value, int64_t width) {
-    if (!to.data) return;
-    wide_columns_.each[wide_columns_.count++] = {static_cast<const C*>(value), nullptr, width, column_values_};
-    add_columns(to, width);
-  }
   // to [count] = what others have left in T.
   void widen(GradTo<T> to, const T* narrow, int64_t count) {
     if (!to.data) return;
@@ -202,13 +195,11 @@ class TokenSums {
   // After the last job.
   void place(Workspace& workspace) {
     tiles_.choose(DTypeOf<T>::value, splits_.rows);
-    products_.rows = columns_.rows = wide_columns_.rows = splits_.rows;
+    products_.rows = columns_.rows = splits_.rows;
     products_.splits = tiles_.splits, products_.split_rows = tiles_.split_rows, products_.split_sums = product_values_;
-    columns_.split_rows = wide_columns_.split_rows = splits_.size;
-    columns_.splits = wide_columns_.splits = splits_.count;
-    columns_.split_sums = wide_columns_.split_sums = column_values_;
+    columns_.splits = splits_.count, columns_.split_rows = splits_.size, columns_.split_sums = column_values_;
     products_.sums = workspace.take<C>(tiles_.splits * product_values_);
-    columns_.sums = wide_columns_.sums = workspace.take<C>(splits_.count * column_values_);
+    columns_.sums = workspace.take<C>(splits_.count * column_values_);
     for (int i = 0; i < reductions_.count; ++i) {
       Reduction<T>& job = reductions_.each[i];
       if (job.parts == kOfProducts)
@@ -220,7 +211,6 @@ class TokenSums {
 
   int run(void* stream) const {
     if (int error = launch_weight_grads(products_, columns_, tiles_, stream)) return error;
-    if (int error = launch_columns(wide_columns_, stream)) return error;
     return launch_reductions(reductions_, stream);
   }
 
@@ -252,7 +242,6 @@ class TokenSums {
   GradTiles tiles_;
   WeightGrads<T, kProducts> products_ = {};
   ColumnSums<T, kColumns> columns_ = {};
-  ColumnSums<C, kColumns> wide_columns_ = {};
   Reductions<T, kReductions> reductions_ = {};
   int64_t product_values_ = 0, column_values_ = 0;  // of a split
 };

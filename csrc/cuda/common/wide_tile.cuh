@@ -177,11 +177,6 @@ class WideTile {
   PETX_DEVICE static int next_stage(int stage) {
     return stage == (kStages - 1) * kStagePacks ? 0 : stage + kStagePacks;
   }
-  // Of a part: eight packs of a row's depth a line, or four packs of rows at one depth.
-  template <bool transposed>
-  PETX_DEVICE static int place(int line, int pack) {
-    return transposed ? line * 4 + (pack ^ line / 2 % 4) : line * 8 + (pack ^ line % 8);
-  }
   // The pack that this lane names where its matrix begins at row `i` and depth `k` of a part.
   template <bool transposed>
   PETX_DEVICE static int begin_of(int i, int k) {
@@ -189,18 +184,23 @@ class WideTile {
     return transposed ? place<true>(k + within, i / kPack) : place<false>(i + within, k / kPack);
   }
 
-  // What a thread brings of an operand: a pack of each part and chunk.
+ public:
+  // Of a part: eight packs of a row's depth a line, or four packs of rows at one depth.
+  template <bool transposed>
+  PETX_DEVICE static int place(int line, int pack) {
+    return transposed ? line * 4 + (pack ^ line / 2 % 4) : line * 8 + (pack ^ line % 8);
+  }
+
+  // What a thread brings of an operand: of each part and chunk a pack, to the place `in_part`.
   template <class Operand, int count>
   class Feed {
     static constexpr bool kTransposed = Operand::kTransposed;
     static constexpr int kLinePacks = kTransposed ? 4 : 8;
 
    public:
-    PETX_DEVICE Feed(const Operand& operand, int64_t depth)
-        : from_(operand),
-          depth_(depth),
-          place_(place<kTransposed>(thread_index() / kLinePacks, thread_index() % kLinePacks)),
-          gap_(kTransposed ? kPart : kPart * operand.stride) {
+    PETX_DEVICE Feed(const Operand& operand, int64_t depth,
+                     int in_part = place<kTransposed>(thread_index() / kLinePacks, thread_index() % kLinePacks))
+        : from_(operand), depth_(depth), place_(in_part), gap_(kTransposed ? kPart : kPart * operand.stride) {
       constexpr int kRows = kPart * count;
       all_ = from_.count >= kRows;
       // Every pack lies wholly inside the matrix or wholly outside.

@@ -14,7 +14,7 @@
 // A row's sums are made of those of its tiles, so that they do not depend on how blocks share the columns.
 
 #include "cuda/common/token_sums.cuh"
-#include "cuda/gated_adapter/grads.cuh"
+#include "cuda/gated_adapter/values.cuh"
 
 namespace petx::cuda {
 namespace {
@@ -35,38 +35,51 @@ PETX_KERNEL void __launch_bounds__(kRowLaunch.threads, kRowLaunch.blocks)
 
 template <class T>
 PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
+    site_direct(GatedAdapterParams p, SiteConstants<T> constants, GatedAdapterGrads g, SiteIntermediate<T> to,
+                ColumnShares shares) {
+  SiteValues<T, RunTileOf<T>, SiteStage::direct>(p, constants, g, to).run(shares);
+}
+
+template <class T>
+PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
     site_look(GatedAdapterParams p, SiteConstants<T> constants, GatedAdapterGrads g, SiteIntermediate<T> to,
-              ColumnShares shares, SitePass which) {
-  SiteBackward<T>(p, constants, g, to).template run<true>(which, shares);
+              ColumnShares shares) {
+  SiteValues<T, RunTileOf<T>, SiteStage::look>(p, constants, g, to).run(shares);
 }
 
 template <class T>
 PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
     site_pass(GatedAdapterParams p, SiteConstants<T> constants, GatedAdapterGrads g, SiteIntermediate<T> to,
-              ColumnShares shares, SitePass which) {
-  SiteBackward<T>(p, constants, g, to).template run<false>(which, shares);
+              ColumnShares shares) {
+  SiteValues<T, RunTileOf<T>, SiteStage::pass>(p, constants, g, to).run(shares);
 }
 
 // The same by tiles of 64 x 128.
 template <class T>
 PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
+    site_wide_direct(GatedAdapterParams p, SiteConstants<T> constants, GatedAdapterGrads g, SiteIntermediate<T> to,
+                     ColumnShares shares) {
+  SiteValues<T, RunTileOf<T, true>, SiteStage::direct>(p, constants, g, to).run(shares);
+}
+
+template <class T>
+PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
     site_wide_look(GatedAdapterParams p, SiteConstants<T> constants, GatedAdapterGrads g, SiteIntermediate<T> to,
-                   ColumnShares shares, SitePass which) {
-  SiteBackward<T, TurnedTile<T>>(p, constants, g, to).template run<true>(which, shares);
+                   ColumnShares shares) {
+  SiteValues<T, RunTileOf<T, true>, SiteStage::look>(p, constants, g, to).run(shares);
 }
 
 template <class T>
 PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
     site_wide_pass(GatedAdapterParams p, SiteConstants<T> constants, GatedAdapterGrads g, SiteIntermediate<T> to,
-                   ColumnShares shares, SitePass which) {
-  SiteBackward<T, TurnedTile<T>>(p, constants, g, to).template run<false>(which, shares);
+                   ColumnShares shares) {
+  SiteValues<T, RunTileOf<T, true>, SiteStage::pass>(p, constants, g, to).run(shares);
 }
 
 template <class T>
 PETX_KERNEL void __launch_bounds__(kRowLaunch.threads, kRowLaunch.blocks)
-    site_gates(GatedAdapterParams p, SiteConstants<T> constants, SiteIntermediate<T> to, GateStage stage,
-               int64_t tiles) {
-  SiteGateRow<T>(p, constants, to).run(stage, tiles);
+    site_gates(GatedAdapterParams p, SiteConstants<T> constants, SiteIntermediate<T> to, GateStage stage) {
+  SiteGateRow<T>(p, constants, to).run(stage);
 }
 
 template <class T>
@@ -115,7 +128,8 @@ class BackwardCall {
       : p(params), g(grads), plan_(p), constants_(p, {grads.dout, grads.dh, grads.dx, grads.skip}), sums_(p.rows) {
     bool large = p.granularity == Granularity::large, middle_y = p.granularity == Granularity::middle_y;
     bool small = p.granularity == Granularity::small, token_gate = has_token_gate(p);
-    const int64_t parts = plan_.up.tiles * p.rows;
+    to_.parts = plan_.up.tiles * (plan_.up.wide() ? RunTileOf<T, true>::kRowSums : RunTileOf<T>::kRowSums);
+    const int64_t parts = to_.parts * p.rows;
     to_.hidden = {workspace.take<T>(p.rows * p.r), workspace.take<T>(p.rows * p.r_g)};
     to_.ds = workspace.take<T>(p.rows * p.d);
     to_.dgate = workspace.take<T>(large ? p.rows * p.d : 0);
@@ -129,8 +143,12 @@ class BackwardCall {
     to_.dot = workspace.take<C>(small ? p.rows : 0);
     to_.dlogit = workspace.take<C>(token_gate ? p.rows : 0);
     bool gate_vector = g.gate_weight && !large && p.granularity != Granularity::none;
-    to_.norm_weight = workspace.take<C>(g.norm_weight ? plan_.blocks * p.d : 0);
-    to_.gate_weight = workspace.take<C>(gate_vector ? plan_.blocks * p.d : 0);
+    // A pass that makes no product adds up all of them.
+    const bool passes = p.norm != Norm::none || token_gate;
+    const void* of_gate = gate_vector ? g.gate_weight : passes && large ? g.gate_bias : nullptr;
+    const void* wanted[kVectorGrads] = {of_gate, passes ? g.up_bias : nullptr, g.norm_weight, g.norm_bias};
+    for (int sum = 0; sum < kVectorGrads; ++sum)
+      to_.columns[sum] = workspace.take<C>(wanted[sum] ? plan_.blocks * p.d : 0);
 
     auto grad = [&](void* to, int leaf) { return GradTo<T>::of(to, g.narrow, leaf); };
     int64_t rank = p.r / p.heads;
@@ -139,21 +157,24 @@ class BackwardCall {
     sums_.product(grad(g.down_weight, 2), to_.dz, in, p.r, p.down_width(), 1);
     if (large) sums_.product(grad(g.gate_weight, 8), to_.dgate, to_.hidden.gate_a, p.d, p.r_g, 1);
     sums_.product(grad(g.gate_down_weight, 6), to_.dgate_z, p.x, p.r_g, p.d_x, 1);
-    sums_.column(grad(g.up_bias, 5), to_.ds, nullptr, p.d);
     sums_.column(grad(g.down_bias, 3), to_.dz, nullptr, p.r);
     sums_.column(grad(g.gate_down_bias, 7), to_.dgate_z, nullptr, p.r_g);
-    if (p.skip)
-      sums_.wide_column(grad(g.norm_bias, 11), g.dout, p.d);
-    else
-      sums_.column(grad(g.norm_bias, 11), g.dout, nullptr, p.d);
-    if (large) sums_.column(grad(g.gate_bias, 9), to_.dgate, nullptr, p.d);
     if (token_gate) sums_.column(grad(g.gate_bias, 9), nullptr, to_.dlogit, 1);
     if (small) sums_.column(grad(g.gate_weight, 8), p.x, to_.dlogit, p.d);
-    sums_.finish(grad(g.norm_weight, 10), to_.norm_weight, plan_.blocks, p.d, p.d);
+    auto of_blocks = [&](GradTo<T> to, VectorGrad which, const void* sigmoid_of = nullptr) {
+      sums_.finish(to, to_.columns[which], plan_.blocks, p.d, p.d, sigmoid_of);
+    };
+    if (passes) {
+      of_blocks(grad(g.up_bias, 5), kUpBias);
+      if (large) of_blocks(grad(g.gate_bias, 9), kGate);
+    } else {
+      sums_.column(grad(g.up_bias, 5), to_.ds, nullptr, p.d);
+      if (large) sums_.column(grad(g.gate_bias, 9), to_.dgate, nullptr, p.d);
+    }
+    of_blocks(grad(g.norm_weight, 10), kNormWeight);
+    of_blocks(grad(g.norm_bias, 11), kNormBias);
     bool sigmoid = middle_y && p.middle_y == MiddleY::sigmoid;
-    if (gate_vector)
-      sums_.finish(grad(g.gate_weight, 8).from(small ? p.d : 0), to_.gate_weight, plan_.blocks, p.d, p.d,
-                   sigmoid ? p.gate_weight : nullptr);
+    if (gate_vector) of_blocks(grad(g.gate_weight, 8).from(small ? p.d : 0), kGate, sigmoid ? p.gate_weight : nullptr);
     sums_.place(workspace);
   }
 
@@ -161,15 +182,13 @@ class BackwardCall {
     const bool token_gate = has_token_gate(p), small = p.granularity == Granularity::small;
     if (int error = activate(stream)) return error;
     if (int error = small ? gates(GateStage::gate, stream) : 0) return error;
-    bool first = true;
-    for (SitePass which : {SitePass::statistics, SitePass::dots, SitePass::result}) {
-      if (which == SitePass::statistics && p.norm == Norm::none) continue;
-      if (which == SitePass::dots && !(token_gate && first)) continue;  // a norm's pass makes these too
-      if (int error = pass(first, which, stream)) return error;
-      first = false;
-      if (which == SitePass::result || !token_gate) continue;
-      if (int error = gates(GateStage::dot, stream)) return error;
+    if (p.norm == Norm::none && !token_gate) {
+      if (int error = values<SiteStage::direct>(stream)) return error;
+    } else {
+      if (int error = values<SiteStage::look>(stream)) return error;
+      if (int error = token_gate ? gates(GateStage::dot, stream) : 0) return error;
       if (int error = small ? gates(GateStage::dlogit, stream) : 0) return error;
+      if (int error = values<SiteStage::pass>(stream)) return error;
     }
     if (int error = hidden_grad(stream)) return error;
     if (int error = input_grads(stream)) return error;
@@ -182,20 +201,22 @@ class BackwardCall {
     return launch(site_activate<T>, (most + of_block - 1) / of_block, p.r_g ? 2 : 1, kRowLaunch.threads, 0, stream, p,
                   constants_, to_.hidden);
   }
-  int pass(bool first, SitePass which, void* stream) const {
-    const int results = p.granularity == Granularity::large || to_.gate_weight ? 2 : 1;
-    auto start = [&](auto* kernel, int shared_bytes) {
+  template <SiteStage stage>
+  int values(void* stream) const {
+    auto start = [&](auto* direct, auto* look, auto* pass, int shared_bytes) {
+      auto* kernel = stage == SiteStage::direct ? direct : stage == SiteStage::look ? look : pass;
       return launch(kernel, plan_.blocks, plan_.up.count, Tile::kThreads, shared_bytes, stream, p, constants_, g, to_,
-                    ColumnShares(plan_.up), which);
+                    ColumnShares(plan_.up));
     };
     if constexpr (sizeof(T) == 2)
       if (plan_.up.wide())
-        return start(first ? site_wide_look<T> : site_wide_pass<T>, TurnedTile<T>::shared_bytes(results));
-    return start(first ? site_look<T> : site_pass<T>, Tile::shared_bytes(results));
+        return start(site_wide_direct<T>, site_wide_look<T>, site_wide_pass<T>,
+                     PassMemory<T, RunTileOf<T, true>, stage>::kBytes);
+    return start(site_direct<T>, site_look<T>, site_pass<T>, PassMemory<T, RunTileOf<T>, stage>::kBytes);
   }
   int gates(GateStage stage, void* stream) const {
     return launch(site_gates<T>, SiteRow<T>::blocks(p.rows), 1, kRowLaunch.threads, 0, stream, p, constants_, to_,
-                  stage, plan_.up.tiles);
+                  stage);
   }
   int hidden_grad(void* stream) const {
     const TileKind kind = plan_.hidden_grad;

@@ -1,13 +1,13 @@
 // The VL-PET site as its kernels see it: what forward and backward compute alike.
 //
 // `Site` is a block of rows: products are made by the whole block, a tile of columns at a time; everything else is done
-// by the four threads that own a row, in runs of sixteen bytes. `SiteRow` is a row without a product, for what needs
-// all of its columns: sixteen lanes, whose sums are four shuffles away, and four rows a block, so that 1,000 rows fill
-// a card.
+// in runs of sixteen bytes, by the threads that have the products' results. `SiteRow` is a row without a product, for
+// what needs all of its columns: sixteen lanes, whose sums are four shuffles away, and four rows a block, so that 1,000
+// rows fill a card.
 #pragma once
 
 #include "cuda/common/dropout.cuh"
-#include "cuda/common/row_block.cuh"
+#include "cuda/common/run_tile.cuh"
 #include "cuda/gated_adapter/plan.h"
 #include "kernels/gated_adapter.h"
 
@@ -73,24 +73,24 @@ class SiteView {
   }
   // What dropout(Y) is added to.
   template <class Left>
-  PETX_DEVICE void add_residual(Run& y, int64_t i, Left left) const {
-    if (p.skip) RowBlock<T>::add_to(y, RowBlock<T>::load_wide_run(p.skip, i, left));
-    if (p.residual) RowBlock<T>::add_to(y, RowBlock<T>::load_run(p.x, i, left));
+  PETX_DEVICE Run residual(int64_t i, Left left) const {
+    if (p.skip) return RowBlock<T>::load_wide_run(p.skip, i, left);
+    return p.residual ? RowBlock<T>::load_run(p.x, i, left) : Run{};
   }
 
-  // What G S is multiplied by, of the run at `i`: the scale, and 0 or 1 / (1 - p).
-  PETX_DEVICE Run factors(int64_t i) const {
-    Run factor;
-    if (constants.dropout.drops()) {
-      constants.dropout.factors(factor.value, i);
-    } else {
-#pragma unroll
-      for (int j = 0; j < kRun; ++j) factor.value[j] = constants.scale;
-    }
-    return factor;
+  // Which of the run at `i` dropout keeps; the others' G is to be zero, and these' G S be multiplied by its `keep`.
+  PETX_DEVICE KeptRun<kRun> kept(int64_t i, uint64_t seed, int64_t) const {
+    return constants.dropout.template kept<kRun, false>(i, seed);
   }
-  // That of one value, bit j of Dropout::kept.
-  PETX_DEVICE C factor(uint32_t bits, int j) const { return bits >> j & 1 ? constants.dropout.keep : C(0); }
+  PETX_DEVICE KeptRun<kRun> kept(int64_t i, uint64_t seed, typename RowBlock<T>::Whole) const {
+    return constants.dropout.template kept<kRun, true>(i, seed);
+  }
+  template <class Left>
+  PETX_DEVICE void drop(Run& gate, int64_t i, uint64_t seed, Left left) const {
+    const KeptRun<kRun> kept = this->kept(i, seed, left);
+#pragma unroll
+    for (int j = 0; j < kRun; ++j) gate.value[j] = kept.keeps(j) ? gate.value[j] : C(0);
+  }
 
   // gelu(z), of z as it is stored.
   PETX_DEVICE void activate(Run& z) const {
@@ -143,33 +143,77 @@ class Site : public RowBlock<S, TileType>, public SiteView<S> {
     });
   }
 
-  // A tile's up products, of S in slot 0 and of the large gate in slot 1.
-  PETX_DEVICE void multiply_up(const Hidden<T>& hidden, int head, int begin, int end) const {
+  // What a tile's up products make of S and of a large gate, G after dropout but for its factor. Where sums stay in
+  // registers that is made first and kept as it would be stored, since there is no room for the sums of both.
+  struct Products {
+    typename Tile::Sums s = {};
+    typename Tile::Gates gates = {};
+  };
+  template <bool large>
+  PETX_DEVICE void multiply_up(Products& made, const Hidden<T>& hidden, int head, int begin, int end,
+                               uint64_t seed) const {
+    if constexpr (large) {
+      typename Tile::Sums logits = {};
+      begin_with(logits, p.gate_bias, begin, end);
+      Tile::multiply(logits, 1, block_rows(hidden.gate_a, p.r_g), weight_rows(p.gate_weight, begin, end, p.r_g), p.r_g);
+      if constexpr (Tile::kOneRun)
+        each_place(begin, end, [&](int64_t column, int c, auto left) {
+          Tile::each_row([&](int number, int row) {
+            made.gates.set(number, pack<T>(gate_of(logits.run(number, row, c), row, column, seed, left).value));
+          });
+        });
+      else
+        made.gates = logits;
+    }
     const int rank = static_cast<int>(p.r / p.heads);
-    Tile::multiply(0, block_rows(hidden.a, p.r, head * rank), weight_rows(p.up_weight, begin, end, rank), rank);
-    if (large())
-      Tile::multiply(1, block_rows(hidden.gate_a, p.r_g), weight_rows(p.gate_weight, begin, end, p.r_g), p.r_g);
+    begin_with(made.s, p.up_bias, begin, end);
+    Tile::multiply(made.s, 0, block_rows(hidden.a, p.r, head * rank), weight_rows(p.up_weight, begin, end, rank), rank);
   }
 
-  // S of this row from its product.
+  // Calls visit(column, column in the tile, columns left or Whole) for this thread's places in a tile; Tile::each_row
+  // has the rows.
+  template <class Visit>
+  PETX_DEVICE void each_place(int begin, int end, const Visit& visit) const {
+    Tile::each_place([&](int c) { of_place(begin, end, c, visit); });
+  }
+  template <class Visit>
+  PETX_DEVICE void of_place(int begin, int end, int c, const Visit& visit) const {
+    const int64_t column = begin + c;
+    if (column >= end) return;
+    if (constants.whole)
+      visit(column, c, typename Base::Whole{});
+    else
+      visit(column, c, end - column);
+  }
+
+  // S of a row from its product.
   template <class Left>
-  PETX_DEVICE Run modified(int64_t column, int c, Left left) const {
-    Run s = result(0, c);
-    add_to(s, load_run(p.h, token * p.d + column, left));
-    if (p.up_bias) add_to(s, load_run(p.up_bias, column, left));
+  PETX_DEVICE Run modified(const Products& made, int number, int row, int64_t column, int c, Left left) const {
+    Run s = made.s.run(number, row, c);
+    add_to(s, load_run(p.h, (first + row) * p.d + column, left));
+    if constexpr (!Tile::kOneRun)
+      if (p.up_bias) add_to(s, load_run(p.up_bias, column, left));
     return s;
   }
-
-  // G for the channel-wise levels, large's from its product; 1 for the others, whose gate belongs to the row.
+  // The large gate after dropout.
   template <class Left>
-  PETX_DEVICE Run channel_gate(int64_t column, int c, Left left) const {
+  PETX_DEVICE Run gate(const Products& made, int number, int row, int64_t column, int c, uint64_t seed,
+                       Left left) const {
+    if constexpr (Tile::kOneRun) {
+      Run gate;
+      unpack(gate.value, made.gates.get(number));
+      return gate;
+    } else {
+      Run logits = made.gates.run(number, row, c);
+      if (p.gate_bias) add_to(logits, load_run(p.gate_bias, column, left));
+      return gate_of(logits, row, column, seed, left);
+    }
+  }
+  // Of the other channel-wise level, all rows' at these columns; 1 for those whose gate belongs to the row.
+  template <class Left>
+  PETX_DEVICE Run column_gate(int64_t column, Left left) const {
     Run gate;
-    if (large()) {
-      gate = result(1, c);
-      if (p.gate_bias) add_to(gate, load_run(p.gate_bias, column, left));
-#pragma unroll
-      for (int j = 0; j < kRun; ++j) gate.value[j] = sigmoid<kRough>(gate.value[j]);
-    } else if (p.granularity == Granularity::middle_y) {
+    if (p.granularity == Granularity::middle_y) {
       gate = load_run(p.gate_weight, column, left);
 #pragma unroll
       for (int j = 0; j < kRun; ++j)
@@ -179,6 +223,24 @@ class Site : public RowBlock<S, TileType>, public SiteView<S> {
       for (int j = 0; j < kRun; ++j) gate.value[j] = C(1);
     }
     return gate;
+  }
+
+ private:
+  // A product begins with its bias where a thread has one run of columns, and is added to it otherwise.
+  template <class Sums>
+  PETX_DEVICE void begin_with(Sums& sums, const void* bias, int begin, int end) const {
+    if constexpr (Tile::kOneRun) {
+      Run run = {};
+      if (bias) each_place(begin, end, [&](int64_t column, int, auto left) { run = load_run(bias, column, left); });
+      sums.begin(run);
+    }
+  }
+  template <class Left>
+  PETX_DEVICE Run gate_of(Run logits, int row, int64_t column, uint64_t seed, Left left) const {
+#pragma unroll
+    for (int j = 0; j < kRun; ++j) logits.value[j] = sigmoid<kRough>(logits.value[j]);
+    this->drop(logits, (first + row) * p.d + column, seed, left);
+    return logits;
   }
 };
 

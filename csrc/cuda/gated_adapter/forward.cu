@@ -60,23 +60,44 @@ class Forward : Site<T, TileType> {
 
   // y = x + dropout(s G S); S where a token's gate, which follows from it, still misses.
   PETX_DEVICE void up(const Hidden<T>& hidden, const ColumnShares& shares, void* out) const {
-    const bool whole = !this->has_token_gate();
-    this->each_tile(shares, [&](int64_t, int head, int begin, int end) {
-      this->multiply_up(hidden, head, begin, end);
-      this->each_wide_run(begin, end, [&](int64_t column, int c, auto left) {
-        int64_t i = token * p.d + column;
-        Run y = this->modified(column, c, left);
-        if (whole) {
-          Base::multiply_by(y, this->channel_gate(column, c, left));
-          Base::multiply_by(y, this->factors(i));
-          this->add_residual(y, i, left);
-        }
-        this->store_stream(out, i, left, y);
-      });
-    });
+    this->large() ? up_tiles<true>(hidden, shares, out) : up_tiles<false>(hidden, shares, out);
   }
 
  private:
+  template <bool large>
+  PETX_DEVICE void up_tiles(const Hidden<T>& hidden, const ColumnShares& shares, void* out) const {
+    this->each_tile(shares, [&](int64_t, int head, int begin, int end) {
+      const uint64_t seed = this->constants.dropout.seed_value();  // again, for want of registers
+      typename Base::Products made;
+      this->template multiply_up<large>(made, hidden, head, begin, end, seed);
+      this->each_place(begin, end,
+                       [&](int64_t column, int c, auto left) { put_up<large>(made, column, c, left, seed, out); });
+    });
+  }
+  template <bool large, class Left>
+  PETX_DEVICE void put_up(const typename Base::Products& made, int64_t column, int c, Left left, uint64_t seed,
+                          void* out) const {
+    const bool whole = large || !this->has_token_gate();
+    Run of_column = {};
+    if constexpr (!large) of_column = this->column_gate(column, left);
+    Tile::each_row([&](int number, int row) {
+      if (row >= this->rows) return;
+      const int64_t i = (this->first + row) * p.d + column;
+      Run y = this->modified(made, number, row, column, c, left);
+      if (whole) {
+        Run gate = of_column;
+        if constexpr (large)
+          gate = this->gate(made, number, row, column, c, seed, left);
+        else
+          this->drop(gate, i, seed, left);
+        Base::multiply_by(y, gate);
+        const Run residual = this->residual(i, left);
+#pragma unroll
+        for (int j = 0; j < kRun; ++j) y.value[j] = y.value[j] * this->constants.dropout.keep + residual.value[j];
+      }
+      this->store_stream(out, i, left, y);
+    });
+  }
   template <class Result>
   PETX_DEVICE void put_down(const Down<T>& of, int columns, const Result& result) const {
     auto put = [&](int64_t column, int c, int64_t left) {
@@ -104,12 +125,19 @@ class ForwardRow : SiteRow<T> {
 
  public:
   PETX_DEVICE ForwardRow(const GatedAdapterParams& params, const SiteConstants<T>& constants, void* out)
-      : Base(params, constants), out_(out) {}
+      : Base(params, constants), out_(out), seed_(constants.dropout.seed_value()) {}
 
   PETX_DEVICE void run(Stage stage) {
     const bool small = p.granularity == Granularity::small, token_gate = this->has_token_gate();
     if (token_gate && small == (stage == Stage::tokens)) find_gate();
     if (stage == Stage::tokens) return;
+    if (!token_gate && p.d <= kKept * kRun * Base::kLanes) {
+      if (constants.whole)
+        normalise_kept([](int64_t) { return typename Block::Whole{}; });
+      else
+        normalise_kept([&](int64_t column) { return p.d - column; });
+      return;
+    }
     if (small) gate_ = this->sample_mean(p.token_gate, true);
     this->each_run([&](int64_t column, auto left) {
       const int64_t i = token * p.d + column;
@@ -156,10 +184,14 @@ class ForwardRow : SiteRow<T> {
   // y of S, which it takes the place of.
   template <class Left>
   PETX_DEVICE void put_result(Run& y, int64_t i, Left left) const {
-    Block::multiply_by(y, this->factors(i));
+    Run gate;
 #pragma unroll
-    for (int j = 0; j < kRun; ++j) y.value[j] *= gate_;
-    if (wide || p.skip || p.residual) Block::add_to(y, load_stream(p.skip ? p.skip : p.x, i, left));
+    for (int j = 0; j < kRun; ++j) gate.value[j] = gate_;
+    this->drop(gate, i, seed_, left);
+    Run residual = {};
+    if (wide || p.skip || p.residual) residual = load_stream(p.skip ? p.skip : p.x, i, left);
+#pragma unroll
+    for (int j = 0; j < kRun; ++j) y.value[j] = y.value[j] * gate.value[j] * constants.dropout.keep + residual.value[j];
     store_stream(out_, i, left, y);
     if (!wide) y = Block::rounded(y);
   }
@@ -187,12 +219,54 @@ class ForwardRow : SiteRow<T> {
   PETX_DEVICE void finish_statistics() {
     C mean = p.norm == Norm::layer ? Base::row_sum(seen_ * mean_) / C(p.d) : C(0);
     C apart = mean_ - mean;
-    C squares = Base::row_sum(squares_ + seen_ * apart * apart);
-    mean_ = mean, rstd_ = C(1) / sqrt(squares / C(p.d) + constants.eps);
+    leave_statistics(mean, squares_ + seen_ * apart * apart);
+  }
+  // `squares`: this lane's part.
+  PETX_DEVICE void leave_statistics(C mean, C squares) {
+    mean_ = mean, rstd_ = C(1) / sqrt(Base::row_sum(squares) / C(p.d) + constants.eps);
     if (lane != 0 || !valid) return;
     C* stats = static_cast<C*>(p.norm_stats) + 2 * token;
     write(stats, mean_);
     write(stats + 1, rstd_);
+  }
+
+  // All of it where a lane can keep its part of the row, which is read once then.
+  template <class LeftOf>
+  PETX_DEVICE void normalise_kept(const LeftOf& left_of) {
+    Run y[kKept];
+    C sum = 0, squares = 0;
+    each_kept([&](int n, int64_t column) {
+      y[n] = load_stream(out_, token * p.d + column, left_of(column));
+#pragma unroll
+      for (int j = 0; j < kRun; ++j) sum += y[n].value[j];
+    });
+    const C mean = p.norm == Norm::layer ? Base::row_sum(sum) / C(p.d) : C(0);
+    each_kept([&](int n, int64_t column) {
+      const int count = count_of(left_of(column));
+#pragma unroll
+      for (int j = 0; j < kRun; ++j) {
+        C& apart = y[n].value[j];
+        apart = j < count ? apart - mean : C(0), squares += apart * apart;
+      }
+    });
+    leave_statistics(mean, squares);
+    each_kept([&](int n, int64_t column) {
+      const auto left = left_of(column);
+      const Run weight = load_stream(p.norm_weight, column, left);
+      const Run bias = p.norm_bias ? load_stream(p.norm_bias, column, left) : Run{};
+#pragma unroll
+      for (int j = 0; j < kRun; ++j) y[n].value[j] = y[n].value[j] * rstd_ * weight.value[j] + bias.value[j];
+      store_stream(out_, token * p.d + column, left, y[n]);
+    });
+  }
+  // Calls visit(n, column) for this lane's runs of a row, kKept at most.
+  template <class Visit>
+  PETX_DEVICE void each_kept(const Visit& visit) const {
+#pragma unroll
+    for (int n = 0; n < kKept; ++n) {
+      const int64_t column = kRun * (lane + n * Base::kLanes);
+      if (valid && column < p.d) visit(n, column);
+    }
   }
 
   PETX_DEVICE void normalise() const {
@@ -206,7 +280,10 @@ class ForwardRow : SiteRow<T> {
     });
   }
 
+  static constexpr int kKept = 8;  // runs
+
   void* out_;
+  uint64_t seed_;
   C gate_ = 1;
   C seen_ = 0, mean_ = 0, squares_ = 0, rstd_ = 0;
 };
@@ -233,14 +310,14 @@ PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
 template <class T>
 PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
     site_up(GatedAdapterParams p, SiteConstants<T> constants, Hidden<T> hidden, ColumnShares shares, void* out) {
-  Forward<T>(p, constants).up(hidden, shares, out);
+  Forward<T, RunTileOf<T>>(p, constants).up(hidden, shares, out);
 }
 
 // The same by tiles of 64 x 128.
 template <class T>
 PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
     site_wide_up(GatedAdapterParams p, SiteConstants<T> constants, Hidden<T> hidden, ColumnShares shares, void* out) {
-  Forward<T, TurnedTile<T>>(p, constants).up(hidden, shares, out);
+  Forward<T, RunTileOf<T, true>>(p, constants).up(hidden, shares, out);
 }
 
 template <class T>
@@ -299,8 +376,8 @@ class ForwardCall {
                     ColumnShares(plan_.up), out_);
     };
     if constexpr (sizeof(T) == 2)
-      if (plan_.up.wide()) return start(site_wide_up<T>, TurnedTile<T>::shared_bytes(results));
-    return start(site_up<T>, Tile::shared_bytes(results));
+      if (plan_.up.wide()) return start(site_wide_up<T>, RunTileOf<T, true>::shared_bytes(results));
+    return start(site_up<T>, RunTileOf<T>::shared_bytes(results));
   }
   int rows(Stage stage, void* stream) const {
     auto kernel = site_rows<T>;

@@ -9,19 +9,19 @@ BREAKS: dict[str, set[str]] = {
     },
     "gated_adapter/bare-1024": {
         "bwd site_hidden_grad<BFloat16>: under 128 blocks",
-        "bwd wide_weight_grads<BFloat16>: under 128 blocks",
         "fwd site_down<BFloat16>: under 128 blocks",
     },
     "gated_adapter/t5-1024": {
         "bwd site_hidden_grad<BFloat16>: under 128 blocks",
-        "bwd wide_weight_grads<BFloat16>: under 128 blocks",
         "fwd site_down<BFloat16>: under 128 blocks",
     },
     "gated_adapter/middleX-1024": {
         "bwd site_gates<BFloat16>: partial sectors written",
+        "bwd wide_weight_grads<BFloat16>: under 128 blocks",
         "fwd site_down<BFloat16>: under 128 blocks",
     },
     "gated_adapter/stream-512": {
+        "bwd site_hidden_grad<BFloat16>: under 128 blocks",
         "bwd site_look<BFloat16>: under 128 blocks",
         "bwd site_pass<BFloat16>: partial sectors written",
         "bwd site_pass<BFloat16>: under 128 blocks",
@@ -125,8 +125,7 @@ TOO_MANY: set[str] = {"gated_adapter/bart-1024 fwd", "gated_adapter/bart-1024 bw
 
 # "call direction" where petx takes longer by the model than the better of eager and inductor -> by what factor at most.
 SLOWER: dict[str, float] = {
-    "gated_adapter/middleX-1024 bwd": 1.31,
-    "gated_adapter/stream-512 bwd": 1.25,
+    "gated_adapter/middleX-1024 bwd": 1.10,
     "expert_mixture/uniform-1024 bwd": 1.07,
     "cp_reconstruct/few bwd": 1.96,
     "mode_cores/qformer fwd": 1.29,

@@ -6,7 +6,6 @@ ROW_BLOCK, DROPOUT = "common/row_block.cuh", "common/dropout.cuh"
 
 MASK = [
     Mutation("dropout does not scale up", DROPOUT, r"C\(1.0 / \(1.0 - p\)\)", "C(1)"),
-    Mutation("dropout's complement", DROPOUT, r">= least \? keep", "< least ? keep"),
     Mutation("dropout one word off", DROPOUT, r"if \(element & 1\) words.template skip<1>\(\);", ""),
     Mutation("dropout two words off", DROPOUT, r"if \(element & 2\) words.template skip<2>\(\);", ""),
     Mutation("one counter for all of a run", DROPOUT, r"element / 4 \+ n\)", "element / 4)"),
@@ -19,6 +18,9 @@ MASK = [
         "static_cast<uint32_t>(read(seed))",
     ),
 ]
+
+# Of whom asks for factors, and not which values are kept.
+FACTORS = [Mutation("dropout's complement", DROPOUT, r">= least \? keep", "< least ? keep")]
 
 ROWS = [
     Mutation(

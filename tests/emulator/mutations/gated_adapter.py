@@ -20,7 +20,8 @@ from tests.emulator.test_grids import test_rows_lie_on_the_first_axis
 from tests.emulator.test_token_sums import test_dropout_at_large_positions
 
 OPERATION = "gated_adapter"
-FILES = tuple(f"gated_adapter/{name}" for name in ("forward.cu", "backward.cu", "block.cuh", "grads.cuh"))
+FILES = tuple(f"gated_adapter/{name}" for name in ("forward.cu", "backward.cu", "block.cuh", "grads.cuh", "values.cuh"))
+FILES += ("common/run_tile.cuh",)
 
 NAMES = """scale-alone unused-x large-bart middleX middleX-bart small-masked middleY-sigmoid parallel-large-wide-x
 parallel-large pair odd-pair large-rms middleX-original small-masked-original large-t5 large-exact
@@ -57,7 +58,8 @@ CHECKS = [
 ]
 
 SITE, FORWARD, BACKWARD = "gated_adapter/block.cuh", "gated_adapter/forward.cu", "gated_adapter/backward.cu"
-GRADS, PLAN = "gated_adapter/grads.cuh", "gated_adapter/plan.h"
+GRADS, VALUES = "gated_adapter/grads.cuh", "gated_adapter/values.cuh"
+PLAN, RUN = "gated_adapter/plan.h", "common/run_tile.cuh"
 
 MUTATIONS = [
     *MASK,
@@ -65,14 +67,13 @@ MUTATIONS = [
     *ROW_SUMS,
     *SHARES,
     Mutation("lost scale", SITE, r"dropout.keep \*= scale;", ";"),
-    Mutation("lost scale without dropout", SITE, r"factor.value\[j\] = constants.scale;", "factor.value[j] = C(1);"),
-    Mutation("backward keeps what the forward drops", DROPOUT, r">= least \? 1u", "< least ? 1u"),
-    Mutation("every value kept in the backward", DROPOUT, r"if \(!drops\(\)\) return", "if (true) return"),
+    Mutation("dropout keeps what it drops", DROPOUT, r"return word\[j\] >= least", "return word[j] < least"),
+    Mutation("every value kept", DROPOUT, r"if \(!drops\(\)\) \{", "if (true) {"),
     Mutation(
-        "dropout by row only",
-        FORWARD,
-        r"Base::multiply_by\(y, this->factors\(i\)\)",
-        "Base::multiply_by(y, this->factors(i - token))",
+        "dropout by row only", SITE, r"drop\(logits, \(first \+ row\) \* p.d \+ column", "drop(logits, first + row"
+    ),
+    Mutation(
+        "dropout of other gates by row only", FORWARD, r"drop\(gate, i, seed, left\)", "drop(gate, i / p.d, seed, left)"
     ),
     Mutation(
         "mean of a padded sample divides by zero", SITE, r"sum / \(count > C\(1\) \? count : C\(1\)\)", "sum / count"
@@ -84,9 +85,9 @@ MUTATIONS = [
     Mutation("second head multiplies the first's rank", SITE, r"head \* rank\)", "0)"),
     Mutation("gate from the adapter's rows", SITE, r"block_rows\(hidden.gate_a, p.r_g\)", "block_rows(hidden.a, p.r)"),
     Mutation("lost bias", SITE, r"if \(p.up_bias\)", "if (false)"),
-    Mutation("lost residual", SITE, r"if \(p.residual\) RowBlock", "if (false) RowBlock"),
-    Mutation("lost residual of a token's gate", FORWARD, r" \|\| p.skip \|\| p.residual\) Block::", ") Block::"),
-    Mutation("lost stream", SITE, r"if \(p.skip\) RowBlock", "if (false) RowBlock"),
+    Mutation("lost residual", SITE, r"return p.residual \? RowBlock<T>::load_run\(p.x, i, left\) : ", "return "),
+    Mutation("lost residual of a token's gate", FORWARD, r" \|\| p.skip \|\| p.residual\) residual", ") residual"),
+    Mutation("lost stream", SITE, r"if \(p.skip\) return", "if (false) return"),
     Mutation("lost stream of a token's gate", FORWARD, r"if \(wide \|\| p.skip \|\| ", "if (!wide && "),
     Mutation("x for the stream of a token's gate", FORWARD, r"p.skip \? p.skip : p.x, i", "p.x, i"),
     Mutation(
@@ -103,30 +104,24 @@ MUTATIONS = [
     ),
     Mutation(
         "norm's weight beside a stream in 16 bits",
-        GRADS,
+        VALUES,
         r"this->load_stream\(p.norm_weight",
         "Base::load_run(p.norm_weight",
     ),
-    Mutation("gradient of the stream lost", GRADS, r"if \(g.skip\) Base", "if (false) Base"),
+    Mutation("gradient of the stream lost", VALUES, r"if \(g.skip\) Base", "if (false) Base"),
     Mutation(
         "stream's gradient without the norm's part",
-        GRADS,
+        VALUES,
         r"store_wide_run\(g.skip, i, left, dy\)",
         "store_wide_run(g.skip, i, left, this->load_stream(g.dout, i, left))",
     ),
     Mutation(
         "stream's gradient rounded to 16 bits",
-        GRADS,
+        VALUES,
         r"store_wide_run\(g.skip, i, left, dy\)",
         "store_wide_run(g.skip, i, left, Base::rounded(dy))",
     ),
-    Mutation("norm's bias beside a stream from the stream", BACKWARD, r"(wide_column\([^;]*)g.dout", r"\1p.skip"),
-    Mutation(
-        "norm's bias beside a stream by 16 bits",
-        BACKWARD,
-        r"sums_.wide_column\(([^;]*), p.d",
-        r"sums_.column(\1, nullptr, p.d",
-    ),
+    Mutation("norm's bias lost", VALUES, r"columns.add\(kNormBias, dy\);", ";"),
     Mutation(
         "small gate reads the first half for S", SITE, r"Granularity::small \? p.d : 0", "Granularity::small ? 0 : 0"
     ),
@@ -141,16 +136,16 @@ MUTATIONS = [
     Mutation(
         "variance as E[x^2] - E[x]^2",
         FORWARD,
-        r"y\.value\[j\] - mean : C\(0\)([\s\S]*?)squares_ \+= [^;]*;([\s\S]*?)row_sum\(squares_ [^;]*;",
-        r"y.value[j] : C(0)\1squares_ += squares;\2row_sum(squares_) - C(p.d) * mean * mean;",
+        r"apart = j < count \? apart - mean : C\(0\), squares \+= apart \* apart;",
+        "squares += j < count ? apart * apart - mean * mean : C(0), apart = j < count ? apart - mean : C(0);",
     ),
     Mutation("runs' means not joined", FORWARD, r"squares \+ apart \* apart \* seen_ \* part", "squares"),
     Mutation("mean of the last run", FORWARD, r"mean_ \+= apart \* part", "mean_ += apart"),
     Mutation("mean of eight columns at the end", FORWARD, r"mean = sum / C\(count\)", "mean = sum / C(kRun)"),
     Mutation("deviations past the end", FORWARD, r"apart = j < count \? y", "apart = true ? y"),
-    Mutation("a token's gate comes too late", FORWARD, r"whole = !this->has_token_gate\(\)", "whole = true"),
-    Mutation("lost gate of a token", FORWARD, r"y.value\[j\] \*= gate_;", ";"),
-    Mutation("dropout of a token's gate lost", FORWARD, r"Block::multiply_by\(y, this->factors\(i\)\);", ""),
+    Mutation("a token's gate comes too late", FORWARD, r"whole = large \|\| !this->has_token_gate\(\)", "whole = true"),
+    Mutation("lost gate of a token", FORWARD, r"gate.value\[j\] = gate_;", "gate.value[j] = C(1);"),
+    Mutation("dropout of a token's gate lost", FORWARD, r"this->drop\(gate, i, seed_, left\);", ""),
     Mutation("statistics of what was not stored", FORWARD, r"y = Block::rounded\(y\);", "y.value[0] += C(1);"),
     Mutation("gate's tiles begin with the adapter's", FORWARD, r"gate \? block_y\(\) - adapter_tiles : ", ""),
     Mutation(
@@ -182,7 +177,17 @@ MUTATIONS = [
     Mutation("sum of half the lanes", SITE, r"mask < kLanes", "mask < kLanes / 2"),
     Mutation("threads' means not joined", FORWARD, r" \+ seen_ \* apart \* apart", ""),
     Mutation(
-        "norm of rms subtracts the mean", FORWARD, r"p.norm == Norm::layer \? Base::row_sum", "true ? Base::row_sum"
+        "norm of rms subtracts the mean",
+        FORWARD,
+        r"mean = p.norm == Norm::layer \? Base::row_sum\(sum\)",
+        "mean = true ? Base::row_sum(sum)",
+    ),
+    Mutation("a kept row's last run left out", FORWARD, r"n < kKept; \+\+n", "n < kKept - 1; ++n"),
+    Mutation(
+        "deviations past a kept row's end",
+        FORWARD,
+        r"apart = j < count \? apart - mean : C\(0\)",
+        "apart = apart - mean",
     ),
     Mutation(
         "every sharer writes the gate",
@@ -197,27 +202,32 @@ MUTATIONS = [
         "tiles_along(p.rows - 1)",
     ),
     Mutation("small in one launch", FORWARD, r"if \(passes == 2\)", "if (false)"),
-    Mutation("missing scale and dropout in the backward", GRADS, r"dy.value\[j\] \*= this->factor\(kept, j\);", ";"),
-    Mutation("dot without dropout", GRADS, r"dy.value\[j\] \* this->factor\(kept, j\) \* s", "dy.value[j] * s"),
+    Mutation("missing scale in the backward", VALUES, r"dy.value\[j\] \*= keep;", ";"),
+    Mutation("dot without dropout", VALUES, r"this->drop\(gate, i, seed, left\);", ";"),
     Mutation(
         "residual after the scale",
-        GRADS,
+        VALUES,
         r"(if \(g.dx && begins_dx\(p\)\) \{)",
         r"for (int j = 0; j < kRun; ++j) dy.value[j] *= this->factor(kept, j); \1",
     ),
-    Mutation("lost projection on the norm", GRADS, r" - hat.value\[j\] \* along_\)", ")"),
-    Mutation("lost mean in the norm", GRADS, r"dy.value\[j\] - mean_part_ - hat", "dy.value[j] - hat"),
-    Mutation("gate's slope of one sign", GRADS, r"\(C\(1\) - channel.value\[j\]\)", "channel.value[j]"),
+    Mutation("lost projection on the norm", VALUES, r"apart.value\[j\] \* slope \+ shift", "shift"),
+    Mutation("lost mean in the norm", VALUES, r"apart.value\[j\] \* slope \+ shift", "apart.value[j] * slope"),
+    Mutation(
+        "gate's slope of one sign",
+        VALUES,
+        r"\(y.value\[j\] - y.value\[j\] \* gate.value\[j\]\)",
+        "(y.value[j] * gate.value[j])",
+    ),
     Mutation("lost slope of the token gate", GRADS, r"value \*= sigma \* \(C\(1\) - sigma\)", "value *= sigma"),
     Mutation("padding's gate has a gradient", GRADS, r"if \(small && !this->counts\(token\)\) value = C\(0\);", ""),
     Mutation(
         "gradient through the gate lost",
-        GRADS,
+        VALUES,
         r"if \(token_gate && p.gate_input == GateInput::modified\)",
         "if (false)",
     ),
     Mutation("gate's gradient to h lost", GRADS, r"if \(through_gate\) add_times", "if (false) add_times"),
-    Mutation("gate's gradient to x lost", GRADS, r"if \(token_gate\) add_times\(dx", "if (false) add_times(dx"),
+    Mutation("gate's gradient to x lost", VALUES, r"if \(token_gate\) add_times\(dx", "if (false) add_times(dx"),
     Mutation(
         "lost slope of gelu",
         GRADS,
@@ -241,27 +251,22 @@ MUTATIONS = [
         r"gate \? block_y\(\) - p.heads \* head_tiles :",
         "gate ? block_y() :",
     ),
-    Mutation("S left as the result's pass left it", GRADS, r"Base::store_run\(to_.ds, i, left, s\);", ";"),
+    Mutation("S left as the result's pass left it", VALUES, r"Base::store_run\(to_.ds, i, left, s_or_y\);", ";"),
+    Mutation("G not left for the pass", VALUES, r"Base::store_run\(to_.dgate, i, left, gate\);", ";"),
     Mutation(
-        "G not left for the passes", GRADS, r"Base::store_run\(to_.dgate, i, left, marked\(channel, kept\)\);", ";"
+        "a row's last part left out",
+        VALUES,
+        r"part < to_.parts; part \+= Base::kSharers",
+        "part + 1 < to_.parts; part += Base::kSharers",
     ),
-    Mutation("sums of all tiles so far", GRADS, r"first_sum_ = second_sum_ = 0;\n", "\n"),
     Mutation(
-        "a row's last tile left out",
-        GRADS,
-        r"tile < tiles; tile \+= Base::kSharers",
-        "tile + 1 < tiles; tile += Base::kSharers",
+        "sums of parts in one place", VALUES, r"i = part \* p.rows \+ this->first \+ row;", "i = this->first + row;"
     ),
-    Mutation("sums of tiles in one place", GRADS, r"i = tile \* p.rows \+ token;", "i = token;"),
-    Mutation(
-        "every sharer leaves a sum",
-        GRADS,
-        r"writes = sharer == 0 && this->valid\(\)",
-        "writes = this->valid()",
-    ),
-    Mutation("rms with a mean", GRADS, r"if \(p.norm == Norm::layer\) mean_part_", "mean_part_"),
-    Mutation("gate not read", GRADS, r"if \(this->valid\(\) && to_.gate\) gate_", "if (false) gate_"),
-    Mutation("a tile's dots left out", GRADS, r"valid && tile < tiles", "valid && tile + 1 < tiles"),
+    Mutation("every thread leaves a sum", VALUES, r"writes = thread_index\(\) % 4 == 0 && row", "writes = row"),
+    Mutation("sums of rows that are not there", VALUES, r"% 4 == 0 && row < this->rows", "% 4 == 0"),
+    Mutation("rms with a mean", VALUES, r"mean_part = p.norm == Norm::layer \? Base", "mean_part = true ? Base"),
+    Mutation("gate not read", VALUES, r"valid && to_.gate \? read", "false ? read"),
+    Mutation("a part's dots left out", GRADS, r"valid && part < to_.parts", "valid && part + 1 < to_.parts"),
     Mutation("dots of padding alone", GRADS, r"sample_mean\(to_.dot, false\)", "sample_mean(to_.dot, true)"),
     Mutation("padding's gates count", GRADS, r"sample_mean\(p.token_gate, true\)", "sample_mean(p.token_gate, false)"),
     Mutation(
@@ -271,8 +276,6 @@ MUTATIONS = [
         "if (!valid) return;\n    if",
     ),
     Mutation("dh's last tile is dx's", GRADS, r"tile < h_tiles, adapter", "tile + 1 < h_tiles, adapter"),
-    Mutation("dropped values not marked", GRADS, r"marked\(channel, kept\)\)", "channel)"),
-    Mutation("marks drop what was kept", GRADS, r"< C\(0\) \? 0u : 1u", "< C(0) ? 1u : 0u"),
     Mutation("packs of odd widths", SITE, r"bits = p.d / p.heads % kRun \|\| p.d_x % kRun;", "bits = 0;"),
     Mutation("packs of odd inputs", SITE, r"p.norm_bias, p.skip\}\)\s+bits \|=", "p.norm_bias, p.skip}) bits &="),
     Mutation("packs of an odd stream", SITE, r"p.norm_bias, p.skip\}\)", "p.norm_bias})"),
@@ -302,37 +305,34 @@ MUTATIONS = [
     ),
     Mutation("gelu's last block left out", BACKWARD, r"\(most \+ of_block - 1\) / of_block", "most / of_block"),
     Mutation("gelu of as many as the adapter has", BACKWARD, r"gate \? p.r_g : p.r\)", "p.r)"),
-    Mutation("dS without a look", BACKWARD, r"first \? site_look<T> : site_pass<T>", "site_pass<T>"),
-    Mutation("every pass looks again", BACKWARD, r"first = false;", ";"),
-    Mutation("norm's sums not made", BACKWARD, r"p.norm == Norm::none\) continue", "true) continue"),
+    Mutation("dS without a look", BACKWARD, r"if \(int error = values<SiteStage::look>\(stream\)\) return error;", ""),
     Mutation(
-        "no sums of a token's gate",
-        BACKWARD,
-        r"if \(which == SitePass::result \|\| !token_gate\) continue;",
-        "continue;",
+        "a look without a pass", BACKWARD, r"if \(int error = values<SiteStage::pass>\(stream\)\) return error;", ""
     ),
-    Mutation("a pass for the dots alone behind a norm's", BACKWARD, r"!\(token_gate && first\)", "!token_gate"),
-    Mutation("dots in one place", GRADS, r"to_.dots \+ k \* tiles \* p.rows \+ i", "to_.dots + i"),
-    Mutation("dots of what was dropped", GRADS, r"kept_s = this->factor\(kept, j\) \* s", "kept_s = s"),
+    Mutation("norm's sums not made", BACKWARD, r"if \(p.norm == Norm::none && !token_gate\)", "if (!token_gate)"),
+    Mutation(
+        "no sums of a token's gate", BACKWARD, r"token_gate \? gates\(GateStage::dot", "false ? gates(GateStage::dot"
+    ),
+    Mutation("dots in one place", VALUES, r"to_.dots \+ k \* to_.parts \* p.rows \+ i", "to_.dots + i"),
     Mutation(
         "dots without the norm's projection",
         GRADS,
-        r"value -= sum_of_tiles\(to_.along",
-        "if (false) value -= sum_of_tiles(to_.along",
+        r"value -= sum_of_parts\(to_.along",
+        "if (false) value -= sum_of_parts(to_.along",
     ),
     Mutation("dots without the norm's mean", GRADS, r"if \(p.norm == Norm::layer\) value", "if (false) value"),
     Mutation("dots not scaled by the norm", GRADS, r"if \(valid\) value \*= read", "if (false) value *= read"),
-    Mutation("dots of the first tile kept", GRADS, r"for \(C& sum : dot_sums_\) sum = 0;", ";"),
     Mutation("dx without the gate's launch", BACKWARD, r"adds = large \|\| ", "adds = "),
     Mutation("dx of nothing not written", BACKWARD, r" \|\| !begins_dx\(p\);", ";"),
     Mutation("x begun from nothing", GRADS, r"else if \(begins_dx\(p\)\)", "else if (false)"),
-    Mutation("column sums of all 64 rows", GRADS, r"of < this->rows && begin", "begin"),
     Mutation(
-        "column sums of the other slot",
-        GRADS,
-        r"sum \+= Tile::result\(slot, of, c\)",
-        "sum += Tile::result(1 - slot % 2, of, c)",
+        "column sums of all groups but the last",
+        VALUES,
+        r"group < Tile::kColumnGroups; \+\+group",
+        "group + 1 < Tile::kColumnGroups; ++group",
     ),
+    Mutation("columns past the end of a head", VALUES, r"\|\| left <= 0\) continue", ") continue"),
+    Mutation("column sums of the first", VALUES, r"Memory::place\(sum, group, pack\)", "Memory::place(0, group, pack)"),
     Mutation(
         "adapter's sum from the gate's",
         BACKWARD,
@@ -345,4 +345,18 @@ MUTATIONS = [
         r"\(g.gate_bias, 9\), nullptr, to_.dlogit, 1\)",
         "(g.gate_bias, 9), p.h, to_.dlogit, 1)",
     ),
+    # tiles whose results stay in registers
+    Mutation(
+        "a run's columns side by side",
+        RUN,
+        r"lane % 8 / 2 \* 8 \+ lane % 2 \+ lane / 16 \* 2",
+        "lane % 8 + lane / 16 * 8",
+    ),
+    Mutation("no exchange of a run's packs", RUN, r"pack \^ \(line / 8 \* 2 \+ line % 2\)", "pack"),
+    Mutation("last step of a run's depth left out", RUN, r"step >= steps", "step + 1 >= steps"),
+    Mutation("a run waits for one group too few", RUN, r"wait_copies<kStages - 2>", "wait_copies<kStages - 1>"),
+    Mutation("a run of the first row", RUN, r"number % 2 \* 2 \+ j % 2", "j % 2"),
+    Mutation("a run of the first half", RUN, r"value\[number / 2\]\[j / 2\]", "value[0][j / 2]"),
+    Mutation("rows of a warp not joined", RUN, r"mask = 4; mask < 32", "mask = 8; mask < 32"),
+    Mutation("gates of the first row", RUN, r"get\(number \* kThreads \+", "get(0 * kThreads +"),
 ]

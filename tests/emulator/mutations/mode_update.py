@@ -4,7 +4,7 @@ import torch
 
 from tests.cases.mode_update import CASES, WIDE
 from tests.emulator.mutations import Mutation, Turned, of_assertions, of_case, under
-from tests.emulator.mutations._common import MASK, ROWS, SHARES
+from tests.emulator.mutations._common import FACTORS, MASK, ROWS, SHARES
 from tests.emulator.test_grids import test_rows_lie_on_the_first_axis
 from tests.emulator.test_mode_update_cuda import (
     test_gradients_from_some_results,
@@ -38,6 +38,7 @@ SUMS = "common/token_sums.cuh"
 
 MUTATIONS = [
     *MASK,
+    *FACTORS,
     *ROWS,
     *SHARES,
     # dropout
