@@ -43,27 +43,41 @@ _FACE = r"[-^x=~<>']"
 _SIGNS = "+%&~\\^|\\\\¦§¨©¬®¯°±²³´µ¶·¸¹º×÷<>\u2016\u2017\u2020-\u2023\u2030-\u2038\u203b\u203e-\u2042\u2044"
 _SIGNS += "\u207a-\u207f\u208a-\u208e\u2100-\u214f\u2190-\u21ff\u2200-\u2bff\u3012\u30fb\uff01-\uff0f\uff1a-\uff20"
 _SIGNS += "\uffe0\uffe1\uffe5\uffe6"
-_ABBREVIATIONS = (  # words whose dot is always theirs; some only with a capital, since they are words as well
-    "Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sept?|Oct|Nov|Dec|Mon|Tues?|Wed|Thu(?:rs)?|Fri|"
-    "Ala|Ariz|(?-i:A)z|(?-i:A)rk|Calif|Colo|Conn|Ct|Dak|(?-i:D)el|Fla|Ga|(?-i:I)ll|Ind|Kans?|Ky|(?-i:L)a|(?-i:M)ass|"
-    "Md|Mich|Minn|(?-i:M)iss|Mo|Mont|Neb|Nev|Okla|(?-i:O)re|(?-i:P)a|Penn|Tenn|(?-i:T)ex|Va|Vt|(?-i:W)ash|Wisc?|Wyo|"
-    "Inc|Cos?|Corp|Pp?t[ye]s?|Ltd|Plc|Bancorp|Bhd|Assn|Univ|Intl|Sys|tel|est|ext|sq|Jr|Sr|Bros|(?:Ed|Ph)\\.D|Esq|"
-    "etc|al|seq|Bldg"
+
+
+def _any_of(words: str) -> str:
+    """A pattern of one of them, the longest first; a word with a capital here needs its own."""
+    patterns = [
+        (f"(?-i:{word[0]}){re.escape(word[1:])}" if word[0].isupper() else re.escape(word)) for word in words.split()
+    ]
+    return "|".join(sorted(patterns, key=len, reverse=True))
+
+
+# Words whose dot is always theirs.
+_ABBREVIATIONS = _any_of(
+    "al ala apr ariz Ark assn aug Az bancorp bhd bldg bros calif co colo conn corp cos ct dak dec Del ed.d esq est "
+    "etc ext feb fla fri ga Ill inc ind intl jan jr jul jun kan kans ky La ltd mar Mass md mich minn Miss mo mon mont "
+    "neb nev nov oct okla Ore Pa penn ph.d plc ppte pptes ppty pptys pte ptes pty ptys sep sept seq sq sr sys tel "
+    "tenn Tex thu thurs tue tues univ va vt Wash wed wis wisc wyo"
 )
-_TITLES = (  # the same of words before a name
-    "Mr|Mrs|Ms|Drs?|Profs?|Sens?|Reps?|Attys?|Lt|Col|Gen|Messrs|Govs?|Adm|Rev|Maj|Sgt|Cpl|Pvt|Mt|Capt|Ste?|Ave|Pres|"
-    "Lieut|Hon|Brig|Co?mdr|Pfc|Spc|Supts?|Det|Ft|Adj|Adv|Asst|Assoc|Ens|Insp|Mlle|Mme|Msgr|Sfc|Rt|vs|v|a\\.k\\.a|Alex|"
-    "Wm|Jos|Cie|cf|TREAS|Ph|Invt|Elec|Natl|M[ft]g|Dept|Blvd|Rd"
+# The same of words before a name, and of some others.
+_TITLES = _any_of(
+    "a.k.a adj adm adv alex assoc asst atty attys ave blvd brig capt cf cie cmdr col comdr cpl dept det dr drs elec "
+    "ens ft gen gov govs hon insp invt jos lieut lt maj messrs mfg mlle mme mr mrs ms msgr mt mtg natl pfc ph pres "
+    "prof profs pvt rd rep reps rev rt sen sens sfc sgt spc st ste supt supts treas v vs wm"
 )
-_FILES = (  # what names of files end in
-    "bat|bmp|c|class|cgi|cpp|dll|docx?|exe|gif|gz|h|html?|jar|java|jpe?g|mov|mp3|pdf|php|pl|png|ppt|ps|py|sql|tar|txt|"
-    "wav|x|xml|zip"
+# What names of files end in.
+_FILES = _any_of(
+    "bat bmp c cgi class cpp dll doc docx exe gif gz h htm html jar java jpeg jpg mov mp3 pdf php pl png ppt ps py "
+    "sql tar txt wav x xml zip"
 )
-_BEFORE_NUMBERS = "ca|figs?|prop|nos?|art|bldg|pp|op"  # words whose dot is theirs if a number follows
-_BEGINS = (  # words that begin a sentence behind a single letter and its dot
-    "about|according|additionally|after|an|a|as|at|but|did|during|earlier|he|her|here|how|however|if|in|it|last|many|"
-    "more|mr\\.|ms\\.|now|once|one|other|our|she|since|so|some|such|that|the|their|then|there|these|they|this|we|when|"
-    "while|what|who|why|yet|you"
+# Words whose dot is theirs if a number follows.
+_BEFORE_NUMBERS = _any_of("art bldg ca fig figs no nos op pp prop")
+# Words that begin a sentence behind a single letter and its dot.
+_BEGINS = _any_of(
+    "a about according additionally after an as at but did during earlier he her here how however if in it last many "
+    "more mr. ms. now once one other our she since so some such that the their then there these they this we what "
+    "when while who why yet you"
 )
 
 # A kind each: what is a token, as the one group that matches, and what must follow it.
