@@ -90,6 +90,13 @@ class InstructBlipHost(QFormerPairs):
         return {"config": config}
 
     lessons = ("caption", "what", "words")
+    llama_lessons = ("caption", "what", "match")  # it learns to match in some hundred steps, a t5 not in two thousand
+
+    @classmethod
+    def lessons_of(cls, settings: Any) -> tuple[str, ...]:
+        if settings.data == "easy-vqa" and settings.language_model == "llama" and not settings.lessons:
+            return cls.llama_lessons
+        return super().lessons_of(settings)
 
     @classmethod
     def small_tokenizer(cls, texts: list[str], settings: Any, visual_tokens: int) -> Tokenizers:

@@ -17,6 +17,7 @@ from petx.hosts.instruct_blip import HOST, LEAST_STD
 from petx.tasks.easy_vqa import LESSONS
 from petx.train import stages, tuned
 from petx.train.petal import arguments
+from petx.train.petal.recipe import RECIPE
 from petx.train.petal.trainer import learning_rate
 
 ABLATIONS = ["no-experts", "no-gate", "no-ib", "no-threshold", "diagonal-core"]
@@ -200,6 +201,22 @@ def test_captions_are_matched_in_the_qformer():
     assert tokenizers.text.decode(item["labels"]) == "yes </s>"
 
 
+@pytest.mark.parametrize(
+    "preset, changes, wanted",
+    [
+        ("easy-vqa", {}, ("caption", "what", "match")),
+        ("easy-vqa", {"language_model": "t5"}, ("caption", "what", "words")),
+        ("easy-vqa", {"lessons": ["what"]}, ("what",)),
+        ("openmoji", {"language_model": "llama"}, ("caption", "what", "words")),  # of which it has two
+    ],
+)
+def test_lessons_are_chosen_by_the_language_model(preset, changes, wanted):
+    """And the notes beside the table say which they were, and what matching has told before."""
+    settings = arguments.checked(arguments.read_preset(preset) | changes)
+    assert HOST.lessons_of(settings) == wanted
+    assert ("has the answers yes and no" in RECIPE.notes(settings)) == ("match" in wanted)
+
+
 def test_lora_and_adapter_are_as_large_as_petal_on_the_main_job():
     settings = arguments.checked(arguments.read_preset("easy-vqa"))
     run_data = type("RunData", (), {})()
@@ -224,7 +241,7 @@ def test_lora_and_adapter_are_as_large_as_petal_on_the_main_job():
     [
         ("--preset easy-vqaa", "unknown preset 'easy-vqaa'; there are: chat-vqa, easy-vqa, "),
         ("--arms petal,lorra", "unknown arm 'lorra'"),
-        ("--with full-core", "arm full-core would be PETAL itself: core is 'full' already"),
+        ("--with diagonal-core", "arm diagonal-core would be PETAL itself: core is 'diagonal' already"),
         ("--with no-ib", "arm no-ib would be PETAL itself: ib is 'off' already"),
         ("--set ib=of", "ib must be one of off, authors, corrected, variational; got 'of'"),
         ("--rank 0", "rank must be at least 1, got 0"),
@@ -269,9 +286,9 @@ def test_ablations_are_of_the_parts_there_are():
     def arms_of(*flags):
         return arguments.parse(["--arms", "petal", "--with", "ablations", *flags]).all_arms[1:]
 
-    assert arms_of() == ["no-experts", "no-gate", "no-threshold", "diagonal-core"]
-    more = arms_of("--ib", "corrected", "--core", "diagonal", "--expert_gate", "uniform")
-    assert more == ["no-experts", "no-ib", "no-threshold", "full-core"]
+    assert arms_of() == ["no-experts", "no-gate", "no-threshold", "full-core"]
+    more = arms_of("--ib", "corrected", "--core", "full", "--expert_gate", "uniform")
+    assert more == ["no-experts", "no-ib", "no-threshold", "diagonal-core"]
 
 
 def test_missing_smollm2_names_the_command(petx_cache, tmp_path, capsys, monkeypatch):

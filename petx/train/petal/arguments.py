@@ -102,7 +102,8 @@ class Settings(Common):
     queries: int = option(4, "small host: query tokens", least=1)
     lessons: list = option(
         [],
-        f"small host: what it is pretrained on, of {', '.join(LESSONS)} (default: all but match)",
+        f"small host: what it is pretrained on, of {', '.join(LESSONS)} (default: all but words with a llama, else all "
+        "but match)",
         each=dict(kind=str, choices=tuple(LESSONS)),
     )
     init_std: float = option(0.1, "small host: standard deviation of the Q-Former's initial weights", above=0)

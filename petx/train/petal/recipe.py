@@ -23,21 +23,26 @@ HOST
   bring it to new answers.
 - Full tuning is what the paper calls so: Q-Former, query tokens and projection. LoRA and adapter are as large as PETAL,
   the head (the first linear of the last query FFN) is as large as it is.
-- PETAL's rank and learning rate were chosen on a development split cut out of the training images, the other rows'
-  learning rates are those of VL-PET's main job; the test images were scored once per row. {seeds}
+- Host, steps, PETAL's rank, core and learning rate were chosen on a development split cut out of the training images,
+  the other rows' learning rates are those of VL-PET's main job; the test images were scored once per row. {seeds}
 """
 
 
 _HOSTS = {
     "small": """\
 - The host is a small InstructBLIP: EfficientNet-Lite0's features, a Q-Former and a tiny language model, pretrained
-  minutes ago on LESSONS. It had seen no yes/no question. So small a host makes the trained share large; of the
-  full-size InstructBLIPs PETAL trains far less (petx params petal).""",
+  minutes ago on LESSONS. It had seen no yes/no question.MATCH
+  So small a host makes the trained share large; of the full-size InstructBLIPs PETAL trains far less (petx params
+  petal).""",
     "smollm2": """\
 - The language model is SmolLM2-135M with its own weights. The Q-Former between it and EfficientNet-Lite0's features was
-  pretrained here on LESSONS, and had seen no yes/no question.""",
+  pretrained here on LESSONS, and had seen no yes/no question.MATCH""",
     "own": "- The host is the InstructBLIP that was given; what it had seen before is not known here.",
 }
+
+_MATCH = """
+  Matching captions has the answers yes and no: it had learnt whether "a red circle" fits an image, not what a question
+  asks, nor what "not" and "no" do to the answer."""
 
 
 class Petal(Recipe):
@@ -60,8 +65,9 @@ class Petal(Recipe):
     def notes(self, settings: Common) -> str:
         given: Any = settings  # of this recipe
         kind = "own" if given.host else "smollm2" if given.language_model == "smollm2" else "small"
-        lessons = lesson_words(InstructBlipHost.lessons_of(settings))
-        return _NOTES.replace("HOST", _HOSTS[kind].replace("LESSONS", lessons))
+        lessons = InstructBlipHost.lessons_of(settings)
+        seen = _HOSTS[kind].replace("MATCH", _MATCH if "match" in lessons else "")
+        return _NOTES.replace("HOST", seen.replace("LESSONS", lesson_words(lessons)))
 
 
 RECIPE = Petal()
