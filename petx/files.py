@@ -73,7 +73,7 @@ def user_path(text: str | os.PathLike, argument: str) -> Path:
         raise UserError(f"{argument} must be a path without a null character, got {written!r}")
     try:
         if written == "~" or written.startswith("~/"):
-            return home() / written[2:]
+            return home() / written[2:].lstrip("/")
         return Path(written).expanduser()
     except RuntimeError as error:
         raise UserError(f"{argument}: {written!r} has no home folder to stand for its ~ ({error})") from error

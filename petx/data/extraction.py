@@ -85,16 +85,22 @@ def plan(model: str, pictures: Path, output: Path, *, videos: bool, batch_size: 
 
 
 def _below(folder: Path) -> Iterator[Path]:
-    """All files below ``folder``, in linked folders too; OSError for one that cannot be read: it would look empty."""
+    """All files below ``folder``, in linked folders too, each folder once.
+
+    Raises OSError for one that cannot be read: it would look empty.
+    """
+    seen = set()
 
     def refuse(error: OSError) -> None:
         raise error
 
     for place, inside, files in os.walk(folder, onerror=refuse, followlinks=True):
-        around = Path(os.path.realpath(os.path.dirname(place)))
-        if Path(place) != folder and Path(os.path.realpath(place)) in (around, *around.parents):
-            inside.clear()  # a link to a folder around it, which would never end
+        real = os.path.realpath(place)
+        if real in seen:
+            inside.clear()  # a link to a folder beside or around it
         else:
+            seen.add(real)
+            inside.sort(key=lambda name: (os.path.islink(os.path.join(place, name)), name))  # links last
             yield from (Path(place, name) for name in files)
 
 

@@ -135,6 +135,13 @@ class Instructed(Host):
         return cls.store_class(folders, tokenizer.image_processor, settings.augment if split == "train" else "none")
 
     @classmethod
+    def _words(cls, settings: Any, tokenizer: Tokenizers) -> int:
+        """How many tokens labels may have; not the image's, which a processor adds as the last one."""
+        count = len(tokenizer.text)
+        added = settings.host is not None and image_token(AutoConfig.from_pretrained(settings.host)) == count - 1
+        return count - added
+
+    @classmethod
     def dataset(
         cls, spec: Any, examples: list[Example], store: Any, tokenizer: Tokenizers, settings: Any, split: str
     ) -> Task:
@@ -148,9 +155,10 @@ class Instructed(Host):
             templates = settings.instructions[:1]
         elif split in ("dev", "test") and settings.eval_instructions:
             templates = settings.eval_instructions
-        if settings.ib_vocabulary is not None and len(tokenizer.text) > settings.ib_vocabulary:
-            least = f"the tokenizer's {len(tokenizer.text)} tokens"
-            raise UserError(f"ib_vocabulary must be at least {least}, got {settings.ib_vocabulary}")
+        if settings.ib_vocabulary is not None and (words := cls._words(settings, tokenizer)) > settings.ib_vocabulary:
+            raise UserError(
+                f"ib_vocabulary must be at least the tokenizer's {words} tokens, got {settings.ib_vocabulary}"
+            )
         if settings.host is not None:
             cls.check_texts(spec.name, examples, templates, settings, tokenizer)
         names = ("language_template", "metric", "max_target", "loss", "num_beams", "predictions")

@@ -18,7 +18,9 @@ SAID |= {"½": "1/2", "¼": "1/4", "¾": "3/4", "⅓": "1/3", "⅔": "2/3"} | di
 SAID |= {"£": "#", "¢": "cents"}
 
 _NO_DIGITS = "\u00b2\u00b3\u00b9\u00bc-\u00be\u2070-\u209c\u2150-\u2189\u2460-\u24ff\u2776-\u2793"  # numbers, but signs
-_ABOVE = "[\u0300-\u036f\u0591-\u05bd\u064b-\u065e\u0900-\u0903\u093c\u093e-\u094e\u0e31\u0e34-\u0e3a\u0e47-\u0e4e]"
+# Not U+0345, which is a small iota to whom case is the same: two ways to read each letter never end.
+_ABOVE = "[\u0300-\u0344\u0346-\u036f\u0591-\u05bd\u064b-\u065e\u0900-\u0903\u093c\u093e-\u094e"
+_ABOVE += "\u0e31\u0e34-\u0e3a\u0e47-\u0e4e]"
 _L = rf"(?:[^\W\d_{_NO_DIGITS}]|{_ABOVE})"  # a letter, or what stands above or below one
 _A, _UPPER = rf"(?:[^\W_{_NO_DIGITS}]|{_ABOVE})", "(?-i:[A-Z])"  # the same or a digit; a capital
 _S = "[ \t\u00a0\u2000-\u200a\u3000]"

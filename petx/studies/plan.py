@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,8 @@ def read(name: str, *, seeds: list[int] | None = None, assignments: list[str] | 
         if one.folder == other.folder:
             raise UserError(f"{path}: the cells {one.name} and {other.name} would share the folder {one.folder}")
         if one.settings == other.settings:
-            raise UserError(f"{path}: the cells {one.name} and {other.name} have the same settings")
+            alike = "have the same settings, but for what has no effect in them"
+            raise UserError(f"{path}: the cells {one.name} and {other.name} {alike}")
     plain = {key: values[key] for key in ("description", "method", "preset", "metric")}
     return Study(path.stem, **plain, seeds=seeds, axes=axes, cells=cells)
 
@@ -123,11 +125,7 @@ def _settings(path: Path, values: dict[str, Any], cell: str, changes: dict[str, 
 def _without_unread(path: Path, values: dict[str, Any], cells: list[Cell]) -> list[Cell]:
     """``cells`` without what has no effect in them, as a setting of all for an arm of some; :class:`UserError` for one
     that has none in any."""
-    small = hosts.find(recipes.find(values["method"]).small_host)
-    unread = []
-    for cell in cells:
-        host = small if cell.settings.host is None else None  # a given one is not looked at before it is run
-        unread.append(reasons(cell.settings, cell.changes, arms=cell.settings.all_arms, host=host))
+    unread = [reasons_of(cell.settings, cell.changes) for cell in cells]
     for name in dict.fromkeys(name for cell in cells for name in cell.changes):
         told = [found.get(name) for cell, found in zip(cells, unread, strict=True) if name in cell.changes]
         if all(told):
@@ -138,6 +136,12 @@ def _without_unread(path: Path, values: dict[str, Any], cells: list[Cell]) -> li
         settings = _settings(path, values, cell.name, changes) if found else cell.settings
         made.append(dataclasses.replace(cell, changes=changes, settings=settings))
     return made
+
+
+def reasons_of(settings: Common, names: Iterable[str]) -> dict[str, str]:
+    """``{name: words}`` of those of ``names`` that have no effect in a cell; a given host is not looked at."""
+    host = hosts.find(recipes.find(settings.recipe).small_host) if settings.host is None else None
+    return reasons(settings, names, arms=settings.all_arms, host=host)
 
 
 def _check_keys(path: Path, values: dict[str, Any]) -> None:

@@ -23,7 +23,7 @@ import yaml
 from petx import _python
 from petx.errors import UserError
 from petx.files import held, read_json, require_writable, write_json, written_whole
-from petx.studies.plan import Cell, Study
+from petx.studies.plan import Cell, Study, reasons_of
 from petx.train.settings import Common, checked, laid_over, read_preset
 from petx.train.stages import SETTINGS, changed
 
@@ -38,7 +38,6 @@ class Job:
     title: str
     folder: Path
     settings: Common  # with its seed
-    changes: dict[str, Any]  # over the preset; the seed is a flag
     host: "Job | None" = None
 
     def results(self) -> dict[str, Any] | None:
@@ -60,7 +59,11 @@ class Job:
         if not note.is_file():
             return
         before = read_json(note, hint=f"remove {self.folder} to run it anew, or choose another --output_dir")
-        for name, was, value in changed(before, self.settings):
+        differing = changed(before, self.settings)
+        unused = reasons_of(self.settings, [name for name, _, _ in differing])
+        for name, was, value in differing:
+            if name in unused:  # as a study that was begun before may have recorded it
+                continue
             raise UserError(
                 f"{self.folder} was run with {name}={was!r}, not {value!r}: remove that folder to run it again, or "
                 "choose another --output_dir"
@@ -81,7 +84,7 @@ def jobs(study: Study, out: Path) -> tuple[list[Job], list[Job]]:
                 made[key] = _host_job(study, cell, folder, seed)
             folder = out / "cells" / cell.folder / f"seed-{seed}"
             settings = dataclasses.replace(cell.settings, seed=seed, seeds=1)
-            cells.append(Job(f"{cell.name}, seed {seed}", folder, settings, cell.changes, made.get(key)))
+            cells.append(Job(f"{cell.name}, seed {seed}", folder, settings, made.get(key)))
         hosts += made.values()
     return hosts, cells
 
@@ -104,7 +107,7 @@ def _host_job(study: Study, cell: Cell, folder: Path, seed: int) -> Job:
     changes = {name: value for name, value in cell.changes.items() if name not in kind.after_host}
     changes |= {"arms": ["frozen"], "with_arms": []}
     values = laid_over(read_preset(kind, study.preset), changes) | {"seed": seed, "seeds": 1}
-    return Job(f"small host, seed {seed}", folder, checked(kind, values), changes)
+    return Job(f"small host, seed {seed}", folder, checked(kind, values))
 
 
 def run(study: Study, out: Path, *, at_once: int, say: Callable[[str], None]) -> list[str]:
@@ -190,7 +193,11 @@ class _Children:
     def run(self, job: Job) -> str | None:
         """Run one ``petx train`` to its end; what went wrong, in words, or None."""
         job.folder.mkdir(parents=True, exist_ok=True)
-        (job.folder / "cell.yaml").write_text(yaml.safe_dump(job.changes, sort_keys=False), encoding="utf-8")
+        # All settings, as a record has them: none counts as chosen, so that what a cell does not read is no mistake.
+        values = dataclasses.asdict(job.settings)
+        for own in ("output_dir", "resume", "seed", "seeds"):
+            del values[own]
+        (job.folder / "cell.yaml").write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
         command = _python.command("petx.cli", "train", self.study.method, "--preset", self.study.preset)
         command += ["--config", str(job.folder / "cell.yaml"), "--seed", str(job.settings.seed)]
         command += ["--seeds", "1", "--output_dir", str(job.folder)]

@@ -302,13 +302,14 @@ def _extended(kind: type[Common], path: Path, extending: tuple[Path, ...]) -> Va
 def _written(kind: type[Common], path: Path) -> set[str]:
     """The settings that a file of the user's names, with those of the user's files that it extends.
 
-    A record of a run names them all, and so chooses none.
+    A record of a run, or a copy of one, names all that its version had, and so chooses none.
     """
     values = read_yaml(path)
     names, base = values.keys() - {"extends"}, values.get("extends")
     if base is not None and Path(base).suffix in FILES:
         names |= _written(kind, path.parent / base)
-    return set() if names >= {field.name for field in dataclasses.fields(kind)} else names
+    record = path.suffix == ".json" or 2 * len(names) > len(dataclasses.fields(kind))
+    return set() if record else names
 
 
 def checked(kind: Any, values: dict[str, Any]) -> Any:

@@ -155,6 +155,8 @@ def test_pictures_in_linked_folders_are_found_and_an_unreadable_one_is_told(tmp_
     pictures = write_pictures(tmp_path / "pictures", ["own/a.png"])
     (pictures / "linked").symlink_to(write_pictures(tmp_path / "elsewhere", ["b.png", "deep/c.png"]))
     (pictures / "own" / "around").symlink_to(pictures)
+    (pictures / "latest").symlink_to(pictures / "own")  # found once, under its own name
+    (tmp_path / "elsewhere" / "back").symlink_to(pictures / "own")
     todo = extraction.plan("x", pictures, tmp_path / "out", videos=False, batch_size=1)
     assert sorted(todo.files) == ["a", "b", "c"]
 

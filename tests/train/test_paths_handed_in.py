@@ -51,7 +51,7 @@ def test_written_files_have_the_umasks_mode(tmp_path):
 
 def test_paths_are_read_once_and_refused_in_words(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert user_path("~/a", "--output") == tmp_path / "a"
+    assert user_path("~/a", "--output") == tmp_path / "a" == user_path("~//a", "--output")
     for text in ("", "  ", "a\0"):
         with pytest.raises(UserError, match="--output must be a path"):
             user_path(text, "--output")

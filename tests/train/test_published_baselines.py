@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers
 from torch import nn
+from transformers import AutoConfig
 
 from petx import baselines, hosts, tasks
 from petx.baselines._sizes import counts, rank_of_size
@@ -98,7 +99,7 @@ def test_petals_table(q_former, arm):
     assert counts(hosts.find("instruct_blip"), built)["trainable"] == PETALS_TABLE[arm]
 
 
-def test_the_bottleneck_reads_the_words_of_the_tokenizer(q_former):
+def test_the_bottleneck_reads_the_words_of_the_tokenizer(q_former, monkeypatch):
     """T5's tokenizer has 28 words fewer than its model, columns that no label names: 2 x 33 of CLUB's parameters."""
     sizes = {}
     for words in (None, 32_100):
@@ -114,10 +115,17 @@ def test_the_bottleneck_reads_the_words_of_the_tokenizer(q_former):
         information_bottleneck(config, settings)
     with pytest.raises(UserError, match="ib_vocabulary is for ib=authors and corrected, got ib=off"):
         petal_arguments.checked({"steps": 1, "ib_vocabulary": 9})
-    tokenizer = SimpleNamespace(text=range(32_100))
-    settings.ib_vocabulary = 32_099
-    with pytest.raises(UserError, match="ib_vocabulary must be at least the tokenizer's 32100 tokens, got 32099"):
+    # A processor adds the image's token, which is no label's.
+    config.image_token_id = 32_100
+    monkeypatch.setattr(AutoConfig, "from_pretrained", lambda host: config)
+    monkeypatch.setattr(hosts.find("instruct_blip"), "check_texts", lambda *_: None)
+    for host, tokens in ((None, 32_100), ("blip", 32_101)):
+        tokenizer, settings.host = SimpleNamespace(text=range(tokens)), host
+        settings.ib_vocabulary = 32_100
         hosts.find("instruct_blip").dataset(tasks.find("okvqa"), [], None, tokenizer, settings, "train")
+        settings.ib_vocabulary = 32_099
+        with pytest.raises(UserError, match="ib_vocabulary must be at least the tokenizer's 32100 tokens, got 32099"):
+            hosts.find("instruct_blip").dataset(tasks.find("okvqa"), [], None, tokenizer, settings, "train")
 
 
 def built(arm, kind="vl_bart", **more):

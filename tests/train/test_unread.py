@@ -4,9 +4,11 @@ import dataclasses
 import json
 
 import pytest
+import yaml
 
 from petx import baselines, hosts, studies
 from petx.errors import UserError
+from petx.studies.running import Job
 from petx.train import recipes, unread
 from petx.train.petal import arguments as petal
 from petx.train.vlpet import arguments as vlpet
@@ -75,6 +77,11 @@ def test_presets_and_records_of_runs_choose_nothing_and_a_file_of_ones_own_does(
     record = tmp_path / "settings.json"
     record.write_text(json.dumps(dataclasses.asdict(vlpet.parse(["--arms=vlpet", "--preset=paper-t5-image"]))))
     assert vlpet.parse(["--config", str(record), "--seed=3"]).given == {"seed"}
+    older = json.loads(record.read_text())
+    del older["output_dir"], older["lr_hyperformer"]  # as an older version wrote it, or a copy without a line
+    for name, text in (("older.json", json.dumps(older)), ("older.yaml", yaml.safe_dump(older))):
+        (tmp_path / name).write_text(text)
+        assert not vlpet.parse(["--config", str(tmp_path / name)]).given
 
 
 def test_a_decoder_only_model_has_no_rank_of_a_decoder(tmp_path):
@@ -93,5 +100,14 @@ def test_a_study_may_set_for_all_what_some_cells_read(tmp_path):
     study = studies.read(write(tmp_path, axes=None, cells=cells, settings={"lora_rank": 8}))
     assert [cell.settings.lora_rank for cell in study.cells] == [None, 8]
     assert ["lora_rank" in cell.changes for cell in study.cells] == [False, True]
+    # A study that was begun before what is not read was left out goes on.
+    job = Job("ours", tmp_path / "cell", study.cells[0].settings)
+    job.folder.mkdir()
+    before = dataclasses.asdict(job.settings)
+    (job.folder / "settings.json").write_text(json.dumps(before | {"lora_rank": 8}))
+    job.check()
+    (job.folder / "settings.json").write_text(json.dumps(before | {"rank": 8 + before["rank"]}))
+    with pytest.raises(UserError, match="was run with rank="):
+        job.check()
     with pytest.raises(UserError, match="mine.yaml: lr_bitfit=0.5 has no effect .* it is for bitfit"):
         studies.read(write(tmp_path, axes=None, cells=cells, settings={"lr_bitfit": 0.5}))

@@ -26,6 +26,7 @@ def two(tmp_path_factory):
         capture_output=True,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
+        timeout=500,
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return folder, json.loads((folder / "losses.json").read_text())

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from petx.errors import UserError
@@ -75,7 +75,10 @@ def test_a_name_for_every_row_is_one_for_each(kind):
             with pytest.raises(UserError, match=f"must name every row: {len(names)} names for 4 rows"):
                 call({**twice, "adapter_names": names})
     assert model(**twice, **starts, adapter_names=["default", "b"] * 2).logits.shape[0] == 4
-    assert len(model.generate(**inputs, max_new_tokens=1, num_beams=2, adapter_names=["default", "b"])) == 2
+    beams = dict(max_new_tokens=1, num_beams=2, adapter_names=["default", "b"])
+    assert len(model.generate(**inputs, **beams)) == 2
+    if kind == "vl_bart":  # whose generate takes its first input without a name, too
+        assert len(model.generate(inputs.pop("input_ids"), **inputs, **beams)) == 2
 
 
 @each
@@ -89,6 +92,16 @@ def test_names_that_cannot_be_meant_are_refused(kind):
     with pytest.raises(UserError, match="modules_to_save names 'nope', and .* has none"):
         model.add_adapter("c", other)
     assert list(model.peft_config) == ["default"]
+
+
+def test_heads_that_peft_names_itself_are_no_mistake():
+    """For a classifier it names two modules to train whole, of which a model has one."""
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    sizes = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=9)
+    host = LlamaForSequenceClassification(LlamaConfig(**sizes, num_labels=2, pad_token_id=0))
+    model = get_peft_model(host, VLPetConfig(preset="decoder", rank=8, task_type="SEQ_CLS"))
+    assert model.base_model.model.score.modules_to_save["default"].weight.requires_grad
 
 
 @each

@@ -22,6 +22,9 @@ from petx.tuners._common.sizes import check_memory
 
 __all__ = ["AdapterModel", "check_host"]
 
+# What PEFT adds to modules_to_save of classifiers and readers, whichever of them a model has.
+HEADS = ("classifier", "score", "qa_outputs")
+
 
 class AdapterModel(BaseTuner):
     """Base of petx's tuners. A method says what it needs in the methods below that raise NotImplementedError.
@@ -87,7 +90,7 @@ class AdapterModel(BaseTuner):
             raise UserError(f"{self.method}: {BASE!r} stands for the frozen model in adapter_names; take another name")
         known = [plain(path) for path, _ in model.named_modules()]
         for name in config.modules_to_save or ():
-            if not any(covered(path, [name]) for path in known):
+            if name not in HEADS and not any(covered(path, [name]) for path in known):
                 raise UserError(f"{self.method}: modules_to_save names {name!r}, and {type(model).__name__} has none")
         resolved = copy.copy(config)  # the user's configuration changes only once it is known to fit
         resolved.resolve(self.get_model_config(model).get("model_type"))
@@ -235,7 +238,7 @@ class AdapterModel(BaseTuner):
             return
         rows = self._checked_rows(names)
         with ExitStack() as stack:
-            count = count_of(kwargs)
+            count = count_of(({"inputs": args[0]} if args else {}) | kwargs)
             if count is not None:
                 rows.check(count)  # here, since generate repeats them by its beams
             else:  # a forward whose inputs PEFT does not pass on to this
