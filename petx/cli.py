@@ -70,7 +70,10 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     ignore_known_warnings()
     try:
-        return _run_command(chosen.command, chosen.arguments, names)
+        code = _run_command(chosen.command, chosen.arguments, names)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here, where it is told that there was no room
+        return code
     except UserError as error:
         print(f"petx: error: {error}", file=sys.stderr)
         return 2

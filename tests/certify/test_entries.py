@@ -54,5 +54,6 @@ def test_every_kernel_of_every_dtype_is_launched(monkeypatch):
     finally:
         listing.library.simt_set_find_body(None)
     every = {f"{name}<{type_}>" for name in names for type_ in DTYPES.values()} & had
-    assert not every - listing.launched
+    missing = every - listing.launched
+    assert not missing
     assert {name.partition("<")[0] for name in every} == names

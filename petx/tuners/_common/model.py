@@ -88,13 +88,13 @@ class AdapterModel(BaseTuner):
         config: Any = self.peft_config[adapter_name]
         if adapter_name == BASE:
             raise UserError(f"{self.method}: {BASE!r} stands for the frozen model in adapter_names; take another name")
+        resolved = copy.copy(config)  # the user's configuration changes only once it is known to fit
+        resolved.resolve(self.get_model_config(model).get("model_type"))
+        plan = self._plan(model, resolved)
         known = [plain(path) for path, _ in model.named_modules()]
         for name in config.modules_to_save or ():
             if name not in HEADS and not any(covered(path, [name]) for path in known):
                 raise UserError(f"{self.method}: modules_to_save names {name!r}, and {type(model).__name__} has none")
-        resolved = copy.copy(config)  # the user's configuration changes only once it is known to fit
-        resolved.resolve(self.get_model_config(model).get("model_type"))
-        plan = self._plan(model, resolved)
         check_memory(self.method, self._tensors(model, resolved, plan))
         if not resolved.inference_mode:
             keep_differentiable(self.method, model)
