@@ -68,12 +68,9 @@ def test_bfloat16_is_right_too(whole):
     assert unknown is None and findings["mode_cores"]["bfloat16"].verdict == "right"
 
 
-# One operation with all of its cases; the others' pass the emulator in its own tests, and here before a release.
-ENTRIES = [pytest.param(stem, marks=() if stem == "mode_cores" else pytest.mark.nightly) for stem in shipped.CASES]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("stem", ENTRIES)
+# The cases pass the emulator in its own tests, and here before a release.
+@pytest.mark.nightly
+@pytest.mark.parametrize("stem", shipped.CASES)
 def test_every_entry_point_is_right(stem):
     """Stage 1 of an operation, all its shipped cases in every dtype, by the CUDA kernels' source."""
     work = [(stem, choice.dtype_name(dtype)) for dtype in api.DTYPES]

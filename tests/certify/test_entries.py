@@ -50,7 +50,13 @@ def test_every_kernel_of_every_dtype_is_launched(monkeypatch):
                     for name, value in trial.environment.items():
                         monkeypatch.setenv(name, value)
                     for dtype in DTYPES:
-                        outputs_and_grads(trial.case.run, trial.case.inputs(dtype))
+                        tensors = trial.case.inputs(dtype)
+                        outputs_and_grads(trial.case.run, tensors)
+                        # Alone, as a certificate asks for each: sums of columns that stand beside no products.
+                        for bias in {"down_bias", "up_bias"} & tensors.keys() if trial.each_gradient else ():
+                            for name, tensor in tensors.items():
+                                tensor.requires_grad_(name == bias)
+                            outputs_and_grads(trial.case.run, tensors)
     finally:
         listing.library.simt_set_find_body(None)
     every = {f"{name}<{type_}>" for name in names for type_ in DTYPES.values()} & had

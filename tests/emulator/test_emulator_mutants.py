@@ -10,7 +10,7 @@ from tests.emulator.ptx import why_absent
 
 MODULES = modules()
 # Which compile in seconds; a sample of the others is taken before a release.
-QUICK = ("mode_cores", "mode_update", "expert_mixture")
+QUICK = ("mode_cores", "mode_update")
 SAMPLED = [
     pytest.param(name, marks=() if name in QUICK else pytest.mark.nightly)
     for name in MODULES

@@ -127,8 +127,8 @@ def test_the_small_host_does_not_depend_on_what_is_said_to_come_after(petx_cache
     run.load_data()
     stages.prepare_host(run)
     assert {"host_steps", "width", "train_images", "weight_decay"} <= reads
-    # These cut the training data alone, read in the same pass (test_few_shot.py holds the rest to that), or are compared
-    # with it.
+    # These cut the training data alone, read in the same pass (test_few_shot.py holds the rest to that), or are only
+    # compared with it.
     beside = {"few_shot", "tasks", "ib_vocabulary", "lemmatize"}
     assert {"few_shot", "tasks"} <= reads and not (reads - beside) & set(kind.after_host)
 
