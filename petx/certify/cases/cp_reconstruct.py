@@ -7,7 +7,7 @@ import torch
 
 from petx import reference
 from petx.bench.case import BenchCase
-from petx.certify.cases.case import Case, Results, Tensors, Trial
+from petx.certify.cases.case import WIDE, Case, Results, Tensors, Trial
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,8 @@ CERTIFIED = [
     Trial(reconstruct("many", modules=13, d_out=16, d_in=16, rank=4, threshold=13, gate="soft")),
     Trial(reconstruct("wide", d_out=72, d_in=136, rank=72, threshold=2, **SIGMOID)),
     Trial(reconstruct("wide-diagonal", d_out=65, d_in=129, rank=40, core="diagonal", gate="hard")),
+    Trial(reconstruct("strips", modules=3, d_out=72, d_in=136, rank=40, threshold=3, **SIGMOID), environment=WIDE[2]),
+    Trial(reconstruct("strips-odd", d_out=67, d_in=83, rank=13, gate="soft"), misaligned=True, environment=WIDE[2]),
 ]
 
 # Rows are d_out, the width is d_in, of twelve modules that share factors.

@@ -93,6 +93,8 @@ CERTIFIED = [
     Trial(mixture("splits", batch=(5, 113), d=24, experts=4, rank=4, **TOKEN)),
     Trial(mixture("tall", batch=(1, 150), d=136, experts=3, rank=32, activation="gelu", **TOKEN), environment=WIDE[3]),
     Trial(mixture("tall-odd", batch=(1, 131), d=131, experts=3, rank=23, **TOKEN), environment=WIDE[2]),
+    Trial(mixture("strips", batch=(2, 75), d=136, experts=3, rank=20, **TOKEN), environment=WIDE[2]),
+    Trial(mixture("strips-odd", batch=(3, 29), d=131, experts=5, rank=11, scope=True, **SAMPLE), environment=WIDE[2]),
     Trial(mixture("one-share", batch=(1, 67), d=150, rank=23, **TOKEN), environment=ONE_SHARE),
     Trial(mixture("hybrid-odd", batch=(3, 43), d=37, rank=5, **TOKEN), misaligned=True, environment=HYBRID),
     Trial(mixture("hybrid-sample", pool=True, activation="gelu", **SAMPLE), each_gradient=True, environment=HYBRID),

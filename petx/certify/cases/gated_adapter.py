@@ -119,6 +119,7 @@ CERTIFIED = [
     Trial(site("stream-small", d=21, granularity="small", stream=True, **T5_TAIL), misaligned=True),
     Trial(site("one-share", batch=(1, 67), d=260, heads=2, granularity="large", **BART_TAIL), environment=ONE_SHARE),
     Trial(site("tall", batch=(1, 150), d=136, r=104, r_g=40, granularity="large", **BART_TAIL), environment=WIDE[3]),
+    Trial(site("tall-bare", batch=(1, 150), d=136, r=40, r_g=24, granularity="large", **T5_TAIL), environment=WIDE[3]),
     Trial(site("tall-odd", batch=(1, 131), d=130, r=14, heads=2, granularity="middleX"), environment=WIDE[2]),
 ]
 
