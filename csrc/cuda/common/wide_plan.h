@@ -1,6 +1,7 @@
-// Which tiles of results a product is cut into: 64 x 64 (mma_tile.cuh), or 128 x 32 n for 16-bit types and n of 2 or 3
-// (wide_tile.cuh), which read each operand less often and take fewer instructions, but make fewer blocks. Host code,
-// from shapes alone; the rule is the one by which docs/cost.md models a launch.
+// Which tiles of results a product is cut into: 64 x 64 (mma_tile.cuh), or 128 x 32 n for 16-bit types (wide_tile.cuh),
+// which read each operand less often and take fewer instructions, but make fewer blocks: n is 2 or 3, of the products
+// down of expert_mixture 1 or 3. Host code, from shapes alone; the rule is the one by which docs/cost.md models a
+// launch.
 #pragma once
 
 #include <initializer_list>
@@ -111,13 +112,11 @@ struct TiledColumns : ColumnShares {
   }
 };
 
-// Whether products of that depth, behind each other in blocks of 64 rows, go by strips (strip.cuh): which 16-bit types
-// can up to a depth of 64, and which pays where rows are many, PETX_CUDA_WIDE being 1 or more as above.
+// Whether products of that depth, behind each other in blocks of 64 rows, can go by strips (strip.cuh): those of 16-bit
+// types can up to a depth of 64, none where PETX_CUDA_WIDE is 1. From what size on they do, an operation's plan says;
+// where PETX_CUDA_WIDE is 2 or 3, at any.
 inline bool may_take_strips(DType dtype, int64_t depth) {
   return (dtype == DType::bf16 || dtype == DType::f16) && depth <= kTile && wanted_parts() != 1;
-}
-inline bool takes_strips(DType dtype, int64_t rows, int64_t depth) {
-  return may_take_strips(dtype, depth) && (wanted_parts() || rows >= kFewestWideRows);
 }
 
 // For `petx info`.

@@ -31,8 +31,8 @@ ExpertMixturePlan::ExpertMixturePlan(const ExpertMixtureParams& p)
   // Gates that are equal leave no launch between the products, which could make the images. Of fewer rows than that
   // there are too few strips.
   constexpr int64_t kFewestStripRows = 2048;
-  strips = !hybrid && p.gated() && takes_strips(p.dtype, p.rows, p.stacked) &&
-           (wanted_parts() || p.rows >= kFewestStripRows);
+  strips =
+      !hybrid && p.gated() && may_take_strips(p.dtype, p.stacked) && (wanted_parts() || p.rows >= kFewestStripRows);
 }
 
 void ExpertMixturePlan::choose_path(const ExpertMixtureParams& p) {
