@@ -4,10 +4,12 @@
 //   dM_k = scale dA_k^T V;   dV = scale sum_k dA_k M_k;   dthreshold = sum dW'_k gate'_t
 //
 // Launches, each left out where nobody wants its result: A of all modules; blocks of 64 rows for dA and the threshold;
-// blocks of 64 columns for dU; and what these leave, finished and added up.
-// Bytes: dW' once from memory; D once written and twice read, through the second-level cache where it holds it. dU in
-// the row blocks would write R x d_in floats for every 64 rows. A, dA (R values per row of a module) and the splits of
-// dU stay in the cache.
+// blocks of 64 columns for dU; and what these leave, finished and added up. Where plan.h says strips, the rows go by
+// these (row_strips.cuh), the first launch makes the images of U too, and stored D goes to wide_columns, 128 columns a
+// block.
+// Bytes: dW' once from memory; D once written and twice read, by strips once, which add it to dA as they make it,
+// through the second-level cache where it holds it. dU in the row blocks would write R x d_in floats for every 64 rows.
+// A, dA (R values per row of a module) and the splits of dU stay in the cache.
 // Tiling: a block of rows recomputes the update tile by tile, turns it into D, leaves that in the workspace and reads
 // its whole rows back as operand. Blocks of columns read D as one matrix of all rows of all modules: to make it again
 // would take six times as many instructions as to multiply it. The workspace holds stored_bytes() of it at most, so
@@ -18,15 +20,10 @@
 #include <algorithm>
 
 #include "cuda/common/wide_tile.cuh"
-#include "cuda/cp_reconstruct/finish.cuh"
-#include "cuda/cp_reconstruct/strips.cuh"
+#include "cuda/cp_reconstruct/row_strips.cuh"
 
 namespace petx::cuda {
 namespace {
-
-struct Table {
-  const void* dout[kTableModules];
-};
 
 // D of a tile of one module's rows, through the gate's slopes.
 template <class T>
@@ -82,7 +79,8 @@ class GateBackward {
 // Block (row tile and chunk of 64 of the rank, module).
 template <class T>
 PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
-    row_blocks(ReconstructCall<Compute<T>> p, Table table, int64_t first_module, int64_t chunks, Intermediate<T> to) {
+    row_blocks(ReconstructCall<Compute<T>> p, DoutTable table, int64_t first_module, int64_t chunks,
+               Intermediate<T> to) {
   using Tile = TileOf<T>;
   using C = Compute<T>;
   int64_t row_tile = block_x() / chunks, chunk = block_x() % chunks;
@@ -124,70 +122,6 @@ PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
   write(to.dthreshold + module * tiles_of(p.d_out) + row_tile, dthreshold);
 }
 
-// The same by strips: block (row tile, module). D goes to `stored`, and as it is made into dA.
-template <class T>
-PETX_KERNEL void __launch_bounds__(kStripLaunch.threads, kStripLaunch.blocks)
-    row_strips(ReconstructCall<Compute<T>> p, Table table, int64_t first_module, const T* images, Intermediate<T> to) {
-  using Tile = Strip<T>;
-  const int64_t module = first_module + block_y(), row_tile = block_x();
-  const UpdateStrip<T> strip(p, module, row_tile);
-  const bool gated = p.gate != Gate::none;
-  const typename Tile::KeptRows low(mixed_rows(p, gated ? to.mixed.low : nullptr, module, row_tile));
-  const auto high = mixed_rows(p, gated ? to.mixed.high : nullptr, module, row_tile);
-  const T* dout = static_cast<const T*>(table.dout[block_y()]);
-  T* stored = to.stored ? to.stored + block_y() * p.d_out * to.stride : nullptr;
-  typename Tile::DepthSums sums;
-  float dthreshold = 0;
-  Tile::each_half(images, 0, tiles_of(p.d_in), [&](int64_t column, const Shared<Pack<T>>& in, int half) {
-    const auto rows = strip.rows();
-    Pack<T> packs[2];
-#pragma unroll
-    for (int n = 0; n < 2; ++n) packs[n] = read_pack(dout + rows.index(n, column), rows.count(n, column));
-    if (gated) {
-      typename Tile::Sums update;
-      Tile::multiply(update, in, half, low, high);
-      with_gate(p.gate, [&]<Gate kind>() {
-#pragma unroll
-        for (int n = 0; n < 2; ++n) {
-          float d[8];
-          unpack(d, packs[n]);  // zeros outside the matrix
-#pragma unroll
-          for (int j = 0; j < 8; ++j) {
-            const GateSlopes<float> slopes = strip.template slopes<kind>(update.value(n, j));
-            dthreshold += d[j] * slopes.threshold, d[j] *= slopes.value;
-          }
-          packs[n] = pack<T>(d);
-        }
-      });
-      if (stored)
-#pragma unroll
-        for (int n = 0; n < 2; ++n)
-          if (rows.valid(n)) write(reinterpret_cast<Pack<T>*>(stored + rows.row(n) * to.stride + column), packs[n]);
-    }
-    if (to.dmixed) Tile::multiply_turned(sums, packs, in, half);
-  });
-  const auto rows = strip.rows();
-  if (to.dmixed)
-#pragma unroll
-    for (int n = 0; n < 4; ++n) {
-      const int64_t rank = thread_index() % 4 * 16 + n % 2 * 8;
-      float values[8];
-#pragma unroll
-      for (int j = 0; j < 8; ++j) values[j] = sums.value(n / 2, n % 2 * 8 + j);
-      if (rows.valid(n / 2))
-        write_pack(to.dmixed + (rows.row(n / 2) * p.modules + module) * p.rank + rank, pack<T>(values), p.rank - rank);
-    }
-  if (!to.dthreshold) return;
-  for (int mask = 16; mask > 0; mask /= 2) dthreshold += shuffle_xor(dthreshold, mask);
-  sync_block();  // of the last stage, which others may still be reading
-  const Shared<float> warps(0);
-  if (thread_index() % 32 == 0) warps.set(thread_index() / 32, dthreshold);
-  sync_block();
-  if (thread_index() != 0) return;
-  for (int warp = 1; warp < Tile::kThreads / 32; ++warp) dthreshold += warps.get(warp);
-  write(to.dthreshold + module * tiles_of(p.d_out) + row_tile, dthreshold);
-}
-
 // Items a split of dU sums, and splits: those that fill the machine in one wave of `blocks` each, as the shape says.
 // More than 24 would write more of their sums than they read of dW'.
 struct Splits {
@@ -203,7 +137,7 @@ using ColumnTile = WideTile<T, 2>;
 // where D is stored, of all).
 template <class T>
 PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
-    column_blocks(ReconstructCall<Compute<T>> p, Table table, int64_t first_module, int64_t rows, int64_t items,
+    column_blocks(ReconstructCall<Compute<T>> p, DoutTable table, int64_t first_module, int64_t rows, int64_t items,
                   int64_t split_items, int64_t first_split, Intermediate<T> to) {
   using Tile = TileOf<T>;
   int64_t chunks = tiles_of(p.rank), column = block_x() / chunks * 64, begin = block_x() % chunks * 64;
@@ -326,7 +260,7 @@ class BackwardCall {
       if (int error = launch_mix(p, to_.mixed, needs_mixed_, images_, stream)) return error;
     int64_t first_split = 0;
     for (int64_t first = 0; first < p.modules; first += group_) {
-      Table table = {};
+      DoutTable table = {};
       for (int64_t k = 0; k < modules(first); ++k) table.dout[k] = dout_[first + k];
       if (by_rows_)
         if (int error = by_rows(table, first, stream)) return error;
@@ -349,7 +283,7 @@ class BackwardCall {
   int64_t modules(int64_t first) const { return std::min(p.modules - first, group_); }
   int64_t items(int64_t first) const { return stores_ ? tiles_of(modules(first) * p.d_out) : modules(first) * rows_; }
 
-  int by_rows(const Table& table, int64_t first, void* stream) const {
+  int by_rows(const DoutTable& table, int64_t first, void* stream) const {
     if constexpr (sizeof(T) == 2)
       if (strips_)
         return launch(row_strips<T>, rows_, modules(first), kStripLaunch.threads,
@@ -358,7 +292,7 @@ class BackwardCall {
     return start(row_blocks<T>, rows_ * row_chunks_, modules(first), stream, p, table, first, row_chunks_, to_);
   }
 
-  int by_columns(const Table& table, int64_t first, const Splits& splits, int64_t first_split, void* stream) const {
+  int by_columns(const DoutTable& table, int64_t first, const Splits& splits, int64_t first_split, void* stream) const {
     const int64_t blocks = column_blocks_a_split(), rows = modules(first) * p.d_out;
     if constexpr (sizeof(T) == 2)
       if (by_wide_columns())

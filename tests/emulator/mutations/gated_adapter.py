@@ -20,7 +20,10 @@ from tests.emulator.test_grids import test_rows_lie_on_the_first_axis
 from tests.emulator.test_token_sums import test_dropout_at_large_positions
 
 OPERATION = "gated_adapter"
-FILES = tuple(f"gated_adapter/{name}" for name in ("forward.cu", "backward.cu", "block.cuh", "grads.cuh", "values.cuh"))
+FILES = tuple(
+    f"gated_adapter/{name}"
+    for name in ("forward.cu", "rows.cuh", "backward.cu", "block.cuh", "grads.cuh", "values.cuh")
+)
 FILES += ("common/run_tile.cuh",)
 
 NAMES = """scale-alone unused-x large-bart middleX middleX-bart small-masked middleY-sigmoid parallel-large-wide-x
@@ -59,7 +62,7 @@ CHECKS = [
 
 SITE, FORWARD, BACKWARD = "gated_adapter/block.cuh", "gated_adapter/forward.cu", "gated_adapter/backward.cu"
 GRADS, VALUES = "gated_adapter/grads.cuh", "gated_adapter/values.cuh"
-PLAN, RUN = "gated_adapter/plan.h", "common/run_tile.cuh"
+PASS, PLAN, RUN = "gated_adapter/rows.cuh", "gated_adapter/plan.h", "common/run_tile.cuh"
 
 MUTATIONS = [
     *MASK,
@@ -86,10 +89,10 @@ MUTATIONS = [
     Mutation("gate from the adapter's rows", SITE, r"block_rows\(hidden.gate_a, p.r_g\)", "block_rows(hidden.a, p.r)"),
     Mutation("lost bias", SITE, r"if \(p.up_bias\)", "if (false)"),
     Mutation("lost residual", SITE, r"return p.residual \? RowBlock<T>::load_run\(p.x, i, left\) : ", "return "),
-    Mutation("lost residual of a token's gate", FORWARD, r" \|\| p.skip \|\| p.residual\) residual", ") residual"),
+    Mutation("lost residual of a token's gate", PASS, r" \|\| p.skip \|\| p.residual\) residual", ") residual"),
     Mutation("lost stream", SITE, r"if \(p.skip\) return", "if (false) return"),
-    Mutation("lost stream of a token's gate", FORWARD, r"if \(wide \|\| p.skip \|\| ", "if (!wide && "),
-    Mutation("x for the stream of a token's gate", FORWARD, r"p.skip \? p.skip : p.x, i", "p.x, i"),
+    Mutation("lost stream of a token's gate", PASS, r"if \(wide \|\| p.skip \|\| ", "if (!wide && "),
+    Mutation("x for the stream of a token's gate", PASS, r"p.skip \? p.skip : p.x, i", "p.x, i"),
     Mutation(
         "stream rounded to 16 bits",
         SITE,
@@ -98,7 +101,7 @@ MUTATIONS = [
     ),
     Mutation(
         "out beside a stream rounded to 16 bits",
-        FORWARD,
+        PASS,
         r"Block::store_wide_run\(data, i, left, run\)",
         "Block::store_wide_run(data, i, left, Block::rounded(run))",
     ),
@@ -131,22 +134,22 @@ MUTATIONS = [
         r"run = Base::rounded\(run\);",
         ";",
     ),
-    Mutation("mean not subtracted", FORWARD, r"\(y.value\[j\] - mean_\) \* rstd_", "y.value[j] * rstd_"),
-    Mutation("norm without eps", FORWARD, r" \+ constants.eps\)", ")"),
+    Mutation("mean not subtracted", PASS, r"\(y.value\[j\] - mean_\) \* rstd_", "y.value[j] * rstd_"),
+    Mutation("norm without eps", PASS, r" \+ constants.eps\)", ")"),
     Mutation(
         "variance as E[x^2] - E[x]^2",
-        FORWARD,
+        PASS,
         r"apart = j < count \? apart - mean : C\(0\), squares \+= apart \* apart;",
         "squares += j < count ? apart * apart - mean * mean : C(0), apart = j < count ? apart - mean : C(0);",
     ),
-    Mutation("runs' means not joined", FORWARD, r"squares \+ apart \* apart \* seen_ \* part", "squares"),
-    Mutation("mean of the last run", FORWARD, r"mean_ \+= apart \* part", "mean_ += apart"),
-    Mutation("mean of eight columns at the end", FORWARD, r"mean = sum / C\(count\)", "mean = sum / C(kRun)"),
-    Mutation("deviations past the end", FORWARD, r"apart = j < count \? y", "apart = true ? y"),
+    Mutation("runs' means not joined", PASS, r"squares \+ apart \* apart \* seen_ \* part", "squares"),
+    Mutation("mean of the last run", PASS, r"mean_ \+= apart \* part", "mean_ += apart"),
+    Mutation("mean of eight columns at the end", PASS, r"mean = sum / C\(count\)", "mean = sum / C(kRun)"),
+    Mutation("deviations past the end", PASS, r"apart = j < count \? y", "apart = true ? y"),
     Mutation("a token's gate comes too late", FORWARD, r"whole = large \|\| !this->has_token_gate\(\)", "whole = true"),
-    Mutation("lost gate of a token", FORWARD, r"gate.value\[j\] = gate_;", "gate.value[j] = C(1);"),
-    Mutation("dropout of a token's gate lost", FORWARD, r"this->drop\(gate, i, seed_, left\);", ""),
-    Mutation("statistics of what was not stored", FORWARD, r"y = Block::rounded\(y\);", "y.value[0] += C(1);"),
+    Mutation("lost gate of a token", PASS, r"gate.value\[j\] = gate_;", "gate.value[j] = C(1);"),
+    Mutation("dropout of a token's gate lost", PASS, r"this->drop\(gate, i, seed_, left\);", ""),
+    Mutation("statistics of what was not stored", PASS, r"y = Block::rounded\(y\);", "y.value[0] += C(1);"),
     Mutation("gate's tiles begin with the adapter's", FORWARD, r"gate \? block_y\(\) - adapter_tiles : ", ""),
     Mutation(
         "one tile too many is the adapter's", FORWARD, r"block_y\(\) >= adapter_tiles", "block_y() > adapter_tiles"
@@ -156,13 +159,13 @@ MUTATIONS = [
     Mutation("gate's bias is the adapter's", FORWARD, r"gate \? p.gate_down_bias : p.down_bias", "p.down_bias"),
     Mutation(
         "S of h for the gate of S",
-        FORWARD,
+        PASS,
         r"GateInput::modified \? load_stream\(out_",
         "GateInput::modified ? Block::load_run(p.h",
     ),
     Mutation(
         "gate of small's own token",
-        FORWARD,
+        PASS,
         r"if \(small\) gate_ = this->sample_mean",
         "if (false) gate_ = this->sample_mean",
     ),
@@ -175,23 +178,23 @@ MUTATIONS = [
     Mutation("rows past the last", SITE, r"valid\(token < params.rows\)", "valid(token <= params.rows)"),
     Mutation("row's last columns left out", SITE, r"column < p.d; column \+=", "column + kRun < p.d; column +="),
     Mutation("sum of half the lanes", SITE, r"mask < kLanes", "mask < kLanes / 2"),
-    Mutation("threads' means not joined", FORWARD, r" \+ seen_ \* apart \* apart", ""),
+    Mutation("threads' means not joined", PASS, r" \+ seen_ \* apart \* apart", ""),
     Mutation(
         "norm of rms subtracts the mean",
-        FORWARD,
+        PASS,
         r"mean = p.norm == Norm::layer \? Base::row_sum\(sum\)",
         "mean = true ? Base::row_sum(sum)",
     ),
-    Mutation("a kept row's last run left out", FORWARD, r"n < kKept; \+\+n", "n < kKept - 1; ++n"),
+    Mutation("a kept row's last run left out", PASS, r"n < kKept; \+\+n", "n < kKept - 1; ++n"),
     Mutation(
         "deviations past a kept row's end",
-        FORWARD,
+        PASS,
         r"apart = j < count \? apart - mean : C\(0\)",
         "apart = apart - mean",
     ),
     Mutation(
         "every sharer writes the gate",
-        FORWARD,
+        PASS,
         r"if \(lane == 0 && valid\) write\(static_cast<C\*>\(p.token_gate\)",
         "if (valid) write(static_cast<C*>(p.token_gate)",
     ),

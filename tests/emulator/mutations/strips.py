@@ -6,7 +6,7 @@ from tests.emulator.mutations import Mutation, of_case, under
 from tests.emulator.test_strips_cuda import CASES
 
 OPERATION = "cp_reconstruct"
-FILES = ("common/strip.cuh", "cp_reconstruct/strips.cuh")
+FILES = ("common/strip.cuh", "cp_reconstruct/strips.cuh", "cp_reconstruct/row_strips.cuh")
 
 CHECKS = [
     under(of_case(case, torch.bfloat16), PETX_CUDA_WIDE="2", PETX_CUDA_SPLITS="3")
@@ -15,7 +15,7 @@ CHECKS = [
 ]
 
 STRIP, FORWARD, BACKWARD = "common/strip.cuh", "cp_reconstruct/forward.cu", "cp_reconstruct/backward.cu"
-UPDATE = "cp_reconstruct/strips.cuh"
+UPDATE, ROW_STRIPS = "cp_reconstruct/strips.cuh", "cp_reconstruct/row_strips.cuh"
 
 MUTATIONS = [
     # images and stages
@@ -65,12 +65,12 @@ MUTATIONS = [
     Mutation("A of the first module", UPDATE, r"all \+ \(module \* p.d_out \+ first\)", "all + (first)"),
     Mutation("every image the first", UPDATE, r"images \+ tile \* Strip<T>::kImage", "images"),
     Mutation("rows past the end", UPDATE, r"return row\(n\) < d_out;", "return true;"),
-    Mutation("lost slope", BACKWARD, r"d\[j\] \*= slopes.value", "d[j] *= 1"),
-    Mutation("threshold's slope lost", BACKWARD, r"d\[j\] \* slopes.threshold", "d[j]"),
+    Mutation("lost slope", ROW_STRIPS, r"d\[j\] \*= slopes.value", "d[j] *= 1"),
+    Mutation("threshold's slope lost", ROW_STRIPS, r"d\[j\] \* slopes.threshold", "d[j]"),
     Mutation(
-        "dA in the first module's place", BACKWARD, r"\* p.modules \+ module\) \* p.rank", "* p.modules) * p.rank"
+        "dA in the first module's place", ROW_STRIPS, r"\* p.modules \+ module\) \* p.rank", "* p.modules) * p.rank"
     ),
-    Mutation("D of the first module", BACKWARD, r"to.stored \+ block_y\(\) \* p.d_out \* to.stride :", "to.stored :"),
+    Mutation("D of the first module", ROW_STRIPS, r"to.stored \+ block_y\(\) \* p.d_out \* to.stride :", "to.stored :"),
     Mutation("dU's split too long", BACKWARD, r"begin \+ split_rows < rows \? begin \+ split_rows : rows", "rows"),
     Mutation("dU's rows by halves", BACKWARD, r"row < end; row \+= kDepth", "row < end; row += end"),
     Mutation("ranks past the last", BACKWARD, r"if \(i \+ 1 < p.rank\) ", ""),
