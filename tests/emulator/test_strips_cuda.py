@@ -8,10 +8,11 @@ from tests.cases.expert_mixture import mixture
 from tests.checks import outputs_and_grads, wrong
 from tests.emulator.contracts import counted, hold_conflicts
 
-# Whole tiles and packs; ragged ones of whole packs; sizes that no pack divides; each gate.
+# Whole tiles and packs; ragged ones of whole packs, of which the last lies in the first stage again, where the
+# threshold's sums will lie; sizes that no pack divides; each gate.
 CASES = [
     reconstruct("whole", d_out=64, d_in=192, rank=64, gate="soft"),
-    reconstruct("ragged", modules=3, d_out=72, d_in=136, rank=40, threshold=3, **SIGMOID),
+    reconstruct("ragged", modules=3, d_out=72, d_in=200, rank=40, threshold=3, **SIGMOID),
     reconstruct("odd", modules=2, d_out=67, d_in=83, rank=13, core="diagonal", gate="hard", scale=-3.0),
     reconstruct("none", d_out=9, d_in=300, rank=33, scale=0.5),
     mixture("experts", batch=(2, 75), d=136, experts=3, rank=20, gate="token", alpha=0.5),
