@@ -38,7 +38,8 @@ static_assert(kTileLaunch.threads == kSumLaunch.threads, "one launcher serves th
 PETX_HD constexpr int64_t sum_blocks(int64_t count) { return (count + kSumLaunch.threads - 1) / kSumLaunch.threads; }
 
 // Shared memory of a multiprocessor of sm_80. sm_90 and sm_100 have 228 KB; sm_86, sm_89 and sm_120 have 100 KB, which
-// hold two blocks of 16-bit tiles with one result, or one block with two.
+// hold two blocks of 64 x 64 16-bit tiles with one result (mma_tile.cuh), but one block with more, and one of the other
+// 16-bit tiles (wide_tile.cuh, turned_tile.cuh, run_tile.cuh), which take 56 to 80 KB however many results they have.
 constexpr int kSharedMemory = 164 * 1024, kSharedMemoryOfSystem = 1024;  // a block
 
 constexpr bool fits(Launch launch, int shared_bytes) {

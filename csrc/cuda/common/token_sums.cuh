@@ -1,7 +1,7 @@
 // Sums over tokens in an order fixed by the shape: gradients of weights, of biases and of gate vectors.
 //
 // Tokens are cut into splits; each split's sum is made by one block from its first token to its last, and the splits
-// are added up in their order by a second launch. No atomics: the number of splits follows from shapes, that of
+// are added up in their order by a later launch. No atomics: the number of splits follows from shapes, that of
 // products by wide tiles (wide_plan.h) also from which gradients are asked for, and never from the card. So the order
 // is the same on every run and every GPU (launch.cuh says what that means for bits).
 #pragma once
@@ -149,8 +149,9 @@ int launch_reductions(Reductions<T, kMost> table, void* stream) {
   return launch_table(reduce<T, kMost>, table, blocks, 1, Reductions<T, kMost>::kSharedBytes, stream);
 }
 
-// The sums over tokens of one call: jobs are named one by one, their places in the workspace follow, then the launches,
-// which are two at most: products and, beside them, column sums, and the splits added up.
+// The sums over tokens of one call: jobs are named one by one, their places in the workspace follow, then the launches.
+// These are products with column sums beside them, or where these do not stand beside (weight_grads.cuh) a launch of
+// each, and the splits added up: three at most.
 template <class T, int kProducts, int kColumns, int kReductions>
 class TokenSums {
   using C = Compute<T>;

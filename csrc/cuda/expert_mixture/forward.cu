@@ -7,9 +7,11 @@
 // scaled hidden values written and read back through the second-level cache; the weights, 2 K r d values at most, come
 // from the cache once per block. Tiling: a block owns 64 rows and a share of the columns, as many shares as fill the
 // machine; that is what a launch between the two projections is for. Equal gates let the down projection make the
-// hidden values itself. The gate's K columns follow the K r of the down projection in the same tiles of 64, and cost a
-// pass over x only where they do not fit beside the last of these. A sample's gate, the softmax of its tokens' mean
-// logits, takes a launch more.
+// hidden values itself. The gate's K columns follow the K r of the down projection: in the same tiles of 64, so that
+// they cost a pass over x only where they do not fit beside the last of these; of wide tiles, in the last 32 columns of
+// one that has all of both, or else in tiles of their own, which read x again. A sample's gate, the softmax of its
+// tokens' mean logits, takes a launch more. Where plan.h says strips, y is made by strips of 64 rows (strips.cuh), and
+// the pass over the rows, which equal gates have not, makes the images of B for them.
 //
 // Hybrid. The wide products are torch's (cuBLAS, same stream); what lies between is one pass over u and, after the last
 // product, one over x and y. The gate's K columns are a tile here and a pass over x.
