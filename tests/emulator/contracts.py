@@ -11,6 +11,10 @@ import os
 from dataclasses import dataclass
 from unittest import mock
 
+import torch
+
+from tests.checks import outputs_and_grads, wrong
+
 TILE = 64  # of FmaTile and MmaTile, in every direction
 NARROW = mock.patch.dict(os.environ, PETX_CUDA_WIDE="1")  # a decorator: whatever the shape, such tiles
 SLACK = 1.05
@@ -99,3 +103,14 @@ def hold_conflicts(emulator, *allowed):
     """Fails where shared memory has bank conflicts, but for those at the places ``allowed`` ("file:line")."""
     places = [line for line in emulator.conflicts().splitlines() if not line.startswith(allowed)]
     assert not places, f"bank conflicts: {'; '.join(places)}"
+
+
+def hold_right_in_bfloat16(case, emulator):
+    """A result within the rule, the same bits in two orders of the blocks, and no bank conflict."""
+    tensors, results = case.inputs(torch.bfloat16), []
+    for emulator.order in ("ascending", "random-1"):
+        results.append(outputs_and_grads(case.run, tensors))
+    assert not wrong(results[0], case, tensors)
+    for name, value in results[0].items():
+        assert value is None or torch.equal(value, results[1][name]), name
+    assert emulator.counters().bank_conflicts == 0

@@ -6,7 +6,7 @@ import torch
 from tests.cases.cp_reconstruct import SIGMOID, reconstruct
 from tests.cases.expert_mixture import mixture
 from tests.checks import outputs_and_grads, wrong
-from tests.emulator.contracts import counted, hold_conflicts
+from tests.emulator.contracts import counted, hold_conflicts, hold_right_in_bfloat16
 
 # Whole tiles and packs; ragged ones of whole packs, of which the last lies in the first stage again, where the
 # threshold's sums will lie; sizes that no pack divides; each gate.
@@ -28,13 +28,7 @@ def strips(monkeypatch):
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_right(case, emulator):
-    tensors, results = case.inputs(torch.bfloat16), []
-    for emulator.order in ("ascending", "random-1"):
-        results.append(outputs_and_grads(case.run, tensors))
-    assert not wrong(results[0], case, tensors)
-    for name, value in results[0].items():
-        assert value is None or torch.equal(value, results[1][name]), name
-    assert emulator.counters().bank_conflicts == 0
+    hold_right_in_bfloat16(case, emulator)
 
 
 def test_right_off_alignment(emulator, monkeypatch):

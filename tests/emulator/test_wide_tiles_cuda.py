@@ -7,7 +7,7 @@ from tests.cases.expert_mixture import mixture
 from tests.cases.gated_adapter import BART_TAIL, site
 from tests.cases.mode_update import modes
 from tests.checks import outputs_and_grads, wrong
-from tests.emulator.contracts import counted, hold, hold_conflicts
+from tests.emulator.contracts import counted, hold, hold_conflicts, hold_right_in_bfloat16
 from tests.emulator.test_gated_adapter_cuda import cost_backward, cost_forward
 
 SPLITS = 3
@@ -48,13 +48,7 @@ def wide(request, monkeypatch):
 @PARTS
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_right(case, parts, emulator):
-    tensors, results = case.inputs(torch.bfloat16), []
-    for emulator.order in ("ascending", "random-1"):
-        results.append(outputs_and_grads(case.run, tensors))
-    assert not wrong(results[0], case, tensors)
-    for name, value in results[0].items():
-        assert value is None or torch.equal(value, results[1][name]), name
-    assert emulator.counters().bank_conflicts == 0
+    hold_right_in_bfloat16(case, emulator)
 
 
 def test_right_off_alignment(emulator, monkeypatch):
