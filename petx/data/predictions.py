@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from petx.data.examples import Example
-from petx.data.rows import json_lines, json_object, json_rows, text_lines
+from petx.data.rows import csv_lines, json_lines, json_object, json_rows
 from petx.errors import UserError
 from petx.files import written_whole
 
@@ -134,9 +134,7 @@ class Nlvr2Csv(PredictionFile):
 
     def read(self, path: Path) -> list[tuple[str, str]]:
         found = []
-        for number, cells in enumerate(csv.reader(text_lines(path)), 1):
-            if not cells:
-                continue
+        for number, cells in csv_lines(path):
             if len(cells) != 2 or cells[1].strip().lower() not in ("true", "false"):
                 raise UserError(f"{path}: line {number} must be identifier,True or identifier,False, got {cells}")
             found.append((cells[0], cells[1].strip().lower()))

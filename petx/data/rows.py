@@ -1,8 +1,9 @@
 """Reading annotation files, with errors that name file, entry and field."""
 
 import csv
+import io
 import json
-import math
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -96,7 +97,7 @@ def is_whole(text: str) -> bool:
 
 
 def _is_score(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= sys.float_info.max
 
 
 def json_rows(path: Path, *needed: str, key: str | None = None, name: str | None = None) -> list[Row]:
@@ -146,23 +147,38 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def text_lines(path: Path) -> list[str]:
-    """The lines of a text file."""
-    return _read(path, str.splitlines)
+def csv_lines(path: Path) -> list[tuple[int, list[str]]]:
+    """``(number of the line it begins in, cells)`` of each entry of a CSV file that is not empty.
+
+    A cell in quotes may hold line ends, and a text any other separator of Unicode's.
+    """
+
+    def parsed(text: str) -> list[tuple[int, list[str]]]:
+        reader, found, line = csv.reader(io.StringIO(text), strict=True), [], 1
+        try:
+            for cells in reader:
+                found.append((line, cells))
+                line = reader.line_num + 1
+        except csv.Error as error:
+            raise UserError(f"{path}: line {line} is no CSV: {error}") from error
+        return [(number, cells) for number, cells in found if cells]
+
+    return _read(path, parsed)
 
 
 def csv_rows(path: Path, *needed: str) -> list[Row]:
     """The lines of a CSV file below its header, as mappings; the header has the fields ``needed``."""
-    header, *lines = list(csv.reader(text_lines(path))) or [[]]
+    (_, header), *lines = csv_lines(path) or [(1, [])]
+    header = [field.strip() for field in header]
     for field in needed:
-        if field not in header:
-            raise UserError(f"{path}: line 1 must be a header with {field!r}, got {', '.join(header) or 'nothing'}")
+        if header.count(field) != 1:
+            once, got = " once" if field in header else "", ", ".join(header) or "nothing"
+            raise UserError(f"{path}: line 1 must be a header with {field!r}{once}, got {got}")
     rows = []
-    for number, cells in enumerate(lines, 2):
-        if len(cells) != len(header) and cells:
+    for number, cells in lines:
+        if len(cells) != len(header):
             raise UserError(f"{path}: line {number} has {len(cells)} cells, and the header {len(header)}")
-        if cells:
-            rows.append(Row(dict(zip(header, cells, strict=True)), f"{path}: line {number}"))
+        rows.append(Row(dict(zip(header, cells, strict=True)), f"{path}: line {number}"))
     if not rows:
         raise UserError(f"{path}: there is no line below the header")
     return rows

@@ -185,11 +185,21 @@ def test_videos_in_json_lines_and_in_the_official_files(tmp_path):
     assert (first.references, second.references) == (("d0 d2",), ("d1 d3",)) and first.images == (("didemo", "0"),)
 
 
+def test_a_cell_of_a_csv_file_may_hold_any_line_end(tmp_path):
+    text = 'video_id, sentence\nv,"a man\r\nwalks"\r\nw,a\u2028b\x85c\n\nx,"d ""e"""\n'
+    write(tmp_path / "msrvtt" / "MSRVTT_test.csv", text)
+    found = tasks.find("msrvtt_retrieval").examples(tmp_path, ["test"], training=False)
+    assert [one.references for one in found] == [("a man\nwalks",), ("a\u2028b\x85c",), ('d "e"',)]
+
+
 @pytest.mark.parametrize(
     "file, text, message",
     [
         ("msrvtt/MSRVTT_x.csv", "id\n1\n", r"MSRVTT_x\.csv: line 1 must be a header with 'video_id', got id"),
+        ("msrvtt/MSRVTT_x.csv", "video_id,video_id\n1,2\n", r"MSRVTT_x\.csv: line 1 must be .* 'video_id' once"),
         ("msrvtt/MSRVTT_x.csv", "video_id,sentence\nv\n", r"MSRVTT_x\.csv: line 2 has 1 cells, and the header 2"),
+        ("msrvtt/MSRVTT_x.csv", 'video_id\nv\n"w\nx\n', r"MSRVTT_x\.csv: line 3 is no CSV: unexpected end"),
+        ("msrvtt/MSRVTT_x.csv", "video_id\n" + "v" * 200_000, r"MSRVTT_x\.csv: line 2 is no CSV: field larger"),
         ("msrvtt/MSRVTT_x.csv", "video_id\n", r"MSRVTT_x\.csv: there is no line below the header"),
         ("msrvtt/MSRVTT_x.csv", "video_id\nv\n", r"MSRVTT_x\.csv: line 2: video_id v has no sentence in "),
         ("msrvtt/x.jsonl", '{"clip_name": "v", "caption": 3}', r"x\.jsonl: line 1: caption must be text, got 3"),

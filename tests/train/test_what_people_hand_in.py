@@ -169,6 +169,7 @@ SCORES = r"label must be an answer or \{answer: score\}"
         ("gqa", "GQA/train.json", "train", dict(label=None), SCORES),
         ("gqa", "GQA/train.json", "train", dict(label={"red": "1"}), SCORES),
         ("gqa", "GQA/train.json", "train", dict(label={"red": float("nan")}), SCORES),
+        ("gqa", "GQA/train.json", "train", dict(label={"red": 10**400}), SCORES),
         ("gqa", "GQA/train.json", "train", dict(label=["red"]), SCORES),
         ("vqa", "vqa/karpathy_train.json", "karpathy_train", dict(label=None), SCORES),
         ("vqa", "vqa/karpathy_train.json", "karpathy_train", dict(answers=3), f"answers {TEXTS}"),
