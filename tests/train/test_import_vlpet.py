@@ -129,10 +129,20 @@ def without(state, part):
 
 
 UP = "model.encoder.layers.0.ff_adapter_multihead_up.weight"
+DOWN = "model.encoder.layers.0.ff_adapter_multihead_down.weight"
 SMALL = "model.encoder.layers.0.encoder_ff_adapter_gating_small_xy_cat.weight"
 VALUE = "model.decoder.layers.0.encoder_attn.attn_value_parallel_adapter.adapters.gqa.up_sampler.bias"
 WRONG = [
     (lambda state: [1, 2], "must hold a state_dict, names with tensors; got list"),
+    (lambda state: {"model": state}, "must hold a state_dict, names with tensors; at 'model' is dict"),
+    (lambda state: state | {0: torch.ones(1)}, r"names with tensors; at 0 is torch.float32 \[1\]"),
+    (
+        lambda state: state | {UP: torch.ones(())},
+        rf"{UP} must be a dense tensor of real numbers, got torch.float32 \[\]",
+    ),
+    (lambda state: state | {UP: torch.ones(16, 8).to_sparse()}, f"{UP} must be a dense tensor .* torch.sparse_coo"),
+    (lambda state: state | {UP: torch.ones(16, 8).to(torch.int8)}, f"{UP} must be a dense tensor .* torch.int8"),
+    (lambda state: state | {DOWN: torch.ones(8, 16)}, "fc2.vlpet_adapter.down.weight whole and by heads"),
     (lambda state: without(state, "model.shared"), "model.shared.weight is missing"),
     (lambda state: without(state, "adapter_multihead_down.2.bias"), "head 2 of .*vlpet_adapter.down.bias is missing"),
     (lambda state: without(state, "self_attn.k_proj.bias"), r"nothing becomes model.encoder.layers.0.self_attn.k_proj"),

@@ -75,13 +75,18 @@ def read_released(state: Any, file: str) -> Released:
 
     Raises UserError naming a tensor that is not finite, is no copy of what it should be, or misses its other half.
     """
-    if not isinstance(state, dict) or not all(isinstance(one, Tensor) for one in state.values()):
+    if not isinstance(state, dict):
         raise UserError(f"{file} must hold a state_dict, names with tensors; got {type(state).__name__}")
+    for name, tensor in state.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise UserError(f"{file} must hold a state_dict, names with tensors; at {name!r} is {_words(tensor)}")
     if state and all(name.startswith("module.") for name in state):  # saved from torch's DDP
         state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     if SHARED not in state:
         raise UserError(f"{file} holds no BART tuned by VL-PET's released code: {SHARED} is missing")
     for name, tensor in state.items():
+        if tensor.layout != torch.strided or tensor.is_quantized or not tensor.is_floating_point() or not tensor.dim():
+            raise UserError(f"{file}: {name} must be a dense tensor of real numbers, got {_words(tensor)}")
         if not torch.isfinite(tensor).all():
             raise UserError(f"{file}: {name} has values that are not finite")
     found = Released({}, {}, {}, {})
@@ -119,6 +124,12 @@ def read_released(state: Any, file: str) -> Released:
     return found
 
 
+def _words(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    return f"{'quantised ' * value.is_quantized}{value.dtype} {list(value.shape)}, {value.layout}"
+
+
 def _same(file: str, name: str, tensor: Tensor, other: str, wanted: Tensor) -> None:
     if not torch.equal(tensor, wanted):
         raise UserError(f"{file}: {name} differs from {other}, of which it is a copy where the weights are shared")
@@ -126,6 +137,8 @@ def _same(file: str, name: str, tensor: Tensor, other: str, wanted: Tensor) -> N
 
 def _stacked(file: str, here: str, parts: dict[int, Tensor]) -> Tensor:
     """The heads of one tensor, one below the other; the tensor itself if it has none."""
+    if -1 in parts and len(parts) > 1:
+        raise UserError(f"{file} has {here} whole and by heads, of which it wants one")
     if set(parts) not in ({-1}, set(range(len(parts)))):
         missing = next(i for i in range(max(parts) + 1) if i not in parts)
         raise UserError(f"{file}: head {missing} of {here} is missing; there are {sorted(parts)}")
