@@ -7,7 +7,7 @@ from accelerate import PartialState
 from transformers.trainer_callback import TrainerCallback
 
 from petx.errors import UserError
-from petx.files import read_json, write_json, written_whole
+from petx.files import damaged_files, read_json, write_json, written_whole
 from petx.train import checkpoints
 
 FOLDER, NOTE = "best", "best.json"
@@ -34,7 +34,13 @@ class BestState(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step and (self.folder / NOTE).is_file():
-            self.note = read_json(self.folder / NOTE, "step", "score", hint=f"remove {self.folder.parent}")
+            again = f"remove {self.folder.parent} to begin this training again"
+            for name, reason in damaged_files(self.folder).items():
+                raise UserError(f"{self.folder / name} is damaged ({reason}); {again}")
+            self.note = read_json(self.folder / NOTE, "step", "score", hint=again)
+            for name in ("step", "score"):
+                if isinstance(self.note[name], bool) or not isinstance(self.note[name], int | float):
+                    raise UserError(f"{self.folder / NOTE}: {name} must be a number, got {self.note[name]!r}; {again}")
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
         self.scored = state.global_step

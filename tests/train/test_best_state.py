@@ -1,6 +1,7 @@
 """``--keep best``: what is scored and saved is the best state on the development split."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -75,6 +76,27 @@ def test_a_resumed_training_knows_it_and_a_new_one_does_not(own, tmp_path):
     scripted(trainer, [5.0])
     stages.train(trainer)
     assert best.restore() == {"step": 2, "score": 5.0}
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("best.json", '{"step": 2, "sc', r"best.json is damaged .* remove .* to begin this training again"),
+        ("best.json", '{"step": 2, "score": null}', "best.json: score must be a number, got None; remove"),
+        ("trainable.safetensors", "", r"trainable.safetensors is damaged"),
+    ],
+)
+def test_a_damaged_best_state_is_told_before_the_training_goes_on(tmp_path, file, text, message):
+    args = SimpleNamespace(output_dir=str(tmp_path))
+    best = BestState(SimpleNamespace(args=args, add_callback=lambda callback: None))
+    best.folder.mkdir()
+    checkpoints.save_tensors({"a": torch.zeros(1)}, best.folder / checkpoints.TENSORS)
+    (best.folder / "best.json").write_text('{"step": 2, "score": 5.0}')
+    best.on_train_begin(args, SimpleNamespace(global_step=2), None)
+    assert best.note == {"step": 2, "score": 5.0}
+    (best.folder / file).write_text(text)
+    with pytest.raises(UserError, match=message):
+        best.on_train_begin(args, SimpleNamespace(global_step=2), None)
 
 
 def test_without_development_scores_it_is_refused(own, tmp_path):
