@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     searched = "default search" if beams is None else f"{beams} beam{'s' if beams > 1 else ''}"
     print(f"{trained['arm']}, seed {trained['seed']}: {sum(map(len, tasks)):,} examples of {args.split}, {searched}")
     for name, value in scored.items():
-        before = trained["scores"][args.split].get(name)
+        before = trained["scores"].get(args.split, {}).get(name)
         print(f"  {name:<12} {value:.4f}" + ("" if before is None else f"   (when trained {before:.4f})"))
     if not scored:
         print("  no answers to score")

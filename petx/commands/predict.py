@@ -13,7 +13,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from petx.data.pictures import read_picture
-    from petx.data.rows import PLACEHOLDER, is_whole
     from petx.errors import UserError
     from petx.files import require_writable, user_path
     from petx.options import BEAMS, checked_value
@@ -26,11 +25,7 @@ def run(args: argparse.Namespace) -> int:
     if output.resolve() == image.resolve():
         raise UserError(f"--output would overwrite the image {args.image}")
     checked_value("--num_beams", args.num_beams, int, BEAMS)
-    question = args.question.replace(PLACEHOLDER, "").strip()
-    if not question:
-        raise UserError(f"QUESTION must not be empty, got {args.question!r}")
-    if not is_whole(question):
-        raise UserError(f"QUESTION must be text in the terminal's encoding, got {args.question!r}")
+    question = answering.asked(args.question, "QUESTION")
     read_picture(image)  # a broken image is told before anything is loaded
     require_writable(output.parent, "--output")
     loaded = tuned.load(adapter)

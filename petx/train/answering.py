@@ -9,6 +9,7 @@ import torch
 
 from petx import hosts, tasks
 from petx.data.pictures import read_picture
+from petx.data.rows import PLACEHOLDER, is_whole
 from petx.errors import UserError
 from petx.files import written_whole
 from petx.train.plots import drawn
@@ -24,6 +25,17 @@ class Answer:
     text: str
     probability: float  # of the whole answer, its end included
     unknown: list  # words of the question that are not in the model's vocabulary
+
+
+def asked(text: str, argument: str) -> str:
+    """The question that a user wrote, without the placeholder of the image, which every host puts where it wants it;
+    :class:`UserError` naming ``argument`` if nothing is left or it cannot be encoded."""
+    question = text.replace(PLACEHOLDER, "").strip()
+    if not question:
+        raise UserError(f"{argument} must not be empty, got {text!r}")
+    if not is_whole(question):
+        raise UserError(f"{argument} must be text in the terminal's encoding, got {text!r}")
+    return question
 
 
 @torch.inference_mode()

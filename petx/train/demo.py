@@ -41,7 +41,8 @@ def rows(folder: Path, arms: list[str] | None = None) -> list[Row]:
     chosen = list(dict.fromkeys(arms)) if arms else [arm for arm in there if arm in USUAL] or list(there)
     found = [Row(arm, _title(there[arm], loaded), loaded) for arm in chosen for loaded in [tuned.load(there[arm])]]
     order = list(found[0].loaded.recipe.baselines)
-    found.sort(key=lambda row: order.index(row.arm))
+    places = {row.arm: order.index(arm) for row in found if (arm := row.loaded.manifest["arm"]) in order}
+    found.sort(key=lambda row: places.get(row.arm, len(order)))  # a folder may have been renamed
     return [_frozen(found[0].loaded), *found]
 
 
@@ -78,6 +79,7 @@ def answered(models: list[Row], image: str | None, question: str, num_beams: int
         raise UserError("choose an image first")
     if not question.strip():
         raise UserError("ask a question first")
+    question = answering.asked(question, "the question")
     table: list[list[str]] = []
     unknown: dict[str, None] = {}
     for row in models:

@@ -83,6 +83,13 @@ def load(folder: str | Path) -> Tuned:
     if not manifest.get("on_hub") and not (host_folder / "config.json").is_file():
         raise UserError(f"{folder}: its host is not in {host_folder}; keep the folders of a run together")
     recipe = recipes.find(manifest["recipe"])
+    if manifest["arm"] not in recipe.baselines:
+        known = ", ".join(recipe.baselines)
+        raise UserError(f"{folder / MANIFEST}: unknown arm {manifest['arm']!r}; there are: {known}")
+    for split in ("dev", "test"):
+        given = manifest["scores"].get(split, {})
+        if not isinstance(given, dict) or not all(map(_is_number, given.values())):
+            raise UserError(f"{folder / MANIFEST}: scores.{split} must be {{metric: number}}, got {given!r}")
     try:
         settings = checked(recipe.settings, manifest["settings"])
     except UserError as error:
@@ -97,6 +104,10 @@ def load(folder: str | Path) -> Tuned:
         checkpoints.load_trainable(model, folder)
     tokenizer = hosts.tokenizers(host, host_folder)
     return Tuned(model.eval(), tokenizer, settings, manifest, recipe, host, host_folder)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def adapted(model: nn.Module, folder: Path) -> nn.Module:

@@ -1,5 +1,7 @@
 """``petx demo``: every model of a run answers beside the frozen one; the page itself needs gradio."""
 
+import json
+import shutil
 import socket
 import sys
 
@@ -47,6 +49,14 @@ def test_every_model_answers_with_its_probability(made, models):
     assert table[0][1:] == table[2][1:] == table[3][1:]  # LoRA and full tuning, untrained, are the frozen model
 
 
+def test_the_placeholder_of_an_image_is_taken_out_of_a_question(made, models):
+    image = str(made / "data" / "images" / "0.png")
+    asked, _ = demo.answered(models[:1], image, "what color is it?")
+    assert demo.answered(models[:1], image, "<image>\nwhat color <image>is it?")[0] == asked
+    with pytest.raises(UserError, match="the question must not be empty, got '<image>'"):
+        demo.answered(models[:1], image, "<image>")
+
+
 @pytest.mark.parametrize(
     ("image", "question", "message"), [(None, "what?", "choose an image first"), ("a.png", " ", "ask a question first")]
 )
@@ -59,6 +69,33 @@ def test_arms_may_be_named(made):
     assert [row.arm for row in demo.rows(made / "run", ["full", "full"])] == ["frozen", "full"]
     with pytest.raises(UserError, match="has no tuned 'vlpet'; there are: full, lora, petal"):
         demo.rows(made / "run", ["vlpet"])
+
+
+def test_a_folder_of_an_arm_may_have_been_renamed(made, tmp_path):
+    shutil.copytree(made, tmp_path / "made")
+    run = tmp_path / "made" / "run"
+    (run / "petal").rename(run / "petal-first")
+    (run / "lora").rename(run / "mine")
+    assert [row.arm for row in demo.rows(run, ["full", "mine", "petal-first"])] == [
+        *("frozen", "petal-first", "mine", "full")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"arm": "mine"}, "petx.json: unknown arm 'mine'; there are: frozen, petal"),
+        ({"scores": {"test": 5}}, r"petx.json: scores.test must be \{metric: number\}, got 5"),
+        ({"scores": {"dev": {"accuracy": "9"}}}, r"petx.json: scores.dev must be \{metric: number\}, got .*'9'"),
+    ],
+)
+def test_a_damaged_manifest_names_its_field(made, tmp_path, change, message):
+    shutil.copytree(made / "run" / "petal" / "seed-42" / "tuned", tmp_path / "tuned")
+    shutil.copytree(made / "host", tmp_path / "host")
+    file = tmp_path / "tuned" / "petx.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"host": "../host"} | change))
+    with pytest.raises(UserError, match=message):
+        tuned.load(tmp_path / "tuned")
 
 
 def test_a_folder_that_is_no_run_is_told(made):
