@@ -19,8 +19,10 @@ def counted(emulator, call):
 
 @pytest.mark.parametrize("gate", ["none", "sigmoid"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_bytes_and_products(dtype, gate, emulator):
-    """The cost by formula: each value asked for and written as often as the tiling says, and no more."""
+def test_bytes_and_products(dtype, gate, emulator, monkeypatch):
+    """The cost by formula: each value asked for and written as often as the tiling says, and no more. By tiles of 64 x
+    64, which a rank above 64 takes."""
+    monkeypatch.setenv("PETX_CUDA_WIDE", "1")
     modules, rank, rows, columns = 2, 64, 2, 3  # tiles of a weight
     case = reconstruct("cost", modules, 64 * rows, 64 * columns, rank, gate=gate)
     tensors = case.inputs(dtype)
@@ -106,6 +108,23 @@ def test_launches_that_nobody_needs_are_left_out(needed, launches, emulator):
     dout = [torch.ones_like(out) for out in outs]
     _, counters = counted(emulator, lambda: torch.autograd.grad(outs, tensors[needed], dout))
     assert counters.launches == launches
+
+
+@pytest.mark.parametrize(("gate", "like"), [("soft", "2"), ("none", "1")])
+def test_few_tiles_go_by_strips_in_a_gated_backward_alone(gate, like, emulator, monkeypatch):
+    """A gated one makes A before its rows in any case: the images of U cost no launch. As asked for strips, or none."""
+    case = reconstruct("few", d_out=70, d_in=136, rank=24, gate=gate)
+    tensors = case.inputs(torch.bfloat16)
+    leaves = [t for name, t in tensors.items() if not name.startswith("weight")]
+    found = {}
+    for wide in ("", "1", "2"):
+        monkeypatch.setenv("PETX_CUDA_WIDE", wide)
+        outs, forward = counted(emulator, lambda: case.run(tensors))
+        dout = [torch.ones_like(out) for out in outs]
+        _, backward = counted(emulator, lambda outs=outs, dout=dout: torch.autograd.grad(outs, leaves, dout))
+        found[wide] = forward.barriers, backward.barriers
+    assert found[""] == (found["1"][0], found[like][1])
+    assert found["1"][1] != found["2"][1]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

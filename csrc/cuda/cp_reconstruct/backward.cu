@@ -232,7 +232,7 @@ class BackwardCall {
     to_.stride = tiles_of(p.d_in) * 64;
     const int64_t of_module = p.d_out * to_.stride * static_cast<int64_t>(sizeof(T));
     const int64_t most = stored_bytes();
-    strips_ = CpReconstructPlan(p).strips;
+    strips_ = CpReconstructPlan(p).backward_strips;
     // Whoever wants dU or dA, so that the order of either sum does not depend on whether the other is wanted; strips
     // make dA of what they have.
     stores_ = gated && (g.u || (through_mixed && !strips_)) && of_module <= most;

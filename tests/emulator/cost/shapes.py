@@ -31,7 +31,9 @@ def small() -> list[BenchCase]:
         expert_mixture.case(2_048, DTYPE, "uniform-2048"),
         expert_mixture.case(512, DTYPE, "token-512", gate="token"),
         cp_reconstruct.case(48, DTYPE, "qformer"),
-        cp_reconstruct.case(3, DTYPE, "few"),  # so few that none goes by strips
+        # So few that the forward goes by tiles; and a rank that no strip has.
+        cp_reconstruct.case(3, DTYPE, "few"),
+        cp_reconstruct.case(3, DTYPE, "rank-96", rank=96),
     ]
 
 
