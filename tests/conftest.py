@@ -23,6 +23,12 @@ def pytest_configure(config):
         config.pluginmanager.register(lanes.CpuSeconds(config.option.cpu))
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    with lanes.collector_resting():
+        return (yield)
+
+
 @pytest.hookimpl(tryfirst=True)  # before xdist's own, which reads the groups
 def pytest_collection_modifyitems(items):
     for item in items:
