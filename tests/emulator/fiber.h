@@ -42,7 +42,8 @@ struct Context {
 // Stacks for one block, each above a page that must not be touched.
 class Stacks {
  public:
-  static constexpr size_t kBytes = 64 * 1024, kGuard = 4096;
+  // Only what is touched takes memory; PTX that is compiled without optimisation keeps each register of a thread here.
+  static constexpr size_t kBytes = 256 * 1024, kGuard = 4096;
   explicit Stacks(int count) : count_(count) {
     void* memory = mmap(nullptr, count * (kBytes + kGuard), PROT_READ | PROT_WRITE,
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
