@@ -59,6 +59,7 @@ def operators(
     pairs = [_group(n, d_in, d, k) for n, d_in, k in groups]
     pairs += [_projected(257 * batch, image), _experts(batch, rows // batch, d)]
     pairs += [_cores(n) for n in (3 * layers + (layers + 1) // 2, 2 * ((layers + 1) // 2))]
+    pairs += [_transformation(batch, length, d) for length in (32, text)] * layers
     return tuple(functools.partial(_all, calls) for calls in zip(*pairs, strict=True))  # type: ignore[return-value]
 
 
@@ -126,6 +127,22 @@ def _cores(count: int) -> tuple[Call, Call]:
         torch.mm(made, flat), torch.mm(made.T, modes)
 
     return run, products
+
+
+def _transformation(batch: int, length: int, d: int) -> tuple[Call, Call]:
+    """A query transformation, which has no product."""
+    x, to, (scale, shift), op = (
+        torch.randn(batch, length, d),
+        torch.randn(batch, length, d),
+        torch.randn(2, d),
+        torch.ops.petx,
+    )
+
+    def run() -> None:
+        y = op.query_transformation_fwd(x, scale, shift, to, 0.1)
+        op.query_transformation_bwd(y, x, scale, 7, 7, 0.1)
+
+    return run, lambda: None
 
 
 def measured(calls: dict[str, Call], rounds: int, clock: Callable[[], float]) -> dict[str, list[float]]:

@@ -193,6 +193,10 @@ class Checker {
   const void* of_type(const char* name, const OptionalTensor& t, std::vector<int64_t> shape, ScalarType dtype) const {
     return t ? checked(name, *t, shape, dtype) : nullptr;
   }
+  // Its strides may be any.
+  void fits(const char* name, const Tensor& t, const std::vector<int64_t>& shape) const {
+    fits(name, t, shape, dtype_);
+  }
   void unused(const char* name, const OptionalTensor& t, const char* why) const {
     if (t) fail(op_, name, " is not used ", why, "; got ", shape_text(*t));
   }

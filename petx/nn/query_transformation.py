@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor, nn
 
+from petx import functional
 from petx._checks import check_finite, check_not_negative, check_size, refuse
-from petx.nn._parameters import Device, check_input, place_of
+from petx.nn._parameters import Device, check_input, parameters_of, place_of
 
 __all__ = ["QueryTransformation"]
 
@@ -50,17 +51,8 @@ class QueryTransformation(nn.Module):
         check_input("QueryTransformation", "x", x, self.features)
         if to is not None and not (isinstance(to, Tensor) and to.shape == x.shape):
             refuse("QueryTransformation", "to", f"a tensor {list(x.shape)} like x, or None", to)
-        scale, shift = factors = self.factors(x.dtype)
-        return torch.addcmul(shift, x, scale) if to is None else self.add(x, to, factors)
-
-    def factors(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """0.1 a and 0.1 b ``[d]`` in ``dtype``."""
-        return self.factor * self.scale.to(dtype), self.factor * self.shift.to(dtype)
-
-    def add(self, x: Tensor, to: Tensor, factors: tuple[Tensor, Tensor]) -> Tensor:
-        """``to [..., d]`` plus the residual of ``x [..., d]``, with :meth:`factors` made before, for several calls."""
-        scale, shift = factors
-        return to + torch.addcmul(shift, x, scale)
+        scale, shift = parameters_of(self, "scale", "shift")
+        return functional.query_transformation(x, scale, shift, to, factor=self.factor)
 
     def extra_repr(self) -> str:
         return f"features={self.features}, factor={self.factor}"

@@ -14,6 +14,7 @@ from petx.reference._gated_adapter import block_diagonal_linear as block_diagona
 from petx.reference._gated_adapter import gated_adapter as gated_adapter
 from petx.reference._mode_cores import mode_cores as mode_cores
 from petx.reference._mode_update import mode_update as mode_update
+from petx.reference._query_transformation import query_transformation as query_transformation
 from petx.reference._threshold_gate import threshold_gate as threshold_gate
 
 __all__ = [
@@ -26,5 +27,6 @@ __all__ = [
     "mode_cores",
     "mode_update",
     "philox_uniform",
+    "query_transformation",
     "threshold_gate",
 ]

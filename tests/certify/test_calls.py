@@ -70,7 +70,8 @@ def test_a_missing_tensor_is_refused_in_words(stem, cards):
     """The rank of a tensor that is none: the check says which argument it is."""
     choice._of[0] = choice.of_certificate(Certificate({}, {stem: faster_from(HIGH)}), H100)
     case, extras = CALLS[stem](HIGH), {}
-    name = {"gated_adapter": "down_weight", "expert_mixture": "down_weight", "mode_cores": "modes"}.get(stem, "cores")
+    names = dict(gated_adapter="down_weight", expert_mixture="down_weight", mode_cores="modes")
+    name = (names | {"query_transformation": "scale"}).get(stem, "cores")
     for value in (None, torch.tensor(1.0), "no tensor"):
         with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
             tensors = {n: torch.empty(shape, device="cuda") for n, shape in case.shapes.items()} | {name: value}

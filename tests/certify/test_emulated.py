@@ -107,6 +107,7 @@ MISTAKES = {
     "expert_mixture": "lost beta",
     "gated_adapter": "lost scale",
     "mode_update": "base not added",
+    "query_transformation": "lost factor",
 }
 
 

@@ -9,6 +9,7 @@ from tests.cases.cp_reconstruct import reconstruct
 from tests.cases.expert_mixture import mixture
 from tests.cases.gated_adapter import BART_TAIL, site
 from tests.cases.mode_update import modes
+from tests.cases.query_transformation import transformation
 from tests.checks import outputs
 from tests.emulator import Emulator
 from tests.emulator.operations import in_place_of_cpu_kernels, mode_cores
@@ -25,6 +26,11 @@ MANY = {
     ],
     "mode_update": [modes("many", batch=(ROWS,), d_in=2, d_out=2, rank=2, count=2, dropout=0.1)],
     "cp_reconstruct": [reconstruct("many", modules=1, d_out=ROWS, d_in=1, rank=1, gate="soft")],
+    "query_transformation": [
+        transformation("rows", batch=(1, 2**31 // 64), d=2),
+        transformation("samples", batch=(ROWS, 1), d=2),
+        transformation("columns", batch=(2,), d=2**23),
+    ],
 }
 
 

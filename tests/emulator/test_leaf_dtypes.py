@@ -8,6 +8,7 @@ from tests.cases.expert_mixture import mixture
 from tests.cases.gated_adapter import BART_TAIL, site
 from tests.cases.mode_cores import cores
 from tests.cases.mode_update import modes
+from tests.cases.query_transformation import transformation
 from tests.checks import outputs, weights_of
 from tests.operations.test_casts import Called, leaves_of
 
@@ -20,6 +21,7 @@ CASES = [
     mixture("uniform", batch=(1, 9)),
     modes("full", batch=(5,), d_in=20, d_out=12, rank=7),
     modes("diagonal", batch=(5,), core="diagonal"),
+    transformation("apart", batch=(2, 33), d=20, apart=3),
 ]
 # Of parameters alone, whose type is the call's: one gradient is narrow or wide as its leaf is.
 ALONE = [

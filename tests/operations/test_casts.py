@@ -13,9 +13,15 @@ from tests.cases.expert_mixture import mixture
 from tests.cases.gated_adapter import BART_TAIL, site
 from tests.cases.mode_cores import cores
 from tests.cases.mode_update import modes
+from tests.cases.query_transformation import transformation
 
 pytestmark = pytest.mark.skipif(ops._C is None, reason="needs the compiled library's operators")
-BESIDE = [site("casts", granularity="large", **BART_TAIL), mixture("casts", gate="token"), modes("casts", batch=(5,))]
+BESIDE = [
+    site("casts", granularity="large", **BART_TAIL),
+    mixture("casts", gate="token"),
+    modes("casts", batch=(5,)),
+    transformation("casts"),
+]
 ALONE = [cores("casts", gate="soft"), reconstruct("casts", gate="soft")]
 
 
@@ -36,7 +42,7 @@ class Called(TorchDispatchMode):
 def leaves_of(case, dtype):
     """The case's tensors in bfloat16, its parameters in ``dtype``."""
     tensors = case.inputs(torch.bfloat16, requires_grad=False)
-    narrow = [name for name in tensors if name in ("h", "x") or name.startswith("base")]
+    narrow = [name for name in tensors if name in ("h", "x", "to") or name.startswith("base")]
     return {
         name: tensor.to(torch.bfloat16 if name in narrow else dtype).requires_grad_()
         for name, tensor in tensors.items()

@@ -50,6 +50,7 @@ FUNCTIONS = {
         x=r(2, 5, 8), u=r(4, 8), v=r(6, 4), cores=r(2, 4, 4), bases=[r(2, 5, 6), r(2, 5, 6)]
     ),
     functional.cp_reconstruct: lambda: dict(weights=[r(6, 8), r(6, 8)], u=r(4, 8), v=r(6, 4), cores=r(2, 4, 4)),
+    functional.query_transformation: lambda: dict(x=r(2, 5, 8), scale=r(8), shift=r(8), to=r(2, 5, 8)),
     functional.expert_mixture: lambda: dict(
         x=r(2, 5, 8), down_weight=r(6, 8), down_bias=r(6), up_weight=r(8, 6), up_bias=r(3, 8), experts=3
     ),

@@ -70,20 +70,51 @@ PETX_DEVICE void add_tokens(typename RowBlock<T>::Run& sum, const ColumnSum<T>& 
   }
 }
 
+// Sums of columns, of which a block's warps each have a part: eight lanes of a warp have neighbouring runs of sixteen
+// bytes, its other lanes the same of other tokens. They lie in shared memory from `bytes` on.
+template <class T>
+class ColumnParts {
+  using C = Compute<T>;
+  static constexpr int kRun = ColumnSum<T>::kRun, kLanes = ColumnSum<T>::kLanes;
+  static constexpr int kWarps = kSumLaunch.threads / 32;
+  // A warp's sums of value j of its runs lie side by side, those of the next so far on that no two banks meet.
+  static constexpr int kStride = kRun == 8 ? 12 : 8;
+
+ public:
+  static constexpr int kSharedBytes = 8 * 8 * 12 * sizeof(C);  // of eight warps
+
+  PETX_DEVICE explicit ColumnParts(int bytes) : parts_(bytes) {}
+  PETX_DEVICE void set(const RunOf<T>& sum) const {
+    const int lane = thread_index() % kLanes, warp = thread_index() / 32;
+#pragma unroll
+    for (int j = 0; j < kRun; ++j) {
+      C value = sum.value[j];
+#pragma unroll
+      for (int mask = kLanes; mask < 32; mask *= 2) value += shuffle_xor(value, mask);
+      if (thread_index() % 32 < kLanes) parts_.set((warp * kRun + j) * kStride + lane, value);
+    }
+  }
+  // Column c of the block's, behind a barrier.
+  PETX_DEVICE C whole(int c) const {
+    C whole = 0;
+    for (int k = 0; k < kWarps; ++k) whole += parts_.get((k * kRun + c % kRun) * kStride + c / kRun);
+    return whole;
+  }
+
+ private:
+  Shared<C> parts_;
+};
+
 // Eight lanes of a warp read neighbouring runs of sixteen bytes, its other lanes and the block's other warps the tokens
 // that follow.
 template <class T, int kMost>
 PETX_DEVICE void sum_columns(const ColumnSums<T, kMost>& all, int64_t block, int64_t split) {
-  using C = Compute<T>;
   using Sum = ColumnSum<T>;
   constexpr int kRun = Sum::kRun, kLanes = Sum::kLanes, kTokens = kSumLaunch.threads / kLanes;
-  constexpr int kWarps = kSumLaunch.threads / 32;
-  // A warp's sums of value j of its runs lie side by side, those of the next so far on that no two banks meet.
-  constexpr int kStride = kRun == 8 ? 12 : 8;
   int number = 0;
   while (block >= all.each[number].blocks()) block -= all.each[number++].blocks();
   const ColumnSum<T> job = all.each[number];
-  const int lane = thread_index() % kLanes, warp = thread_index() / 32;
+  const int lane = thread_index() % kLanes;
   int64_t first = block * Sum::kColumns, begin = split * all.split_rows;
   int64_t end = begin + all.split_rows < all.rows ? begin + all.split_rows : all.rows;
   const int64_t column = first + lane * kRun, left = job.width - column;
@@ -94,20 +125,12 @@ PETX_DEVICE void sum_columns(const ColumnSums<T, kMost>& all, int64_t block, int
     add_tokens<kTokens>(sum, job, t, end, column, typename RowBlock<T>::Whole{});
   else if (left > 0)
     add_tokens<kTokens>(sum, job, t, end, column, left);
-  Shared<C> parts(0);
-#pragma unroll
-  for (int j = 0; j < kRun; ++j) {
-    C value = sum.value[j];
-#pragma unroll
-    for (int mask = kLanes; mask < 32; mask *= 2) value += shuffle_xor(value, mask);
-    if (thread_index() % 32 < kLanes) parts.set((warp * kRun + j) * kStride + lane, value);
-  }
+  const ColumnParts<T> parts(0);
+  parts.set(sum);
   sync_block();
   const int c = thread_index();
   if (c >= Sum::kColumns || first + c >= job.width) return;
-  C whole = 0;
-  for (int k = 0; k < kWarps; ++k) whole += parts.get((k * kRun + c % kRun) * kStride + c / kRun);
-  write(all.sums + split * all.split_sums + job.offset + first + c, whole);
+  write(all.sums + split * all.split_sums + job.offset + first + c, parts.whole(c));
 }
 
 // Block (columns, split): where no products are that these could stand beside.

@@ -218,7 +218,6 @@ class LayerTail:
         self._part: QueryTransformation | None = None
         self._cross_part: QueryTransformation | None = None  # that of the cross-attention
         self._rows: torch.Tensor | None = None  # rows ``[B, L, d]`` of A, not yet added
-        self._factors: Any = None  # those of its query transformation
 
     def connect(self, model: nn.Module) -> list[RemovableHandle]:
         hooks = [model.get_submodule(self.spec.attention).register_forward_hook(self._keep)]
@@ -235,20 +234,18 @@ class LayerTail:
         parts = None if adapter is None else tower.parts[adapter]
         self._part = part = None if parts is None else parts.transformation(tower.spec, self.index)
         self._cross_part = None if parts is None else parts.transformation(tower.spec, self.index, cross=True)
-        rows = _first(output)
-        self._rows = None if part is None else rows
-        self._factors = None if part is None else part.factors(rows.dtype)
+        self._rows = None if part is None else _first(output)
 
     def _add(self, module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor | None:
-        rows, factors, part = self._rows, self._factors, self._part
+        rows, part = self._rows, self._part
         if rows is None or part is None:
             return None
         count, rest = output.shape[1], rows.shape[1] - output.shape[1]
         if rest > 0:
             rows, self._rows = rows.split([count, rest], 1)  # whose backward is one cat
         else:
-            self._rows = self._factors = None
-        return part.add(rows, output, factors)
+            self._rows = None
+        return part(rows, output)
 
     def _add_to_queries(self, module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor | None:
         part, added = self._cross_part, self._add(module, args, output)
@@ -264,7 +261,7 @@ class LayerTail:
         return self.tower.parts[adapter].context(output, queries)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | dict.fromkeys(("_part", "_cross_part", "_rows", "_factors"))
+        return self.__dict__ | dict.fromkeys(("_part", "_cross_part", "_rows"))
 
 
 def _check_gathered(parts: PetalParts, where: str) -> None:

@@ -138,4 +138,6 @@ SLOWER: dict[str, float] = {
     "mode_cores/diagonal bwd": 1.09,
     "mode_cores/qformer-f32 fwd": 3.07,
     "mode_cores/qformer-f32 bwd": 3.18,
+    "query_transformation/qformer-1024 bwd": 2.14,
+    "query_transformation/qformer bwd": 1.20,
 }

@@ -27,7 +27,7 @@ def values(case: BenchCase) -> int:
     """What instructions are counted by: the values that the forward writes."""
     sizes = case.sizes
     match case.operation:
-        case "gated_adapter" | "expert_mixture":
+        case "gated_adapter" | "expert_mixture" | "query_transformation":
             return sizes["N"] * sizes["d"]
         case "mode_update":
             return sizes["N"] * sizes["d_out"] * sizes["modes"]

@@ -3,7 +3,7 @@
 import torch
 
 from petx.bench.case import BenchCase
-from petx.bench.ops import cp_reconstruct, expert_mixture, gated_adapter, mode_cores, mode_update
+from petx.bench.ops import cp_reconstruct, expert_mixture, gated_adapter, mode_cores, mode_update, query_transformation
 
 SMALL = 1_024  # tokens, of which 64 make a block of rows
 DTYPE = torch.bfloat16
@@ -34,6 +34,7 @@ def small() -> list[BenchCase]:
         # So few that the forward goes by tiles; and a rank that no strip has.
         cp_reconstruct.case(3, DTYPE, "few"),
         cp_reconstruct.case(3, DTYPE, "rank-96", rank=96),
+        query_transformation.case(SMALL, DTYPE, "qformer-1024"),
     ]
 
 
@@ -50,6 +51,7 @@ def published() -> list[BenchCase]:
         expert_mixture.case(16_384, DTYPE, "uniform-16384"),
         expert_mixture.case(4_112, DTYPE, "narrow", experts=4, rank=16, gate="token"),
         expert_mixture.case(16_384, DTYPE, "narrow-16384", experts=4, rank=16, gate="token"),
+        query_transformation.case(4_112, DTYPE, "qformer"),
         # In float32, whose products take the plain units.
         mode_cores.case(54, torch.float32, "qformer-f32"),
     ]
