@@ -37,7 +37,7 @@ class BuildExtension(build_ext):
         print(f"petx: torch {torch.version} in {torch.folder.parent}", flush=True)
         print(f"petx: CUDA {cuda.mode}" + (f", because {cuda.reason}" if cuda.reason else ""), flush=True)
         # One folder for every way to build (setuptools' own is a new one for each editable install).
-        folder = ROOT / "build" / f"{sys.implementation.cache_tag}-torch-{torch.version}"
+        folder = ROOT / "build" / build_name(torch)
         folder.mkdir(parents=True, exist_ok=True)
         write_if_changed(folder / "build_info.h", build_info_header(self.distribution, torch, cuda, compiler))
         write_if_changed(folder / "weak_shims.h", "".join(f"#pragma weak {name}\n" for name in CUDA_SHIMS))
@@ -51,6 +51,12 @@ class BuildExtension(build_ext):
         # For a while a library for all Pythons was built; left in build/lib*, it would get into wheels.
         target.with_name("_C.abi3.so").unlink(missing_ok=True)
         shutil.copyfile(library, target)
+
+
+def build_name(torch):
+    """The build folder's: objects for another machine lie beside this machine's, not among them."""
+    name = f"{sys.implementation.cache_tag}-torch-{torch.version}"
+    return f"{name}-{sysconfig.get_platform()}" if "_PYTHON_HOST_PLATFORM" in os.environ else name
 
 
 def operation_names(floor):
@@ -68,7 +74,22 @@ def find_compiler():
         stop("no C++ compiler found; install one (Debian and Ubuntu: apt install g++) or name it in CXX")
     if not Path(sysconfig.get_path("include"), "Python.h").is_file():
         stop("Python.h is missing; install the headers of this Python (Debian and Ubuntu: apt install python3-dev)")
+    check_machine(command)
     return command
+
+
+def check_machine(compiler):
+    """End the build if the compiler's code would get the name of another machine's library.
+
+    The name's machine is this one, or that of _PYTHON_HOST_PLATFORM, CPython's own variable for building across.
+    """
+    target = subprocess.run([*compiler, "-dumpmachine"], capture_output=True, text=True).stdout.strip()
+    made, named = target.partition("-")[0], sysconfig.get_platform().rpartition("-")[2]
+    if made != named and {made, named} <= {"x86_64", "aarch64"}:
+        stop(
+            f"{shlex.join(compiler)} compiles for {target}, and the library is to be one for {named}; to build across, "
+            f"set _PYTHON_HOST_PLATFORM=linux-{made} and SETUPTOOLS_EXT_SUFFIX, as tools/aarch64.sh does"
+        )
 
 
 def build_info_header(distribution, torch, cuda, compiler):

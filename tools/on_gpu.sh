@@ -7,7 +7,7 @@
 # what it learnt. Needs torch with CUDA, nvcc of the same major version, and what `pip install -e ".[test]" setuptools
 # ninja pybind11 packaging` brings; nothing is downloaded.
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit
 out=$(mkdir -p "$1" && cd "$1" && pwd)
 shift
 steps=${*:-build certify test sanitize bench model profile}

@@ -250,8 +250,14 @@ def test_a_folder_may_have_any_name(monkeypatch, tmp_path, name):
     assert "no work to do" in said[1].stdout or ";" in name  # which ninja does not read in a list of headers
 
 
-def test_library_is_for_one_python(monkeypatch, tmp_path):
-    """Its name and the folder of its objects say which; one for all Pythons, left by an older build, is gone."""
+@pytest.mark.parametrize("across", ["", "linux-aarch64"])
+def test_library_is_for_one_python(monkeypatch, tmp_path, across):
+    """Its name and the folder of its objects say which, and for which machine if not for this one; one for all Pythons,
+    left by an older build, is gone."""
+    if across:
+        monkeypatch.setenv("_PYTHON_HOST_PLATFORM", across)
+        monkeypatch.setenv("SETUPTOOLS_EXT_SUFFIX", ".cpython-311-aarch64-linux-gnu.so")
+        monkeypatch.setenv("CXX", "true")  # as in tools/aarch64.sh, a compiler for that machine
     from setuptools import Distribution, Extension
 
     from buildtools import compile as build
@@ -269,9 +275,36 @@ def test_library_is_for_one_python(monkeypatch, tmp_path):
     (tmp_path / "lib" / "petx").mkdir(parents=True)
     (tmp_path / "lib" / "petx" / "_C.abi3.so").touch()
     command.build_extension(extension)
-    assert [path.name for path in (tmp_path / "build").iterdir()] == [f"{sys.implementation.cache_tag}-torch-2.13.0"]
+    folder = f"{sys.implementation.cache_tag}-torch-2.13.0" + (f"-{across}" if across else "")
+    assert [path.name for path in (tmp_path / "build").iterdir()] == [folder]
     (library,) = (tmp_path / "lib" / "petx").iterdir()
-    assert library.name == "_C" + sysconfig.get_config_var("EXT_SUFFIX") and library.read_text() == "library"
+    suffix = ".cpython-311-aarch64-linux-gnu.so" if across else sysconfig.get_config_var("EXT_SUFFIX")
+    assert library.name == "_C" + suffix and library.read_text() == "library"
+
+
+def test_a_compiler_for_another_machine_is_told(monkeypatch, tmp_path):
+    """Its code would get this machine's name, unless the variables of a build across say otherwise."""
+    from buildtools import compile as build
+
+    for name, target in (("native", "x86_64-redhat-linux"), ("cross", "aarch64-linux-gnu"), ("odd", "arm-linux")):
+        (tmp_path / name).write_text(f'#!/bin/sh\n[ "$*" = "-O2 -dumpmachine" ] && echo {target}\n')
+        (tmp_path / name).chmod(0o755)
+    native, cross, odd = ([str(tmp_path / name), "-O2"] for name in ("native", "cross", "odd"))
+    monkeypatch.setenv("_PYTHON_HOST_PLATFORM", "linux-x86_64")
+    build.check_machine(native), build.check_machine(odd)
+    with pytest.raises(SystemExit, match="cross -O2 compiles for aarch64-linux-gnu, .* one for x86_64; to build"):
+        build.check_machine(cross)
+    monkeypatch.setenv("_PYTHON_HOST_PLATFORM", "linux-aarch64")
+    build.check_machine(cross)
+    with pytest.raises(SystemExit, match="compiles for x86_64-redhat-linux, .* one for aarch64"):
+        build.check_machine(native)
+
+
+def test_no_flag_is_for_the_building_machine_alone():
+    """Which instruction set runs is found where the library is loaded (csrc/cpu/common/isa.h)."""
+    from buildtools import compile as build
+
+    assert [flag for flag in build.HOST_FLAGS if flag.startswith("-m")] == []
 
 
 def repository_files(*folders):

@@ -167,3 +167,69 @@ def test_a_wheel_for_each_python(tmp_path, pythons):
     wheels = ["petx-python.whl", "petx-python3.11.whl"]
     assert sorted(path.name for path in (tree / "dist").iterdir()) == wheels
     assert done.stdout.splitlines()[-2:] == wheels
+
+
+# What stands in for another machine's Python, its packages and its emulator. Each says what it was called with.
+ACROSS = {
+    "debootstrap": """for root; do true; done; mkdir -p "$root/var/cache/apt/archives" "$root/usr/bin"
+        touch "$root/var/cache/apt/archives/python.deb" """,
+    "dpkg-deb": "",
+    "aarch64-linux-gnu-g++": "",
+    "qemu-aarch64": 'echo "cpu $QEMU_CPU, root $QEMU_LD_PREFIX, packages $PYTHONPATH" >>"$CALLED"',
+    "pip": """[ "$1" = wheel ] || exit 0
+        echo "$_PYTHON_HOST_PLATFORM $SETUPTOOLS_EXT_SUFFIX $PETX_CUDA $PETX_TORCH_PATH" >>"$CALLED"
+        echo "$CXX" >>"$CALLED"; mkdir -p dist""",
+    "python": "mkdir -p petx; touch petx/_C.cpython-311-aarch64-linux-gnu.so",
+    "python3.11": """case "$*" in
+        *--target*) while [ "$1" != --target ]; do shift; done; mkdir -p "$2" ;;
+        *venv*) mkdir -p "$3/bin"; cp "$(dirname "$0")"/{pip,python} "$3/bin" ;;
+        -c*) echo setuptools ;;
+    esac""",
+}
+
+
+def test_another_machines_build_and_tests(tmp_path):
+    """tools/aarch64.sh with stubs: the build is told the other machine, its torch and its headers, the tests run under
+    the emulator; the second time nothing is fetched."""
+    tree, folder, called = tmp_path / "a tree", tmp_path / "a folder", tmp_path / "called"
+    (tree / "tools").mkdir(parents=True)
+    (tmp_path / "bin").mkdir()
+    script = shutil.copy(ROOT / "tools" / "aarch64.sh", tree / "tools")
+    subprocess.run(["git", "init", "-q"], cwd=tree, check=True)
+    for name, body in ACROSS.items():
+        stub = tmp_path / "bin" / name
+        stub.write_text(f'#!/bin/bash\necho "{name} $*" >>"$CALLED"\n{body}\n')
+        stub.chmod(0o755)
+    environment = {name: value for name, value in os.environ.items() if name not in ("QEMU", "QEMU_CPU", "TORCH")}
+    environment |= {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "CALLED": str(called)}
+
+    def run(*arguments):
+        called.write_text("")
+        done = subprocess.run(
+            ["bash", script, *arguments], env=environment, capture_output=True, text=True, timeout=120
+        )
+        return done, called.read_text()
+
+    done, _ = run()
+    assert done.returncode == 2 and "usage: tools/aarch64.sh FOLDER" in done.stderr
+    done, said = run(folder, "tests/unit", "-k", "one")
+    assert done.returncode == 0, done.stderr
+    root, site = folder / "root", folder / "site"
+    assert f"linux-aarch64 .cpython-311-aarch64-linux-gnu.so 0 {site}\n" in said
+    assert f"g++ -I'{root}/usr/include/python3.11' -idirafter '{root}/usr/include'\n" in said
+    assert "manylinux_2_28_aarch64" in said and "torch==2.13.0" in said
+    tested = f"{root}/usr/bin/python3.11 -m pytest -q -n 0 -p no:cacheprovider tests/unit -k one\n"
+    assert said.endswith(f"{tested}cpu neoverse-n1, root {root}, packages {site}\n")
+    done, said = run(folder)
+    assert done.returncode == 0 and "tests/operations/test_operations.py\n" in said
+    assert "debootstrap --" not in said and "--target" not in said
+    environment["QEMU"] = "absent-emulator"
+    done, _ = run(folder)
+    assert done.returncode == 2 and "no absent-emulator; the script's head says what to install" in done.stderr
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="no shellcheck: on Debian apt-get install shellcheck")
+def test_shell_scripts_are_clean():
+    scripts = [*(ROOT / "tools").glob("*.sh"), ROOT / ".ci" / "run"]
+    done = subprocess.run(["shellcheck", *scripts], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
