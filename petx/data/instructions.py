@@ -1,5 +1,6 @@
 """Questions and captions as a host reads them that takes instructions: templates, and a task of such items."""
 
+from collections.abc import Callable
 from string import Formatter
 from typing import Any
 
@@ -66,7 +67,7 @@ class InstructTask(Task):
         self.tokenizers, self.templates, self.clean = tokenizers, tuple(templates), clean
         self.language_template, self.lemmatize = language_template, lemmatize
 
-    def __getitem__(self, key: Any) -> dict[str, Any]:
+    def item_of(self, key: Any, look: Callable[[Any], tuple]) -> dict[str, Any]:
         example, answer, score, draw = self.drawn(key)
         return self.item(self.pixels(example, draw), example.text, answer, score)
 

@@ -1,5 +1,6 @@
 """A task of retrieval as a data set: an image and one of its captions to train on, and either alone to be ranked."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,14 +27,17 @@ class Pairs(Task):
         super().__init__(*args, **options)
         self.matching, self.rerank = matching, rerank
 
-    def __getitem__(self, key: Any) -> dict[str, Any]:
+    def item_of(self, key: Any, look: Callable[[Any], tuple]) -> dict[str, Any]:
         example, caption, _, draw = self.drawn(key)
         of = {"image": example.images, "matching": self.matching, "loss": RETRIEVAL}
-        return self.picture(example, draw) | self.caption(caption) | of
+        return self.picture(example, draw, look) | self.caption(caption) | of
 
-    def picture(self, example: Any, draw: str = "") -> dict[str, torch.Tensor]:
+    def picture(
+        self, example: Any, draw: str = "", look: Callable[[Any], tuple] | None = None
+    ) -> dict[str, torch.Tensor]:
         """The image's part of an item: its features, and the prompt alone, beside which an encoder reads it."""
-        return self.visual(example.images) | {"prompt_ids": self.encode(self.prompt, self.max_text)}
+        prompt = {"prompt_ids": self.encode(self.prompt, self.max_text)}
+        return self.visual(example.images, look or self.features) | prompt
 
     def caption(self, text: str) -> dict[str, torch.Tensor]:
         """The caption's part of an item."""
@@ -46,7 +50,9 @@ class InstructPairs(Pairs, InstructTask):
     ``clean``: captions lose capitals and punctuation (:func:`petx.data.instructions.plain`), evaluated ones too.
     """
 
-    def picture(self, example: Any, draw: str = "") -> dict[str, torch.Tensor]:
+    def picture(
+        self, example: Any, draw: str = "", look: Callable[[Any], tuple] | None = None
+    ) -> dict[str, torch.Tensor]:
         return {"pixel_values": self.pixels(example, draw)}
 
     def caption(self, text: str) -> dict[str, torch.Tensor]:

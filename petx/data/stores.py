@@ -1,4 +1,7 @@
-"""Where the features or pixels of an image or video come from: a tensor, h5 or npz files, image files."""
+"""Where the features or pixels of an image or video come from: a tensor, h5 or npz files, image files.
+
+Feature files are read one by one, or where ``petx data pack`` put them together (:mod:`petx.data.packed`).
+"""
 
 import functools
 import math
@@ -6,14 +9,15 @@ import random
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
+from petx.data import packed
 from petx.data.augment import augmented
+from petx.data.batches import room_for
 from petx.data.pictures import check_picture, read_picture
 from petx.errors import UserError
 
@@ -80,23 +84,117 @@ class ArrayFeatures:
         return self.features[self.rows[key]], self.boxes
 
 
-class H5Features:
+class FeatureFiles:
+    """What the two kinds of feature files share: ``self(key)`` gives features ``[tokens, width]`` and boxes
+    ``[tokens, 4]``, all zero. The features are those that were packed in the file's folder, if it has them."""
+
+    end: str  # of a file's name
+    default_folder: str  # below the data folder
+    default_tokens: int
+
+    def __init__(self, folder: Any, width: int, tokens: int) -> None:
+        self.folders, self.width, self.tokens = _paths(folder), width, tokens
+        self.boxes = torch.zeros(tokens, 4)
+        self._packed: dict[Path, packed.Packed | None] = {}
+
+    def places(self, key: Any) -> tuple[list[Path], str]:
+        """The folders that may have the file of ``key``, and its name without its end."""
+        raise NotImplementedError
+
+    def load(self, path: Path) -> torch.Tensor:
+        """The features in the file at ``path``, ``[tokens, width]``; :class:`UserError` if it does not fit."""
+        raise NotImplementedError
+
+    def layout(self, path: Path) -> tuple[tuple[int, ...], np.dtype]:
+        """Shape and type of the features in the file at ``path``, by its header alone; UserError if it is damaged."""
+        raise NotImplementedError
+
+    def look(self, path: Path) -> None:
+        """Raise :class:`UserError` if the file at ``path`` is damaged or of another layout, by its header alone."""
+        raise NotImplementedError
+
+    def path(self, key: Any) -> Path:
+        """The file that the features of ``key`` are read from; one that is not there, if none has them."""
+        found = self.packed(key)
+        return self._file(key) if found is None else found.path
+
+    def _file(self, key: Any) -> Path:
+        folders, name = self.places(key)
+        return _found(folders, [name], [self.end]) or folders[0] / f"{name}{self.end}"
+
+    def packed(self, key: Any) -> packed.Packed | None:
+        """What was packed with the features of ``key``, in the first folder that has them in any way."""
+        folders, name = self.places(key)
+        for folder in folders:
+            if folder not in self._packed:
+                self._packed[folder] = packed.find(folder, self.tokens, self.width)
+        if not any(self._packed[folder] for folder in folders):
+            return None
+        for folder in folders:
+            found = self._packed[folder]
+            if found is not None and name in found.rows:
+                return found
+            if (folder / f"{name}{self.end}").is_file():
+                return None
+        return None
+
+    def check(self, keys: Any) -> None:
+        """Raise :class:`UserError` if a file is missing or damaged, or of another layout, or was written after it was
+        packed; values are read later."""
+        for key in keys:
+            path = self.path(key)
+            if not path.is_file():
+                others = "".join(f", nor in {folder}" for folder in self.places(key)[0][1:])
+                raise UserError(f"no feature file {path}{others}")
+        for key in keys:
+            found = self.packed(key)
+            if found is None:
+                self.look(self._file(key))
+                continue
+            file = found.folder / f"{self.places(key)[1]}{self.end}"
+            if file.is_file() and file.stat().st_mtime > found.written:
+                raise UserError(f"{file} was written after {found.path}: pack that folder again")
+
+    def __call__(self, key: Any) -> tuple:
+        return self.together([key])[0][0], self.boxes
+
+    def together(self, keys: Sequence[Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features ``[len(keys), tokens, width]`` of one batch, and boxes of each; float32, or float16 if all of them
+        were packed so.
+
+        In a process that reads for another they are in memory of both, so that handing them over copies nothing.
+        """
+        found = [self.packed(key) for key in keys]
+        dtypes = {torch.float32 if one is None else one.torch_dtype for one in found}
+        dtype = torch.float32 if len(dtypes) > 1 else dtypes.pop()
+        features = room_for(len(keys), self.tokens, self.width, dtype=dtype)
+        packs: dict[packed.Packed, list[tuple[str, torch.Tensor]]] = {}
+        for key, pack, row in zip(keys, found, features, strict=True):
+            if pack is None:
+                row.copy_(self.load(self._file(key)))
+            else:
+                packs.setdefault(pack, []).append((self.places(key)[1], row))
+        for pack, wanted in packs.items():
+            pack.read(wanted)
+        return features, self.boxes
+
+
+class H5Features(FeatureFiles):
     """Grid features read from ``<folder>/<image>.h5`` when asked for; larger square grids are max-pooled to ``tokens``.
 
     ``folder``: one, or several, of which the first that has the file counts. ``image``: its name, or the path of its
-    picture, whose name without folder and suffix it is.
-    ``self(image)`` gives features ``[tokens, width]`` and boxes ``[tokens, 4]``, all zero as CLIP grids have none.
+    picture, whose name without folder and suffix it is. Boxes are all zero as CLIP grids have none.
     """
 
-    default_folder = "features"  # below the data folder
+    end, default_folder, default_tokens = ".h5", "features", 36
 
     def __init__(self, folder: Any, width: int, tokens: int) -> None:
         try:
             import h5py
         except ImportError as error:
             raise UserError("image-text features are h5 files, read by h5py; get it with: pip install h5py") from error
-        self.h5py, self.folders, self.width, self.tokens = h5py, _paths(folder), width, tokens
-        self.boxes = torch.zeros(tokens, 4)
+        self.h5py = h5py
+        super().__init__(folder, width, tokens)
 
     @staticmethod
     def name(image: str) -> str:
@@ -105,29 +203,22 @@ class H5Features:
         suffix = next((end for end in PICTURES if last.endswith(end)), "")
         return last.removesuffix(suffix)
 
-    def path(self, image: str) -> Path:
-        name = self.name(image)
-        return _found(self.folders, [name], [".h5"]) or self.folders[0] / f"{name}.h5"
+    def places(self, key: str) -> tuple[list[Path], str]:
+        return self.folders, self.name(key)
 
-    def check(self, images: Any) -> None:
-        """Raise :class:`UserError` if a file is missing or damaged, or of another layout; values are read later."""
-        for image in images:
-            if not self.path(image).is_file():
-                others = "".join(f", nor in {folder}" for folder in self.folders[1:])
-                raise UserError(f"no feature file {self.path(image)}{others}")
-        for image in images:
-            path = self.path(image)
-            found = self._read(image, lambda data: SimpleNamespace(shape=data.shape or (), dtype=data.dtype))
-            _check_layout(found.shape, found.dtype, path, "V", self.width)
-            self._check_pooling(found.shape[0], path)
+    def layout(self, path: Path) -> tuple[tuple[int, ...], np.dtype]:
+        return self._read(path, lambda data: (data.shape or (), data.dtype))
 
-    def __call__(self, image: str) -> tuple:
-        path = self.path(image)
-        features = _features(self._read(image, lambda data: data[()]), path, "V", self.width)
-        return self._pooled(features, path), self.boxes
+    def look(self, path: Path) -> None:
+        shape, dtype = self.layout(path)
+        _check_layout(shape, dtype, path, "V", self.width)
+        self._check_pooling(shape[0], path)
 
-    def _read(self, image: str, part: Callable[[Any], Any]) -> Any:
-        path, name = self.path(image), f"{self.name(image)}/features"
+    def load(self, path: Path) -> torch.Tensor:
+        return self._pooled(_features(self._read(path, lambda data: data[()]), path, "V", self.width), path)
+
+    def _read(self, path: Path, part: Callable[[Any], Any]) -> Any:
+        name = f"{path.name.removesuffix(self.end)}/features"
         try:
             with self.h5py.File(path, "r") as file:
                 found = file[name]
@@ -154,31 +245,23 @@ class H5Features:
         return torch.nn.functional.adaptive_max_pool2d(grid, wanted).flatten(2)[0].T.contiguous()
 
 
-class NpzFeatures:
+class NpzFeatures(FeatureFiles):
     """Frame features brought to ``tokens``: longer videos are max-pooled over time, shorter ones filled with zeros.
 
-    ``self((videos, video))`` gives features ``[tokens, width]`` and boxes ``[tokens, 4]``, all zero.
+    A key is ``(videos, video)``.
     """
 
-    default_folder = "vis_features"  # below the data folder
+    end, default_folder, default_tokens = ".npz", "vis_features", 64
 
-    def __init__(self, folder: Any, width: int, tokens: int) -> None:
-        (self.folder,), self.width, self.tokens = _paths(folder), width, tokens
-        self.boxes = torch.zeros(tokens, 4)
-
-    def path(self, key: Any) -> Path:
+    def places(self, key: Any) -> tuple[list[Path], str]:
         videos, video = key
-        return self.folder / videos / "clip-vit" / f"{video}.npz"
+        return [self.folders[0] / videos / "clip-vit"], video
 
-    def check(self, keys: Any) -> None:
-        """Raise :class:`UserError` if a file is missing or damaged, or of another layout; values are read later."""
-        for key in keys:
-            if not self.path(key).is_file():
-                raise UserError(f"no feature file {self.path(key)}")
-        for key in keys:
-            path = self.path(key)
-            shape, dtype = self._read(path, _npy_layout)
-            _check_layout(shape, dtype, path, "T", self.width)
+    def layout(self, path: Path) -> tuple[tuple[int, ...], np.dtype]:
+        return self._read(path, _npy_layout)
+
+    def look(self, path: Path) -> None:
+        _check_layout(*self.layout(path), path, "T", self.width)
 
     def _read(self, path: Path, part: Callable[[Any], Any]) -> Any:
         try:
@@ -187,13 +270,11 @@ class NpzFeatures:
         except Exception as error:  # numpy raises what zip, zlib and its headers raise
             raise UserError(f"{path}: cannot read features: {error}") from error
 
-    def __call__(self, key: Any) -> tuple:
-        path = self.path(key)
-        values = self._read(path, lambda file: file["features"])
-        features = _features(values, path, "T", self.width)
+    def load(self, path: Path) -> torch.Tensor:
+        features = _features(self._read(path, lambda file: file["features"]), path, "T", self.width)
         if len(features) > self.tokens:
-            return torch.nn.functional.adaptive_max_pool1d(features.T, self.tokens).T.contiguous(), self.boxes
-        return torch.nn.functional.pad(features, (0, 0, 0, self.tokens - len(features))), self.boxes
+            return torch.nn.functional.adaptive_max_pool1d(features.T, self.tokens).T.contiguous()
+        return torch.nn.functional.pad(features, (0, 0, 0, self.tokens - len(features)))
 
 
 class ImageFiles:

@@ -1,13 +1,14 @@
 """A task as a data set: image features and token ids of its examples out, predictions scored."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch.utils.data import Dataset
 
 from petx import metrics
+from petx.data.batches import joined
 from petx.data.examples import Example, sampled_answer
 from petx.data.predictions import PredictionFile
 
@@ -64,8 +65,21 @@ class Task(Dataset):
         return example, *sampled_answer(example.answers, f"{self.name} {draw} {index}"), draw
 
     def __getitem__(self, key: Any) -> dict[str, Any]:
+        return self.item_of(key, self.features)
+
+    def __getitems__(self, keys: list[Any]) -> list[dict[str, Any]]:
+        """The items of a batch; the features of all of them are read at once, if the store can do that."""
+        together = getattr(self.features, "together", None)
+        if together is None:
+            return [self[key] for key in keys]
+        features, boxes = together([image for key in keys for image in self.drawn(key)[0].images])
+        rows = iter(features)
+        return [self.item_of(key, lambda _: (next(rows), boxes)) for key in keys]
+
+    def item_of(self, key: Any, look: Callable[[Any], tuple]) -> dict[str, Any]:
+        """The item of ``key``; ``look`` gives features and boxes of its images, one after the other."""
         example, answer, score, _ = self.drawn(key)
-        return self.visual(example.images) | {
+        return self.visual(example.images, look) | {
             "input_ids": self.encode(self.prompt + example.text, self.max_text),
             "labels": self.encode(answer, self.max_target),
             "task": self.name,
@@ -73,14 +87,11 @@ class Task(Dataset):
             "loss": self.loss,
         }
 
-    def visual(self, images: tuple) -> dict[str, torch.Tensor]:
+    def visual(self, images: tuple, look: Callable[[Any], tuple]) -> dict[str, torch.Tensor]:
         """Features, boxes and image numbers of the visual tokens of ``images``, one after the other."""
-        features, boxes = zip(*map(self.features, images), strict=True)
-        return {
-            "visual_features": features[0] if len(features) == 1 else torch.cat(features),
-            "boxes": boxes[0] if len(boxes) == 1 else torch.cat(boxes),
-            "image_ids": torch.cat([torch.full((len(box),), i) for i, box in enumerate(boxes)]),
-        }
+        features, boxes = zip(*map(look, images), strict=True)
+        numbers = _numbers(tuple(map(len, boxes)))
+        return {"visual_features": joined(features), "boxes": joined(boxes), "image_ids": numbers}
 
     def _encode(self, text: str, limit: int | None = None, tokenizer: Any = None) -> torch.Tensor:
         read = self.tokenizer if tokenizer is None else tokenizer
@@ -103,3 +114,9 @@ class Task(Dataset):
         if not self.answered:
             return {}
         return metrics.find(self.metric)(predictions, self.examples)
+
+
+@functools.lru_cache(maxsize=16)
+def _numbers(counts: tuple[int, ...]) -> torch.Tensor:
+    """Of each of an item's visual tokens, which of its images it belongs to."""
+    return torch.cat([torch.full((count,), i) for i, count in enumerate(counts)])

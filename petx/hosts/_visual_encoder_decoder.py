@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from petx._quiet import quiet_transformers
-from petx.data.batches import IGNORED, padded
+from petx.data.batches import IGNORED, padded, stacked
 from petx.data.examples import Example
 from petx.data.pairs import Pairs
 from petx.data.stores import folders_of
@@ -163,8 +163,7 @@ class VisualEncoderDecoder(Retrieves):
 
     def pictures(self, items: list[dict]) -> Inputs:
         prompts, mask = padded([item["prompt_ids"] for item in items], self.pad)
-        stacked = {name: torch.stack([item[name] for item in items]) for name in VISUAL}
-        return stacked | {"prompt_ids": prompts, "prompt_mask": mask}
+        return self._seen(items) | {"prompt_ids": prompts, "prompt_mask": mask}
 
     def seen(self, model: Any, batch: Inputs) -> Inputs:
         return {name: batch[name] for name in ("prompt_ids", "prompt_mask", *VISUAL)}
@@ -178,6 +177,9 @@ class VisualEncoderDecoder(Retrieves):
     def _visual(self, batch: Inputs) -> Inputs:
         return {name: batch[name] for name in VISUAL}
 
+    def _seen(self, items: list[dict]) -> Inputs:
+        return {name: stacked([item[name] for item in items]) for name in VISUAL}
+
     def collate(self, items: list[dict]) -> dict[str, Any]:
         assert self.start is not None  # of an encoder-decoder
         texts, answers = [item["input_ids"] for item in items], [item["labels"] for item in items]
@@ -186,9 +188,7 @@ class VisualEncoderDecoder(Retrieves):
         return {
             "input_ids": input_ids,
             "attention_mask": mask,
-            "visual_features": torch.stack([item["visual_features"] for item in items]),
-            "boxes": torch.stack([item["boxes"] for item in items]),
-            "image_ids": torch.stack([item["image_ids"] for item in items]),
+            **self._seen(items),
             "task": items[0]["task"],
             "labels": targets.masked_fill(kept == 0, IGNORED),
             "decoder_input_ids": torch.cat([torch.full((len(items), 1), self.start), targets[:, :-1]], dim=1),

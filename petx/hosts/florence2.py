@@ -1,5 +1,6 @@
 """Florence-2: an image encoder in front of a BART-like encoder-decoder, which VL-PET adapts."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -96,9 +97,9 @@ class Florence2(Instructed):
 class ImageTask(Task):
     """A :class:`petx.data.task.Task` on pixels."""
 
-    def __getitem__(self, key: Any) -> dict[str, Any]:
+    def item_of(self, key: Any, look: Callable[[Any], tuple]) -> dict[str, Any]:
         example, answer, score, _ = self.drawn(key)
-        pixels, _ = self.features(example.images[0])
+        pixels, _ = look(example.images[0])
         return self.item(pixels, example.text, answer, score)
 
     def item(self, pixels: torch.Tensor, text: str, answer: str, score: float) -> dict[str, Any]:
