@@ -86,7 +86,7 @@ class Run:
         self.host = self.recipe.prepared_host(self.settings)
         unread.check(self.settings, self.host, more_arms=stages.begun_arms(self.out, self.settings))
         try:
-            self.training_arguments(self.out, steps=1, lr=1.0, seed=0)
+            trainer_flags.check_optimizer(self.training_arguments(self.out, steps=1, lr=1.0, seed=0))
         except (ValueError, TypeError, ImportError, RuntimeError) as error:
             raise UserError(f"trainer: {' '.join(str(error).split())}") from error
 

@@ -1,6 +1,7 @@
 """transformers' Seq2SeqTrainer with one task per batch, weighted losses, and checkpoints of what is trained."""
 
 import contextlib
+import math
 import statistics
 import time
 from collections.abc import Sequence
@@ -73,7 +74,9 @@ class PetTrainer(Seq2SeqTrainer):
         if resume_from_checkpoint is not None:
             self.before = checkpoints.seconds(resume_from_checkpoint)
         try:
-            return super().train(resume_from_checkpoint, *args, **kwargs)
+            done = super().train(resume_from_checkpoint, *args, **kwargs)
+            self._refuse_diverged()  # since the last log and checkpoint
+            return done
         except UserError as error:
             raise UserError(_without_worker(str(error))) from error
         except RuntimeError as error:
@@ -83,6 +86,22 @@ class PetTrainer(Seq2SeqTrainer):
                 f"workers: a process that reads the training data has gone ({error}). The last whole checkpoint is "
                 "kept, and --resume goes on from it"
             ) from error
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """As the base's; ends a training that diverged, which would go on to its end with an adapter of NaN."""
+        if not math.isfinite(logs.get("loss", 0.0)):
+            self._refuse_diverged()
+        super().log(logs, *args, **kwargs)
+
+    def _refuse_diverged(self) -> None:
+        """A loss alone may overflow under fp16, whose scaler leaves that step out."""
+        for name, tensor in checkpoints.trainable_state(self._trained).items():
+            if not bool(tensor.isfinite().all()):
+                raise UserError(
+                    f"the training diverged: at step {self.state.global_step} {name} has values that are not finite. "
+                    f"Its learning rate was {self.args.learning_rate:g}: lower it, raise warmup, or lower clip, in "
+                    "another output_dir"
+                )
 
     @property
     def seconds(self) -> float:
@@ -174,6 +193,7 @@ class PetTrainer(Seq2SeqTrainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         final = Path(self._output_dir, f"checkpoint-{self.state.global_step}")
         writer = self.args.should_save
+        self._refuse_diverged()  # what is kept to go on from is of use
         try:
             with written_whole(final) if writer else contextlib.nullcontext(final) as target:
                 shared = [str(target.parent)]
@@ -270,6 +290,7 @@ def training_arguments(
         seed=seed,
         logging_steps=settings.log_every,
         logging_first_step=True,
+        logging_nan_inf_filter=False,  # it would show the losses before in place of NaN
         eval_strategy="steps" if evaluates else "no",
         eval_steps=settings.eval_every,
         save_steps=settings.save_every,

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Seq2SeqTrainingArguments
+from torch import nn
+from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
 from transformers.integrations import get_available_reporting_integrations
+from transformers.training_args import trainer_log_levels
 
 from petx.errors import UserError
 
@@ -21,6 +23,7 @@ __all__ = [
     "as_settings",
     "check",
     "check_machine",
+    "check_optimizer",
     "from_text",
     "named_flags",
     "recomputing",
@@ -109,7 +112,9 @@ DECIDED: dict[str, str] = {
     "do_predict": "a run trains and scores",
     "local_rank": "torchrun",
 }
+_OF_A_MODEL = ("galore", "apollo", "lomo", "adalomo")
 STRATEGIES = {"eval_strategy": ("no", "steps"), "save_strategy": ("no", "steps")}
+STRATEGIES |= dict.fromkeys(("log_level", "log_level_replica"), tuple(trainer_log_levels))
 
 
 def as_settings(argv: list[str]) -> list[str]:
@@ -179,6 +184,8 @@ def _checked(name: str, value: Any, fields: dict[str, Any], hints: dict[str, Any
         raise UserError(f"trainer.{name} must be {wanted}, got {value!r}")
     if name == "gradient_accumulation_steps" and value < 1:
         raise UserError(f"trainer.{name} must be at least 1, got {value}")
+    if name in ("adam_beta1", "adam_beta2") and not 0 <= value < 1:
+        raise UserError(f"trainer.{name} must be in [0, 1), got {value}")
     return value
 
 
@@ -219,6 +226,14 @@ def check_machine(given: dict[str, Any]) -> None:
         if name not in ("none", "all", *there):
             known = f"installed are {', '.join(there)}" if there else "none of them is installed"
             raise UserError(f"trainer.report_to: {name!r} is not installed, or unknown to transformers; {known}")
+
+
+def check_optimizer(args: Seq2SeqTrainingArguments) -> None:
+    """Make the optimizer of one number as the training makes its own; raises what that raises. Not those that look
+    into the model."""
+    if not str(getattr(args.optim, "value", args.optim)).startswith(_OF_A_MODEL):
+        kind, options = Seq2SeqTrainer.get_optimizer_cls_and_kwargs(args)
+        kind([nn.Parameter(torch.zeros(1))], **options)
 
 
 def _reports(given: dict[str, Any]) -> list[str]:

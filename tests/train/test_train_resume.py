@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import shutil
 
 import pytest
@@ -18,7 +19,7 @@ from petx.tuners import describe
 from tests.fixtures import image_text as fixture
 
 
-def make_trainer(own, folder, *, steps=8, arm="vlpet", decay="clean", workers=0, callbacks=()):
+def make_trainer(own, folder, *, steps=8, arm="vlpet", decay="clean", workers=0, callbacks=(), lr=1e-2):
     from transformers import set_seed
 
     more = dict(save_every=3, log_every=3, dropout=0.2, workers=workers, decay=decay)
@@ -27,7 +28,7 @@ def make_trainer(own, folder, *, steps=8, arm="vlpet", decay="clean", workers=0,
     run.load_data()
     set_seed(7)
     model = run.baseline(arm).build(run.host, run.host.pretrained(run.settings, run.data.tokenizer), run.settings)
-    args = run.training_arguments(folder, steps=steps, lr=1e-2, seed=7)
+    args = run.training_arguments(folder, steps=steps, lr=lr, seed=7)
     sizes = [run.settings.batch_sizes[task.name] for task in run.data.train]
     trainer = run.trainer(model, args, run.data.train, sizes, run.data.dev)
     for callback in callbacks:
@@ -44,6 +45,15 @@ class StopAt(Progress):
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step == self.step:
             raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("steps", [5, 2])  # a log is in between, or only the end
+def test_a_training_that_diverged_is_told_and_not_shown_as_the_losses_before(own, tmp_path, steps):
+    trainer = make_trainer(own, tmp_path, steps=steps, lr=1e38)
+    with pytest.raises(UserError, match=rf"diverged: at step {min(steps, 3)} .* not finite. Its learning rate was 1e"):
+        trainer.train()
+    assert all(math.isfinite(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry)
+    assert not list(tmp_path.glob("checkpoint-*"))
 
 
 @pytest.mark.slow

@@ -60,6 +60,9 @@ def test_a_setting_that_decides_exists():
         (dict(gradient_accumulation_steps=0), "must be at least 1, got 0"),
         (dict(adam_beta1=float("nan")), r"trainer\.adam_beta1 must be float, got nan"),
         (dict(adam_beta1="x"), r"trainer\.adam_beta1 must be float, got 'x'"),
+        (dict(log_level="loud"), r"trainer\.log_level must be one of detail, debug, info, .*; got 'loud'"),
+        (dict(adam_beta1=2), r"trainer\.adam_beta1 must be in \[0, 1\), got 2\.0"),
+        (dict(adam_beta2=-0.1), r"trainer\.adam_beta2 must be in \[0, 1\), got -0\.1"),
         (dict(save_strategy="epoch"), r"trainer\.save_strategy must be one of no, steps; got 'epoch'"),
     ],
 )
@@ -95,6 +98,7 @@ def test_mixed_precision_is_said_once():
         ),
         (dict(report_to="tensorboards"), "trainer.report_to: 'tensorboards' is not installed, or unknown"),
         (dict(optim="sgdd"), "trainer: .*sgdd"),
+        (dict(optim="rmsprop", optim_args="alpha=-1"), "trainer: .*alpha"),
         (dict(logging_nan_inf_filter=True, dataloader_prefetch_factor=4), "trainer: .*prefetch_factor"),
     ],
 )
