@@ -75,7 +75,7 @@ MUTATIONS = [
     ),
     Mutation("columns past the width", FORWARD, r"if \(left <= 0\) return;", ""),
     Mutation("x of the first row in the forward", FORWARD, r"thread\.on\(x, call\.read\);", ""),
-    Mutation("`to` of the first row", FORWARD, r"thread\.on\(to, call\.other\);", ""),
+    Mutation("`to` of the first row", FORWARD, r"thread\.on\(to, call\.other\);", ";"),
     # backward
     Mutation("lost factor of dx", BACKWARD, r"scale\.value\[j\] \*= call\.factor;", ";"),
     Mutation("dx by the first columns' scale", BACKWARD, r"call\.scale, thread\.column, left", "call.scale, 0, left"),
