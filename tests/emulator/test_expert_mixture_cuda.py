@@ -55,6 +55,15 @@ def test_cost_with_token_gates(dtype, emulator):
     assert counters.matrix_products == (chunks * PER_CHUNK if size == 2 else 0)
 
 
+def test_few_rows_split_the_depth_of_wide_tiles(emulator, monkeypatch):
+    """Of 128 x 32, two splits of 64: each leaves u's and the logits' parts, which the pass over the rows adds up."""
+    monkeypatch.setenv("PETX_CUDA_WIDE", "2")
+    counters, size, wide = run(emulator, torch.bfloat16, gate="token")
+    parts, images = 2 * N * (S + K), TILES * 64 * 64  # of the up weight, for strips
+    assert counters.launches == 3
+    assert counters.global_written == (parts + 2 * N * K) * wide + (images + 2 * N * S + N * D) * size
+
+
 def test_gate_rides_in_the_last_tile(emulator):
     """Where the last tile of the down projection has room, a gate costs no product at all."""
     shape = dict(batch=(1, 64), d=64, experts=3, rank=16, bias=False)

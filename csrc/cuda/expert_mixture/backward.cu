@@ -23,42 +23,58 @@ PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
   MixtureBackward<T>(p, g, work).products(shares, q_tiles);
 }
 
-// The same by tiles of 128 x 32 n: block (128 rows, tile). `tiles` of the ranks are there, behind them those of the
-// experts, or both in one tile.
+// The same by tiles of 128 x 32 n: block (128 rows, tile and split of the depth). `tiles` of the ranks are there,
+// behind them those of the experts, or both in one tile.
 template <class T, int parts, bool joined>
 PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
-    mixture_wide_products(MixtureCall<Compute<T>> p, ExpertMixtureGrads g, MixtureGradWork<T> work, int64_t tiles) {
+    mixture_wide_products(MixtureCall<Compute<T>> p, ExpertMixtureGrads g, MixtureGradWork<T> work, int64_t tiles,
+                          int64_t split_depth, int64_t splits) {
   using Wide = WideTile<T, parts>;
-  const int64_t first = block_x() * Wide::kM, tile = block_y();
-  const Rows<T> dout{static_cast<const T*>(g.dout) + first * p.d, p.d, p.rows - first};
+  const int64_t first = block_x() * Wide::kM, tile = block_y() / splits, split = block_y() % splits;
+  const int64_t from = split * split_depth, depth = p.d - from < split_depth ? p.d - from : split_depth;
+  const Rows<T> dout{static_cast<const T*>(g.dout) + first * p.d + from, p.d, p.rows - first};
   const int64_t begin = tile * Wide::kN, expert = joined ? 0 : (tile - tiles) * Wide::kN;
-  const Columns<T> up{static_cast<const T*>(p.up_weight) + begin, p.stacked, p.stacked - begin};
-  const Rows<T> bias{static_cast<const T*>(p.up_bias) + expert * p.d, p.d, p.up_bias ? p.experts - expert : 0};
+  const Columns<T> up{static_cast<const T*>(p.up_weight) + from * p.stacked + begin, p.stacked, p.stacked - begin};
+  const Rows<T> bias{static_cast<const T*>(p.up_bias) + expert * p.d + from, p.d, p.up_bias ? p.experts - expert : 0};
   typename Wide::Sums sums;
   if constexpr (joined) {
-    Wide::multiply_beside(sums, dout, up, bias, p.d);
+    Wide::multiply_beside(sums, dout, up, bias, depth);
   } else if (tile < tiles) {
-    Wide::multiply(sums, dout, up, p.d);
+    Wide::multiply(sums, dout, up, depth);
   } else {
-    Wide::multiply(sums, dout, bias, p.d);
+    Wide::multiply(sums, dout, bias, depth);
   }
   Wide::leave(sums);
+  if (work.parts) work.parts += split * p.rows * p.stacked;
+  if (work.gate_parts) work.dgates = work.gate_parts + split * p.rows * p.experts;
   const int columns = joined ? Wide::kN - 32 : tile < tiles ? Wide::kN : 0;
   for (int half = 0; half < 2; ++half)
     MixtureBackward<T>(p, g, work, 2 * block_x() + half).template put_wide_products<Wide>(half, begin, columns, expert);
 }
 
-template <class T>
-PETX_KERNEL void __launch_bounds__(kRowLaunch.threads, kRowLaunch.blocks)
-    mixture_between_bwd(MixtureCall<Compute<T>> p, MixtureGradWork<T> work) {
+template <bool parts, class T>
+PETX_DEVICE void between(const MixtureCall<Compute<T>>& p, const MixtureGradWork<T>& work, int64_t splits) {
   const int64_t image = block_x() - MixtureRow<T>::blocks(p.rows);
-  if (image < 0) return MixtureBetween<T>(p, work).run();
+  if (image < 0) return MixtureBetween<T>(p, work).template run<parts>(splits);
   // Behind the rows' blocks, one for each image.
   if constexpr (sizeof(T) == 2) {
     const int64_t column = image * Strip<T>::kColumns;
     const Columns<T> weight = RowBlock<T>::weight_columns(p.down_weight, column, p.d, p.d);
     Strip<T>::template make_image<kRowLaunch.threads>(weight, p.stacked, work.images + image * Strip<T>::kImage);
   }
+}
+
+template <class T>
+PETX_KERNEL void __launch_bounds__(kRowLaunch.threads, kRowLaunch.blocks)
+    mixture_between_bwd(MixtureCall<Compute<T>> p, MixtureGradWork<T> work) {
+  between<false>(p, work, 1);
+}
+
+// The same of parts, which take registers.
+template <class T>
+PETX_KERNEL void __launch_bounds__(kRowLaunch.threads, kRowLaunch.blocks)
+    mixture_between_parts_bwd(MixtureCall<Compute<T>> p, MixtureGradWork<T> work, int64_t splits) {
+  between<true>(p, work, splits);
 }
 
 template <class T>
@@ -135,7 +151,12 @@ class BackwardCall {
  public:
   BackwardCall(Workspace& workspace, const ExpertMixtureParams& params, const ExpertMixtureGrads& grads,
                const Products& products)
-      : p(params), g(grads), plan_(params), products_(products), sums_(p.rows) {
+      : p(params),
+        g(grads),
+        plan_(params),
+        tiles_(params, p.gated() && p.up_bias ? p.experts : 0, !plan_.hybrid && g.hidden()),
+        products_(products),
+        sums_(p.rows) {
     const bool gates = p.gated() && g.hidden(), sample = gates && p.gate == ExpertGate::sample;
     const int64_t narrow = p.rows * p.experts, weight = p.stacked * p.d;
     work_.du = workspace.take<T>(g.hidden() ? p.rows * p.stacked : 0);
@@ -143,6 +164,9 @@ class BackwardCall {
     work_.scaled_gate = workspace.take<T>(g.up_bias && p.gated() ? narrow : 0);
     work_.equal_gate = workspace.take<C>(g.up_bias && !p.gated() ? p.rows : 0);
     work_.dgates = workspace.take<C>(gates ? narrow : 0);
+    const bool split = tiles_.splits > 1;
+    work_.parts = workspace.take<C>(split ? tiles_.splits * p.rows * p.stacked : 0);
+    work_.gate_parts = workspace.take<C>(split && gates && p.up_bias ? tiles_.splits * narrow : 0);
     work_.raw_dgates = workspace.take<T>(plan_.hybrid && gates && p.up_bias ? narrow : 0);
     work_.dlogits = workspace.take<T>(gates ? narrow : 0);
     work_.sample = workspace.take<C>(sample ? p.samples() * p.experts : 0);
@@ -176,13 +200,9 @@ class BackwardCall {
   }
 
   int run(void* stream) const {
-    const bool between = work_.du || work_.hidden || work_.scaled_gate || work_.equal_gate;
+    const bool between_needed = work_.du || work_.hidden || work_.scaled_gate || work_.equal_gate;
     if (int error = work_.du ? (plan_.hybrid ? library_products() : products(stream)) : 0) return error;
-    if (between)
-      if (int error =
-              launch(mixture_between_bwd<T>, MixtureRow<T>::blocks(p.rows) + (work_.images ? tiles_along(p.d) : 0), 1,
-                     kRowLaunch.threads, 0, stream, p, work_))
-        return error;
+    if (int error = between_needed ? between_rows(stream) : 0) return error;
     if (work_.sample)
       if (int error = launch(sample_gate_grads<T>, p.samples(), 1, SampleSums::kThreads, SampleSums::shared_bytes<C>(),
                              stream, p, work_))
@@ -193,14 +213,21 @@ class BackwardCall {
   }
 
  private:
+  int between_rows(void* stream) const {
+    const int64_t blocks = MixtureRow<T>::blocks(p.rows) + (work_.images ? tiles_along(p.d) : 0);
+    if constexpr (sizeof(T) == 2)
+      if (work_.parts)
+        return launch(mixture_between_parts_bwd<T>, blocks, 1, kRowLaunch.threads, 0, stream, p, work_, tiles_.splits);
+    return launch(mixture_between_bwd<T>, blocks, 1, kRowLaunch.threads, 0, stream, p, work_);
+  }
   int products(void* stream) const {
-    const DownTiles tiles(p, p.gated() && p.up_bias ? p.experts : 0);
+    const DownTiles& tiles = tiles_;
     if constexpr (sizeof(T) == 2) {
       auto start = [&](auto* kernel, int shared_bytes) {
         const int64_t ranks = tiles.rank_tiles(p.stacked);
         const int64_t experts = tiles.joined || !p.gated() || !p.up_bias ? 0 : tiles.kind.across(p.experts);
-        return launch(kernel, tiles.kind.down(p.rows), ranks + experts, kTileLaunch.threads, shared_bytes, stream, p, g,
-                      work_, ranks);
+        return launch(kernel, tiles.kind.down(p.rows), (ranks + experts) * tiles.splits, kTileLaunch.threads,
+                      shared_bytes, stream, p, g, work_, ranks, tiles.depth, tiles.splits);
       };
       if (tiles.joined) return start(mixture_wide_products<T, 3, true>, WideTile<T, 3>::kSharedBytes);
       if (tiles.kind.parts == 3) return start(mixture_wide_products<T, 3, false>, WideTile<T, 3>::kSharedBytes);
@@ -255,6 +282,7 @@ class BackwardCall {
   const MixtureCall<C> p;
   const ExpertMixtureGrads& g;
   ExpertMixturePlan plan_;
+  DownTiles tiles_;
   const Products& products_;
   MixtureGradWork<T> work_ = {};
   TokenSums<T, 4, 6, 12> sums_;

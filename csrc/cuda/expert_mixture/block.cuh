@@ -154,6 +154,27 @@ class MixtureRow {
   PETX_DEVICE static void store_run(void* data, int64_t i, int64_t left, const Run& run) {
     RowBlock<T>::store_run(data, i, left, run);
   }
+  // The sum of `count` parts (plan.h's DownTiles) at value i, in their order, all of which are asked for together; each
+  // has `size` values.
+  PETX_DEVICE static Run sum_of_parts(const C* parts, int64_t count, int64_t size, int64_t i, int64_t left) {
+    Run sum = {};
+    if constexpr (sizeof(T) == 2) {
+      Run part[DownTiles::kMostSplits];
+#pragma unroll
+      for (int n = 0; n < DownTiles::kMostSplits; ++n)
+        if (n < count) part[n] = RowBlock<T>::load_wide_run(parts + n * size, i, left);
+#pragma unroll
+      for (int n = 0; n < DownTiles::kMostSplits; ++n)
+        if (n < count) RowBlock<T>::add_to(sum, part[n]);
+    }
+    return sum;
+  }
+  // The same of one value.
+  PETX_DEVICE static C sum_of_values(const C* parts, int64_t count, int64_t size, int64_t i) {
+    C sum = 0;
+    for (int64_t n = 0; n < count; ++n) sum += read(parts + n * size + i);
+    return sum;
+  }
   // The sum of a row's lanes, in all of them.
   PETX_DEVICE static C row_sum(C value) {
     for (int mask = 1; mask < kLanes; mask *= 2) value += shuffle_xor(value, mask);

@@ -9,9 +9,10 @@
 // machine; that is what a launch between the two projections is for. Equal gates let the down projection make the
 // hidden values itself. The gate's K columns follow the K r of the down projection: in the same tiles of 64, so that
 // they cost a pass over x only where they do not fit beside the last of these; of wide tiles, in the last 32 columns of
-// one that has all of both, or else in tiles of their own, which read x again. A sample's gate, the softmax of its
-// tokens' mean logits, takes a launch more. Where plan.h says strips, y is made by strips of 64 rows (strips.cuh), and
-// the pass over the rows, which equal gates have not, makes the images of B for them.
+// one that has all of both, or else in tiles of their own, which read x again; where a token's gate leaves few of the
+// narrowest, several blocks share the depth of each, whose parts the pass over the rows adds up. A sample's gate, the
+// softmax of its tokens' mean logits, takes a launch more. Where plan.h says strips, y is made by strips of 64 rows
+// (strips.cuh), and the pass over the rows, which equal gates have not, makes the images of B for them.
 //
 // Hybrid. The wide products are torch's (cuBLAS, same stream); what lies between is one pass over u and, after the last
 // product, one over x and y. The gate's K columns are a tile here and a pass over x.
@@ -25,7 +26,8 @@ template <class T>
 struct Work {
   using C = Compute<T>;
   T* hidden;       // [N, K r] beta g act(u)
-  C* logits;       // [N, K] without bias
+  C* logits;       // [splits, N, K] without bias, the first the sum of all where there are several
+  C* parts;        // [splits, N, K r] of u without bias, where several blocks share its depth
   C* mean_logits;  // [samples, K]
   T* images;       // of the up weight's rows, where y is made by strips
 };
@@ -115,6 +117,7 @@ class Forward : Mixture<T, TileType> {
   // u, of which the run has `left` values, without its bias; with equal gates the hidden values.
   PETX_DEVICE void put_down(int64_t column, int64_t left, Run u) const {
     const int64_t i = token * p.stacked + column;
+    if (work_.parts) return Base::store_wide_run(work_.parts, i, left, u);
     if (p.down_bias) Base::add_to(u, Base::load_run(p.down_bias, column, left));
     Base::store_run(p.u, i, left, u);
     if (p.gated()) return;
@@ -155,8 +158,8 @@ class Forward : Mixture<T, TileType> {
   Shared<C> biases_;
 };
 
-// Between the projections: a token's gates, u with its bias if cuBLAS has left it without, and what goes
-// into the up product, beta g act(u) or, for tokens out of scope, nothing.
+// Between the projections: a token's gates, u with its bias if cuBLAS or parts of it are without, and what goes into
+// the up product, beta g act(u) or, for tokens out of scope, nothing.
 template <class T>
 class Between : MixtureRow<T> {
   using Base = MixtureRow<T>;
@@ -167,7 +170,16 @@ class Between : MixtureRow<T> {
  public:
   PETX_DEVICE Between(const MixtureCall<C>& call, const Work<T>& work) : Base(call), work_(work) {}
 
-  PETX_DEVICE void run(bool add_bias) const {
+  // `parts`: u and the logits come in so many.
+  template <bool parts>
+  PETX_DEVICE void run(bool add_bias, int64_t splits) const {
+    if constexpr (parts) {
+      for (int64_t k = lane; this->valid && k < p.experts; k += Base::kLanes) {
+        const int64_t i = token * p.experts + k;
+        write(work_.logits + i, Base::sum_of_values(work_.logits, splits, p.rows * p.experts, i));
+      }
+      sync_block();  // other logits come from other lanes
+    }
     if (p.gate == ExpertGate::token) {
       auto logit = [&](int64_t k) {
         return read(work_.logits + token * p.experts + k) + at_or_zero<T>(p.gate_bias, k);
@@ -178,9 +190,10 @@ class Between : MixtureRow<T> {
     for (int64_t k = 0; k < p.experts; ++k) {
       const C scale = mixed ? p.beta * this->gate(k) : C(0);
       this->each_run(k, [&](int64_t i, int64_t column, int64_t left) {
-        Run u = Base::load_run(p.u, i, left);
-        if (add_bias) {
-          RowBlock<T>::add_to(u, Base::load_run(p.down_bias, column, left));
+        Run u =
+            parts ? Base::sum_of_parts(work_.parts, splits, p.rows * p.stacked, i, left) : Base::load_run(p.u, i, left);
+        if (add_bias || parts) {
+          if (p.down_bias) RowBlock<T>::add_to(u, Base::load_run(p.down_bias, column, left));
           Base::store_run(p.u, i, left, u);
           u = RowBlock<T>::rounded(u);
         }
@@ -201,43 +214,57 @@ PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
   Forward<T>(p, work, nullptr, 0).down(shares, from);
 }
 
-// The same by tiles of 128 x 32 n: block (128 rows, tile). `tiles` of the ranks are there, behind them those of the
-// experts, or both in one tile.
+// The same by tiles of 128 x 32 n: block (128 rows, tile and split of the depth). `tiles` of the ranks are there,
+// behind them those of the experts, or both in one tile.
 template <class T, int parts, bool joined>
 PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
-    mixture_wide_down(MixtureCall<Compute<T>> p, Work<T> work, int64_t tiles) {
+    mixture_wide_down(MixtureCall<Compute<T>> p, Work<T> work, int64_t tiles, int64_t split_depth, int64_t splits) {
   using Wide = WideTile<T, parts>;
-  const int64_t first = block_x() * Wide::kM, tile = block_y();
-  const Rows<T> x{static_cast<const T*>(p.x) + first * p.d, p.d, p.rows - first};
-  const T *weight = static_cast<const T*>(p.down_weight), *gate = static_cast<const T*>(p.gate_weight);
+  const int64_t first = block_x() * Wide::kM, tile = block_y() / splits, split = block_y() % splits;
+  const int64_t from = split * split_depth, depth = p.d - from < split_depth ? p.d - from : split_depth;
+  const Rows<T> x{static_cast<const T*>(p.x) + first * p.d + from, p.d, p.rows - first};
+  const T *weight = static_cast<const T*>(p.down_weight) + from, *gate = static_cast<const T*>(p.gate_weight) + from;
   const int64_t begin = tile * Wide::kN, expert = joined ? 0 : (tile - tiles) * Wide::kN;
   typename Wide::Sums sums;
   if constexpr (joined) {
-    Wide::multiply_beside(sums, x, Rows<T>{weight, p.d, p.stacked}, Rows<T>{gate, p.d, p.experts}, p.d);
+    Wide::multiply_beside(sums, x, Rows<T>{weight, p.d, p.stacked}, Rows<T>{gate, p.d, p.experts}, depth);
   } else {
     const bool ranks = tile < tiles;
     Wide::multiply(sums, x,
                    Rows<T>{ranks ? weight + begin * p.d : gate + expert * p.d, p.d,
                            ranks ? p.stacked - begin : p.experts - expert},
-                   p.d);
+                   depth);
   }
   Wide::leave(sums);
+  if (work.parts) work.parts += split * p.rows * p.stacked, work.logits += split * p.rows * p.experts;
   const int columns = joined ? Wide::kN - 32 : tile < tiles ? Wide::kN : 0;
   for (int half = 0; half < 2; ++half)
     Forward<T>(p, work, nullptr, 0, 2 * block_x() + half).template put_wide_down<Wide>(half, begin, columns, expert);
 }
 
-template <class T>
-PETX_KERNEL void __launch_bounds__(kRowLaunch.threads, kRowLaunch.blocks)
-    mixture_between(MixtureCall<Compute<T>> p, Work<T> work, bool add_bias) {
+template <bool parts, class T>
+PETX_DEVICE void between(const MixtureCall<Compute<T>>& p, const Work<T>& work, bool add_bias, int64_t splits) {
   const int64_t image = block_x() - MixtureRow<T>::blocks(p.rows);
-  if (image < 0) return Between<T>(p, work).run(add_bias);
+  if (image < 0) return Between<T>(p, work).template run<parts>(add_bias, splits);
   // Behind the rows' blocks, one for each image.
   if constexpr (sizeof(T) == 2) {
     const int64_t column = image * Strip<T>::kColumns;
     const Rows<T> weight = RowBlock<T>::weight_rows(p.up_weight, column, p.d, p.stacked);
     Strip<T>::template make_image<kRowLaunch.threads>(weight, p.stacked, work.images + image * Strip<T>::kImage);
   }
+}
+
+template <class T>
+PETX_KERNEL void __launch_bounds__(kRowLaunch.threads, kRowLaunch.blocks)
+    mixture_between(MixtureCall<Compute<T>> p, Work<T> work, bool add_bias) {
+  between<false>(p, work, add_bias, 1);
+}
+
+// The same of parts, which take registers.
+template <class T>
+PETX_KERNEL void __launch_bounds__(kRowLaunch.threads, kRowLaunch.blocks)
+    mixture_between_parts(MixtureCall<Compute<T>> p, Work<T> work, int64_t splits) {
+  between<true>(p, work, false, splits);
 }
 
 template <class T>
@@ -297,9 +324,14 @@ class ForwardCall {
 
  public:
   ForwardCall(Workspace& workspace, const ExpertMixtureParams& params, void* out, const Products& products)
-      : p(params), plan_(params), out_(static_cast<T*>(out)), products_(products) {
+      : p(params),
+        plan_(params),
+        tiles_(params, p.gated() ? p.experts : 0, !plan_.hybrid && p.gate == ExpertGate::token),
+        out_(static_cast<T*>(out)),
+        products_(products) {
     work_.hidden = workspace.take<T>(p.rows * p.stacked);
-    work_.logits = workspace.take<C>(p.gated() ? p.rows * p.experts : 0);
+    work_.logits = workspace.take<C>(p.gated() ? tiles_.splits * p.rows * p.experts : 0);
+    work_.parts = workspace.take<C>(tiles_.splits > 1 ? tiles_.splits * p.rows * p.stacked : 0);
     if (p.gate == ExpertGate::sample) work_.mean_logits = workspace.take<C>(p.samples() * p.experts);
     work_.images = workspace.take<T>(plan_.strips ? images_of_columns(p.d) : 0);
   }
@@ -333,13 +365,13 @@ class ForwardCall {
                               host::matrix(static_cast<T*>(to), p.rows, columns));
   }
   int down(int64_t from, void* stream) const {
-    const DownTiles tiles(p, p.gated() ? p.experts : 0);
+    const DownTiles& tiles = tiles_;
     if constexpr (sizeof(T) == 2) {
       auto start = [&](auto* kernel, int shared_bytes) {
         const int64_t ranks = tiles.rank_tiles(p.stacked);
         const int64_t experts = tiles.joined || !p.gated() ? 0 : tiles.kind.across(p.experts);
-        return launch(kernel, tiles.kind.down(p.rows), ranks + experts, kTileLaunch.threads, shared_bytes, stream, p,
-                      work_, ranks);
+        return launch(kernel, tiles.kind.down(p.rows), (ranks + experts) * tiles.splits, kTileLaunch.threads,
+                      shared_bytes, stream, p, work_, ranks, tiles.depth, tiles.splits);
       };
       if (!from && tiles.joined) return start(mixture_wide_down<T, 3, true>, WideTile<T, 3>::kSharedBytes);
       if (!from && tiles.kind.parts == 3) return start(mixture_wide_down<T, 3, false>, WideTile<T, 3>::kSharedBytes);
@@ -356,12 +388,16 @@ class ForwardCall {
   }
   int between(bool add_bias, void* stream) const {
     const int64_t images = plan_.strips ? tiles_along(p.d) : 0;
-    return launch(mixture_between<T>, MixtureRow<T>::blocks(p.rows) + images, 1, kRowLaunch.threads, 0, stream, p,
-                  work_, add_bias);
+    const int64_t blocks = MixtureRow<T>::blocks(p.rows) + images;
+    if constexpr (sizeof(T) == 2)
+      if (work_.parts)
+        return launch(mixture_between_parts<T>, blocks, 1, kRowLaunch.threads, 0, stream, p, work_, tiles_.splits);
+    return launch(mixture_between<T>, blocks, 1, kRowLaunch.threads, 0, stream, p, work_, add_bias);
   }
 
   const MixtureCall<C> p;
   ExpertMixturePlan plan_;
+  DownTiles tiles_;
   Work<T> work_ = {};
   T* out_;
   const Products& products_;

@@ -9,6 +9,8 @@ template <class T>
 struct MixtureGradWork {
   using C = Compute<T>;
   T* du;           // [N, K r] first q
+  C* parts;        // [splits, N, K r] of q, where several blocks share its depth
+  C* gate_parts;   // [splits, N, K] then of dout . b_k
   T* hidden;       // [N, K r] beta g act(u)
   T* scaled_gate;  // [N, K] beta g, zeros out of scope: up_bias' gradient is its product with dout
   C* equal_gate;   // [N] the same where all gates are equal: then the gradient of each bias is one sum
@@ -86,7 +88,11 @@ class MixtureBackward : Mixture<T, TileType> {
     this->each_run(
         begin, p.stacked,
         [&](int64_t column, int c, int64_t left) {
-          Base::store_run(work_.du, token * p.stacked + column, left, result(c));
+          const int64_t i = token * p.stacked + column;
+          if (work_.parts)
+            Base::store_wide_run(work_.parts, i, left, result(c));
+          else
+            Base::store_run(work_.du, i, left, result(c));
         },
         columns);
   }
@@ -133,8 +139,10 @@ class MixtureBetween : MixtureRow<T> {
  public:
   PETX_DEVICE MixtureBetween(const MixtureCall<C>& call, const MixtureGradWork<T>& work) : Base(call), work_(work) {}
 
-  PETX_DEVICE void run() const {
-    const int64_t first_gate = token * p.experts;
+  // `parts`: q and dout . b_k come in so many.
+  template <bool parts>
+  PETX_DEVICE void run(int64_t splits) const {
+    const int64_t first_gate = token * p.experts, size = p.rows * p.stacked;
     if (work_.equal_gate && valid && !lane) write(work_.equal_gate + token, mixed ? p.beta * p.equal_gate : C(0));
     C mean = 0;
 #pragma unroll 1
@@ -149,7 +157,9 @@ class MixtureBetween : MixtureRow<T> {
             Base::store_run(work_.hidden, i, left, mixed ? hidden : Run{});
           }
           if (!work_.du) return;
-          Run q = Base::load_run(work_.du, i, left);
+          // Rounded as it would lie in memory.
+          Run q = parts ? RowBlock<T>::rounded(Base::sum_of_parts(work_.parts, splits, size, i, left))
+                        : Base::load_run(work_.du, i, left);
           with_activation(p.activation, [&]<ExpertActivation kind>() {
 #pragma unroll
             for (int j = 0; j < kRun; ++j) {
@@ -168,7 +178,7 @@ class MixtureBetween : MixtureRow<T> {
       if (!valid || k % kLanes != lane) continue;
       if (work_.scaled_gate) put<T>(work_.scaled_gate, first_gate + k, scale);
       if (!work_.dgates) continue;
-      C dgate = mixed ? p.beta * (along + dout_along_bias(first_gate + k)) : C(0);
+      C dgate = mixed ? p.beta * (along + dout_along_bias<parts>(first_gate + k, splits)) : C(0);
       write(work_.dgates + first_gate + k, dgate);
       mean += gate * dgate;
     }
@@ -180,7 +190,9 @@ class MixtureBetween : MixtureRow<T> {
   }
 
  private:
-  PETX_DEVICE C dout_along_bias(int64_t i) const {
+  template <bool parts>
+  PETX_DEVICE C dout_along_bias(int64_t i, int64_t splits) const {
+    if (parts && work_.gate_parts) return Base::sum_of_values(work_.gate_parts, splits, p.rows * p.experts, i);
     if (work_.raw_dgates) return load(read(work_.raw_dgates + i));
     return p.up_bias ? read(work_.dgates + i) : C(0);
   }

@@ -5,13 +5,22 @@
 
 namespace petx::cuda {
 
-DownTiles::DownTiles(const ExpertMixtureParams& p, int64_t experts) {
+DownTiles::DownTiles(const ExpertMixtureParams& p, int64_t experts, bool may_split) : depth(p.d) {
   int64_t least = INT64_MAX;
   auto consider = [&](TileKind of, bool together, int64_t tiles) {
     // Of both kinds that there are beside 64 x 64, PETX_CUDA_WIDE=2 asks for the narrower.
     if (!may_take({of.parts == 1 ? 2 : of.parts}, p.dtype, p.rows)) return;
     const int64_t cost = tile_cycles(of, of.down(p.rows) * tiles, p.d, 4 * of.rows() * of.columns());
-    if (cost < least) least = cost, kind = of, joined = together;
+    if (cost < least) least = cost, kind = of, joined = together, depth = p.d, splits = 1;
+    if (of.parts != 1 || !may_split) return;
+    // Parts are written, read and added, which takes about as long as a third transfer.
+    const int64_t part = 3 * 4 * p.rows * (p.stacked + experts) / (24 * kMultiprocessors);
+    for (int64_t wanted = 2; wanted <= kMostSplits; ++wanted) {
+      const int64_t each = (tiles_along(p.d) + wanted - 1) / wanted * kTile, count = (p.d + each - 1) / each;
+      const int64_t of_parts =
+          tile_cycles(of, of.down(p.rows) * tiles * count, each, 4 * of.rows() * of.columns()) + part * count;
+      if (count > 1 && of_parts < least) least = of_parts, kind = of, joined = together, depth = each, splits = count;
+    }
   };
   for (int parts : {0, 1, 3})
     consider({parts}, false, TileKind{parts}.across(p.stacked) + TileKind{parts}.across(experts));

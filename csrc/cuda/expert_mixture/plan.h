@@ -12,9 +12,13 @@ struct DownTiles {
   TileKind kind = {0};
   // Both in one tile of 128 x 96, whose last 32 columns are the experts'.
   bool joined = false;
+  // Few rows make few tiles of 128 x 32, each as deep as d: then their depth is split among blocks, `depth` each, which
+  // leave parts of the sums to the launch behind.
+  static constexpr int64_t kMostSplits = 4;  // which a row asks for together
+  int64_t depth, splits = 1;
 
-  // Of `experts` columns behind the ranks', or none.
-  DownTiles(const ExpertMixtureParams& p, int64_t experts);
+  // Of `experts` columns behind the ranks', or none; `may_split` where a launch follows that adds parts up.
+  DownTiles(const ExpertMixtureParams& p, int64_t experts, bool may_split);
   int64_t rank_tiles(int64_t stacked) const { return joined ? 1 : kind.across(stacked); }
 };
 

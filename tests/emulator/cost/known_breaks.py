@@ -119,7 +119,6 @@ MISSED: set[str] = {
     "expert_mixture/uniform-1024",
     "expert_mixture/uniform",
     "expert_mixture/uniform-16384",
-    "expert_mixture/narrow-1024",
     "expert_mixture/narrow",
     "expert_mixture/narrow-16384",
 }

@@ -142,7 +142,7 @@ MUTATIONS = [
     ),
     Mutation("relu cuts nothing off", GRADS, r"u.value\[j\] <= C\(0\) \? C\(0\) : scale", "scale"),
     Mutation("lost beta of the gates", GRADS, r"p.beta \* \(along", "(along"),
-    Mutation("lost biases of the gates", GRADS, r"along \+ dout_along_bias\(first_gate \+ k\)", "along"),
+    Mutation("lost biases of the gates", GRADS, r"along \+ dout_along_bias<parts>\(first_gate \+ k, splits\)", "along"),
     Mutation("lost mean of a token", GRADS, r"first_gate \+ k\), mean\)", "first_gate + k), C(0))"),
     Mutation("lost mean of a sample", BACKWARD, r"read\(part \+ k\), mean\)", "read(part + k), C(0))"),
     Mutation("sample's gradient not shared out", BACKWARD, r"dlogit / size", "dlogit"),
