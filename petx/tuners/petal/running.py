@@ -14,6 +14,7 @@ from petx.functional._operation import autocast_dtype
 from petx.nn import QueryTransformation
 from petx.tuners._common.mixed import Rows, replaced_forward
 from petx.tuners._common.sharded import is_managed, refuse_shards
+from petx.tuners._common.threads import OneThread
 from petx.tuners.petal.layer import PetalLayer, ProjectionGroup, _state_of, project
 from petx.tuners.petal.parts import PetalParts
 from petx.tuners.petal.plan import Layer, Tower
@@ -165,6 +166,7 @@ class RunningTower:
         self._hooks = [
             root.register_forward_pre_hook(self._begin, with_kwargs=True),
             root.register_forward_hook(self._end, always_call=True),
+            *OneThread().connect(root),
         ]
         for group in self.groups:
             if len(group.layers) > 1:

@@ -1,5 +1,6 @@
 """The PEFT tuner: puts the layers where the sites are, and answers for PEFT's operations."""
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from types import ModuleType
 from typing import Any, ClassVar
@@ -7,11 +8,13 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 from torch._dynamo.eval_frame import OptimizedModule
+from torch.utils.hooks import RemovableHandle
 
 from petx.errors import UserError
 from petx.tuners._common.mixed import Rows
 from petx.tuners._common.model import AdapterModel
 from petx.tuners._common.paths import plain, plain_modules
+from petx.tuners._common.threads import OneThread, stack_of
 from petx.tuners.vlpet import fused, report
 from petx.tuners.vlpet.config import VLPetConfig
 from petx.tuners.vlpet.layer import EncoderSite, ValueSite, VLPetLayer, channel_gain
@@ -32,6 +35,7 @@ class VLPetModel(AdapterModel):
     tuner_layer_cls = VLPetLayer
     named_container = "vlpet_adapter"
     report: ClassVar[ModuleType] = report
+    _threads: Sequence[RemovableHandle] = ()
 
     # ---- injection ----
 
@@ -80,13 +84,19 @@ class VLPetModel(AdapterModel):
             layer.tap_paths["mask"] = site.mask
 
     def _connect(self, model: nn.Module) -> None:
-        for layer in self._layers().values():
+        layers = self._layers()
+        for layer in layers.values():
             layer.connect(model)
         self._join(model)
+        one, stacks = OneThread(), dict.fromkeys(stack_of(model, path) for path in layers)
+        self._threads = [hook for stack in stacks for hook in one.connect(stack)]
 
     def _disconnect(self) -> None:
         for layer in self._layers().values():
             layer.disconnect()
+        for hook in self._threads:
+            hook.remove()
+        self._threads = []
         self._separate()
 
     def _join(self, model: nn.Module) -> None:
