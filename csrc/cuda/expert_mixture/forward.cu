@@ -17,20 +17,11 @@
 // Hybrid. The wide products are torch's (cuBLAS, same stream); what lies between is one pass over u and, after the last
 // product, one over x and y. The gate's K columns are a tile here and a pass over x.
 
+#include "cuda/expert_mixture/between.cuh"
 #include "cuda/expert_mixture/strips.cuh"
 
 namespace petx::cuda {
 namespace {
-
-template <class T>
-struct Work {
-  using C = Compute<T>;
-  T* hidden;       // [N, K r] beta g act(u)
-  C* logits;       // [splits, N, K] without bias, the first the sum of all where there are several
-  C* parts;        // [splits, N, K r] of u without bias, where several blocks share its depth
-  C* mean_logits;  // [samples, K]
-  T* images;       // of the up weight's rows, where y is made by strips
-};
 
 template <class T, class TileType = TileOf<T>>
 class Forward : Mixture<T, TileType> {
@@ -45,7 +36,8 @@ class Forward : Mixture<T, TileType> {
   // reads the one that is written.
   static constexpr int kProductBytes = Tile::shared_bytes(1), kBiasBytes = 2 * Tile::kN * sizeof(C);
 
-  PETX_DEVICE Forward(const MixtureCall<C>& call, const Work<T>& work, T* out, int biases_at, int64_t block = block_x())
+  PETX_DEVICE Forward(const MixtureCall<C>& call, const MixtureWork<T>& work, T* out, int biases_at,
+                      int64_t block = block_x())
       : Base(call, block), work_(work), out_(out), biases_(biases_at) {}
 
   // u of the block's rows and their logits, from column `from` on of both; with equal gates the hidden values.
@@ -153,64 +145,15 @@ class Forward : Mixture<T, TileType> {
     Base::store_run(out_, i, left, y);
   }
 
-  const Work<T>& work_;
+  const MixtureWork<T>& work_;
   T* out_;
   Shared<C> biases_;
-};
-
-// Between the projections: a token's gates, u with its bias if cuBLAS or parts of it are without, and what goes into
-// the up product, beta g act(u) or, for tokens out of scope, nothing.
-template <class T>
-class Between : MixtureRow<T> {
-  using Base = MixtureRow<T>;
-  using Base::p, Base::lane, Base::token, Base::mixed;
-  using typename Base::C;
-  using typename Base::Run;
-
- public:
-  PETX_DEVICE Between(const MixtureCall<C>& call, const Work<T>& work) : Base(call), work_(work) {}
-
-  // `parts`: u and the logits come in so many.
-  template <bool parts>
-  PETX_DEVICE void run(bool add_bias, int64_t splits) const {
-    if constexpr (parts) {
-      for (int64_t k = lane; this->valid && k < p.experts; k += Base::kLanes) {
-        const int64_t i = token * p.experts + k;
-        write(work_.logits + i, Base::sum_of_values(work_.logits, splits, p.rows * p.experts, i));
-      }
-      sync_block();  // other logits come from other lanes
-    }
-    if (p.gate == ExpertGate::token) {
-      auto logit = [&](int64_t k) {
-        return read(work_.logits + token * p.experts + k) + at_or_zero<T>(p.gate_bias, k);
-      };
-      if (this->valid) softmax(logit, p.experts, p.top_k, this->gates, lane, Base::kLanes);
-      sync_block();  // other gates come from other lanes
-    }
-    for (int64_t k = 0; k < p.experts; ++k) {
-      const C scale = mixed ? p.beta * this->gate(k) : C(0);
-      this->each_run(k, [&](int64_t i, int64_t column, int64_t left) {
-        Run u =
-            parts ? Base::sum_of_parts(work_.parts, splits, p.rows * p.stacked, i, left) : Base::load_run(p.u, i, left);
-        if (add_bias || parts) {
-          if (p.down_bias) RowBlock<T>::add_to(u, Base::load_run(p.down_bias, column, left));
-          Base::store_run(p.u, i, left, u);
-          u = RowBlock<T>::rounded(u);
-        }
-        Run hidden = scaled_activation(p.activation, u, scale);
-        Base::store_run(work_.hidden, i, left, mixed ? hidden : Run{});
-      });
-    }
-  }
-
- private:
-  const Work<T>& work_;
 };
 
 // Logits alone, for the hybrid path, begin at `from`: in C, since rounded ones would let other experts through.
 template <class T>
 PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
-    mixture_down(MixtureCall<Compute<T>> p, Work<T> work, ColumnShares shares, int64_t from) {
+    mixture_down(MixtureCall<Compute<T>> p, MixtureWork<T> work, ColumnShares shares, int64_t from) {
   Forward<T>(p, work, nullptr, 0).down(shares, from);
 }
 
@@ -218,7 +161,8 @@ PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
 // behind them those of the experts, or both in one tile.
 template <class T, int parts, bool joined>
 PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
-    mixture_wide_down(MixtureCall<Compute<T>> p, Work<T> work, int64_t tiles, int64_t split_depth, int64_t splits) {
+    mixture_wide_down(MixtureCall<Compute<T>> p, MixtureWork<T> work, int64_t tiles, int64_t split_depth,
+                      int64_t splits) {
   using Wide = WideTile<T, parts>;
   const int64_t first = block_x() * Wide::kM, tile = block_y() / splits, split = block_y() % splits;
   const int64_t from = split * split_depth, depth = p.d - from < split_depth ? p.d - from : split_depth;
@@ -242,41 +186,29 @@ PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
     Forward<T>(p, work, nullptr, 0, 2 * block_x() + half).template put_wide_down<Wide>(half, begin, columns, expert);
 }
 
-template <bool parts, class T>
-PETX_DEVICE void between(const MixtureCall<Compute<T>>& p, const Work<T>& work, bool add_bias, int64_t splits) {
-  const int64_t image = block_x() - MixtureRow<T>::blocks(p.rows);
-  if (image < 0) return Between<T>(p, work).template run<parts>(add_bias, splits);
-  // Behind the rows' blocks, one for each image.
-  if constexpr (sizeof(T) == 2) {
-    const int64_t column = image * Strip<T>::kColumns;
-    const Rows<T> weight = RowBlock<T>::weight_rows(p.up_weight, column, p.d, p.stacked);
-    Strip<T>::template make_image<kRowLaunch.threads>(weight, p.stacked, work.images + image * Strip<T>::kImage);
-  }
-}
-
 template <class T>
 PETX_KERNEL void __launch_bounds__(kRowLaunch.threads, kRowLaunch.blocks)
-    mixture_between(MixtureCall<Compute<T>> p, Work<T> work, bool add_bias) {
-  between<false>(p, work, add_bias, 1);
+    mixture_between(MixtureCall<Compute<T>> p, MixtureWork<T> work, bool add_bias) {
+  mix_between<false>(p, work, add_bias, 1);
 }
 
 // The same of parts, which take registers.
 template <class T>
 PETX_KERNEL void __launch_bounds__(kRowLaunch.threads, kRowLaunch.blocks)
-    mixture_between_parts(MixtureCall<Compute<T>> p, Work<T> work, int64_t splits) {
-  between<true>(p, work, false, splits);
+    mixture_between_parts(MixtureCall<Compute<T>> p, MixtureWork<T> work, int64_t splits) {
+  mix_between<true>(p, work, false, splits);
 }
 
 template <class T>
 PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
-    mixture_up(MixtureCall<Compute<T>> p, Work<T> work, T* out, ColumnShares shares) {
+    mixture_up(MixtureCall<Compute<T>> p, MixtureWork<T> work, T* out, ColumnShares shares) {
   Forward<T>(p, work, out, Forward<T>::kProductBytes).up(shares);
 }
 
 // The same by tiles of 64 x 128.
 template <class T>
 PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
-    mixture_wide_up(MixtureCall<Compute<T>> p, Work<T> work, T* out, ColumnShares shares) {
+    mixture_wide_up(MixtureCall<Compute<T>> p, MixtureWork<T> work, T* out, ColumnShares shares) {
   using Wide = Forward<T, TurnedTile<T>>;
   Wide(p, work, out, Wide::kProductBytes).up(shares);
 }
@@ -284,7 +216,7 @@ PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
 // The same by strips.
 template <class T>
 PETX_KERNEL void __launch_bounds__(kStripLaunch.threads, kStripLaunch.blocks)
-    mixture_strip_up(MixtureCall<Compute<T>> p, Work<T> work, T* out, ColumnShares shares) {
+    mixture_strip_up(MixtureCall<Compute<T>> p, MixtureWork<T> work, T* out, ColumnShares shares) {
   const MixtureStrip<T> strip(p);
   const bool mixed[2] = {strip.in_scope(0), strip.in_scope(1)};
   const float by[2] = {mixed[0] ? p.alpha : 1.0f, mixed[1] ? p.alpha : 1.0f};
@@ -294,14 +226,14 @@ PETX_KERNEL void __launch_bounds__(kStripLaunch.threads, kStripLaunch.blocks)
 
 template <class T>
 PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
-    mixture_finish(MixtureCall<Compute<T>> p, Work<T> work, T* out, ColumnShares shares) {
+    mixture_finish(MixtureCall<Compute<T>> p, MixtureWork<T> work, T* out, ColumnShares shares) {
   Forward<T>(p, work, out, 0).finish(shares);
 }
 
 // A sample's gates from its tokens' logits. An empty mean is zero.
 template <class T>
 PETX_KERNEL void __launch_bounds__(kSumLaunch.threads, kSumLaunch.blocks)
-    sample_gates(MixtureCall<Compute<T>> p, Work<T> work) {
+    sample_gates(MixtureCall<Compute<T>> p, MixtureWork<T> work) {
   using C = Compute<T>;
   int64_t sample = block_x();
   C* mean = work.mean_logits + sample * p.experts;
@@ -398,7 +330,7 @@ class ForwardCall {
   const MixtureCall<C> p;
   ExpertMixturePlan plan_;
   DownTiles tiles_;
-  Work<T> work_ = {};
+  MixtureWork<T> work_ = {};
   T* out_;
   const Products& products_;
 };

@@ -14,7 +14,9 @@ from tests.emulator.test_expert_mixture_cuda import (
 from tests.emulator.test_grids import test_rows_lie_on_the_first_axis
 
 OPERATION = "expert_mixture"
-FILES = tuple(f"expert_mixture/{name}" for name in ("block.cuh", "forward.cu", "grads.cuh", "backward.cu"))
+FILES = tuple(
+    f"expert_mixture/{name}" for name in ("block.cuh", "between.cuh", "forward.cu", "grads.cuh", "backward.cu")
+)
 
 BY_NAME = {case.name: case for case in [*CASES, *WIDE]}
 NAMES = """uniform-scope token-gelu sample-pool-scope token-top-2 sample-top-2 many-experts odd odd-uniform odd-sample
@@ -45,7 +47,7 @@ CHECKS = [
 ]
 
 SITE, FORWARD, BACKWARD = "expert_mixture/block.cuh", "expert_mixture/forward.cu", "expert_mixture/backward.cu"
-GRADS = "expert_mixture/grads.cuh"
+BETWEEN, GRADS = "expert_mixture/between.cuh", "expert_mixture/grads.cuh"
 OPERAND = "common/operand.cuh"
 
 MUTATIONS = [
@@ -64,7 +66,7 @@ MUTATIONS = [
     Mutation("experts left out as the kept with a gate of zero", SITE, r"gate_left_out\(sum\)", "C(0)"),
     # the mixture
     Mutation("lost alpha", FORWARD, r"p.alpha \* y.value\[j\]", "y.value[j]"),
-    Mutation("lost beta", FORWARD, r"mixed \? p.beta \* this->gate\(k\)", "mixed ? this->gate(k)"),
+    Mutation("lost beta", BETWEEN, r"mixed \? p.beta \* this->gate\(k\)", "mixed ? this->gate(k)"),
     Mutation("lost beta of equal gates", FORWARD, r"rounded\(u\), p.beta \* p.equal_gate", "rounded(u), p.equal_gate"),
     Mutation("lost beta of the biases", FORWARD, r"p.beta \* read\(this->gates \+ k\)", "read(this->gates + k)"),
     Mutation("lost beta of the mean bias", FORWARD, r"p.beta \* p.equal_gate \* sum", "p.equal_gate * sum"),
@@ -73,7 +75,7 @@ MUTATIONS = [
     Mutation("tokens out of scope do not pass", FORWARD, r"if \(mixed\) \{", "if (true) {"),
     Mutation("equal gates of 1", SITE, r"C\(1\) / C\(p.experts\)", "C(1)"),
     Mutation("gates of the first row", SITE, r" \+ gate_row\(t\) \* experts", ""),
-    Mutation("gate of another expert", FORWARD, r"p.beta \* this->gate\(k\)", "p.beta * this->gate(0)"),
+    Mutation("gate of another expert", BETWEEN, r"p.beta \* this->gate\(k\)", "p.beta * this->gate(0)"),
     Mutation("bias of the first expert", SITE, r"vectors, k \* p.d \+ column", "vectors, column"),
     Mutation("mean of the first expert's bias", FORWARD, r"p.up_bias, k \* p.d \+ column", "p.up_bias, column"),
     Mutation("a tile's biases over those of the last", FORWARD, r"static_cast<int>\(tile % 2\) \* Tile::kN \+ c", "c"),
@@ -116,10 +118,10 @@ MUTATIONS = [
     ),
     Mutation("padding counts", FORWARD, r"p.in_pool\(t\)", "true"),
     Mutation("mean by the length", FORWARD, r"\(size > C\(1\) \? size : C\(1\)\)", "C(p.length)"),
-    Mutation("lost bias of a token's gate", FORWARD, r"(p.experts \+ k\)) \+ at_or_zero<T>\(p.gate_bias, k\)", r"\1"),
+    Mutation("lost bias of a token's gate", BETWEEN, r"(p.experts \+ k\)) \+ at_or_zero<T>\(p.gate_bias, k\)", r"\1"),
     Mutation("lost bias of a sample's gate", FORWARD, r"(C\(1\)\)) \+ at_or_zero<T>\(p.gate_bias, k\)", r"\1"),
     Mutation("lost down bias", FORWARD, r"Base::add_to\(u, Base::load_run\(p.down_bias, column, left\)\);", ";"),
-    Mutation("lost down bias, hybrid", FORWARD, r"RowBlock<T>::add_to\(u, [^;]*;", ""),
+    Mutation("lost down bias, hybrid", BETWEEN, r"RowBlock<T>::add_to\(u, [^;]*;", ""),
     Mutation("second tile has the gate's first rows", FORWARD, r"head < 0 \? -head \* p.d : 0", "0"),
     Mutation("u made again, hybrid", FORWARD, r"down\(library \? p.stacked : 0, stream\)", "down(0, stream)"),
     Mutation(

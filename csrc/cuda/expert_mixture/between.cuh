@@ -1,0 +1,81 @@
+// The pass of expert_mixture's forward between its two projections, and what the forward's kernels hand each other.
+#pragma once
+
+#include "cuda/common/strip.cuh"
+#include "cuda/expert_mixture/block.cuh"
+
+namespace petx::cuda {
+
+template <class T>
+struct MixtureWork {
+  using C = Compute<T>;
+  T* hidden;       // [N, K r] beta g act(u)
+  C* logits;       // [splits, N, K] without bias, the first the sum of all where there are several
+  C* parts;        // [splits, N, K r] of u without bias, where several blocks share its depth
+  C* mean_logits;  // [samples, K]
+  T* images;       // of the up weight's rows, where y is made by strips
+};
+
+// Between the projections: a token's gates, u with its bias if cuBLAS or parts of it are without, and what goes into
+// the up product, beta g act(u) or, for tokens out of scope, nothing.
+template <class T>
+class MixtureBetween : MixtureRow<T> {
+  using Base = MixtureRow<T>;
+  using Base::p, Base::lane, Base::token, Base::mixed;
+  using typename Base::C;
+  using typename Base::Run;
+
+ public:
+  PETX_DEVICE MixtureBetween(const MixtureCall<C>& call, const MixtureWork<T>& work) : Base(call), work_(work) {}
+
+  // `parts`: u and the logits come in so many.
+  template <bool parts>
+  PETX_DEVICE void run(bool add_bias, int64_t splits) const {
+    if constexpr (parts) {
+      for (int64_t k = lane; this->valid && k < p.experts; k += Base::kLanes) {
+        const int64_t i = token * p.experts + k;
+        write(work_.logits + i, Base::sum_of_values(work_.logits, splits, p.rows * p.experts, i));
+      }
+      sync_block();  // other logits come from other lanes
+    }
+    if (p.gate == ExpertGate::token) {
+      auto logit = [&](int64_t k) {
+        return read(work_.logits + token * p.experts + k) + at_or_zero<T>(p.gate_bias, k);
+      };
+      if (this->valid) softmax(logit, p.experts, p.top_k, this->gates, lane, Base::kLanes);
+      sync_block();  // other gates come from other lanes
+    }
+    for (int64_t k = 0; k < p.experts; ++k) {
+      const C scale = mixed ? p.beta * this->gate(k) : C(0);
+      this->each_run(k, [&](int64_t i, int64_t column, int64_t left) {
+        Run u =
+            parts ? Base::sum_of_parts(work_.parts, splits, p.rows * p.stacked, i, left) : Base::load_run(p.u, i, left);
+        if (add_bias || parts) {
+          if (p.down_bias) RowBlock<T>::add_to(u, Base::load_run(p.down_bias, column, left));
+          Base::store_run(p.u, i, left, u);
+          u = RowBlock<T>::rounded(u);
+        }
+        Run hidden = scaled_activation(p.activation, u, scale);
+        Base::store_run(work_.hidden, i, left, mixed ? hidden : Run{});
+      });
+    }
+  }
+
+ private:
+  const MixtureWork<T>& work_;
+};
+
+template <bool parts, class T>
+PETX_DEVICE void mix_between(const MixtureCall<Compute<T>>& p, const MixtureWork<T>& work, bool add_bias,
+                             int64_t splits) {
+  const int64_t image = block_x() - MixtureRow<T>::blocks(p.rows);
+  if (image < 0) return MixtureBetween<T>(p, work).template run<parts>(add_bias, splits);
+  // Behind the rows' blocks, one for each image.
+  if constexpr (sizeof(T) == 2) {
+    const int64_t column = image * Strip<T>::kColumns;
+    const Rows<T> weight = RowBlock<T>::weight_rows(p.up_weight, column, p.d, p.stacked);
+    Strip<T>::template make_image<kRowLaunch.threads>(weight, p.stacked, work.images + image * Strip<T>::kImage);
+  }
+}
+
+}  // namespace petx::cuda
