@@ -59,7 +59,7 @@ def test_what_cannot_merge_says_why_and_stays(options, reason):
 
 def test_unload_removes_sites_and_taps():
     model = tuned("t5", granularity="small", mask_padding=True)
-    assert sum(len(module._forward_pre_hooks) for module in model.modules()) == 8
+    assert sum(len(module._forward_pre_hooks) for module in model.modules()) == 8 + 2  # a tap each, a lock a stack
     host = model.unload()
     assert not layers(host) and not any(module._forward_pre_hooks for module in host.modules())
     get_peft_model(host, VLPetConfig())
