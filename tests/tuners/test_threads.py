@@ -71,6 +71,17 @@ def test_the_lock_is_let_go_in_every_way_out():
         model(torch.ones(1, 3))
     assert not one._inside and not one._lock._is_owned()
     assert copy.deepcopy(model)(torch.ones(1, 2)).shape == (1, 2)
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    for interrupted in (model, model.layers[0]):
+        handle = interrupted.register_forward_pre_hook(stop)
+        with pytest.raises(KeyboardInterrupt):
+            model(torch.ones(1, 2))
+        handle.remove()
+        model(torch.ones(1, 2))  # after an interrupt the next pass lets go of what the last one kept
+        assert not one._inside and not one._lock._is_owned()
     for hook in hooks:
         hook.remove()
     assert not model._forward_hooks and not model._forward_pre_hooks

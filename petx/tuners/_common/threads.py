@@ -28,6 +28,9 @@ class OneThread:
     def _enter(self, module: nn.Module, args: tuple) -> None:
         if not torch.compiler.is_compiling():
             self._lock.acquire()
+            while module in self._inside:  # left there by an interrupt (Ctrl-C), after which torch calls no hook
+                self._inside.pop()
+                self._lock.release()
             self._inside.append(module)
 
     def _leave(self, module: nn.Module, *_: Any) -> None:
