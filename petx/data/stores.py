@@ -190,10 +190,9 @@ class H5Features(FeatureFiles):
 
     def __init__(self, folder: Any, width: int, tokens: int) -> None:
         try:
-            import h5py
+            import h5py  # noqa: F401
         except ImportError as error:
             raise UserError("image-text features are h5 files, read by h5py; get it with: pip install h5py") from error
-        self.h5py = h5py
         super().__init__(folder, width, tokens)
 
     @staticmethod
@@ -218,11 +217,13 @@ class H5Features(FeatureFiles):
         return self._pooled(_features(self._read(path, lambda data: data[()]), path, "V", self.width), path)
 
     def _read(self, path: Path, part: Callable[[Any], Any]) -> Any:
+        import h5py  # no attribute: a module cannot be sent to a worker process that is not forked
+
         name = f"{path.name.removesuffix(self.end)}/features"
         try:
-            with self.h5py.File(path, "r") as file:
+            with h5py.File(path, "r") as file:
                 found = file[name]
-                if not isinstance(found, self.h5py.Dataset):
+                if not isinstance(found, h5py.Dataset):
                     raise UserError(f"{path}: {name} must be a data set [V, {self.width}], got a group")
                 return part(found)
         except UserError:

@@ -43,6 +43,16 @@ def test_packed_features_are_those_of_the_files(tmp_path, monkeypatch, tokens):
     assert torch.equal(store("images/c.jpg")[0], before[1])
 
 
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_a_store_of_h5_files_can_be_sent_to_another_process(tmp_path, is_packed):
+    h5(tmp_path, *"ab")
+    if is_packed:
+        pack(tmp_path, visual_tokens=TOKENS, dtype="float32")
+    store = H5Features(tmp_path, WIDTH, TOKENS)
+    wanted = store.together("ba")[0]
+    assert torch.equal(pickle.loads(pickle.dumps(store)).together("ba")[0], wanted)
+
+
 def test_videos_are_packed_by_their_folder(tmp_path):
     store = NpzFeatures(tmp_path, WIDTH, TOKENS)
     folder = store.path(("tv", "a")).parent
