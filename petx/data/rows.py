@@ -105,7 +105,7 @@ def json_rows(path: Path, *needed: str, key: str | None = None, name: str | None
 
     ``name``: the file may also be a mapping of such entries, whose keys become this field.
     """
-    rows = _read(path, json.loads)
+    rows = _read(path, _parsed)
     if name is not None and isinstance(rows, dict):
         return _named(path, rows, needed, name)
     if key is not None:
@@ -133,10 +133,15 @@ def json_either(path: Path, *needed: str) -> list[Row]:
 
 def json_object(path: Path) -> dict[str, Any]:
     """The mapping in a JSON file; no key of it, or of what is in it, stands there twice."""
-    found = _read(path, lambda text: json.loads(text, object_pairs_hook=_unique))
+    found = _read(path, _parsed)
     if not isinstance(found, dict):
         raise UserError(f"{path} must hold a mapping, got {type(found).__name__}")
     return found
+
+
+def _parsed(text: str) -> Any:
+    """JSON in which no name of a mapping stands twice: Python's reader would take the last and not say so."""
+    return json.loads(text, object_pairs_hook=_unique)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -206,7 +211,7 @@ def json_lines(path: Path, *needed: str) -> list[Row]:
     for number, line in enumerate(_read(path, lambda text: text.split("\n")), 1):  # a text may hold other line ends
         if line.strip():
             try:
-                rows.append(json.loads(line))
+                rows.append(_parsed(line))
             except (ValueError, RecursionError) as error:
                 raise UserError(f"cannot read annotations from {path}: line {number}: {error}") from error
             places.append(number)

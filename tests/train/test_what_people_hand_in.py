@@ -246,3 +246,13 @@ def test_a_file_that_is_no_list_of_entries_is_told(tmp_path, content, message):
     (tmp_path / "rows.jsonl").write_text('{"a": 1}\n\n{"a"\n')
     with pytest.raises(UserError, match=r"rows\.jsonl: line 3"):
         json_lines(tmp_path / "rows.jsonl", "a")
+
+
+def test_a_name_that_stands_twice_in_an_entry_is_refused(tmp_path):
+    entry, file = '{"image": "a.jpg", "question": "one?", "question": "two?"}', tmp_path / "given"
+    file.write_text(f"[{entry}]")
+    with pytest.raises(UserError, match=r"given: .*'question' stands there twice"):
+        json_rows(file, "image")
+    file.write_text('{"image": "b.jpg"}\n' + entry)
+    with pytest.raises(UserError, match="line 2: 'question' stands there twice"):
+        json_lines(file, "image")
