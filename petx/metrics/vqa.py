@@ -73,6 +73,7 @@ def score(predictions: list[str], examples: list[Example]) -> dict[str, float]:
     ``normalised``, for which both sides are normalised (:func:`vqa_accuracy`)."""
     from petx.metrics import _official
 
+    check_texts("vqa.score", "predictions", predictions)
     each = [_official.soft_accuracy(text, one.references) for text, one in zip(predictions, examples, strict=True)]
     scores = {"accuracy": 100 * mean(each)}
     for kind in sorted({example.kind for example in examples} - {""}):

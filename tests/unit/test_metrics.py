@@ -122,3 +122,10 @@ def test_exact_match_is_with_the_first_annotator():
     """Also where the file lists another answer first, and in a run as in a prediction file."""
     given = [Example("q", (), (("two", 0.3), ("2", 1.0)), references=("2", "two")), Example("q", (), (("red", 1.0),))]
     assert metrics.find("exact")(["2", "red"], given) == {"accuracy": 100}
+
+
+@pytest.mark.parametrize("name", ["gqa", "textvqa", "vqa"])
+def test_a_prediction_that_is_no_text_is_named(name):
+    example = Example(images=("a",), text="what?", answers=(("red", 1.0),), references=("red",))
+    with pytest.raises(ValueError, match=rf"{name}\.score: predictions\[1\] must be a text, got NoneType"):
+        metrics.find(name)(["red", None], [example, example])
