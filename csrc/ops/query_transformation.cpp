@@ -17,10 +17,10 @@ bool places(const Tensor& t, RowPlaces& to) {
   if (sizes[dims - 1] > 1 && strides[dims - 1] != 1) return false;
   to.row = dims > 1 ? strides[dims - 2] : 0;
   to.sample = 0;
-  int64_t next = 0;
+  int64_t next = -1;  // of an expanded dimension 0
   for (int64_t i = dims - 3; i >= 0; --i) {
     if (sizes[i] == 1) continue;
-    if (!next) to.sample = next = strides[i];
+    if (next < 0) to.sample = next = strides[i];
     if (strides[i] != next) return false;
     next *= sizes[i];
   }

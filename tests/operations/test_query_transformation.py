@@ -43,7 +43,7 @@ def test_slices_are_read_where_they_lie_and_the_gradient_of_to_is_the_results():
 
 @compiled
 def test_rows_that_are_nowhere_even_are_copied():
-    """Of turned tensors, of samples that lie apart by no one number, and of one row for all."""
+    """Of turned tensors, of samples that lie apart by no one number, and of one row, or one sample, for several."""
     _, scale, shift, _ = leaves(1)
     base = torch.randn(3, 5, 4, 8)
     for x in (
@@ -52,6 +52,10 @@ def test_rows_that_are_nowhere_even_are_copied():
         base.permute(1, 0, 2, 3)[:, :, :3],
         torch.randn(8).expand(4, 5, 8),
         torch.randn(4, 1, 1).expand(4, 5, 8),
+        torch.randn(3, 1, 5, 8).expand(3, 4, 5, 8),
+        torch.randn(1, 4, 5, 8).expand(3, 4, 5, 8),
+        torch.randn(5, 8).expand(3, 4, 5, 8),
+        torch.randn(3, 4, 1, 8).expand(3, 4, 5, 8),
     ):
         to, wanted = torch.randn(x.shape), reference.query_transformation
         torch.testing.assert_close(
@@ -60,6 +64,22 @@ def test_rows_that_are_nowhere_even_are_copied():
         torch.testing.assert_close(
             functional.query_transformation(to, scale, shift, x), wanted(to, scale, shift, x.contiguous())
         )
+
+
+@compiled
+@pytest.mark.parametrize("dim", [0, 1, 2, (0, 2), (1, 2)], ids=str)
+def test_a_gradient_of_means_has_one_value_for_many(dim):
+    """The result's gradient is an expanded tensor, x one of a sample's rows for several samples."""
+    samples, scale, shift, to = leaves(3, 1, 5)
+    x, to = samples.detach().requires_grad_(), to.detach().expand(3, 4, 5, 8)
+    found, wanted = (
+        torch.autograd.grad(
+            operation(x.expand(3, 4, 5, 8), scale, shift, to).mean(dim).square().sum(), (x, scale, shift)
+        )
+        for operation in (functional.query_transformation, reference.query_transformation)
+    )
+    for got, grad in zip(found, wanted, strict=True):
+        torch.testing.assert_close(got, grad)
 
 
 @compiled
