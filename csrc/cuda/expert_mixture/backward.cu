@@ -55,7 +55,7 @@ PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
 template <bool parts, class T>
 PETX_DEVICE void between(const MixtureCall<Compute<T>>& p, const MixtureGradWork<T>& work, int64_t splits) {
   const int64_t image = block_x() - MixtureRow<T>::blocks(p.rows);
-  if (image < 0) return MixtureBetween<T>(p, work).template run<parts>(splits);
+  if (image < 0) return MixtureBetweenGrads<T>(p, work).template run<parts>(splits);
   // Behind the rows' blocks, one for each image.
   if constexpr (sizeof(T) == 2) {
     const int64_t column = image * Strip<T>::kColumns;

@@ -130,14 +130,15 @@ class MixtureBackward : Mixture<T, TileType> {
 // Between the products: q becomes du, the hidden values are made, and the gates' gradients; of a token's gate the
 // logits' too. A row's lanes go through an expert's values side by side; then every eighth expert is one's.
 template <class T>
-class MixtureBetween : MixtureRow<T> {
+class MixtureBetweenGrads : MixtureRow<T> {
   using Base = MixtureRow<T>;
   using Base::p, Base::lane, Base::token, Base::mixed, Base::valid, Base::kRun, Base::kLanes;
   using typename Base::C;
   using typename Base::Run;
 
  public:
-  PETX_DEVICE MixtureBetween(const MixtureCall<C>& call, const MixtureGradWork<T>& work) : Base(call), work_(work) {}
+  PETX_DEVICE MixtureBetweenGrads(const MixtureCall<C>& call, const MixtureGradWork<T>& work)
+      : Base(call), work_(work) {}
 
   // `parts`: q and dout . b_k come in so many.
   template <bool parts>
