@@ -174,7 +174,7 @@ def test_sizes_that_cannot_be_are_refused(sizes, said):
         plan("gated_adapter", **sizes)
 
 
-LARGE = dict(rows=2**31, d=2**20, d_in=2**20, d_out=2**20, stacked=2**16, modes=5_000_000, modules=100_000)
+LARGE = dict(rows=2**31, d=2**20, width=2**20, d_in=2**20, d_out=2**20, stacked=2**16, modes=5_000_000, modules=100_000)
 
 
 @pytest.mark.parametrize("stem", ops._C.cuda_usual_sizes() if ops._C else [])
@@ -185,6 +185,15 @@ def test_grids_stay_within_what_a_gpu_takes(stem):
         if large is not None:
             x, y = plan(stem, **{name: large})["grid"]
             assert x < 2**31 and y <= 65_535, name
+
+
+@pytest.mark.parametrize("stem", ops._C.cuda_usual_sizes() if ops._C else [])
+@pytest.mark.parametrize("splits", ["", "3"])
+def test_sizes_of_zero_have_a_plan(stem, splits, monkeypatch):
+    """Of which nothing is launched; that a number of splits is asked for divides nothing by none."""
+    monkeypatch.setenv("PETX_CUDA_SPLITS", splits)
+    for name in {"rows", "width", "d"} & ops._C.cuda_usual_sizes()[stem].keys():
+        assert plan(stem, **{name: 0})["why"], name
 
 
 def test_options_among_the_sizes_are_shown_by_their_words():

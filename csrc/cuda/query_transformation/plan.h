@@ -21,7 +21,8 @@ struct QueryTransformationPlan {
     constexpr int64_t kLeast = 2 * kRowsAtOnce, kBlocks = kMultiprocessors * kSumLaunch.blocks;
     int64_t rows = (p.rows * across + kBlocks - 1) / kBlocks;
     if (rows < kLeast) rows = kLeast;
-    if (const int64_t wanted = env_int_or("PETX_CUDA_SPLITS", 0, 65535)) rows = (p.rows + wanted - 1) / wanted;
+    const int64_t wanted = env_int_or("PETX_CUDA_SPLITS", 0, 65535);
+    if (wanted && p.rows) rows = (p.rows + wanted - 1) / wanted;
     size = (rows + kRowsAtOnce - 1) / kRowsAtOnce * kRowsAtOnce;
     splits = (p.rows + size - 1) / size;
   }
