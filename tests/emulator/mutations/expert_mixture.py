@@ -32,6 +32,8 @@ CHECKS = [
         for dtype in (torch.float32, torch.bfloat16)
     ),
     *(under(of_case(BY_NAME[name], torch.bfloat16), PETX_CUDA_SHARES="1") for name in ("few-rows", "wide-uniform")),
+    # the depth of the products down in parts
+    *(under(of_case(BY_NAME[name], torch.bfloat16), PETX_CUDA_WIDE="2") for name in ("wide-odd", "wide-sample")),
     under(
         of_assertions("every subset's gradients", test_gradients_of_every_subset, BY_NAME["sample-pool-scope"]),
         PETX_EXPERT_MIXTURE="hybrid",
@@ -128,6 +130,37 @@ MUTATIONS = [
         "one block of rows too few", "expert_mixture/plan.cpp", r"tiles_along\(p.rows\)", "tiles_along(p.rows - 1)"
     ),
     Mutation("last rank left out", FORWARD, r"(begin, p.d, p.stacked\)), p.stacked\);", r"\1, p.stacked - 1);"),
+    # parts of the products down
+    Mutation("every part from the first depth", FORWARD, r"from = split \* split_depth", "from = 0 * split_depth"),
+    Mutation("last part as deep as the others", FORWARD, r"p.d - from < split_depth \? p.d - from :", ""),
+    Mutation(
+        "parts of u and the logits in one place",
+        FORWARD,
+        r"split \* p.rows \* p.stacked, work.logits",
+        "0, work.logits",
+    ),
+    Mutation("parts of the logits in one place", FORWARD, r"work.logits \+= split \* p.rows", "work.logits += 0"),
+    Mutation(
+        "logits of the first part", BETWEEN, r"sum_of_values\(work_.logits, splits", "sum_of_values(work_.logits, 1"
+    ),
+    Mutation("u of parts not kept", BETWEEN, r"if \(add_bias \|\| parts\)", "if (add_bias)"),
+    Mutation("last part of a run left out", SITE, r"if \(n < count\) RowBlock", "if (n + 1 < count) RowBlock"),
+    Mutation("last part of a value left out", SITE, r"n < count; \+\+n\) sum", "n + 1 < count; ++n) sum"),
+    Mutation(
+        "every part of q from the first depth", BACKWARD, r"from = split \* split_depth", "from = 0 * split_depth"
+    ),
+    Mutation("last part of q as deep as the others", BACKWARD, r"p.d - from < split_depth \? p.d - from :", ""),
+    Mutation("parts of q in one place", BACKWARD, r"work.parts \+= split \*", "work.parts += 0 *"),
+    Mutation(
+        "parts of the gates' gradients in one place", BACKWARD, r"work.gate_parts \+ split \*", "work.gate_parts + 0 *"
+    ),
+    Mutation(
+        "gates' gradients of the first part",
+        GRADS,
+        r"sum_of_values\(work_.gate_parts, splits",
+        "sum_of_values(work_.gate_parts, 1",
+    ),
+    Mutation("workspace a part short", BACKWARD, r"split \? tiles_.splits \*", "split ? (tiles_.splits - 1) *"),
     # the backward
     Mutation("logits spread for dx alone", BACKWARD, r"if \(work_.sample\)", "if (work_.sample && g.dx)"),
     Mutation("biases' gradient without beta", GRADS, r"mixed \? p.beta \* p.equal_gate :", "mixed ? p.equal_gate :"),
