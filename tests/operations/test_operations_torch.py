@@ -7,16 +7,22 @@ from petx.functional._autograd import Differentiable
 from tests.cases import few
 from tests.checks import Recorder, outputs, outputs_and_grads, weights_of
 
-OPCHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")  # torch's all
+# All of torch's. AOTAutograd's trace is nine tenths of the time, and of types it knows what the fake results say.
+OPCHECKS, TRACE = ("test_schema", "test_autograd_registration", "test_faketensor"), ("test_aot_dispatch_dynamic",)
 by_few = pytest.mark.parametrize("case", few(), ids=str)
 
 
 @pytest.mark.slow
 @by_few
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_opcheck(case, dtype):
-    """AOTAutograd's trace, nine tenths of the time, in one type: of types it knows what the fake results say."""
-    checks = [name for name in OPCHECKS if dtype == torch.float32 or name != "test_aot_dispatch_dynamic"]
+@pytest.mark.parametrize(
+    ("dtype", "checks"),
+    [
+        pytest.param(torch.float32, OPCHECKS + TRACE, id="float32"),
+        pytest.param(torch.bfloat16, OPCHECKS, id="bfloat16"),
+        pytest.param(torch.bfloat16, TRACE, id="bfloat16-traced", marks=pytest.mark.nightly),
+    ],
+)
+def test_opcheck(case, dtype, checks):
     tensors = case.inputs(dtype)
     with Recorder() as recorder:
         results = outputs(case.run(tensors))
