@@ -76,13 +76,18 @@ class Packed:
             done += count
 
 
+def npy_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether values lie column by column, and type of an opened npy file, which is left where they begin."""
+    version = np.lib.format.read_magic(file)
+    reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    return reader(file)
+
+
 def _header(path: Path) -> tuple[tuple[int, ...], np.dtype, int]:
     """Shape and type of an npy file, and where its values begin."""
     try:
         with open(path, "rb") as file:
-            version = np.lib.format.read_magic(file)
-            reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, column_first, dtype = reader(file)
+            shape, column_first, dtype = npy_header(file)
             if column_first:
                 raise ValueError("its values lie column by column")
             return shape, dtype, file.tell()

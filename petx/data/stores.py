@@ -67,9 +67,7 @@ def _features(values: Any, path: Path, rows: str, width: int) -> torch.Tensor:
 def _npy_layout(archive: Any) -> tuple[tuple[int, ...], np.dtype]:
     """Shape and type of ``features`` in an opened npz file, by the header alone."""
     with archive.zip.open("features.npy") as file:
-        version = np.lib.format.read_magic(file)
-        reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = reader(file)
+        shape, _, dtype = packed.npy_header(file)
     return shape, dtype
 
 
