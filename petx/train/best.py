@@ -6,6 +6,7 @@ from typing import Any
 from accelerate import PartialState
 from transformers.trainer_callback import TrainerCallback
 
+from petx._checks import is_number
 from petx.errors import UserError
 from petx.files import damaged_files, read_json, write_json, written_whole
 from petx.train import checkpoints
@@ -39,7 +40,7 @@ class BestState(TrainerCallback):
                 raise UserError(f"{self.folder / name} is damaged ({reason}); {again}")
             self.note = read_json(self.folder / NOTE, "step", "score", hint=again)
             for name in ("step", "score"):
-                if isinstance(self.note[name], bool) or not isinstance(self.note[name], int | float):
+                if not is_number(self.note[name]):
                     raise UserError(f"{self.folder / NOTE}: {name} must be a number, got {self.note[name]!r}; {again}")
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:

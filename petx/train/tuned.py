@@ -10,6 +10,7 @@ from peft import PeftModel
 from torch import nn
 
 from petx import baselines, hosts
+from petx._checks import is_number
 from petx.errors import UserError
 from petx.files import damaged_files, read_json, written_whole
 from petx.train import checkpoints, heads, recipes
@@ -88,7 +89,7 @@ def load(folder: str | Path) -> Tuned:
         raise UserError(f"{folder / MANIFEST}: unknown arm {manifest['arm']!r}; there are: {known}")
     for split in ("dev", "test"):
         given = manifest["scores"].get(split, {})
-        if not isinstance(given, dict) or not all(map(_is_number, given.values())):
+        if not isinstance(given, dict) or not all(map(is_number, given.values())):
             raise UserError(f"{folder / MANIFEST}: scores.{split} must be {{metric: number}}, got {given!r}")
     try:
         settings = checked(recipe.settings, manifest["settings"])
@@ -104,10 +105,6 @@ def load(folder: str | Path) -> Tuned:
         checkpoints.load_trainable(model, folder)
     tokenizer = hosts.tokenizers(host, host_folder)
     return Tuned(model.eval(), tokenizer, settings, manifest, recipe, host, host_folder)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def adapted(model: nn.Module, folder: Path) -> nn.Module:
