@@ -52,11 +52,12 @@ def test_compiles_to_one_graph(case):
 
 @pytest.mark.slow
 @by_few
-def test_compiles_to_one_graph_without_gradients(case):
-    """What AOTAutograd makes of the operator, test_opcheck says; a call without gradients adds nothing to it."""
+@pytest.mark.parametrize("backend", ["eager", pytest.param("aot_eager", marks=pytest.mark.nightly)])
+def test_compiles_to_one_graph_without_gradients(case, backend):
+    """What AOTAutograd makes of the operator, test_opcheck says too."""
     torch._dynamo.reset()
     extras, tensors = case.extras(), case.inputs(torch.float32, requires_grad=False)
-    compiled = torch.compile(lambda tensors: case.call(tensors, extras), fullgraph=True, backend="eager")
+    compiled = torch.compile(lambda tensors: case.call(tensors, extras), fullgraph=True, backend=backend)
     for enabled in (True, False):
         with torch.set_grad_enabled(enabled):
             for got, wanted in zip(outputs(compiled(tensors)), outputs(case.run(tensors)), strict=True):
