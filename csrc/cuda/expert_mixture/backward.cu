@@ -30,8 +30,8 @@ PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
     mixture_wide_products(MixtureCall<Compute<T>> p, ExpertMixtureGrads g, MixtureGradWork<T> work, int64_t tiles,
                           int64_t split_depth, int64_t splits) {
   using Wide = WideTile<T, parts>;
-  const int64_t first = block_x() * Wide::kM, tile = block_y() / splits, split = block_y() % splits;
-  const int64_t from = split * split_depth, depth = p.d - from < split_depth ? p.d - from : split_depth;
+  const int64_t first = block_x() * Wide::kM;
+  const auto [tile, split, from, depth] = TilePart::of_block(p.d, split_depth, splits);
   const Rows<T> dout{static_cast<const T*>(g.dout) + first * p.d + from, p.d, p.rows - first};
   const int64_t begin = tile * Wide::kN, expert = joined ? 0 : (tile - tiles) * Wide::kN;
   const Columns<T> up{static_cast<const T*>(p.up_weight) + from * p.stacked + begin, p.stacked, p.stacked - begin};
@@ -54,14 +54,9 @@ PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
 
 template <bool parts, class T>
 PETX_DEVICE void between(const MixtureCall<Compute<T>>& p, const MixtureGradWork<T>& work, int64_t splits) {
-  const int64_t image = block_x() - MixtureRow<T>::blocks(p.rows);
-  if (image < 0) return MixtureBetweenGrads<T>(p, work).template run<parts>(splits);
-  // Behind the rows' blocks, one for each image.
-  if constexpr (sizeof(T) == 2) {
-    const int64_t column = image * Strip<T>::kColumns;
-    const Columns<T> weight = RowBlock<T>::weight_columns(p.down_weight, column, p.d, p.d);
-    Strip<T>::template make_image<kRowLaunch.threads>(weight, p.stacked, work.images + image * Strip<T>::kImage);
-  }
+  beside_images<T>(
+      p, work.images, [&] { MixtureBetweenGrads<T>(p, work).template run<parts>(splits); },
+      [&](int64_t column) { return RowBlock<T>::weight_columns(p.down_weight, column, p.d, p.d); });
 }
 
 template <class T>

@@ -1,8 +1,7 @@
 // The pass of expert_mixture's forward between its two projections, and what the forward's kernels hand each other.
 #pragma once
 
-#include "cuda/common/strip.cuh"
-#include "cuda/expert_mixture/block.cuh"
+#include "cuda/expert_mixture/strips.cuh"
 
 namespace petx::cuda {
 
@@ -68,14 +67,9 @@ class MixtureBetween : MixtureRow<T> {
 template <bool parts, class T>
 PETX_DEVICE void mix_between(const MixtureCall<Compute<T>>& p, const MixtureWork<T>& work, bool add_bias,
                              int64_t splits) {
-  const int64_t image = block_x() - MixtureRow<T>::blocks(p.rows);
-  if (image < 0) return MixtureBetween<T>(p, work).template run<parts>(add_bias, splits);
-  // Behind the rows' blocks, one for each image.
-  if constexpr (sizeof(T) == 2) {
-    const int64_t column = image * Strip<T>::kColumns;
-    const Rows<T> weight = RowBlock<T>::weight_rows(p.up_weight, column, p.d, p.stacked);
-    Strip<T>::template make_image<kRowLaunch.threads>(weight, p.stacked, work.images + image * Strip<T>::kImage);
-  }
+  beside_images<T>(
+      p, work.images, [&] { MixtureBetween<T>(p, work).template run<parts>(add_bias, splits); },
+      [&](int64_t column) { return RowBlock<T>::weight_rows(p.up_weight, column, p.d, p.stacked); });
 }
 
 }  // namespace petx::cuda

@@ -164,8 +164,8 @@ PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
     mixture_wide_down(MixtureCall<Compute<T>> p, MixtureWork<T> work, int64_t tiles, int64_t split_depth,
                       int64_t splits) {
   using Wide = WideTile<T, parts>;
-  const int64_t first = block_x() * Wide::kM, tile = block_y() / splits, split = block_y() % splits;
-  const int64_t from = split * split_depth, depth = p.d - from < split_depth ? p.d - from : split_depth;
+  const int64_t first = block_x() * Wide::kM;
+  const auto [tile, split, from, depth] = TilePart::of_block(p.d, split_depth, splits);
   const Rows<T> x{static_cast<const T*>(p.x) + first * p.d + from, p.d, p.rows - first};
   const T *weight = static_cast<const T*>(p.down_weight) + from, *gate = static_cast<const T*>(p.gate_weight) + from;
   const int64_t begin = tile * Wide::kN, expert = joined ? 0 : (tile - tiles) * Wide::kN;

@@ -7,6 +7,16 @@
 
 namespace petx::cuda {
 
+// A pass over the rows and, in the blocks behind the rows', an image for strips of each 64 columns of `weight(column)`.
+template <class T, class Pass, class Weight>
+PETX_DEVICE void beside_images(const MixtureCall<Compute<T>>& p, T* images, const Pass& pass, const Weight& weight) {
+  const int64_t image = block_x() - MixtureRow<T>::blocks(p.rows);
+  if (image < 0) return pass();
+  if constexpr (sizeof(T) == 2)
+    Strip<T>::template make_image<kRowLaunch.threads>(weight(image * Strip<T>::kColumns), p.stacked,
+                                                      images + image * Strip<T>::kImage);
+}
+
 template <class T>
 class MixtureStrip {
   using Tile = Strip<T>;

@@ -131,8 +131,8 @@ MUTATIONS = [
     ),
     Mutation("last rank left out", FORWARD, r"(begin, p.d, p.stacked\)), p.stacked\);", r"\1, p.stacked - 1);"),
     # parts of the products down
-    Mutation("every part from the first depth", FORWARD, r"from = split \* split_depth", "from = 0 * split_depth"),
-    Mutation("last part as deep as the others", FORWARD, r"p.d - from < split_depth \? p.d - from :", ""),
+    Mutation("every part from the first depth", SITE, r"from = split \* split_depth", "from = 0 * split_depth"),
+    Mutation("last part as deep as the others", SITE, r"d - from < split_depth \? d - from :", ""),
     Mutation(
         "parts of u and the logits in one place",
         FORWARD,
@@ -146,10 +146,6 @@ MUTATIONS = [
     Mutation("u of parts not kept", BETWEEN, r"if \(add_bias \|\| parts\)", "if (add_bias)"),
     Mutation("last part of a run left out", SITE, r"if \(n < count\) RowBlock", "if (n + 1 < count) RowBlock"),
     Mutation("last part of a value left out", SITE, r"n < count; \+\+n\) sum", "n + 1 < count; ++n) sum"),
-    Mutation(
-        "every part of q from the first depth", BACKWARD, r"from = split \* split_depth", "from = 0 * split_depth"
-    ),
-    Mutation("last part of q as deep as the others", BACKWARD, r"p.d - from < split_depth \? p.d - from :", ""),
     Mutation("parts of q in one place", BACKWARD, r"work.parts \+= split \*", "work.parts += 0 *"),
     Mutation(
         "parts of the gates' gradients in one place", BACKWARD, r"work.gate_parts \+ split \*", "work.gate_parts + 0 *"
