@@ -24,7 +24,6 @@ struct ColumnSums {
   Compute<T>* sums;
   int64_t splits;
 
-  static constexpr int kSharedBytes = 8 * 8 * 12 * sizeof(Compute<T>);  // of eight warps
   PETX_HD int64_t blocks_of_split() const {
     int64_t blocks = 0;
     for (int i = 0; i < kMost; ++i) blocks += i < count ? each[i].blocks() : 0;
@@ -143,7 +142,8 @@ template <class T, int kMost>
 int launch_columns(const ColumnSums<T, kMost>& all, void* stream) {
   const int64_t blocks = all.blocks_of_split();
   if (!blocks) return 0;
-  return launch(column_sums<T, kMost>, blocks, all.splits, kSumLaunch.threads, all.kSharedBytes, stream, all);
+  return launch(column_sums<T, kMost>, blocks, all.splits, kSumLaunch.threads, ColumnParts<T>::kSharedBytes, stream,
+                all);
 }
 
 // Block `number` of a launch in which others stand before.

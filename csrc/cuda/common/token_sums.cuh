@@ -53,6 +53,9 @@ struct Reductions {
   static constexpr int kSharedBytes = kSumLaunch.threads * 16;  // a run of each thread
 };
 
+// Places of a call with few sums, of which two are used: a table of two is copied into local memory by ptxas.
+inline constexpr int kFewReductions = 4;
+
 // The sum of a job's parts [first, last) at value i. Loads are ordered with each other, so that a load waits for the
 // one before unless it is asked for in the same breath: eight of them, then their sum in the fixed order.
 template <class T, class Left>

@@ -134,7 +134,7 @@ int launch_weight_grads(const WeightGrads<T, kMost>& table, const ColumnSums<T, 
                   table, columns, tiles);
   };
   static_assert(kTileLaunch.threads == kSumLaunch.threads);
-  static_assert(ColumnSums<T, kColumns>::kSharedBytes <= TileOf<T>::shared_bytes(1));
+  static_assert(ColumnParts<T>::kSharedBytes <= TileOf<T>::shared_bytes(1));
   if constexpr (sizeof(T) == 2) {
     if (chosen.kind.parts == 2) return start(wide_weight_grads<T, kMost, kColumns, 2>, WideTile<T, 2>::kSharedBytes);
     if (chosen.kind.parts == 3) return start(wide_weight_grads<T, kMost, kColumns, 3>, WideTile<T, 3>::kSharedBytes);

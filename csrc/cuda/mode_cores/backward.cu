@@ -171,9 +171,6 @@ PETX_KERNEL void __launch_bounds__(kSumLaunch.threads, kSumLaunch.blocks)
   dthreshold.put(0, by_threshold);
 }
 
-// Places in the table of sums, of which two are used: a table of two is copied into local memory by ptxas.
-constexpr int kSums = 4;
-
 // One call: its workspace, and the launches in their order.
 template <class T>
 class BackwardCall {
@@ -196,7 +193,7 @@ class BackwardCall {
     int error = launch(full_cores_backward<T>, grid_.blocks(), 1, TileOf<T>::kThreads, TileOf<T>::shared_bytes(1),
                        stream, p, g, grid_);
     if (error) return error;
-    Reductions<T, kSums> sums = {};
+    Reductions<T, kFewReductions> sums = {};
     auto add = [&](void* to, int leaf, const C* from, int64_t parts, int64_t count) {
       if (to) sums.each[sums.count++] = {from, GradTo<T>::of(to, g.narrow, leaf), parts, count, count, nullptr};
     };

@@ -76,9 +76,6 @@ PETX_KERNEL void __launch_bounds__(kSumLaunch.threads, kSumLaunch.blocks)
   if (sums.shift) write(sums.shift + place, factor * of_shift.whole(c));
 }
 
-// Places in the table of sums, of which two are used: a table of two is copied into local memory by ptxas.
-constexpr int kSums = 4;
-
 // One call: its workspace, and the launches in their order.
 template <class T>
 class BackwardCall {
@@ -98,7 +95,7 @@ class BackwardCall {
     int error = launch(transformed_rows_backward<T>, plan_.blocks(), 1, kSumLaunch.threads,
                        2 * ColumnParts<T>::kSharedBytes, stream, call, static_cast<T*>(g.dx), sums_);
     if (error) return error;
-    Reductions<T, kSums> sums = {};
+    Reductions<T, kFewReductions> sums = {};
     auto add = [&](void* to, int leaf, const C* from) {
       if (!to) return;
       sums.each[sums.count++] = {from, GradTo<T>::of(to, g.narrow, leaf), plan_.splits, sums_.stride, p.width, nullptr};
