@@ -1,7 +1,5 @@
 """``python -m petx`` is the command ``petx``."""
 
-import sys
+from petx.cli import run
 
-from petx.cli import main
-
-sys.exit(main())
+run()

@@ -10,8 +10,10 @@ import os
 import pkgutil
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from petx import _rooms, commands
+from petx._exit import leave
 from petx._quiet import ignore_known_warnings
 from petx.errors import UserError
 from petx.version import __version__
@@ -55,6 +57,11 @@ def build_parser(names: list[str]) -> argparse.ArgumentParser:
     parser.add_argument("command", nargs="?", help=argparse.SUPPRESS)
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     return parser
+
+
+def run(argv: list[str] | None = None) -> NoReturn:
+    """:func:`main` as a whole process, which ends with its exit code."""
+    leave(main(argv))
 
 
 def main(argv: list[str] | None = None) -> int:

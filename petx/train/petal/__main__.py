@@ -2,6 +2,6 @@
 
 import sys
 
-from petx.cli import main
+from petx.cli import run
 
-sys.exit(main(["train", "petal", *sys.argv[1:]]))
+run(["train", "petal", *sys.argv[1:]])
