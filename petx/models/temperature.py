@@ -26,8 +26,11 @@ class Temperature(nn.Module):
     def forward(self, similarity: Tensor) -> Tensor:
         """``similarity [...] / τ``, of its dtype: ``[...]``."""
         check_floating("Temperature", "similarity", similarity, "[...]")
+        log_scale: Tensor = self.log_scale
         most = math.log(MOST_SCALE)
         if self.training:  # the parameter itself, as CLIP's: beyond the bound it would have no gradient to come back by
             with torch.no_grad():
-                self.log_scale.clamp_(max=most)
-        return similarity * self.log_scale.clamp(max=most).exp().to(similarity.dtype)
+                log_scale.clamp_(max=most)
+        else:  # only here, since from torch 2.14 on a clamp's gradient at the bound is zero
+            log_scale = log_scale.clamp(max=most)
+        return similarity * log_scale.exp().to(similarity.dtype)
