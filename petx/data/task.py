@@ -53,7 +53,17 @@ class Task(Dataset):
         self.metric, self.loss, self.generation = metric, loss, generation or {}
         self.predictions = predictions or PredictionFile()
         self.max_new = max_new or max_target
+        self._remember()
+
+    def _remember(self) -> None:
         self.encode = functools.lru_cache(maxsize=4096)(self._encode)  # easy-VQA has 107 questions
+
+    def __getstate__(self) -> dict[str, Any]:  # a worker that is not forked remembers texts of its own
+        return {name: value for name, value in self.__dict__.items() if name != "encode"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._remember()
 
     def __len__(self) -> int:
         return len(self.examples)

@@ -3,6 +3,7 @@
 import errno
 import json
 import math
+import pickle
 import shutil
 
 import pytest
@@ -54,6 +55,17 @@ def test_a_training_that_diverged_is_told_and_not_shown_as_the_losses_before(own
         trainer.train()
     assert all(math.isfinite(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry)
     assert not list(tmp_path.glob("checkpoint-*"))
+
+
+def test_workers_that_are_not_forked_can_be_sent_the_data(own, tmp_path):
+    """As Python 3.14 starts them, and any with ``--trainer.dataloader_multiprocessing_context=spawn``."""
+    trainer = make_trainer(own, tmp_path)
+    (wanted, *_) = trainer.get_train_dataloader()
+    trainer.mixture, trainer.data_collator = pickle.loads(pickle.dumps((trainer.mixture, trainer.data_collator)))
+    (got, *_) = trainer.get_train_dataloader()
+    assert got.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert torch.equal(got[name], value) if isinstance(value, torch.Tensor) else got[name] == value, name
 
 
 @pytest.mark.slow
