@@ -53,7 +53,8 @@ if [ ! -e "$site/complete" ]; then
   for minor in {17..36}; do platforms+=(--platform "manylinux_2_${minor}_aarch64"); done
   rm -rf "$site"
   python3.11 -m pip install -q --no-compile --target "$site" --only-binary=:all: --python-version 3.11 \
-    "${platforms[@]}" "torch==${TORCH:-2.13.0}" numpy "pytest>=8,<9.2" pytest-benchmark pytest-xdist hypothesis filelock
+    "${platforms[@]}" "torch==${TORCH:-2.13.0}" numpy "pytest>=8,<9.2" pytest-benchmark pytest-xdist hypothesis \
+    filelock torch-abi-audit
   touch "$site/complete"
 fi
 
