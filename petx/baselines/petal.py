@@ -20,9 +20,9 @@ class Petal(Baseline):
     name, title, colour, order = "petal", "PETAL", "#D55E00", 20
     methods = ("petal",)
     own = (
-        *("form", "rank", "core", "threshold", "threshold_per_rank", "adapter_dropout", "shared_mask", "experts"),
-        *("expert_rank", "expert_gate", "expert_top_k", "expert_scope", "expert_alpha", "expert_beta", "context"),
-        *("query_transform", "ib", "ib_weight", "ib_eta", "ib_learnable", "ib_sign", "ib_vocabulary"),
+        *("form", "rank", "image_rank", "core", "threshold", "threshold_per_rank", "adapter_dropout", "shared_mask"),
+        *("experts", "expert_rank", "expert_gate", "expert_top_k", "expert_scope", "expert_alpha", "expert_beta"),
+        *("context", "query_transform", "ib", "ib_weight", "ib_eta", "ib_learnable", "ib_sign", "ib_vocabulary"),
     )
 
     def reads(self, settings: Any) -> set[str]:
@@ -139,6 +139,7 @@ def petal_config(host: type[Host], settings: Any) -> PetalConfig:
         towers=host.towers,
         form=settings.form,
         rank=settings.rank,
+        image_rank=settings.image_rank,
         core=settings.core,
         threshold=settings.threshold,
         threshold_per_rank=settings.threshold_per_rank and settings.threshold != "none",

@@ -316,6 +316,8 @@ class WithQFormer(Instructed):
     def everything(cls, model: Any) -> list[nn.Parameter]:
         return [*cls.full(model), *model.language_model.parameters()]
 
+    lora_images = r"qformer\.encoder\.layer\.\d+\.crossattention\.attention\.(key|value)"
+
     @classmethod
     def lora(cls, rank: int, settings: Any) -> dict[str, Any]:
         """Query, key and value of every attention of the Q-Former, as PETAL's baseline; its scale is 1."""

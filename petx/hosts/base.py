@@ -58,6 +58,7 @@ class Host:
     retrieves: ClassVar[bool] = False
     inputs: ClassVar[tuple[str, ...]]
     lessons: ClassVar[tuple[str, ...]] = ()
+    lora_images: ClassVar[str | None] = None  # pattern of those modules of :meth:`lora` that read image features
     small_settings: ClassVar[tuple[str, ...]] = ()
     given_settings: ClassVar[tuple[str, ...]] = ()
 
@@ -198,9 +199,7 @@ class Host:
     @classmethod
     def lora_sizes(cls, model: nn.Module, settings: Any) -> Callable[[int], int]:
         """Parameters of :meth:`lora` by rank, from the shapes of its target modules."""
-        pattern = re.compile(cls.lora(1, settings)["target_modules"])
-        linears: list[Any] = [module for name, module in model.named_modules() if pattern.fullmatch(name)]
-        return lambda rank: sum(rank * (linear.in_features + linear.out_features) for linear in linears)
+        return lora_sizes(model, cls.lora(1, settings)["target_modules"])
 
     # ---- bound to a configuration and a tokenizer ----
 
@@ -237,3 +236,9 @@ class Host:
         begun = torch.tensor([[self.start, *encoded[0][:place]]], device=model.device)  # BART begins them all with <s>
         prompt = begun.expand(len(inputs["input_ids"]), -1)
         return model(**inputs, decoder_input_ids=prompt).logits[:, -1, [tokens[place] for tokens in encoded]]
+
+
+def lora_sizes(model: nn.Module, pattern: str) -> Callable[[int], int]:
+    """Parameters of LoRA by rank on those linears of ``model`` whose whole names match ``pattern``."""
+    linears: list[Any] = [module for name, module in model.named_modules() if re.fullmatch(pattern, name)]
+    return lambda rank: sum(rank * (linear.in_features + linear.out_features) for linear in linears)

@@ -29,7 +29,7 @@ def reasons(settings: Any, names: Iterable[str], *, arms: Collection[str], host:
     of_arms = {name for arm in offered.values() for name in arm.owns()}
     by_arms = {name for arm in arms for name in offered[arm].reads(settings)}
     if host is not None:
-        by_arms -= offered[settings.recipe].unread_on(host, settings)
+        by_arms -= {name for arm in {settings.recipe, *arms} for name in offered[arm].unread_on(host, settings)}
     kinds = list(hosts.of_method(settings.recipe).values())
     of_hosts = {name for kind in kinds for name in (*kind.small_settings, *kind.given_settings)}
     by_host = of_hosts if host is None else host.reads(settings)

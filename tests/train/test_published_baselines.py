@@ -181,6 +181,11 @@ def test_lora_has_the_published_scale():
     assert layers and {layer.scaling["default"] for layer in layers} == {0.25}
 
 
+def test_a_rank_for_images_needs_a_qformer():
+    with pytest.raises(UserError, match="lora_image_rank is for a Q-Former, got 2 and "):
+        built("lora", lora_image_rank=2)
+
+
 def test_an_order_that_does_not_divide_the_bottleneck_is_refused():
     with pytest.raises(UserError, match="compacter_order must divide adapter_rank, got 2 and 5"):
         arguments.checked({"steps": 1, "arms": ["compacter"], "adapter_rank": 5})

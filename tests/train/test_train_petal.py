@@ -217,20 +217,42 @@ def test_lessons_are_chosen_by_the_language_model(preset, changes, wanted):
     assert ("has the answers yes and no" in RECIPE.notes(settings)) == ("match" in wanted)
 
 
-def test_lora_and_adapter_are_as_large_as_petal_on_the_main_job():
-    settings = arguments.checked(arguments.read_preset("easy-vqa"))
+def main_job(**changes):
+    """Settings of the main job, and a small host of random weights as it has it."""
+    settings = arguments.checked(arguments.read_preset("easy-vqa") | changes)
     run_data = type("RunData", (), {})()
     tokenizer = type("Tokenizer", (list,), {"pad_token_id": 1, "eos_token_id": 2, "bos_token_id": 0})(range(50))
     tokenizer.convert_tokens_to_ids = lambda token: 49
     run_data.tokenizer = type("Tokenizers", (), {"text": tokenizer, "qformer": tokenizer})()
     run_data.feature_stats = None
+    return settings, lambda: HOST.small(settings, run_data)
+
+
+@pytest.mark.parametrize("changes", [{}, {"rank": 96, "image_rank": 8, "lora_image_rank": 2}])
+def test_lora_and_adapter_are_as_large_as_petal_on_the_main_job(changes):
+    settings, host = main_job(**changes)
     counts = {}
     for arm in ("petal", "lora", "adapter", "full"):
-        model = baselines.find(arm, "petal").build(HOST, HOST.small(settings, run_data), settings)
+        model = baselines.find(arm, "petal").build(HOST, host(), settings)
         counts[arm] = sizes.counts(HOST, model)["trainable"]
     assert counts["lora"] == pytest.approx(counts["petal"], rel=0.1)
     assert counts["adapter"] == pytest.approx(counts["petal"], rel=0.1)
     assert counts["petal"] < 0.15 * counts["full"]
+
+
+def test_lora_has_a_rank_of_its_own_where_it_reads_the_image():
+    """At the scale of the other places, whose rank is what makes the whole as large as PETAL."""
+    settings, host = main_job(lora_image_rank=2, lora_alpha=3.0, rank=8)
+    lora = baselines.find("lora", "petal")
+    model = lora.build(HOST, host(), settings)
+    layers = {name: layer for name, layer in model.named_modules() if hasattr(layer, "lora_A")}
+    of_images = {name for name in layers if "crossattention" in name and not name.endswith("query")}
+    rank = lora.counts(model)["rank_used"]
+    assert len(of_images) == 4 and rank > 2
+    for name, layer in layers.items():
+        assert layer.r["default"] == (2 if name in of_images else rank), name
+        assert layer.scaling["default"] == pytest.approx(3.0 / rank)
+    assert lora.titled(HOST, settings, {"rank_used": rank}) == f"LoRA (rank {rank}, 2 for images)"
 
 
 # ---- settings and bad input ----

@@ -41,6 +41,9 @@ def test_what_arms_hosts_and_data_declare_are_settings(recipe):
         ("vlpet", ["--arms=vlpet,lora", "--lr_lora=1e-3", "--lora_rank=4", "--rank=8"], set()),
         ("vlpet", ["--arms=lora", "--lr=1e-3", "--rank=8"], {"lr"}),  # which is as large as VL-PET of that rank
         ("vlpet", ["--arms=lora", "--lora_rank=4", "--set", "rank=8"], {"rank"}),
+        ("vlpet", ["--arms=lora", "--lora_image_rank=4"], {"lora_image_rank"}),  # no Q-Former
+        ("petal", ["--arms=lora", "--lora_image_rank=4", "--image_rank=4"], set()),
+        ("petal", ["--arms=lora", "--lora_rank=4", "--image_rank=4"], {"image_rank"}),
         ("vlpet", ["--arms=frozen", "--with=scratch", "--lr_full=1e-3", "--level=small"], {"level"}),
         ("vlpet", ["--arms=random-host", "--lr=1e-3", "--level=small"], set()),
         ("vlpet", ["--level=small", "--gate_rank=8"], {"gate_rank"}),

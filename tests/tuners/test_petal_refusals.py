@@ -46,6 +46,8 @@ def test_presets():
     [
         (dict(rank=0), "rank must be a positive integer, got 0"),
         (dict(rank=2.5), "rank must be a positive integer, got 2.5"),
+        (dict(image_rank=0), "image_rank must be a positive integer or None, got 0"),
+        (dict(image_rank=3, share_image_core=True), "with share_image_core=True image_rank must be rank=64, got 3"),
         (dict(experts=-1), "experts must be an integer that is not negative, got -1"),
         (dict(expert_rank=0), "expert_rank must be a positive integer"),
         (dict(core="square"), "core must be one of 'full', 'diagonal', got 'square'"),
@@ -94,6 +96,11 @@ def test_mistakes_in_a_configuration(options, message):
             "llava",
             dict(context="batch_mean"),
             "context='batch_mean' needs query tokens, and model",
+        ),
+        (
+            "llava",
+            dict(image_rank=2),
+            "image_rank=2 is for a Q-Former's cross-attention, and there is none in model.lang",
         ),
         ("llava", dict(cross_query_transform=True), "cross_query_transform=True needs query tokens"),
         ("llava", dict(expert_gate="sample"), "in a decoder these are the answer's too"),

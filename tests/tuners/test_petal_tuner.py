@@ -51,6 +51,8 @@ def qformer_inputs(kind, host):
         dict(core="diagonal", context="batch_mean", cross_query_transform=True),
         dict(share_image_core=True, context="per_sample", expert_alpha=0.9, expert_beta=0.2),
         dict(experts=0, query_transform=False, cross_query_transform=True),
+        dict(image_rank=2),
+        dict(image_rank=7, core="diagonal"),
     ],
 )
 def test_qformer_is_the_one_written_out(kind, options):
@@ -279,6 +281,9 @@ def test_describe_names_what_differs():
         "24 -> 32",
     ):
         assert part in words
+    words = describe(petal("instructblip-t5", image_rank=2))
+    assert "'text', shared by all: rank 4, 32 -> 32, core 4 x 4 x 4" in words
+    assert "'image', shared by all: rank 2, 24 -> 32, core 2 x 2 x 2" in words
     assert "VL-PET adapter" in describe(get_peft_model(make_host("bart"), VLPetConfig()))
     with pytest.raises(UserError, match="model must be one with an adapter of petx, got InstructBlipFor"):
         describe(make_vlm("instructblip-t5"))

@@ -36,13 +36,14 @@ COLUMNS = {
     "trained_percent": "of trained",
     "qformer_percent": "of Q-Former",
 }
-OPTIONS = ("rank", "core", "experts", "expert_rank", "expert_gate", "threshold", "share_image_core")
+OPTIONS = ("rank", "image_rank", "core", "experts", "expert_rank", "expert_gate", "threshold", "share_image_core")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--all", action="store_true", help="every language model, and variations on the first")
     parser.add_argument("--language-model", help="flan-t5-xl (default), flan-t5-xxl or vicuna-7b")
     parser.add_argument("--rank", type=int, help="R; default 64")
+    parser.add_argument("--image-rank", type=int, help="R of the factors that read the image; default: the rank")
     parser.add_argument("--core", help="full (default) or diagonal")
     parser.add_argument("--experts", type=int, help="K; default 6, 0 for none")
     parser.add_argument("--expert-rank", type=int, help="bottleneck of an expert; default 64")

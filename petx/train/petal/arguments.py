@@ -115,6 +115,9 @@ class Settings(Common):
         choices=("factored", "explicit"),
     )
     rank: int = option(16, "rank of the mode approximation", least=1)
+    image_rank: int | None = option(
+        None, "its rank for the Q-Former's image features, the widest input (default: rank)", least=1
+    )
     core: str = option(
         "full", "core tensor, as released, or diagonal, as in the paper's CP", choices=("full", "diagonal")
     )

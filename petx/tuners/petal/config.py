@@ -58,6 +58,12 @@ class PetalConfig(AdapterConfig):
         metadata={"help": "factored: beside the frozen linear; explicit: W + gate(V M U), whole weights."},
     )
     rank: int = field(default=64, metadata={"help": "R, of the factors U and V and of the core."})
+    image_rank: int | None = field(
+        default=None,
+        metadata={
+            "help": "R of the factors that read a Q-Former's image features, whose U is the widest; default: rank."
+        },
+    )
     core: str = field(default="full", metadata={"help": "full: [R, R, R] (released code); diagonal: λ [R] (paper)."})
     threshold: str = field(
         default="none",
@@ -133,7 +139,9 @@ class PetalConfig(AdapterConfig):
                 _refuse(f"{name} must be one of {', '.join(map(repr, known))}, got {getattr(self, name)!r}")
         if isinstance(self.towers, str) or self.towers is not None and not self.towers:
             _refuse(f"towers must be a list of at least one name, got {self.towers!r}")
-        check_fields(self, {"rank": 1, "experts": 0, "expert_rank": 1})
+        check_fields(self, {"rank": 1, "image_rank": 1, "experts": 0, "expert_rank": 1})
+        if self.share_image_core and self.image_rank not in (None, self.rank):
+            _refuse(f"with share_image_core=True image_rank must be rank={self.rank}, got {self.image_rank}")
         if self.projector is not None and not self.experts:
             _refuse(f"projector={self.projector!r} says what the experts read, and there are none with experts=0")
         if self.projector is not None and self.expert_scope == "text":
@@ -155,6 +163,10 @@ class PetalConfig(AdapterConfig):
             )
         self._refuse_what_never_trains()
 
+    def rank_of(self, factors: str) -> int:
+        """Rank of the factors called ``factors``: ``image_rank`` for ``"image"`` where it is given, else ``rank``."""
+        return self.image_rank if factors == "image" and self.image_rank is not None else self.rank
+
     def _refuse_what_never_trains(self) -> None:
         if self.init_modes == "zeros" and self.init_output == "zeros":
             _refuse(
@@ -169,7 +181,7 @@ class PetalConfig(AdapterConfig):
                     "threshold='hard' or 'sigmoid'"
                 )
             return self._refuse_idle_experts()
-        largest = math.sqrt(3) / self.rank if self.core == "full" else 1.0
+        largest = math.sqrt(3) / max(self.rank, self.rank_of("image")) if self.core == "full" else 1.0
         if self.threshold == "soft" and self.threshold_init >= largest:
             _refuse(
                 f"with threshold='soft' and threshold_init={self.threshold_init:g} the whole core would be cut off: "

@@ -24,13 +24,20 @@ class Factors(nn.Module):
     """
 
     def __init__(
-        self, in_features: int, widths: Iterable[int], config: PetalConfig, own_core: bool = True, **place: Any
+        self,
+        in_features: int,
+        widths: Iterable[int],
+        rank: int,
+        config: PetalConfig,
+        own_core: bool = True,
+        **place: Any,
     ) -> None:
         super().__init__()
-        self.u = nn.Parameter(torch.empty(config.rank, in_features, **place))
+        self.rank = rank
+        self.u = nn.Parameter(torch.empty(rank, in_features, **place))
         self.v = nn.ParameterDict()
         for width in widths:
-            self.v[str(width)] = nn.Parameter(torch.empty(width, config.rank, **place))
+            self.v[str(width)] = nn.Parameter(torch.empty(width, rank, **place))
         self.cores = None
         explicit = config.form == "explicit"
         self.gate, self.temperature = config.threshold if explicit else "none", config.temperature
@@ -38,7 +45,7 @@ class Factors(nn.Module):
         self.threshold = None if gamma is None else nn.Parameter(gamma)
         if own_core:
             self.cores = ModeCores(
-                config.rank,
+                rank,
                 form=config.core,
                 threshold="none" if explicit else config.threshold,
                 per_rank=config.threshold_per_rank,
@@ -50,7 +57,7 @@ class Factors(nn.Module):
         if config.init_output == "uniform":
             with torch.no_grad():
                 for v in self.v.values():
-                    v.uniform_(-1 / math.sqrt(config.rank), 1 / math.sqrt(config.rank))
+                    v.uniform_(-1 / math.sqrt(rank), 1 / math.sqrt(rank))
 
     def written_out(self, weights: list[torch.Tensor], cores: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """W' ``[d_out, d_in]`` for each of ``weights``: W + gate(V M(p)ᵀ U)."""
@@ -65,7 +72,7 @@ class PetalParts(nn.Module):
 
     def __init__(self, plan: Plan, config: PetalConfig, **place: Any) -> None:
         super().__init__()
-        self.rank, self.dropout, self.shared_mask = config.rank, config.dropout, config.shared_mask
+        self.dropout, self.shared_mask = config.dropout, config.shared_mask
         self.form = config.form
         self.expert_scope, self.mixed = config.expert_scope, dict(plan.mixed)
         sizes: dict[str, tuple[int, dict[int, None]]] = {}
@@ -76,7 +83,7 @@ class PetalParts(nn.Module):
         self.core_of = {name: "text" if shared and name == "image" else name for name in sizes}
         self.factors = nn.ModuleDict(
             {
-                name: Factors(width, outs, config, self.core_of[name] == name, **place)
+                name: Factors(width, outs, config.rank_of(name), config, self.core_of[name] == name, **place)
                 for name, (width, outs) in sizes.items()
             }
         )
@@ -129,7 +136,7 @@ def new_parts(plan: Plan, config: PetalConfig, **place: Any) -> tuple[PetalParts
     Raises UserError if a part of it could never train.
     """
     parts = PetalParts(plan, config, **place)
-    modes = {path: new_mode(config.rank, **place) for path in plan.paths}
+    modes = {p: new_mode(config.rank_of(group.factors), **place) for group in plan.groups for p in group.paths}
     if config.init_modes != "xavier":
         with torch.no_grad():
             for mode in modes.values():
@@ -152,7 +159,7 @@ def check_that_it_can_train(parts: PetalParts, plan: Plan, modes: dict[str, nn.P
         owner: Any = parts.factors[parts.core_of[group.factors]]
         cores = owner.cores
         stacked = torch.stack([modes[path] for path in group.paths])
-        gated = cores(torch.ones_like(stacked)) if cores.form == "diagonal" else cores(stacked.new_ones(1, parts.rank))
+        gated = cores(torch.ones_like(stacked) if cores.form == "diagonal" else stacked.new_ones(1, factors.rank))
         cut_off = not gated.any() and bool(cores.core.any())
         zero = {
             "U": not factors.u.any(),

@@ -34,6 +34,11 @@ def find_places(model: nn.Module, config: PetalConfig) -> Plan:
         root = find_root(model, modules, name)
         plan.towers[name] = find_tower(name, root, modules, layers_read(model, root, modules))
     _check_parts(plan, config)
+    if config.image_rank is not None and all(group.factors != "image" for group in plan.groups):
+        raise UserError(
+            f"PETAL: image_rank={config.image_rank} is for a Q-Former's cross-attention, and there is none in "
+            f"{', '.join(tower.root for tower in plan.towers.values())}"
+        )
     if config.experts:
         _place_experts(model, modules, plan, config)
     for path in (*plan.paths, *plan.mixed):

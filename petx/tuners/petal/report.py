@@ -106,17 +106,18 @@ def describe(model: nn.Module, adapter_name: str | None = None) -> str:
         widths = " and ".join(factors.v)
         core = f"the core of {parts.core_of[key]!r}"
         if factors.cores is not None:
-            shape = f"core {' x '.join([str(parts.rank)] * factors.cores.core.dim())}"
+            shape = f"core {' x '.join([str(factors.rank)] * factors.cores.core.dim())}"
             core = shape + (f", {factors.cores.gate} threshold" if factors.cores.gate != "none" else "")
         core += f", {factors.gate} threshold on the update's entries" if factors.gate != "none" else ""
         lines.append(
-            f"  factors {key!r}, shared by all: rank {parts.rank}, {factors.u.shape[1]} -> {widths}, {core}: "
+            f"  factors {key!r}, shared by all: rank {factors.rank}, {factors.u.shape[1]} -> {widths}, {core}: "
             f"{count(factors):,} parameters"
         )
     if parts.form == "explicit":
         lines.append("  explicit: every adapted weight is written out in each pass, and gets a gradient of its size")
-    for (kind, of), number in Counter((p.kind, p.factors) for p in places if p.rank is not None).items():
-        lines.append(f"  {number} x {kind}, by factors {of!r}: {number * parts.rank:,} parameters")
+    projections = Counter((p.kind, p.factors, p.parameters) for p in places if p.rank is not None)
+    for (kind, of, own), number in projections.items():
+        lines.append(f"  {number} x {kind}, by factors {of!r}: {number * own:,} parameters")
     for tower in (one for one in tuner._towers.values() if one.spec.name in config.towers):
         names = Counter(path.rpartition(".")[2] for path in tower.spec.fused)
         lines += [
