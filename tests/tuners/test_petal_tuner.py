@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
 import petx.functional
 from petx.errors import UserError
@@ -360,3 +360,14 @@ def test_experts_follow_the_adapter_whatever_its_towers():
         experts = model.base_model.petal_shared[name].experts
         with torch.no_grad():
             torch.testing.assert_close(model.base_model.model.model.multi_modal_projector(x), experts(plain(x)))
+
+
+def test_a_rank_for_images_is_counted_saved_and_loaded(tmp_path):
+    model = petal("instructblip-t5", image_rank=2)
+    counts, plain = parameter_counts(model), parameter_counts(petal("instructblip-t5"))
+    assert counts["text"] == plain["text"] and counts["image"] == 2 * (IMAGE_WIDTH + 32) + 2**3
+    assert {(place.factors, place.rank) for place in adapted(model) if place.rank} == {("text", 4), ("image", 2)}
+    model.save_pretrained(tmp_path)
+    again = PeftModel.from_pretrained(make_vlm("instructblip-t5"), tmp_path).eval()
+    assert torch.equal(vlm_logits(again, "instructblip-t5"), vlm_logits(model, "instructblip-t5"))
+    assert again.peft_config["default"].image_rank == 2
