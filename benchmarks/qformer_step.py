@@ -1,18 +1,24 @@
 """Where the time of a Q-Former's training step with PETAL goes, beside the literal eager form and the frozen model.
 
-    python -m benchmarks.qformer_step --threads 2 --rounds 20
+    python -m benchmarks.qformer_step --threads 2 --rounds 6 --processes 12
 
 takes turns, so that a machine that slows down slows all, and prints medians in milliseconds: whole steps, petx's step
-without a part of PETAL, the optimizer, and the step's operators and added products alone, at its shapes. With
---cpu-time it counts the process's time on the CPU and prints minima: with --threads 1 that says something while the
-machine does other work, too.
+without a part of PETAL, the optimizer, and the step's operators and added products alone, at its shapes. Where the
+system happens to put a model's weights makes its steps up to a fifth faster or slower for as long as the process lives,
+and the first model built had the worse places: so --processes starts that many, one after the other, each building the
+models in another order, and prints the medians of theirs. With --cpu-time it counts the process's time on the CPU and
+prints minima: with --threads 1 that says something while the machine does other work, too.
 """
 
 import argparse
 import functools
+import json
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -34,15 +40,16 @@ SEED, DROPOUT = torch.tensor([1]), layers.DROPOUT
 Call = Callable[[], object]
 
 
-def steps(sizes: dict[str, int]) -> dict[str, Call]:
-    """Name -> one whole step."""
+def steps(sizes: dict[str, int], first: int = 0) -> dict[str, Call]:
+    """Name -> one whole step; the models are built one after the other from that of number ``first`` on."""
     case = layers.petal_step(torch.float32, **sizes)
     problem = case.make(case, "cpu")
     arms = {arm.name: arm for arm in case.arms}
-    built = {name: arms[name].build(case, problem)[0] for name in (PETX, peers.LITERAL, FROZEN)}
-    for name, changes in WITHOUT.items():
-        with mock.patch.object(petx.tuners, "PetalConfig", functools.partial(petx.tuners.PetalConfig, **changes)):
-            built[name] = arms[PETX].build(case, problem)[0]
+    built, names = {}, [PETX, peers.LITERAL, FROZEN, *WITHOUT]
+    for name in names[first % len(names) :] + names[: first % len(names)]:
+        config = functools.partial(petx.tuners.PetalConfig, **WITHOUT.get(name, {}))
+        with mock.patch.object(petx.tuners, "PetalConfig", config):
+            built[name] = arms[PETX if name in WITHOUT else name].build(case, problem)[0]
     return {name: functools.partial(_fresh, run, problem) for name, run in built.items()}
 
 
@@ -168,33 +175,69 @@ def measured(calls: dict[str, Call], rounds: int, clock: Callable[[], float]) ->
     return {name: times[2:] for name, times in found.items()}
 
 
-def table(found: dict[str, list[float]], typical: Callable[[list[float]], float]) -> str:
-    """Rows of parts of petx's step, and how whole steps compare."""
-    ms = {name: typical(times) for name, times in found.items()}
+Times = dict[str, list[float]]
+
+
+def typical(found: Times, cpu_time: bool) -> tuple[dict[str, float], float]:
+    """Milliseconds of every part, and literal eager over petx: the median of the rounds."""
+    ms = {name: (min if cpu_time else statistics.median)(times) for name, times in found.items()}
+    return ms, statistics.median(a / b for a, b in zip(found[peers.LITERAL], found[PETX], strict=True))
+
+
+def table(parts: Sequence[dict[str, float]], ratios: Sequence[float]) -> str:
+    """Rows of parts of petx's step, and how whole steps compare; medians of the processes, which gave one of each."""
+    ms = {name: statistics.median(part[name] for part in parts) for name in parts[0]}
     rows = [(name, ms[name]) for name in (peers.LITERAL, PETX, FROZEN)]
     rows += [("petx beyond the frozen model", ms[PETX] - ms[FROZEN]), (OPERATORS, ms[OPERATORS])]
     rows += [(PRODUCTS, ms[PRODUCTS]), (OPTIMIZER, ms[OPTIMIZER])]
     rows += [(f"petx less petx {name}", ms[PETX] - ms[name]) for name in WITHOUT]
-    ratio = statistics.median(a / b for a, b in zip(found[peers.LITERAL], found[PETX], strict=True))
-    lines = ["| | ms |", "| --- | ---: |", *(f"| {name} | {value:.1f} |" for name, value in rows)]
-    return "\n".join([*lines, "", f"literal eager over petx, median of the rounds: {ratio:.3f}"])
+    lines = ["| | ms |", "| --- | ---: |", *(f"| {name} | {value:.1f} |" for name, value in rows), ""]
+    lines.append(f"literal eager over petx, median of the rounds: {statistics.median(ratios):.3f}")
+    if len(ratios) > 1:
+        low, *_, high = sorted(ratios)
+        lines[-1] += f", of {len(ratios)} processes: {low:.3f} to {high:.3f}"
+    return "\n".join(lines)
 
 
-def main(arguments: list[str] | None = None, sizes: dict[str, int] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=2, help="torch's threads")
-    parser.add_argument("--rounds", type=int, default=20, help="steps of each, after two that do not count")
-    parser.add_argument("--cpu-time", action="store_true", help="minima of the process's CPU time")
-    given, sizes = parser.parse_args(arguments), sizes or {}
+def measure(given: argparse.Namespace, sizes: dict[str, int]) -> tuple[dict[str, float], float]:
+    """In this process."""
     before = torch.get_num_threads()
     torch.set_num_threads(given.threads)
     try:
         of_operators = {name: size for name, size in sizes.items() if name != "intermediate_size"}
-        calls = steps(sizes) | dict(zip((OPERATORS, PRODUCTS), operators(**of_operators), strict=True))
+        alone = dict(zip((OPERATORS, PRODUCTS), operators(**of_operators), strict=True))
         clock = time.process_time if given.cpu_time else time.perf_counter
-        print(table(measured(calls, given.rounds, clock), min if given.cpu_time else statistics.median))
+        return typical(measured(steps(sizes, given.first) | alone, given.rounds, clock), given.cpu_time)
     finally:
         torch.set_num_threads(before)
+
+
+def measure_anew(given: argparse.Namespace, first: int, sizes: dict[str, int]) -> tuple[dict[str, float], float]:
+    """In a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.qformer_step", "--threads", str(given.threads)]
+    command += ["--rounds", str(given.rounds), "--first", str(first), "--sizes", json.dumps(sizes), "--json"]
+    command += ["--cpu-time"] if given.cpu_time else []
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, text=True, check=True)
+    ms, ratio = json.loads(done.stdout.splitlines()[-1])
+    return ms, ratio
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2, help="torch's threads")
+    parser.add_argument("--rounds", type=int, default=20, help="steps of each, after two that do not count")
+    parser.add_argument("--processes", type=int, default=0, help="processes to start (default: this one alone)")
+    parser.add_argument("--first", type=int, default=0, help="number of the model that is built first")
+    parser.add_argument("--cpu-time", action="store_true", help="minima of the process's CPU time")
+    parser.add_argument("--sizes", type=json.loads, default={}, help="other sizes of the model, as JSON")
+    parser.add_argument("--json", action="store_true", help="milliseconds and ratio in one line of JSON")
+    given = parser.parse_args(arguments)
+    if given.processes:
+        found = [measure_anew(given, given.first + k, given.sizes) for k in range(given.processes)]
+    else:
+        found = [measure(given, given.sizes)]
+    parts, ratios = zip(*found, strict=True)
+    print(json.dumps(found[0]) if given.json and not given.processes else table(parts, ratios))
     return 0
 
 
