@@ -99,6 +99,7 @@ def check_floating(owner: str, name: str, value: Any, wanted: str, least_dims: i
     """``value`` is a floating tensor of at least so many dimensions; ``wanted`` says its shape."""
     if not isinstance(value, torch.Tensor):
         refuse_type(owner, name, f"a tensor {wanted}", value)
+    check_strided(owner, name, value)
     if value.dim() < least_dims or not value.is_floating_point():
         refuse(owner, name, f"floating {wanted}", value)
 
@@ -117,15 +118,38 @@ def check_shape(
         if optional:
             return
         refuse(owner, name, shown_shape(shape), None)
-    if not isinstance(tensor, torch.Tensor):
+    if not isinstance(tensor, torch.Tensor):  # words are made for a refusal alone: a compiler cannot trace them
         refuse_type(owner, name, f"a tensor {shown_shape(shape)}", tensor)
+    check_strided(owner, name, tensor)
     fits = tensor.dim() == len(shape) and all(w in (-1, g) for w, g in zip(shape, tensor.shape, strict=True))
     if not fits or not tensor.is_floating_point():
         refuse(owner, name, f"floating {shown_shape(shape)}", tensor)
     check_device(owner, name, tensor, like)
 
 
+def check_tensor(owner: str, name: str, value: Any, wanted: str) -> None:
+    """``value`` is a dense tensor; ``wanted`` says which."""
+    if not isinstance(value, torch.Tensor):
+        refuse_type(owner, name, wanted, value)
+    check_strided(owner, name, value)
+
+
+def check_strided(owner: str, name: str, tensor: torch.Tensor) -> None:
+    """``tensor`` is dense."""
+    if layout := other_layout(tensor):
+        raise ValueError(f"{owner}: {name} must be a dense tensor (torch.strided), got a {layout} one")
+
+
+def other_layout(tensor: torch.Tensor) -> str | None:
+    """How ``tensor`` is laid out if it is not dense, as sparse, nested and mkldnn's are not; else None."""
+    if tensor.is_nested:
+        return "nested"
+    return None if tensor.layout is torch.strided else str(tensor.layout)
+
+
 def check_device(owner: str, name: str, tensor: torch.Tensor, like: torch.Tensor | None) -> None:
+    """``tensor`` is dense and lies on ``like``'s device."""
+    check_strided(owner, name, tensor)
     if like is not None and tensor.device != like.device:
         raise ValueError(f"{owner}: {name} must be on the device {like.device}, got {tensor.device}")
 

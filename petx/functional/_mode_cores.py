@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from petx import reference
-from petx._checks import LARGEST, check_shape, refuse, refuse_type
+from petx._checks import LARGEST, check_floating, check_shape, refuse
 from petx.functional._operation import ARGUMENT_ERRORS, NUMBERS, Operation, cast
 from petx.functional._threshold import THRESHOLDS, check_threshold
 
@@ -45,8 +45,7 @@ def mode_cores(
 
 def check(core: Any, modes: Any, threshold: Any, gate: Any, temperature: Any) -> None:
     """Raise ValueError if an argument does not fit the others."""
-    if not isinstance(core, Tensor):
-        refuse_type("mode_cores", "core", "a tensor [R, R, R] or [R]", core)
+    check_floating("mode_cores", "core", core, "[R, R, R] or [R]")
     if core.dim() not in (1, 3) or len(set(core.shape)) != 1 or core.shape[0] < 1 or not core.is_floating_point():
         refuse("mode_cores", "core", "floating [R, R, R] or [R]", core)
     rank = core.shape[0]

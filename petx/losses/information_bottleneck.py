@@ -5,7 +5,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from petx._checks import check_choice, check_finite, check_flag, check_size, is_integer, refuse, refuse_type
+from petx._checks import (
+    check_choice,
+    check_finite,
+    check_flag,
+    check_size,
+    check_tensor,
+    is_integer,
+    refuse,
+)
 from petx.losses.labels import LabelBag, label_bag
 from petx.losses.mutual_information import CLUB, MINE, InfoNCE
 
@@ -133,8 +141,7 @@ class InformationBottleneck(nn.Module):
 
     def _check(self, z: Tensor, x: Tensor, labels: Tensor) -> None:
         for name, tensor in (("z", z), ("x", x), ("labels", labels)):
-            if not isinstance(tensor, Tensor):
-                refuse_type("InformationBottleneck", name, "a tensor", tensor)
+            check_tensor("InformationBottleneck", name, tensor, "a tensor")
         if labels.dim() != 2:
             raise ValueError(f"InformationBottleneck: labels must be [B, L], got {list(labels.shape)}")
         for name, tensor, features in (("z", z, self.z_features), ("x", x, self.x_features)):

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from petx._checks import check_choice, check_size, refuse_type
+from petx._checks import check_choice, check_size, check_tensor, refuse_type
 
 __all__ = ["LabelBag", "label_bag"]
 
@@ -57,8 +57,7 @@ def label_bag(
     check_size("label_bag", vocabulary=vocabulary)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         refuse_type("label_bag", "dtype", "a floating torch.dtype", dtype)
-    if not isinstance(labels, Tensor):
-        refuse_type("label_bag", "labels", "a tensor int64 [B, L]", labels)
+    check_tensor("label_bag", "labels", labels, "a tensor int64 [B, L]")
     if labels.dim() != 2 or labels.dtype != torch.int64 or labels.shape[1] < 1:
         raise ValueError(
             f"label_bag: labels must be int64 [B, L] with L at least 1, got {labels.dtype} {list(labels.shape)}"

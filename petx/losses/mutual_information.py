@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from petx._checks import check_size, refuse, refuse_type
+from petx._checks import check_size, check_tensor, refuse
 from petx.losses.labels import LabelBag
 
 __all__ = ["CLUB", "MINE", "InfoNCE"]
@@ -36,10 +36,9 @@ class _Estimator(nn.Module):
 
     def _check(self, first: Tensor, second: Tensor | LabelBag) -> None:
         name = type(self).__name__
-        if not isinstance(first, Tensor):
-            refuse_type(name, "first", f"a tensor [B, {self.first_features}]", first)
-        if not isinstance(second, Tensor | LabelBag):
-            refuse_type(name, "second", f"a tensor [B, {self.second_features}] or a LabelBag", second)
+        check_tensor(name, "first", first, f"a tensor [B, {self.first_features}]")
+        if not isinstance(second, LabelBag):
+            check_tensor(name, "second", second, f"a tensor [B, {self.second_features}] or a LabelBag")
         if first.dim() != 2 or first.shape[1] != self.first_features or first.shape[0] < 1:
             raise ValueError(f"{name}: first must be [B >= 1, {self.first_features}], got {list(first.shape)}")
         for which, given in (("first", first), ("second", second)):
@@ -62,8 +61,7 @@ class _Estimator(nn.Module):
 
 def _check_order(owner: str, name: str, value: Tensor, count: int, device: torch.device) -> None:
     """``value`` is int64 ``[count]``; on the CPU, of numbers of samples (on a GPU torch's own assertion says so)."""
-    if not isinstance(value, Tensor):
-        refuse_type(owner, name, f"a tensor int64 [{count}]", value)
+    check_tensor(owner, name, value, f"a tensor int64 [{count}]")
     if value.dtype != torch.int64 or list(value.shape) != [count] or value.device != device:
         refuse(owner, name, f"int64 [{count}] on {device}", value)
     if device.type == "cpu" and bool(((value < 0) | (value >= count)).any()):

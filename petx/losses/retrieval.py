@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from petx._checks import check_floating, refuse_type
+from petx._checks import check_floating, check_tensor
 
 __all__ = ["contrastive_loss", "hard_negatives"]
 
@@ -64,8 +64,7 @@ def _check(owner: str, similarity: Any, same: Any) -> None:
     check_floating(owner, "similarity", similarity, "[B, B]")
     if similarity.dim() != 2 or similarity.shape[0] != similarity.shape[1] or not len(similarity):
         raise ValueError(f"{owner}: similarity must be [B, B] with B at least 1, got {list(similarity.shape)}")
-    if not isinstance(same, Tensor):
-        refuse_type(owner, "same", f"a bool tensor {list(similarity.shape)}", same)
+    check_tensor(owner, "same", same, f"a bool tensor {list(similarity.shape)}")
     if same.dtype != torch.bool or same.shape != similarity.shape or not bool(same.diagonal().all()):
         raise ValueError(
             f"{owner}: same must be bool {list(similarity.shape)} with a true diagonal, got {same.dtype} "

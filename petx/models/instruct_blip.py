@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, InstructBlipConfig, InstructBlipForConditionalGeneration, PretrainedConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from petx._checks import check_size, is_integer, refuse, refuse_type, told
+from petx._checks import check_size, is_integer, other_layout, refuse, refuse_type, told
 from petx.errors import UserError
 from petx.models._retrieval import Head, QFormerRetrieval
 from petx.models.instructions import aggregate_instructions
@@ -118,6 +118,8 @@ class FeatureVision(nn.Module):
             raise UserError(
                 f"pixel_values must be features [batch, tokens, {len(self.mean)}], got {told(pixel_values)}"
             )
+        if layout := other_layout(pixel_values):
+            raise UserError(f"pixel_values must be a dense tensor, got a {layout} one")
         if pixel_values.dim() != 3 or pixel_values.shape[-1] != len(self.mean):
             raise UserError(
                 f"pixel_values must be features [batch, tokens, {len(self.mean)}], got {list(pixel_values.shape)}"

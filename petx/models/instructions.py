@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from petx._checks import LARGEST, check_choice, refuse_type
+from petx._checks import LARGEST, check_choice, check_tensor, refuse_type
 
 __all__ = ["aggregate_instructions"]
 
@@ -36,8 +36,7 @@ def aggregate_instructions(features: Iterable[Tensor], method: str = "mean", sca
         raise ValueError("aggregate_instructions: features must hold at least one tensor [B, Q, D], got none")
     first = features[0]
     for j, tensor in enumerate(features):
-        if not isinstance(tensor, Tensor):
-            refuse_type("aggregate_instructions", f"features[{j}]", "a tensor [B, Q, D]", tensor)
+        check_tensor("aggregate_instructions", f"features[{j}]", tensor, "a tensor [B, Q, D]")
         if tensor.dim() != 3 or tensor.shape != first.shape or not tensor.is_floating_point():
             wanted = list(first.shape) if first.dim() == 3 else "[B, Q, D]"
             raise ValueError(

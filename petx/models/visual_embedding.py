@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from petx._checks import check_choice, check_not_negative, check_size, refuse_type, told
+from petx._checks import check_choice, check_not_negative, check_size, other_layout, refuse_type, told
 from petx.errors import UserError
 
 __all__ = ["VisualEmbedding", "join_masks"]
@@ -146,6 +146,8 @@ def _check_tensors(given: dict[str, Any], optional: Sequence[str]) -> None:
     for name, value in given.items():
         if not isinstance(value, Tensor) and not (value is None and name in optional):
             raise UserError(f"{name} must be a tensor{' or None' if name in optional else ''}, got {told(value)}")
+        if value is not None and (layout := other_layout(value)):
+            raise UserError(f"{name} must be a dense tensor, got a {layout} one")
 
 
 def join_masks(

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from petx._checks import refuse
+from petx._checks import check_strided, refuse
 
 Device = torch.device | str | int | None
 
@@ -46,3 +46,4 @@ def check_input(owner: str, name: str, value: Any, features: int) -> None:
     """A floating tensor ``[..., features]``."""
     if not isinstance(value, Tensor) or not value.is_floating_point() or value.shape[-1:] != (features,):
         refuse(owner, name, f"a floating tensor [..., {features}]", value)
+    check_strided(owner, name, value)

@@ -291,6 +291,43 @@ def test_calls_of_layers(target, name, hint):
     check()
 
 
+LAID_OUT = {
+    "sparse": torch.Tensor.to_sparse,
+    "csr": lambda tensor: tensor.reshape(-1, tensor.shape[-1]).to_sparse_csr(),
+    "mkldnn": torch.Tensor.to_mkldnn,
+    "nested": lambda tensor: torch.nested.as_nested_tensor([*tensor], layout=torch.jagged),
+}
+
+
+def good_call(target):
+    """What is called, and with what; a layer is built anew."""
+    if target in FUNCTIONS:
+        return target, FUNCTIONS[target]()
+    make, inputs = LAYERS[target]
+    run = target(**make())
+    return run, dict(zip(inspect.signature(run.forward).parameters, inputs(), strict=False))
+
+
+TENSORS_OF = [
+    (target, name, layout)
+    for target in dict.fromkeys(target for target, *_ in NAMED + CALLED)
+    for name, value in good_call(target)[1].items()
+    if isinstance(value, torch.Tensor) and value.dim() > 1
+    for layout in LAID_OUT
+    if layout != "mkldnn" or value.dtype == torch.float32
+]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # torch's, of formats that are new
+@pytest.mark.parametrize("target, name, layout", TENSORS_OF, ids=[f"{t.__name__}-{n}-{o}" for t, n, o in TENSORS_OF])
+def test_tensors_that_are_not_dense(target, name, layout):
+    """Right values in a wrong layout, which torch's own functions and operators refuse in words of their own."""
+    run, call = good_call(target)
+    with pytest.raises(Exception) as caught:
+        run(**call | {name: LAID_OUT[layout](call[name])})
+    explained(caught.value, name, target.__name__, call[name], call)
+
+
 @pytest.mark.parametrize("target, name, hint", FIELDS, ids=ids(FIELDS))
 def test_configurations(target, name, hint):
     @EACH
