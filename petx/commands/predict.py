@@ -22,6 +22,8 @@ def run(args: argparse.Namespace) -> int:
     output = user_path(f"{image.stem}-answer.png" if args.output is None else args.output, "--output")
     if output.is_dir():
         raise UserError(f"--output must be a file, got the folder {args.output or output}")
+    if output.suffix.lower() not in ("", ".png"):
+        raise UserError(f"--output must end in .png, the format of what is drawn, got {args.output}")
     if output.resolve() == image.resolve():
         raise UserError(f"--output would overwrite the image {args.image}")
     checked_value("--num_beams", args.num_beams, int, BEAMS)

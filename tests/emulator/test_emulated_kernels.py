@@ -27,7 +27,7 @@ def is_small(case):
     return sum(map(math.prod, case.shapes.values())) < 6000
 
 
-@pytest.mark.parametrize(("case", "dtype"), dtyped())
+@pytest.mark.parametrize(("case", "dtype"), list(dtyped()))
 def test_kernels_match_reference(case, dtype, emulator):
     """Error against float64 at most twice torch's own in the same dtype, or the dtype's own resolution; and the same
     bits in every order of warps, lanes and blocks."""

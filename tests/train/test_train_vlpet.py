@@ -121,6 +121,12 @@ def test_predict_answers_and_draws(smoke, petx_cache, tmp_path, capsys, monkeypa
         assert min(picture.size) > 300
 
 
+def test_predict_draws_a_png_alone(tmp_path, capsys):
+    command = ["predict", "nowhere.png", "is there a red shape?", "--adapter", "nowhere"]
+    assert petx([*command, "--output", str(tmp_path / "answer.JPG")]) == 2
+    assert "--output must end in .png, the format of what is drawn, got" in capsys.readouterr().err
+
+
 def test_predict_names_a_missing_image(smoke, tmp_path, capsys):
     arguments = [
         "predict",
