@@ -34,6 +34,9 @@ class Packed:
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise UserError(f"{note}: names must be a list of texts; {_AGAIN}")
         self.rows = {name: row for row, name in enumerate(names)}
+        if len(self.rows) < len(names):
+            doubled = next(name for row, name in enumerate(names) if self.rows[name] != row)
+            raise UserError(f"{note}: names has {doubled!r} twice; {_AGAIN}")
         shape, self.dtype, self.begin = _header(self.path)
         if self.dtype.name not in DTYPES or not self.dtype.isnative or len(shape) != 3 or shape[0] != len(names):
             raise UserError(
@@ -57,7 +60,13 @@ class Packed:
 
     def read(self, wanted: Sequence[tuple[str, torch.Tensor]]) -> None:
         """Write the features of each name into the tensor beside it, in the order in which they lie."""
-        with open(self.path, "rb", buffering=0) as file:
+        try:
+            file = open(self.path, "rb", buffering=0)
+        except OSError as error:
+            raise UserError(f"{self.path} could be read at the start and cannot now: {error.strerror}") from error
+        with file:
+            if os.fstat(file.fileno()).st_mtime != self.written:
+                raise UserError(f"{self.path} was written anew while it was in use; start again to read it")
             for row, out in sorted(((self.rows[name], out) for name, out in wanted), key=lambda one: one[0]):
                 target: Any = out if out.dtype == self.torch_dtype else torch.empty(out.shape, dtype=self.torch_dtype)
                 self._fill(

@@ -57,6 +57,7 @@ def pack(folder: Path, *, visual_tokens: int | None, dtype: str) -> Done:
         raise UserError(f"{folder}: packed, its features take {size:,} bytes, and the disk has room for {room:,}")
     for file in files:  # before the long part
         store.look(file)
+    before = _times(files)
     header: dict[str, Any] = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype))}
     header |= {"fortran_order": False, "shape": shape}
     with written_whole(folder / PACKED) as target:
@@ -66,7 +67,13 @@ def pack(folder: Path, *, visual_tokens: int | None, dtype: str) -> Done:
             np.lib.format.write_array_header_1_0(packed, header)
             for file in tqdm(files, unit="file", disable=None):
                 packed.write(_bytes(store.load(file), file, dtype))
+        if changed := [file for file, time in _times(files).items() if time != before[file]]:
+            raise UserError(f"{changed[0]} was changed while it was packed; nothing was kept")
     return Done(folder / PACKED / FEATURES, size, *shape)
+
+
+def _times(files: list[Path]) -> dict[Path, int]:
+    return {file: file.stat().st_mtime_ns if file.exists() else 0 for file in files}
 
 
 def _bytes(features: torch.Tensor, file: Path, dtype: str) -> bytes:

@@ -107,6 +107,10 @@ def fewer_names(folder):
     (folder / "packed" / "names.json").write_text(json.dumps({"names": ["a"]}))
 
 
+def twice(folder):
+    (folder / "packed" / "names.json").write_text('{"names": ["a", "a"]}')
+
+
 @pytest.mark.parametrize(
     "damage, message",
     [
@@ -114,6 +118,7 @@ def fewer_names(folder):
         (fewer_names, r"wanted \[1, V, F\].*got \[2, 4, 8\]"),
         (lambda folder: (folder / "packed" / "names.json").unlink(), r"names\.json is damaged or cannot be read"),
         (lambda folder: (folder / "packed" / "names.json").write_text('{"names": 3}'), "must be a list of texts"),
+        (twice, r"names\.json: names has 'a' twice"),
         (lambda folder: (folder / "packed" / "features.npy").write_bytes(b"no"), "cannot read"),
         (lambda folder: np.save(folder / "packed" / "features.npy", np.zeros((2, 4, 8))), "got .* of float64"),
         (lambda folder: os.utime(folder / "b.h5", (4e9, 4e9)), r"b\.h5 was written after .*: pack that folder again"),
@@ -126,6 +131,38 @@ def test_what_was_packed_is_checked_before_training(tmp_path, damage, message):
     damage(tmp_path)
     with pytest.raises(UserError, match=message):
         H5Features(tmp_path, WIDTH, TOKENS).check("ab")
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda path: path.unlink(), "could be read at the start and cannot now: No such file"),
+        (lambda path: os.utime(path, (4e9, 4e9)), "was written anew while it was in use"),
+    ],
+)
+def test_what_was_packed_is_told_if_it_changes_in_a_run(tmp_path, damage, message):
+    h5(tmp_path, *"ab")
+    pack(tmp_path, visual_tokens=TOKENS, dtype="float32")
+    store = H5Features(tmp_path, WIDTH, TOKENS)
+    store.check("ab")
+    damage(tmp_path / "packed" / "features.npy")
+    with pytest.raises(UserError, match=rf"features\.npy {message}"):
+        store.together("ab")
+
+
+def test_a_file_that_is_written_while_it_is_packed_is_told(tmp_path, monkeypatch):
+    h5(tmp_path, *"ab")
+    load = H5Features.load
+
+    def load_and_write(self, file):
+        found = load(self, file)
+        os.utime(tmp_path / "a.h5", (4e9, 4e9))
+        return found
+
+    monkeypatch.setattr(H5Features, "load", load_and_write)
+    with pytest.raises(UserError, match=r"a\.h5 was changed while it was packed; nothing was kept"):
+        pack(tmp_path, visual_tokens=TOKENS, dtype="float32")
+    assert not (tmp_path / "packed").exists()
 
 
 @pytest.mark.parametrize("width, tokens", [(WIDTH, 9), (WIDTH + 1, TOKENS)])
