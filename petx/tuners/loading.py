@@ -74,6 +74,7 @@ def load_adapter(
         beside.add_adapter(adapter_name, config)
         tuned = beside
     else:
+        _name_base_as_loaded(config, model)
         tuned = get_peft_model(model, config, adapter_name=adapter_name)
     try:
         wanted = get_peft_model_state_dict(tuned, adapter_name=adapter_name)
@@ -91,6 +92,15 @@ def load_adapter(
             parameter.requires_grad_(flag)
         raise
     return tuned if is_trainable else tuned.eval()
+
+
+def _name_base_as_loaded(config: PeftConfig, model: nn.Module) -> None:
+    """Let ``config`` spell its base model's folder as ``model`` was loaded by, lest PEFT warn of another model."""
+    named, loaded = config.base_model_name_or_path, model.__dict__.get("name_or_path")
+    if not isinstance(named, str) or not isinstance(loaded, str):
+        return
+    if os.path.isdir(named) and os.path.isdir(loaded) and os.path.samefile(named, loaded):
+        config.base_model_name_or_path = loaded
 
 
 def _config(folder: Path) -> PeftConfig:

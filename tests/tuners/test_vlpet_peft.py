@@ -2,14 +2,16 @@
 
 import copy
 import json
+import shutil
+import warnings
 
 import pytest
 import torch
-from peft import PeftModel, get_peft_model_state_dict
+from peft import PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from petx.errors import UserError
-from petx.tuners import VLPetConfig
+from petx.tuners import VLPetConfig, load_adapter
 from tests.fixtures.tiny_hosts import HOSTS, batch, layers, logits, make_host, randomise, tuned
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -168,3 +170,19 @@ def test_an_interrupted_pass_leaves_a_model_that_can_be_copied_and_used():
     handle.remove()
     assert site._x is not None and site._x.requires_grad
     assert torch.equal(logits(copy.deepcopy(model), "bart"), wanted) and torch.equal(logits(model, "bart"), wanted)
+
+
+def test_a_base_saved_by_a_relative_path_and_loaded_by_its_absolute_one_is_no_other(tmp_path, monkeypatch):
+    """Of another model PEFT warns, rightly."""
+    monkeypatch.chdir(tmp_path)
+    host = make_host("bart")
+    host.save_pretrained("host")
+    config = VLPetConfig(rank=8, heads=4, decoder_rank=4)
+    get_peft_model(type(host).from_pretrained("host"), config).save_pretrained("adapter")
+    shutil.copytree("host", "other")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        loaded = load_adapter(type(host).from_pretrained(tmp_path / "host"), "adapter")
+    assert loaded.peft_config["default"].base_model_name_or_path == str(tmp_path / "host")
+    with pytest.warns(UserWarning, match="was renamed from"):
+        load_adapter(type(host).from_pretrained(tmp_path / "other"), "adapter")
