@@ -15,7 +15,7 @@ from petx import _yaml, baselines, tasks
 from petx.errors import UserError
 from petx.files import user_path
 from petx.options import BEAMS, checked_value, option
-from petx.train import trainer_flags
+from petx.train import settings_help, trainer_flags
 
 PRESETS = Path(__file__).parents[1] / "recipes"  # one folder per recipe
 MOST_SEED = 2**32 - 1  # numpy's bound
@@ -199,6 +199,9 @@ def with_baselines(kind: Any) -> Any:
 
 def parse(kind: Any, argv: list[str] | None = None, description: str | None = None) -> Any:
     """Settings of the dataclass ``kind`` from a command line; :class:`UserError` names what does not fit."""
+    arguments = trainer_flags.as_settings(sys.argv[1:] if argv is None else argv)
+    shown = settings_help.named_preset(arguments, kind.default_preset)
+    set_there = read_preset(kind, shown) if settings_help.asks_for_help(arguments) else {}
     parser = argparse.ArgumentParser(
         prog=f"petx train {kind.recipe}",
         usage=f"petx train {kind.recipe} [--preset NAME] [--config FILE] [--set KEY=VALUE] [--SETTING VALUE ...] "
@@ -208,7 +211,7 @@ def parse(kind: Any, argv: list[str] | None = None, description: str | None = No
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
-    names = f"one of {', '.join(presets(kind))} (default: {kind.default_preset})"
+    names = f"one of {', '.join(presets(kind))} (default: {kind.default_preset}); below, {shown}'s own values"
     parser.add_argument("--preset", default=kind.default_preset, metavar="NAME", help=names)
     parser.add_argument("--config", metavar="FILE", help="YAML file of settings, over the preset")
     parser.add_argument("--list", action=_List, kind=kind, help="show tasks, baselines, hosts and presets, and stop")
@@ -218,12 +221,11 @@ def parse(kind: Any, argv: list[str] | None = None, description: str | None = No
     for field in dataclasses.fields(kind):
         flag = field.metadata.get("flag", field.name)
         spelled = dict.fromkeys((f"--{flag}", f"--{flag.replace('_', '-')}"))
-        default = "" if field.default in (None, dataclasses.MISSING, False) else f" (default: {field.default})"
+        value = _checked_field(kind, field, set_there[field.name]) if field.name in set_there else None
+        text = settings_help.described(field, shown, value)
         more: dict[str, Any] = dict(action="store_true") if field.name == "resume" else dict(metavar="VALUE")
-        parser.add_argument(
-            *spelled, dest=field.name, help=(field.metadata["help"] + default).replace("%", "%%"), **more
-        )
-    given = vars(parser.parse_args(trainer_flags.as_settings(sys.argv[1:] if argv is None else argv)))
+        parser.add_argument(*spelled, dest=field.name, help=text.replace("%", "%%"), **more)
+    given = vars(parser.parse_args(arguments))
 
     preset, config, assignments = given.pop("preset"), given.pop("config", None), given.pop("set")
     dry_run = given.pop("dry_run", False)

@@ -208,3 +208,33 @@ def test_an_output_folder_of_nothing_is_the_default(tmp_path):
     assert vlpet.parse(["--set=output_dir=null"]).output_dir == default
     with pytest.raises(UserError, match="output_dir must be a path, got ''"):
         vlpet.parse(["--set=output_dir="])
+
+
+def helped(recipe, capsys, *arguments):
+    with pytest.raises(SystemExit) as ended:
+        RECIPES[recipe].parse([*arguments, "--help"])
+    assert ended.value.code == 0
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_help_tells_choices_and_what_the_preset_sets(capsys):
+    text = helped("petal", capsys)
+    assert "its language model (one of t5, llama, smollm2; default: t5; easy-vqa: llama)" in text
+    assert "peak learning rate of PETAL (default: 0.003; easy-vqa: 0.005)" in text
+    assert "peak learning rate of LoRA (default: 0.003) " in text  # the preset says the same
+    assert "what there is (easy-vqa: frozen,petal,lora,full)" in text
+    assert "mixed precision on a GPU (one of none, fp16, bf16)" in text
+    text = helped("petal", capsys, "--preset", "smollm2")
+    assert "its language model (one of t5, llama, smollm2; default: t5; smollm2: smollm2)" in text
+    assert "core tensor, as released, or diagonal, as in the paper's CP (one of full, diagonal; default: full)" in text
+
+
+def test_help_of_an_unknown_preset_is_refused():
+    with pytest.raises(UserError, match="unknown preset 'nope'"):
+        vlpet.parse(["--preset=nope", "--help"])
+
+
+def test_help_of_every_preset_is_printed(capsys):
+    for recipe, arguments in RECIPES.items():
+        for preset in settings.presets(arguments.Settings):
+            assert f"below, {preset}'s own values" in helped(recipe, capsys, f"--preset={preset}")

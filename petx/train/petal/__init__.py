@@ -1,6 +1,6 @@
 """PETAL on the Q-Former of a frozen InstructBLIP, side by side with other ways to tune it (arXiv 2312.12458).
 
-    petx train petal                                   the main job: easy-VQA, some minutes on two CPU cores
+    petx train petal                                   the main job: easy-VQA, some twenty minutes on two CPU cores
     petx train petal --seeds 3 --with ablations        three seeds, mean and spread; PETAL without each of its parts
     petx train petal --core diagonal --ib variational  another PETAL
     petx train petal --host path/to/instructblip       a pretrained InstructBLIP, on the same questions

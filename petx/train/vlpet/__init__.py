@@ -1,6 +1,6 @@
 """VL-PET on a frozen host, side by side with other ways to tune it (arXiv 2308.09804).
 
-    petx train vlpet                                   the main job: easy-VQA, a few minutes on two CPU cores
+    petx train vlpet                                   the main job: easy-VQA, some ten minutes on two CPU cores
     petx train vlpet --level small --seeds 3           another gate; three seeds, mean and spread
     petx train vlpet --with scratch,random-host        two control arms more
     petx train vlpet --resume                          go on after an interruption, or add arms and seeds to a run
