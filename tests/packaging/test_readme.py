@@ -1,6 +1,9 @@
-"""The pages at the root and below docs/ say what works: Python examples run, commands exist, links lead somewhere."""
+"""Pages at the root and below docs/ say what works: examples run, commands and options exist, links lead somewhere."""
 
+import contextlib
+import functools
 import importlib.util
+import io
 import re
 import subprocess
 import sys
@@ -60,7 +63,57 @@ def test_named_commands_exist(path):
     assert named <= set(cli.command_names())
 
 
+@functools.cache
+def helped(*words):
+    printed = io.StringIO()
+    with pytest.raises(SystemExit), contextlib.redirect_stdout(printed):
+        cli.main([*words, "--help"])
+    return set(re.findall(r"--[a-z][\w-]*", printed.getvalue()))
+
+
+def known_options(words):
+    """The options in ``--help`` of the command that ``words`` begin with; of ``train`` without a method, of both."""
+    if words[0] == "train":
+        methods = [word for word in words[1:2] if word in ("vlpet", "petal")]
+        return set().union(*(helped("train", method) for method in methods or ("vlpet", "petal")))
+    return helped(*words[: 2 if words[0] in ("data", "params") else 1])
+
+
+@pytest.mark.slow  # imports what training needs
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
-def test_links_lead_to_files(path):
-    targets = re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text(encoding="utf-8"))
-    assert [target for target in targets if not (path.parent / target).exists()] == []
+def test_options_of_commands_exist(path):
+    text = path.read_text(encoding="utf-8")
+    spans = re.findall(r"(?<!`)`([^`\n]+)`(?!`)", text)
+    lines = "\n".join([*spans, *blocks(path, "bash")]).replace("\\\n", " ")
+    wrong = []
+    for line in re.findall(r"^(?:[A-Z_]+=\S+ )?petx ([a-z].*)", lines, re.MULTILINE):
+        words = line.partition("#")[0].split()
+        given = {word.partition("=")[0] for word in words if re.match("--[a-z]", word)}
+        given = {"--trainer" if word.startswith("--trainer.") else word for word in given}
+        if given:
+            wrong += [(line, word) for word in given - known_options(words)]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_to_files_and_headings(path):
+    wrong = []
+    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", path.read_text(encoding="utf-8")):
+        name, _, heading = target.partition("#")
+        page = path.parent / name if name else path
+        if not page.exists() or (heading and heading not in headings(page)):
+            wrong.append(target)
+    assert wrong == []
+
+
+def headings(page):
+    """What a link may name behind ``#``, as GitHub and mkdocs make it of a page's headings."""
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    return {re.sub(r"[^\w -]", "", line.lower()).replace(" ", "-") for line in re.findall(r"^#+ (.*)$", text, re.M)}
+
+
+def test_counted_operators_are_those_of_the_table():
+    table = (ROOT / "docs" / "vlpet.md").read_text(encoding="utf-8")
+    told = re.findall(r"[\d,]+ \+ \d+", (ROOT / "docs" / "training.md").read_text(encoding="utf-8"))
+    counts = [count for count in told if count != "2 + 2"]  # the small BART's layers
+    assert counts and [count for count in counts if count not in table] == []
