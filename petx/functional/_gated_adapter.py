@@ -87,9 +87,12 @@ def gated_adapter(
         down_weight, down_bias: ``[r, d]`` (``[r, d_x]`` if parallel) and ``[r]`` or None.
         up_weight, up_bias: ``[d, r / heads]`` and ``[d]`` or None; ``heads > 1`` makes the up projection
             block-diagonal (the paper's down-up-pair design).
+        activation: ``"gelu_tanh"``, as released, or ``"gelu"``, exact.
+        placement: the modification reads h (``"sequential"``) or x (``"parallel"``).
         gate_bias, gate_down_bias: ``[d]`` and ``[r_g]`` for ``large``, ``[1]`` and unused for ``middleX``, ``small``.
         padding_mask: ``[..., L]``, non-zero where a token counts in the mean of ``small``; default: all do.
-        scale: s. dropout: probability, 0 for none. residual: add ``x``. norm: None, ``"layer"`` or ``"rms"``.
+        scale: s. dropout: probability, 0 for none. residual: add ``x``. norm: None, ``"layer"`` or ``"rms"``, of
+            ``norm_weight [d]``, ``norm_bias [d]`` or None, and eps.
         seed: int64 tensor of one element, the key of the dropout's Philox generator; drawn from torch's generator
             if None.
 

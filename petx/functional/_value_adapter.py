@@ -25,7 +25,10 @@ def value_adapter(
     """``v + up(gelu(down(e)))``, VL-PET's decoder module beside the cross-attention's value projection.
 
     ``e [..., L, d_e]`` is the encoder output, ``v [..., L, d]`` the frozen projection of it (arXiv 2308.09804,
-    section 3.4); weights as in :func:`gated_adapter` with ``placement="parallel"``, which this is.
+    section 3.4); weights as in :func:`gated_adapter` with ``placement="parallel"``, which this is. Returns
+    ``[..., L, d]`` in v's dtype, under autocast the autocast dtype.
+
+    Raises ValueError naming the argument, what came and what was wanted.
     """
     try:
         return gated_adapter(
@@ -63,6 +66,8 @@ def value_adapters(
     ``up_bias [L, d]`` or None. Returns ``[..., L_e, L, d]``.
 
     It is :func:`gated_adapter` with the layers as heads: their bottlenecks stacked, a block-diagonal up projection.
+
+    Raises ValueError naming the argument, what came and what was wanted.
     """
     check_floating("value_adapters", "e", e, "[..., L_e, d_e]", least_dims=2)
     check_floating("value_adapters", "v", v, "[..., L_e, L, d]", least_dims=3)

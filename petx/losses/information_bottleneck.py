@@ -25,7 +25,8 @@ DEFAULTS = {"authors": ("club", "mine"), "corrected": ("infonce", "club")}
 
 
 class InformationBottleneck(nn.Module):
-    r"""A term that trades what the query features Z say about the target Y against what they keep of the image X.
+    r"""A term that trades what the query features Z say about the target Y against what they keep of the image X
+    (PETAL, arXiv 2312.12458, the score-based information bottleneck).
 
     With :math:`\bar z, \bar x` the means over queries and patches and :math:`\bar y` the mean one-hot of the target
     tokens, added to the language model's loss:

@@ -77,12 +77,18 @@ def _product(second: Tensor | LabelBag, weight: Tensor) -> Tensor:
 
 
 class MINE(_Estimator):
-    r"""The Donsker–Varadhan lower bound (MINE),
+    r"""The Donsker–Varadhan lower bound (MINE, arXiv 1801.04062),
     :math:`\hat I = \frac1B\sum_b T(a_b, b_b) - \bigl(\mathrm{logsumexp}_b\, T(a_{b}, b_{j_b}) - \log B\bigr)`.
 
     :math:`T(a, b) = w^\top \mathrm{relu}(W [a; b] + c) + d` and j is drawn uniformly with replacement from torch's
     generator. First argument ``[B, first_features]``, second ``[B, second_features]`` or a :class:`LabelBag`; returns a
     scalar. A batch of one gives 0: its only draw is the pair itself.
+
+    Args:
+        first_features, second_features: widths of the arguments; of a label bag, the vocabulary.
+        hidden: width of T's hidden layer.
+
+    Raises ValueError naming the argument, what came and what was wanted.
     """
 
     def __init__(self, first_features: int, second_features: int, hidden: int = 64) -> None:
@@ -110,10 +116,12 @@ class MINE(_Estimator):
 
 class InfoNCE(_Estimator):
     r"""The lower bound :math:`\hat I = \frac1B\sum_i \bigl(f_{ii} - \mathrm{logsumexp}_j f_{ij}\bigr) + \log B`, never
-    above log B.
+    above log B (arXiv 1807.03748).
 
     :math:`f_{ij} = w^\top\mathrm{relu}(W a_i + V b_j + c)`, every pair of the batch: ``[B, B, hidden]`` values. No
     random draws. Arguments as for :class:`MINE`; a batch of one gives 0.
+
+    Raises ValueError naming the argument, what came and what was wanted.
     """
 
     def __init__(self, first_features: int, second_features: int, hidden: int = 64) -> None:
@@ -133,7 +141,8 @@ class InfoNCE(_Estimator):
 
 
 class CLUB(_Estimator):
-    r"""The sampled contrastive upper bound (CLUB) with a diagonal Gaussian :math:`q(b \mid a)`,
+    r"""The sampled contrastive upper bound (CLUB, arXiv 2006.12013) with a diagonal Gaussian
+    :math:`q(b \mid a)`,
     :math:`\hat I = \frac1B \sum_b \log q(b_b \mid a_b) - \log q(b_{\pi(b)} \mid a_b)
     = \frac{1}{2B} \sum_b\sum_c \bigl[-(\mu_{bc}-b_{bc})^2 + (\mu_{bc}-b_{\pi(b)c})^2\bigr] / v_{bc}`.
 
@@ -147,6 +156,8 @@ class CLUB(_Estimator):
     Since :math:`-(\mu-y)^2+(\mu-y')^2 = 2\mu(y-y')-y^2+y'^2`, only columns with y or y' non-zero contribute: of a label
     bag the L rows of :math:`W_2, W_4` that it names are gathered per sample, and read once with the sample's own a and
     once with that of the sample it is permuted to. No ``[B, second_features]`` tensor is made.
+
+    Constructor's arguments as for :class:`MINE`. Raises ValueError naming the argument, what came and what was wanted.
     """
 
     VARIANCE_FLOOR = 1e-6

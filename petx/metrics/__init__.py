@@ -28,7 +28,7 @@ __all__ = [
 
 
 def names() -> list[str]:
-    """The metrics there are."""
+    """The names of all metrics, as ``--metric`` and a task's ``metric`` take them."""
     return list(_rooms.modules(__name__))
 
 
@@ -43,7 +43,10 @@ def reads_rankings(name: str) -> bool:
 
 
 def find(name: str) -> Callable[..., dict[str, float]]:
-    """``score(predictions, examples) -> {metric: value}`` of the metric ``name``; the first value is the main one."""
+    """``score(predictions, examples) -> {metric: value}`` of the metric ``name``; the first value is the main one.
+
+    Raises ValueError for a name that is not in :func:`names`.
+    """
     return _found(name).score
 
 

@@ -28,6 +28,7 @@ def bleu(captions: list[str], references: Sequence[Iterable[str]], order: int = 
 
     ``captions``: list of texts; ``references``: for each, a list of texts. A precision of zero counts as 1e-15 over its
     n-grams, as in the COCO evaluation, so a corpus without one matching 4-gram still has a score.
+    Values lie between 0 and 1. Raises ValueError naming the argument, what came and what was wanted.
     """
     _check("bleu", captions, references)
     check_size("bleu", order=order)
@@ -53,7 +54,8 @@ def bleu(captions: list[str], references: Sequence[Iterable[str]], order: int = 
 
 def rouge_l(captions: list[str], references: Sequence[Iterable[str]], beta: float = 1.2) -> float:
     """Mean ROUGE-L (Lin, 2004): F-measure of the longest common subsequence, with the references' best precision
-    and best recall."""
+    and best recall; between 0 and 1. Raises ValueError naming the argument, what came and what was wanted.
+    """
     _check("rouge_l", captions, references)
     check_positive("rouge_l", beta=beta)
     scores = []

@@ -8,7 +8,7 @@ __all__ = ["exact_match", "score"]
 
 
 def exact_match(predictions: list[str], answers: list[str]) -> float:
-    """Share of predictions equal to their answer. Raises ValueError unless both are as many texts."""
+    """Share of predictions equal to their answer, between 0 and 1. Raises ValueError unless both are as many texts."""
     check_texts("exact_match", "predictions", predictions)
     check_texts("exact_match", "answers", answers)
     check_as_many("exact_match", "predictions", predictions, "answers", answers)

@@ -60,7 +60,10 @@ def vqa_scores(annotations: Iterable[str]) -> dict[str, float]:
 
 
 def vqa_accuracy(predictions: list[str], annotations: list[Iterable[str]]) -> float:
-    """Mean VQA soft accuracy; ``annotations`` holds one list of the annotators' answers (normally ten) a question."""
+    """Mean VQA soft accuracy; ``annotations`` holds one list of the annotators' answers (normally ten) a question.
+
+    Raises ValueError naming the argument, what came and what was wanted.
+    """
     check_texts("vqa_accuracy", "predictions", predictions)
     check_text_lists("vqa_accuracy", "annotations", annotations)
     check_as_many("vqa_accuracy", "predictions", predictions, "annotations", annotations)

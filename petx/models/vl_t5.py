@@ -48,7 +48,12 @@ class TextBiasAttention(T5Attention):
 
 
 class VLT5ForConditionalGeneration(VisualInputs, T5ForConditionalGeneration):
-    """T5 with a ``visual_embedding``; forward and generate take ``visual_features [B, V, visual_width]``."""
+    """T5 with a ``visual_embedding``; forward and generate take ``visual_features [B, V, visual_width]``.
+
+    They also take ``boxes [B, V, 4]``, ``image_ids [B, V]`` (:class:`VisualEmbedding`) and ``visual_attention_mask
+    [B, V]``, zero for padding. Without ``visual_features`` it is the plain model. Raises UserError naming what of them
+    does not fit.
+    """
 
     config_class = VLT5Config
 

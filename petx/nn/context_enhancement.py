@@ -11,7 +11,7 @@ CONTEXTS = ("off", "batch_mean", "per_sample")
 
 
 class ContextEnhancement(nn.Module):
-    r"""Adds ``weight · c`` to the first query token of a cross-attention's output.
+    r"""Adds ``weight · c`` to the first query token of a cross-attention's output (PETAL's released code).
 
     Args:
         context: what c is. ``"off"``: nothing is added. ``"batch_mean"``: the mean over the batch of the first query
@@ -21,6 +21,8 @@ class ContextEnhancement(nn.Module):
 
     No parameters. ``queries [B, Q, d]`` are the query tokens before the cross-attention, ``output [B, Q, d]`` what it
     made of them; returns ``[B, Q, d]`` and leaves its arguments alone.
+
+    Raises ValueError naming the argument, what came and what was wanted.
     """
 
     def __init__(self, context: str = "off", weight: float = 0.1) -> None:

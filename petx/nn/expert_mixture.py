@@ -13,7 +13,8 @@ PARAMETERS = tuple(ARGUMENTS[1:])
 
 
 class ExpertMixture(nn.Module):
-    r"""``y = α x + β Σ_k g_k E_k(x)``, K bottleneck experts ``E_k(x) = B_k act(A_k x + a_k) + b_k``.
+    r"""``y = α x + β Σ_k g_k E_k(x)``, K bottleneck experts ``E_k(x) = B_k act(A_k x + a_k) + b_k`` (PETAL, arXiv
+    2312.12458, the adaptive instruction mixture of experts).
 
     Args:
         features: width d. experts: K. rank: bottleneck of every expert.
@@ -28,6 +29,9 @@ class ExpertMixture(nn.Module):
 
     With ``beta=0`` and ``alpha=1`` it is the identity.
     Shape: ``x [..., L, d]``, masks ``[..., L]`` (see :func:`petx.functional.expert_mixture`), gives ``[..., L, d]``.
+    Any floating dtype, x's; parameters may be of another, and their gradients come back in it.
+
+    Raises ValueError naming the argument, what came and what was wanted.
     """
 
     down_weight: nn.Parameter

@@ -28,7 +28,8 @@ class Tail(NamedTuple):
     """What follows a site in the layer around it: ``norm(x + dropout(·))``, with the layer's own parameters.
 
     ``dropout`` is the probability of this call (0 in evaluation mode); ``norm`` is None, ``"layer"`` or ``"rms"``, of
-    ``weight [d]``, ``bias [d]`` or None, and ``eps``.
+    ``weight [d]``, ``bias [d]`` or None, and ``eps``. Its values are checked by the call that takes it, which raises
+    ValueError naming what is wrong.
     """
 
     dropout: float = 0.0
@@ -39,7 +40,8 @@ class Tail(NamedTuple):
 
 
 class GatedAdapter(nn.Module):
-    r"""The VL-PET site :math:`s\,G \odot (H + \Delta H)`, optionally with dropout, residual and norm.
+    r"""The VL-PET site :math:`s\,G \odot (H + \Delta H)`, optionally with dropout, residual and norm (arXiv 2308.09804,
+    section 3).
 
     Args:
         features: width d of ``h``.
@@ -75,6 +77,8 @@ class GatedAdapter(nn.Module):
 
     ``down``, ``up``, ``gate_down`` and ``gate`` only hold the weights, which one operation reads: they are not called,
     so hooks on them do not run, and a wrapper around one of them changes nothing but its ``weight`` and ``bias``.
+
+    Raises ValueError naming the argument, what came and what was wanted.
     """
 
     def __init__(

@@ -16,7 +16,8 @@ FORMS = ("full", "diagonal")
 
 
 class ModeCores(nn.Module):
-    r"""The core that all layers share, and every mode vector's contraction with it, ``M_n = gate(C) ×₃ p_n``.
+    r"""The core that all layers share, and every mode vector's contraction with it, ``M_n = gate(C) ×₃ p_n`` (PETAL,
+    arXiv 2312.12458, dynamic mode approximation).
 
     Args:
         rank: R.
@@ -28,7 +29,9 @@ class ModeCores(nn.Module):
         temperature: of the sigmoid gate.
 
     Shape: modes ``[n, R]`` gives ``[n, R, R]``, or the diagonals ``[n, R]``. One call for the mode vectors of all
-    layers is one GEMM with the core.
+    layers is one GEMM with the core. Modes may be of another floating dtype than the core, which the result has.
+
+    Raises ValueError naming the argument, what came and what was wanted.
     """
 
     threshold: nn.Parameter | None

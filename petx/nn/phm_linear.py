@@ -12,10 +12,19 @@ __all__ = ["PHMLinear"]
 
 
 class PHMLinear(nn.Module):
-    r"""A linear map with :math:`W = \sum_{i=1}^{n} A_i \otimes B_i`, ``A [n, n, n]``, ``B [n, out / n, in / n]``.
+    r"""A linear map with :math:`W = \sum_{i=1}^{n} A_i \otimes B_i`, ``A [n, n, n]``, ``B [n, out / n, in / n]``
+    (Compacter, arXiv 2106.04647).
+
+    Args:
+        in_features, out_features: widths, both multiples of ``order``.
+        order: n, the number of Kronecker products.
+        bias: a bias ``[out]``.
 
     Only the weight is structured: :attr:`weight` is the dense ``[out, in]`` matrix, so any kernel that takes a weight
     takes this one, and autograd carries the gradient to the factors.
+    Shape: ``[..., in_features]`` to ``[..., out_features]``.
+
+    Raises ValueError naming the argument, what came and what was wanted.
     """
 
     def __init__(

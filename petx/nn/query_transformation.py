@@ -20,6 +20,9 @@ class QueryTransformation(nn.Module):
         init_std: a and b start as N(0, ``init_std``²).
 
     Zero if a and b are. Shape: ``[..., d]`` to ``[..., d]``; given ``to`` of the same shape, the sum is returned.
+    Any floating dtype; the parameters may be of another, and their gradients come back in it.
+
+    Raises ValueError naming the argument, what came and what was wanted.
     """
 
     def __init__(

@@ -22,6 +22,8 @@ class ValueAdapter(GatedAdapter):
 
     ``e [..., L, in_features]`` is the encoder output, ``v [..., L, out_features]`` the frozen projection of it
     (arXiv 2308.09804, section 3.4). Parallel, one head, no gate, s = 1; other options as in :class:`GatedAdapter`.
+
+    Raises ValueError naming the argument, what came and what was wanted.
     """
 
     def __init__(self, in_features: int, out_features: int, rank: int, *, heads: int = 1, **options: Any) -> None:
@@ -46,6 +48,8 @@ class ValueAdapters(nn.Module):
     projections of it, as one GEMM with the layers' weights stacked gives them. Each layer has its own parameters,
     stacked: ``down_weight [layers, rank, in_features]``, ``up_weight [layers, out_features, rank]`` and their biases.
     Weights start at N(0, ``init_std``²), biases at zero; ``zero_init_up`` starts the up projections at zero.
+
+    Raises ValueError naming the argument, what came and what was wanted.
     """
 
     def __init__(

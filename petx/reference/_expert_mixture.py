@@ -29,7 +29,11 @@ def expert_mixture(
     alpha: float = 0.6,
     beta: float = 0.4,
 ) -> Tensor:
-    """PETAL's instruction experts: ``y = α x + β Σ_k g_k (B_k act(A_k x + a_k) + b_k)``."""
+    """PETAL's instruction experts: ``y = α x + β Σ_k g_k (B_k act(A_k x + a_k) + b_k)`` (arXiv 2312.12458).
+
+    x [B, L, d], down_weight [K r, d], down_bias [K r], up_weight [d, K r], up_bias [K, d], gate_weight [K, d],
+    gate_bias [K], masks [B, L] -> [B, L, d].
+    """
     hidden = F.linear(x, down_weight, down_bias)
     if activation == "relu":
         hidden = F.relu(hidden)

@@ -21,7 +21,11 @@ def mode_update(
     dropout: float = 0.0,
     shared_mask: bool = False,
 ) -> tuple[Tensor, ...]:
-    """PETAL's update beside K frozen projections of one input: ``y_k = base_k + drop_k(x Uᵀ) M_k Vᵀ``, K tensors."""
+    """PETAL's update of K projections of one input: ``y_k = base_k + drop_k(x Uᵀ) M_k Vᵀ`` (arXiv 2312.12458).
+
+    x [T, d_in] (or [T, R], already projected, if u is None), u [R, d_in], v [d_out, R], cores [K, R, R] or their
+    diagonals [K, R], bases K tensors [T, d_out] -> K tensors [T, d_out].
+    """
     hidden = x if u is None else F.linear(x, u)
     count, shape = cores.shape[0], hidden.shape
     masks: Sequence[Tensor | None] = [None] * count

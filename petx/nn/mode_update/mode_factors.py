@@ -15,13 +15,16 @@ __all__ = ["ModeFactors"]
 
 
 class ModeFactors(nn.Module):
-    r"""The factors that layers share: ``u [R, d_in]``, ``v [d_out, R]`` and the core.
+    r"""The factors that layers share: ``u [R, d_in]``, ``v [d_out, R]`` and the core (PETAL, arXiv 2312.12458, dynamic
+    mode approximation).
 
     Args:
         in_features, out_features, rank: d_in, d_out, R.
         core: ``"full"`` or ``"diagonal"``, and further options of :class:`petx.nn.ModeCores`; or a ModeCores to share.
 
     U starts as torch's Linear, U(±1/√d_in), and V at zero, so that an update is zero at first.
+
+    Raises ValueError naming the argument, what came and what was wanted.
     """
 
     def __init__(

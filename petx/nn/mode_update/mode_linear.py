@@ -17,7 +17,8 @@ __all__ = ["ModeLinear"]
 
 
 class ModeLinear(nn.Linear, Adapted):
-    r"""A frozen linear with PETAL's update, ``y = W x + b + V M(p)ᵀ drop(U x)``, ``M(p) = gate(C) ×₃ p``.
+    r"""A frozen linear with PETAL's update, ``y = W x + b + V M(p)ᵀ drop(U x)``, ``M(p) = gate(C) ×₃ p`` (PETAL, arXiv
+    2312.12458, dynamic mode approximation).
 
     Args:
         in_features, out_features, bias: as in :class:`torch.nn.Linear`, whose state loads with ``strict=False``:
@@ -28,6 +29,8 @@ class ModeLinear(nn.Linear, Adapted):
         options: ``core``, ``threshold``, ``per_rank``, ... of :class:`ModeFactors` for new factors.
 
     Equal to torch's Linear until ``factors.v`` leaves zero. Shape: ``[..., in_features]`` to ``[..., out_features]``.
+
+    Raises ValueError naming the argument, what came and what was wanted.
     """
 
     def __init__(

@@ -16,7 +16,8 @@ __all__ = ["ModeProjections"]
 
 
 class ModeProjections(Adapted):
-    r"""Frozen projections of one input, adapted together: ``y_k = W_k x + b_k + V M(p_k)ᵀ drop_k(U x)``.
+    r"""Frozen projections of one input, adapted together: ``y_k = W_k x + b_k + V M(p_k)ᵀ drop_k(U x)``
+    (PETAL, arXiv 2312.12458, dynamic mode approximation).
 
     U x is computed once, and one call makes all updates: an attention's query, key and value.
 
@@ -27,6 +28,8 @@ class ModeProjections(Adapted):
         bias, factors, dropout, options: as in :class:`ModeLinear`.
 
     Shape: ``[..., in_features]`` to a tuple of ``[..., out_features]``, one for every name.
+
+    Raises ValueError naming the argument, what came and what was wanted.
     """
 
     def __init__(
