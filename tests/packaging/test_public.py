@@ -135,7 +135,7 @@ def test_no_public_name_is_a_module_too(name):
     assert set(package.__all__) & {info.name for info in pkgutil.iter_modules(package.__path__)} == set()
 
 
-@pytest.mark.parametrize("name", [*(name for name in FACES if name != "reference"), "certify"])
+@pytest.mark.parametrize("name", [*(name for name in FACES if name != "reference"), "certify", "metrics"])
 def test_api_site_has_a_page(name):
     page = (ROOT / "docs" / "api" / f"{name}.md").read_text(encoding="utf-8")
     assert f"::: petx.{name}\n" in page
