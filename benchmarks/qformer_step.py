@@ -12,13 +12,11 @@ prints minima: with --threads 1 that says something while the machine does other
 
 import argparse
 import functools
-import json
+import multiprocessing
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 from unittest import mock
 
@@ -199,45 +197,37 @@ def table(parts: Sequence[dict[str, float]], ratios: Sequence[float]) -> str:
     return "\n".join(lines)
 
 
-def measure(given: argparse.Namespace, sizes: dict[str, int]) -> tuple[dict[str, float], float]:
-    """In this process."""
+def measure(given: argparse.Namespace, sizes: dict[str, int], first: int = 0) -> tuple[dict[str, float], float]:
+    """:func:`typical` of this process, which builds the models from that of number ``first`` on."""
     before = torch.get_num_threads()
     torch.set_num_threads(given.threads)
     try:
         of_operators = {name: size for name, size in sizes.items() if name != "intermediate_size"}
         alone = dict(zip((OPERATORS, PRODUCTS), operators(**of_operators), strict=True))
         clock = time.process_time if given.cpu_time else time.perf_counter
-        return typical(measured(steps(sizes, given.first) | alone, given.rounds, clock), given.cpu_time)
+        return typical(measured(steps(sizes, first) | alone, given.rounds, clock), given.cpu_time)
     finally:
         torch.set_num_threads(before)
 
 
-def measure_anew(given: argparse.Namespace, first: int, sizes: dict[str, int]) -> tuple[dict[str, float], float]:
-    """In a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.qformer_step", "--threads", str(given.threads)]
-    command += ["--rounds", str(given.rounds), "--first", str(first), "--sizes", json.dumps(sizes), "--json"]
-    command += ["--cpu-time"] if given.cpu_time else []
-    done = subprocess.run(command, cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, text=True, check=True)
-    ms, ratio = json.loads(done.stdout.splitlines()[-1])
-    return ms, ratio
+def measure_anew(given: argparse.Namespace, sizes: dict[str, int], first: int) -> tuple[dict[str, float], float]:
+    """:func:`measure` in a process of its own."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(measure, given, sizes, first).result()
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, sizes: dict[str, int] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2, help="torch's threads")
     parser.add_argument("--rounds", type=int, default=20, help="steps of each, after two that do not count")
     parser.add_argument("--processes", type=int, default=0, help="processes to start (default: this one alone)")
-    parser.add_argument("--first", type=int, default=0, help="number of the model that is built first")
     parser.add_argument("--cpu-time", action="store_true", help="minima of the process's CPU time")
-    parser.add_argument("--sizes", type=json.loads, default={}, help="other sizes of the model, as JSON")
-    parser.add_argument("--json", action="store_true", help="milliseconds and ratio in one line of JSON")
-    given = parser.parse_args(arguments)
+    given, sizes = parser.parse_args(arguments), sizes or {}
     if given.processes:
-        found = [measure_anew(given, given.first + k, given.sizes) for k in range(given.processes)]
+        found = [measure_anew(given, sizes, first) for first in range(given.processes)]
     else:
-        found = [measure(given, given.sizes)]
-    parts, ratios = zip(*found, strict=True)
-    print(json.dumps(found[0]) if given.json and not given.processes else table(parts, ratios))
+        found = [measure(given, sizes)]
+    print(table(*zip(*found, strict=True)))
     return 0
 
 
