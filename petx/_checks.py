@@ -97,9 +97,7 @@ def shown_shape(shape: Sequence[int]) -> str:
 
 def check_floating(owner: str, name: str, value: Any, wanted: str, least_dims: int = 0) -> None:
     """``value`` is a floating tensor of at least so many dimensions; ``wanted`` says its shape."""
-    if not isinstance(value, torch.Tensor):
-        refuse_type(owner, name, f"a tensor {wanted}", value)
-    check_strided(owner, name, value)
+    check_tensor(owner, name, value, f"a tensor {wanted}")
     if value.dim() < least_dims or not value.is_floating_point():
         refuse(owner, name, f"floating {wanted}", value)
 
@@ -120,7 +118,6 @@ def check_shape(
         refuse(owner, name, shown_shape(shape), None)
     if not isinstance(tensor, torch.Tensor):  # words are made for a refusal alone: a compiler cannot trace them
         refuse_type(owner, name, f"a tensor {shown_shape(shape)}", tensor)
-    check_strided(owner, name, tensor)
     fits = tensor.dim() == len(shape) and all(w in (-1, g) for w, g in zip(shape, tensor.shape, strict=True))
     if not fits or not tensor.is_floating_point():
         refuse(owner, name, f"floating {shown_shape(shape)}", tensor)

@@ -5,15 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from petx._checks import (
-    check_choice,
-    check_finite,
-    check_flag,
-    check_size,
-    check_tensor,
-    is_integer,
-    refuse,
-)
+from petx._checks import check_choice, check_finite, check_flag, check_size, check_tensor, is_integer, refuse
 from petx.losses.labels import LabelBag, label_bag
 from petx.losses.mutual_information import CLUB, MINE, InfoNCE
 
