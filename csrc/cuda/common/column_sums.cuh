@@ -99,6 +99,13 @@ class ColumnParts {
     for (int k = 0; k < kWarps; ++k) whole += parts_.get((k * kRun + c % kRun) * kStride + c / kRun);
     return whole;
   }
+  // to [left] = the block's sums, of which each thread has `sum`.
+  PETX_DEVICE void put(C* to, int64_t left, const RunOf<T>& sum) const {
+    set(sum);
+    sync_block();
+    const int c = thread_index();
+    if (c < ColumnSum<T>::kColumns && c < left) write(to + c, whole(c));
+  }
 
  private:
   Shared<C> parts_;
@@ -124,12 +131,7 @@ PETX_DEVICE void sum_columns(const ColumnSums<T, kMost>& all, int64_t block, int
     add_tokens<kTokens>(sum, job, t, end, column, typename RowBlock<T>::Whole{});
   else if (left > 0)
     add_tokens<kTokens>(sum, job, t, end, column, left);
-  const ColumnParts<T> parts(0);
-  parts.set(sum);
-  sync_block();
-  const int c = thread_index();
-  if (c >= Sum::kColumns || first + c >= job.width) return;
-  write(all.sums + split * all.split_sums + job.offset + first + c, parts.whole(c));
+  ColumnParts<T>(0).put(all.sums + split * all.split_sums + job.offset + first, job.width - first, sum);
 }
 
 // Block (columns, split): where no products are that these could stand beside.

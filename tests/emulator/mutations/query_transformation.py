@@ -27,13 +27,13 @@ CHECKS += [
 ]
 
 BLOCK, FORWARD, BACKWARD = (f"query_transformation/{name}" for name in ("block.cuh", "forward.cu", "backward.cu"))
-PLAN = "query_transformation/plan.h"
+PLAN = "common/column_pass.h"
 
 MUTATIONS = [
     # the grid
-    Mutation("last block of columns left out", PLAN, r"\(p\.width \+ columns - 1\) / columns", "p.width / columns"),
-    Mutation("last split left out", PLAN, r"splits = \(p\.rows \+ size - 1\) / size", "splits = p.rows / size"),
-    Mutation("splits of half their rows", PLAN, r"kLeast = 2 \* kRowsAtOnce", "kLeast = kRowsAtOnce"),
+    Mutation("last block of columns left out", PLAN, r"\(width \+ columns - 1\) / columns", "width / columns"),
+    Mutation("last split left out", PLAN, r"splits = \(all_rows \+ size - 1\) / size", "splits = all_rows / size"),
+    Mutation("splits of half their rows", PLAN, r"least = 2 \* kRowsAtOnce", "least = kRowsAtOnce"),
     Mutation("all blocks take the first columns", BLOCK, r"block_x\(\) % call\.across \*", "0 *"),
     Mutation("all blocks take the first split", BLOCK, r"begin = split \* call\.size", "begin = 0 * call.size"),
     Mutation("rows past the split", BLOCK, r"left < call\.size \? left : call\.size", "left"),

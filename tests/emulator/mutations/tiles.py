@@ -194,7 +194,7 @@ MUTATIONS = [
     Mutation("sum of half a warp", COLUMNS, r"mask < 32", "mask < 16"),
     Mutation("columns of the first lane", COLUMNS, r"first \+ lane \* kRun", "first"),
     Mutation("warps' sums meet in a bank", COLUMNS, r"kRun == 8 \? 12 : 8", "8"),
-    Mutation("column past the width", COLUMNS, r" \|\| first \+ c >= job.width", ""),
+    Mutation("column past the width", COLUMNS, r"kColumns && c < left", "kColumns"),
     Mutation("columns beside products the first", COLUMNS, r"block % blocks, block / blocks", "0, block / blocks"),
     Mutation("splits beside products the first", COLUMNS, r"block % blocks, block / blocks", "block % blocks, 0"),
     Mutation(
