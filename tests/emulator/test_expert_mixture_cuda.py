@@ -93,13 +93,43 @@ def test_cost_of_the_backward(dtype, emulator):
     assert counters.matrix_products == (chunks * PER_CHUNK if size == 2 else 0)
 
 
-@pytest.mark.parametrize(("path", "launches"), [("fused", (4, 6)), ("hybrid", (6, 10))])
-def test_launches_do_not_grow(path, launches, emulator, monkeypatch):
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("path", ["fused", "hybrid"])
+def test_cost_of_the_backward_with_equal_gates(path, dtype, emulator, monkeypatch):
+    """No pass over the rows: the products of q make du and the hidden values. Hybrid: torch's products are counted with
+    what they write, and no sum is left to be added up, since there is no bias."""
+    monkeypatch.setenv("PETX_EXPERT_MIXTURE", path)
+    counters, size, wide = run(emulator, dtype, backward=True)
+    grads = 2 * S * D
+    if path == "hybrid":
+        assert counters.launches == 4 + 2  # q, du, dx and what it is added to, and two weights
+        assert counters.global_read == (2 * N * S + 2 * N * D) * size
+        assert counters.global_written == (3 * N * S + 2 * N * D + grads) * size
+        return
+    q = N * D + BLOCKS * S * D
+    dx = TILES * N * S + BLOCKS * S * D + N * D
+    sums = 2 * TILES * 2 * N * 64
+    assert counters.launches == 4  # q, dx, products over tokens, splits added up
+    assert counters.global_read == (q + N * S + dx + sums) * size + grads * wide
+    assert counters.global_written == (2 * N * S + N * D + grads) * size + grads * wide
+
+
+LAUNCHES = {
+    ("fused", "sample"): (4, 6),
+    ("fused", "uniform"): (2, 4),
+    ("hybrid", "sample"): (6, 10),
+    ("hybrid", "uniform"): (4, 7),
+}
+
+
+@pytest.mark.parametrize(("path", "gate"), LAUNCHES)
+def test_launches_do_not_grow(path, gate, emulator, monkeypatch):
     """A sample's gate: down, samples, rows, up; in the backward besides the two of the sums over tokens. Hybrid: two
-    products more; in the backward five, and the pass after dx instead of q."""
+    products more; in the backward five, and the pass after dx instead of q. Equal gates: no samples, and rows in the
+    hybrid path alone, whose passes make the sums of columns, too."""
     monkeypatch.setenv("PETX_EXPERT_MIXTURE", path)
     for batch in ((1, 5), (3, 70)):
-        case = mixture("count", batch=batch, gate="sample", pool=True)
+        case = mixture("count", batch=batch, gate=gate, pool=gate == "sample")
         counts = []
         for backward in (False, True):
             emulator.library.simt_reset_counters()
@@ -109,7 +139,7 @@ def test_launches_do_not_grow(path, launches, emulator, monkeypatch):
                 emulator.library.simt_reset_counters()
                 torch.autograd.grad(out.sum(), list(tensors.values()))
             counts.append(emulator.counters().launches)
-        assert tuple(counts) == launches
+        assert tuple(counts) == LAUNCHES[path, gate]
 
 
 def test_cost_between_the_products(emulator, monkeypatch):

@@ -189,11 +189,12 @@ class TokenSums {
     finish(to, nullptr, 0, 0, count);
     reductions_.each[reductions_.count - 1].narrow = narrow;
   }
-  // to [count] = the sum of `parts` vectors that lie `stride` apart; see Reduction.
+  // to [copies, count] = the sum of `parts` vectors that lie `stride` apart; see Reduction.
   void finish(GradTo<T> to, const C* from, int64_t parts, int64_t stride, int64_t count,
-              const void* sigmoid_of = nullptr) {
+              const void* sigmoid_of = nullptr, int64_t copies = 1) {
     if (!to.data) return;
     reductions_.each[reductions_.count++] = {from, to, parts, stride, count, static_cast<const T*>(sigmoid_of)};
+    reductions_.each[reductions_.count - 1].copies = copies;
   }
 
   // After the last job.

@@ -6,8 +6,11 @@
 // Launches: q, a pass over the rows, for a sample's gate its sums over the sample's tokens, dx, then the sums over
 // tokens (token_sums.cuh). Bytes: dout, x and dx once from memory, du and the hidden values written once and read twice
 // more from the cache, u once. The hidden values are recomputed from u, as in the forward, whose tiling and choice of
-// products this has. In the hybrid path torch (cuBLAS) makes q, du A and the two wide weights' gradients, each in the
-// storage type as its own are; all that is K wide stays here.
+// products this has. Equal gates need no pass over the rows: their q is du once it is made.
+//
+// Hybrid. Torch (cuBLAS) makes q, du A and the two wide weights' gradients, each in the storage type as its own are;
+// all that is K wide stays here. Of equal gates q and du A are each followed by one pass by columns (columns.cuh),
+// which leaves the sums of the columns of du and of dout, so that no launch reads these again for the biases.
 
 #include "cuda/common/token_sums.cuh"
 #include "cuda/expert_mixture/grads.cuh"
@@ -65,7 +68,14 @@ PETX_KERNEL void __launch_bounds__(kRowLaunch.threads, kRowLaunch.blocks)
   between<false>(p, work, 1);
 }
 
-// The same of parts, which take registers.
+// The same of equal gates.
+template <class T>
+PETX_KERNEL void __launch_bounds__(kSumLaunch.threads, kSumLaunch.blocks)
+    mixture_columns_bwd(MixtureCall<Compute<T>> p, MixtureGradWork<T> work, ColumnPass pass) {
+  columns_between(p, work, pass);
+}
+
+// Of gates that differ and parts, which take registers.
 template <class T>
 PETX_KERNEL void __launch_bounds__(kRowLaunch.threads, kRowLaunch.blocks)
     mixture_between_parts_bwd(MixtureCall<Compute<T>> p, MixtureGradWork<T> work, int64_t splits) {
@@ -97,9 +107,9 @@ PETX_KERNEL void __launch_bounds__(kStripLaunch.threads, kStripLaunch.blocks)
 }
 
 template <class T>
-PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
-    mixture_finish_bwd(MixtureCall<Compute<T>> p, ExpertMixtureGrads g, MixtureGradWork<T> work, ColumnShares shares) {
-  MixtureBackward<T>(p, g, work).finish(shares);
+PETX_KERNEL void __launch_bounds__(kSumLaunch.threads, kSumLaunch.blocks)
+    mixture_finish_bwd(MixtureCall<Compute<T>> p, ExpertMixtureGrads g, MixtureGradWork<T> work, ColumnPass pass) {
+  finish_columns(p, g, work, pass);
 }
 
 // The gradients of a sample's logits from those of its tokens' gates, and each token's part of them.
@@ -149,7 +159,9 @@ class BackwardCall {
       : p(params),
         g(grads),
         plan_(params),
-        tiles_(params, p.gated() && p.up_bias ? p.experts : 0, !plan_.hybrid && g.hidden()),
+        tiles_(params, p.gated() && p.up_bias ? p.experts : 0, !plan_.hybrid && p.gated() && g.hidden()),
+        ranks_(columns_pass(p, p.stacked)),
+        width_(columns_pass(p, p.d)),
         products_(products),
         sums_(p.rows) {
     const bool gates = p.gated() && g.hidden(), sample = gates && p.gate == ExpertGate::sample;
@@ -157,7 +169,10 @@ class BackwardCall {
     work_.du = workspace.take<T>(g.hidden() ? p.rows * p.stacked : 0);
     work_.hidden = workspace.take<T>(g.up_weight ? p.rows * p.stacked : 0);
     work_.scaled_gate = workspace.take<T>(g.up_bias && p.gated() ? narrow : 0);
-    work_.equal_gate = workspace.take<C>(g.up_bias && !p.gated() ? p.rows : 0);
+    const bool in_passes = plan_.hybrid && !p.gated();  // sums of columns, in those that go over them anyway
+    work_.equal_gate = workspace.take<C>(g.up_bias && !p.gated() && !in_passes ? p.rows : 0);
+    work_.bias_sums = workspace.take<C>(g.up_bias && in_passes ? width_.splits * p.d : 0);
+    work_.rank_sums = workspace.take<C>(g.down_bias && in_passes ? ranks_.splits * p.stacked : 0);
     work_.dgates = workspace.take<C>(gates ? narrow : 0);
     const bool split = tiles_.splits > 1;
     work_.parts = workspace.take<C>(split ? tiles_.splits * p.rows * p.stacked : 0);
@@ -182,20 +197,27 @@ class BackwardCall {
     }
     if (wide_up) sums_.widen(grad(g.up_weight, 3), work_.up_weight, weight);
     if (wide_down) sums_.widen(grad(g.down_weight, 1), work_.down_weight, weight);
-    if (!p.gated()) {
+    if (in_passes) {
+      sums_.finish(grad(g.up_bias, 4), work_.bias_sums, width_.splits, p.d, p.d, nullptr, p.experts);
+    } else if (!p.gated()) {
       sums_.column(grad(g.up_bias, 4), g.dout, work_.equal_gate, p.d, p.experts);
     } else {
       sums_.product(grad(g.up_bias, 4), work_.scaled_gate, g.dout, p.experts, p.d);
     }
     sums_.product(grad(g.gate_weight, 5), work_.dlogits, p.x, p.experts, p.d);
-    sums_.column(grad(g.down_bias, 2), work_.du, nullptr, p.stacked);
+    if (in_passes)
+      sums_.finish(grad(g.down_bias, 2), work_.rank_sums, ranks_.splits, p.stacked, p.stacked);
+    else
+      sums_.column(grad(g.down_bias, 2), work_.du, nullptr, p.stacked);
     if (p.gate == ExpertGate::token) sums_.column(grad(g.gate_bias, 6), work_.dlogits, nullptr, p.experts);
     if (sample) sums_.finish(grad(g.gate_bias, 6), work_.sample, p.samples(), p.experts, p.experts);
     sums_.place(workspace);
   }
 
   int run(void* stream) const {
-    const bool between_needed = work_.du || work_.hidden || work_.scaled_gate || work_.equal_gate;
+    // The products of equal gates have made all of it.
+    const bool done = !p.gated() && !plan_.hybrid && work_.du;
+    const bool between_needed = !done && (work_.du || work_.hidden || work_.scaled_gate || work_.equal_gate);
     if (int error = work_.du ? (plan_.hybrid ? library_products() : products(stream)) : 0) return error;
     if (int error = between_needed ? between_rows(stream) : 0) return error;
     if (work_.sample)
@@ -203,12 +225,16 @@ class BackwardCall {
                              stream, p, work_))
         return error;
     if (int error = g.dx ? dx(stream) : 0) return error;
+    if (int error = plan_.hybrid && (g.dx || work_.bias_sums) ? finish(stream) : 0) return error;
     if (int error = plan_.hybrid ? library_sums() : 0) return error;
     return sums_.run(stream);
   }
 
  private:
   int between_rows(void* stream) const {
+    if (!p.gated())
+      return launch(mixture_columns_bwd<T>, ranks_.across, ranks_.splits, kSumLaunch.threads,
+                    ColumnParts<T>::kSharedBytes, stream, p, work_, ranks_);
     const int64_t blocks = MixtureRow<T>::blocks(p.rows) + (work_.images ? tiles_along(p.d) : 0);
     if constexpr (sizeof(T) == 2)
       if (work_.parts)
@@ -244,10 +270,11 @@ class BackwardCall {
     if constexpr (sizeof(T) == 2)
       if (!plan_.hybrid && plan_.up.wide()) return rows(mixture_wide_dx<T>, plan_.up, TurnedTile<T>::shared_bytes(1));
     if (!plan_.hybrid) return rows(mixture_dx<T>, plan_.up, Tile::shared_bytes(1));
-    if (int error =
-            multiply(matrix(work_.du, p.rows, p.stacked), matrix(p.down_weight, p.stacked, p.d), static_cast<T*>(g.dx)))
-      return error;
-    return rows(mixture_finish_bwd<T>, plan_.shares, 0);
+    return multiply(matrix(work_.du, p.rows, p.stacked), matrix(p.down_weight, p.stacked, p.d), static_cast<T*>(g.dx));
+  }
+  int finish(void* stream) const {
+    return launch(mixture_finish_bwd<T>, width_.across, width_.splits, kSumLaunch.threads, ColumnParts<T>::kSharedBytes,
+                  stream, p, g, work_, width_);
   }
 
   // Products by cuBLAS.
@@ -278,6 +305,7 @@ class BackwardCall {
   const ExpertMixtureGrads& g;
   ExpertMixturePlan plan_;
   DownTiles tiles_;
+  ColumnPass ranks_, width_;  // of passes over [N, K r] and [N, d]
   const Products& products_;
   MixtureGradWork<T> work_ = {};
   TokenSums<T, 4, 6, 12> sums_;

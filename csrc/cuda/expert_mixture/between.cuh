@@ -1,6 +1,7 @@
 // The pass of expert_mixture's forward between its two projections, and what the forward's kernels hand each other.
 #pragma once
 
+#include "cuda/expert_mixture/columns.cuh"
 #include "cuda/expert_mixture/strips.cuh"
 
 namespace petx::cuda {
@@ -63,6 +64,25 @@ class MixtureBetween : MixtureRow<T> {
  private:
   const MixtureWork<T>& work_;
 };
+
+// The same of equal gates, where torch makes the products: u lies without its bias.
+template <class T>
+PETX_DEVICE void mix_columns(const MixtureCall<Compute<T>>& p, const MixtureWork<T>& work, const ColumnPass& pass) {
+  using Pass = MixtureColumns<T>;
+  const Pass own(p, pass, p.stacked);
+  typename Pass::Run bias = {};
+  if (p.down_bias) bias = own.load_run(p.down_bias, own.column);
+  own.each_row([&](int64_t, int64_t i, bool mixed) {
+    typename Pass::Run u = own.load_run(p.u, i);
+    if (p.down_bias) {
+      RowBlock<T>::add_to(u, bias);
+      own.store_run(p.u, i, u);
+      u = RowBlock<T>::rounded(u);
+    }
+    const typename Pass::Run hidden = scaled_activation(p.activation, u, p.beta * p.equal_gate);
+    own.store_run(work.hidden, i, mixed ? hidden : typename Pass::Run{});
+  });
+}
 
 template <bool parts, class T>
 PETX_DEVICE void mix_between(const MixtureCall<Compute<T>>& p, const MixtureWork<T>& work, bool add_bias,

@@ -68,6 +68,37 @@ PETX_DEVICE Run scaled_activation(ExpertActivation kind, Run u, C scale) {
   return u;
 }
 
+// du of a value whose gate, times beta, is `scale`, from q.
+template <ExpertActivation kind, class C>
+PETX_DEVICE C hidden_grad(C q, C u, C scale) {
+  // What relu cuts off gets zero whatever comes.
+  if constexpr (kind == ExpertActivation::relu) return u <= C(0) ? C(0) : scale * q;
+  return q * (scale * expert_activation_slope<kind>(u));
+}
+// The same of a run.
+template <class Run, class C>
+PETX_DEVICE Run hidden_grads(ExpertActivation kind, Run q, const Run& u, C scale) {
+  with_activation(kind, [&]<ExpertActivation kind>() {
+#pragma unroll
+    for (int j = 0; j < static_cast<int>(sizeof(Run) / sizeof(C)); ++j)
+      q.value[j] = hidden_grad<kind>(q.value[j], u.value[j], scale);
+  });
+  return q;
+}
+
+// Adds weight(k) vectors[k, column...] for all experts to a run.
+template <class T, class Weight>
+PETX_DEVICE void add_vectors(const MixtureCall<Compute<T>>& p, RunOf<T>& to, const void* vectors, int64_t column,
+                             int64_t left, const Weight& weight) {
+#pragma unroll 1
+  for (int64_t k = 0; k < p.experts; ++k) {
+    const Compute<T> by = weight(k);
+    const RunOf<T> vector = RowBlock<T>::load_run(vectors, k * p.d + column, left);
+#pragma unroll
+    for (int j = 0; j < RowBlock<T>::kRun; ++j) to.value[j] += by * vector.value[j];
+  }
+}
+
 // gates [K] = the softmax of the top_k largest of logit(k), of equal ones the first; the others are left out. Of K
 // values this thread writes each `step`-th from `begin` on.
 template <class C, class Logit>
@@ -112,18 +143,6 @@ class Mixture : public RowBlock<S, TileType> {
         p(call),
         mixed(valid() && call.in_scope(token)),
         gates(valid() ? call.gates_of(token) : nullptr) {}
-
-  // Adds weight(k) vectors[k, column...] for all experts.
-  template <class Weight>
-  PETX_DEVICE void add_vectors(Run& to, const void* vectors, int64_t column, int64_t left, const Weight& weight) const {
-#pragma unroll 1
-    for (int64_t k = 0; k < p.experts; ++k) {
-      const C by = weight(k);
-      const Run vector = load_run(vectors, k * p.d + column, left);
-#pragma unroll
-      for (int j = 0; j < kRun; ++j) to.value[j] += by * vector.value[j];
-    }
-  }
 
   const MixtureCall<C>& p;
   const bool mixed;  // whether this thread's row is

@@ -14,8 +14,9 @@
 // softmax of its tokens' mean logits, takes a launch more. Where plan.h says strips, y is made by strips of 64 rows
 // (strips.cuh), and the pass over the rows, which equal gates have not, makes the images of B for them.
 //
-// Hybrid. The wide products are torch's (cuBLAS, same stream); what lies between is one pass over u and, after the last
-// product, one over x and y. The gate's K columns are a tile here and a pass over x.
+// Hybrid. The wide products are torch's (cuBLAS, same stream); what lies between is one pass over u, by columns where
+// gates are equal (columns.cuh), and, after the last product, one over x and y. The gate's K columns are a tile here
+// and a pass over x.
 
 #include "cuda/expert_mixture/between.cuh"
 #include "cuda/expert_mixture/strips.cuh"
@@ -134,7 +135,7 @@ class Forward : Mixture<T, TileType> {
     Run y = Base::load_run(p.x, i, left);
     if (mixed) {
       if (p.up_bias && p.gated())
-        Base::add_vectors(product, p.up_bias, column, left, [&](int64_t k) { return p.beta * read(this->gates + k); });
+        add_vectors<T>(p, product, p.up_bias, column, left, [&](int64_t k) { return p.beta * read(this->gates + k); });
       if (p.up_bias && !p.gated()) {
 #pragma unroll
         for (int j = 0; j < kRun; ++j) product.value[j] += biases_.get(place(tile, c + j));
@@ -197,6 +198,13 @@ template <class T>
 PETX_KERNEL void __launch_bounds__(kRowLaunch.threads, kRowLaunch.blocks)
     mixture_between_parts(MixtureCall<Compute<T>> p, MixtureWork<T> work, int64_t splits) {
   mix_between<true>(p, work, false, splits);
+}
+
+// The same of equal gates.
+template <class T>
+PETX_KERNEL void __launch_bounds__(kSumLaunch.threads, kSumLaunch.blocks)
+    mixture_columns(MixtureCall<Compute<T>> p, MixtureWork<T> work, ColumnPass pass) {
+  mix_columns(p, work, pass);
 }
 
 template <class T>
@@ -319,6 +327,10 @@ class ForwardCall {
                   work_);
   }
   int between(bool add_bias, void* stream) const {
+    if (!p.gated()) {
+      const ColumnPass pass = columns_pass(p, p.stacked);
+      return launch(mixture_columns<T>, pass.across, pass.splits, kSumLaunch.threads, 0, stream, p, work_, pass);
+    }
     const int64_t images = plan_.strips ? tiles_along(p.d) : 0;
     const int64_t blocks = MixtureRow<T>::blocks(p.rows) + images;
     if constexpr (sizeof(T) == 2)

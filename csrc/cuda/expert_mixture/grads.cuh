@@ -1,7 +1,7 @@
 // What the launches of expert_mixture's backward do; backward.cu has their order.
 #pragma once
 
-#include "cuda/expert_mixture/block.cuh"
+#include "cuda/expert_mixture/columns.cuh"
 
 namespace petx::cuda {
 
@@ -14,6 +14,8 @@ struct MixtureGradWork {
   T* hidden;       // [N, K r] beta g act(u)
   T* scaled_gate;  // [N, K] beta g, zeros out of scope: up_bias' gradient is its product with dout
   C* equal_gate;   // [N] the same where all gates are equal: then the gradient of each bias is one sum
+  C* bias_sums;    // [splits, d] that sum's parts where a pass over dout makes them
+  C* rank_sums;    // [splits, K r] and those of du's columns
   C* dgates;       // [N, K]
   T* raw_dgates;   // [N, K] dout . b_k by cuBLAS
   T* dlogits;      // [N, K]
@@ -23,6 +25,41 @@ struct MixtureGradWork {
   T* up_weight;    // [d, K r] by cuBLAS
   T* images;       // of the down weight's columns, where dx is made by strips
 };
+
+// What a token's values weigh in each expert, where gates are equal.
+template <class C>
+PETX_DEVICE C equal_gate_of(const MixtureCall<C>& p, bool mixed) {
+  return mixed ? p.beta * p.equal_gate : C(0);
+}
+
+// dx of a run of a token from its product.
+template <class T>
+PETX_DEVICE void put_dx(const MixtureCall<Compute<T>>& p, const ExpertMixtureGrads& g, const MixtureGradWork<T>& work,
+                        int64_t token, bool mixed, int64_t column, int64_t left, RunOf<T> dx, const RunOf<T>& dout) {
+  const Compute<T> by = mixed ? p.alpha : Compute<T>(1);
+#pragma unroll
+  for (int j = 0; j < RowBlock<T>::kRun; ++j) dx.value[j] += by * dout.value[j];
+  if (p.gated()) {
+    const T* dlogits = work.dlogits + token * p.experts;
+    add_vectors<T>(p, dx, p.gate_weight, column, left, [&](int64_t k) { return load(read(dlogits + k)); });
+  }
+  RowBlock<T>::store_run(g.dx, token * p.d + column, left, dx);
+}
+
+// du, and the hidden values, of a run from its q, or where nobody wants du, without; for tokens out of scope zeros.
+template <class T>
+PETX_DEVICE RunOf<T> put_equal_gates(const MixtureCall<Compute<T>>& p, const MixtureGradWork<T>& work, int64_t i,
+                                     int64_t left, bool mixed, const RunOf<T>& q) {
+  using Rows = RowBlock<T>;
+  const Compute<T> scale = p.beta * p.equal_gate;
+  const RunOf<T> u = Rows::load_run(p.u, i, left);
+  if (work.hidden)
+    Rows::store_run(work.hidden, i, left, mixed ? scaled_activation(p.activation, u, scale) : RunOf<T>{});
+  if (!work.du) return {};
+  const RunOf<T> du = mixed ? hidden_grads(p.activation, q, u, scale) : RunOf<T>{};
+  Rows::store_run(work.du, i, left, du);
+  return du;
+}
 
 // The products of 64 rows.
 template <class T, class TileType = TileOf<T>>
@@ -67,16 +104,9 @@ class MixtureBackward : Mixture<T, TileType> {
       const int64_t begin = tile * Tile::kN;
       Tile::multiply(0, this->block_rows(work_.du, p.stacked), Base::weight_columns(p.down_weight, begin, p.d, p.d),
                      p.stacked);
-      this->each_run(begin, p.d,
-                     [&](int64_t column, int c, int64_t left) { put_dx(column, left, this->result(0, c)); });
-    });
-  }
-
-  // After torch's product, which lies in dx.
-  PETX_DEVICE void finish(const ColumnShares& shares) const {
-    Base::each_tile(shares, [&](int64_t tile) {
-      this->each_run(tile * Tile::kN, p.d, [&](int64_t column, int, int64_t left) {
-        put_dx(column, left, Base::load_run(g.dx, token * p.d + column, left));
+      this->each_run(begin, p.d, [&](int64_t column, int c, int64_t left) {
+        const Run dout = Base::load_run(g.dout, token * p.d + column, left);
+        put_dx<T>(p, g, work_, token, mixed, column, left, this->result(0, c), dout);
       });
     });
   }
@@ -85,6 +115,7 @@ class MixtureBackward : Mixture<T, TileType> {
   // A tile's `columns` from `begin` on, whose runs of a row result(column) has.
   template <class Result>
   PETX_DEVICE void put_q(int64_t begin, int columns, const Result& result) const {
+    if (!p.gated()) return put_hidden(begin, columns, result);
     this->each_run(
         begin, p.stacked,
         [&](int64_t column, int c, int64_t left) {
@@ -93,6 +124,18 @@ class MixtureBackward : Mixture<T, TileType> {
             Base::store_wide_run(work_.parts, i, left, result(c));
           else
             Base::store_run(work_.du, i, left, result(c));
+        },
+        columns);
+  }
+  // Of equal gates: they leave nothing to a launch behind.
+  template <class Result>
+  PETX_DEVICE void put_hidden(int64_t begin, int columns, const Result& result) const {
+    if (!begin && work_.equal_gate && this->valid() && !this->sharer)
+      write(work_.equal_gate + token, equal_gate_of(p, mixed));
+    this->each_run(
+        begin, p.stacked,
+        [&](int64_t column, int c, int64_t left) {
+          put_equal_gates<T>(p, work_, token * p.stacked + column, left, mixed, result(c));
         },
         columns);
   }
@@ -109,26 +152,46 @@ class MixtureBackward : Mixture<T, TileType> {
         columns);
   }
 
-  // dx of a run from its product.
-  PETX_DEVICE void put_dx(int64_t column, int64_t left, Run dx) const {
-    const int64_t i = token * p.d + column;
-    const Run dout = Base::load_run(g.dout, i, left);
-    const C by = mixed ? p.alpha : C(1);
-#pragma unroll
-    for (int j = 0; j < kRun; ++j) dx.value[j] += by * dout.value[j];
-    if (p.gated()) {
-      const T* dlogits = work_.dlogits + token * p.experts;
-      Base::add_vectors(dx, p.gate_weight, column, left, [&](int64_t k) { return load(read(dlogits + k)); });
-    }
-    Base::store_run(g.dx, i, left, dx);
-  }
-
   const ExpertMixtureGrads& g;
   const MixtureGradWork<T>& work_;
 };
 
-// Between the products: q becomes du, the hidden values are made, and the gates' gradients; of a token's gate the
-// logits' too. A row's lanes go through an expert's values side by side; then every eighth expert is one's.
+// Of equal gates, where no product of these kernels does it: q becomes du, and the hidden values are made; the sums of
+// du's columns.
+template <class T>
+PETX_DEVICE void columns_between(const MixtureCall<Compute<T>>& p, const MixtureGradWork<T>& work,
+                                 const ColumnPass& pass) {
+  const MixtureColumns<T> own(p, pass, p.stacked);
+  RunOf<T> sum = {};
+  own.each_row([&](int64_t token, int64_t i, bool mixed) {
+    if (work.equal_gate && !own.column) write(work.equal_gate + token, equal_gate_of(p, mixed));
+    RunOf<T> q = {};
+    if (work.du) q = own.load_run(work.du, i);
+    RowBlock<T>::add_to(sum, put_equal_gates<T>(p, work, i, own.left, mixed, q));
+  });
+  if (work.rank_sums) own.put_sums(work.rank_sums, sum);
+}
+
+// dx after torch's product, which lies there, and where gates are equal what the up biases' gradient is the sum of.
+template <class T>
+PETX_DEVICE void finish_columns(const MixtureCall<Compute<T>>& p, const ExpertMixtureGrads& g,
+                                const MixtureGradWork<T>& work, const ColumnPass& pass) {
+  const MixtureColumns<T> own(p, pass, p.d);
+  RunOf<T> sum = {};
+  own.each_row([&](int64_t token, int64_t i, bool mixed) {
+    const RunOf<T> dout = own.load_run(g.dout, i);
+    if (mixed) RowBlock<T>::add_to(sum, dout);
+    if (g.dx) put_dx<T>(p, g, work, token, mixed, own.column, own.left, own.load_run(g.dx, i), dout);
+  });
+  if (!work.bias_sums) return;
+#pragma unroll
+  for (Compute<T>& value : sum.value) value *= p.beta * p.equal_gate;
+  own.put_sums(work.bias_sums, sum);
+}
+
+// Between the products of gates that differ: q becomes du, the hidden values are made, and the gates' gradients; of a
+// token's gate the logits' too. A row's lanes go through an expert's values side by side; then every eighth expert is
+// one's.
 template <class T>
 class MixtureBetweenGrads : MixtureRow<T> {
   using Base = MixtureRow<T>;
@@ -144,7 +207,6 @@ class MixtureBetweenGrads : MixtureRow<T> {
   template <bool parts>
   PETX_DEVICE void run(int64_t splits) const {
     const int64_t first_gate = token * p.experts, size = p.rows * p.stacked;
-    if (work_.equal_gate && valid && !lane) write(work_.equal_gate + token, mixed ? p.beta * p.equal_gate : C(0));
     C mean = 0;
 #pragma unroll 1
     for (int64_t k = 0; k < p.experts; ++k) {
@@ -165,12 +227,7 @@ class MixtureBetweenGrads : MixtureRow<T> {
 #pragma unroll
             for (int j = 0; j < kRun; ++j) {
               if (work_.dgates) along += q.value[j] * expert_activation<kind>(u.value[j]);
-              if constexpr (kind == ExpertActivation::relu) {
-                q.value[j] =
-                    u.value[j] <= C(0) ? C(0) : scale * q.value[j];  // what it cuts off gets zero whatever comes
-              } else {
-                q.value[j] *= scale * expert_activation_slope<kind>(u.value[j]);
-              }
+              q.value[j] = hidden_grad<kind>(q.value[j], u.value[j], scale);
             }
           });
           Base::store_run(work_.du, i, left, mixed ? q : Run{});

@@ -1,6 +1,7 @@
 // How a call of expert_mixture is launched: fused, or hybrid with the wide products made by torch (cuBLAS).
 #pragma once
 
+#include "cuda/common/column_pass.h"
 #include "cuda/common/strip_plan.h"
 #include "cuda/common/wide_plan.h"
 #include "kernels/expert_mixture.h"
@@ -22,9 +23,15 @@ struct DownTiles {
   int64_t rank_tiles(int64_t stacked) const { return joined ? 1 : kind.across(stacked); }
 };
 
+// How a pass over [N, width] is shared where no row has to be whole (columns.cuh). Three blocks have the registers that
+// such a pass may take.
+inline ColumnPass columns_pass(const ExpertMixtureParams& p, int64_t width) {
+  return ColumnPass(p.dtype, p.rows, width, 3);
+}
+
 struct ExpertMixturePlan {
   int64_t blocks;       // of 64 rows
-  ColumnShares shares;  // of the blocks, for y's and dx's columns where torch makes the products
+  ColumnShares shares;  // of the blocks, for y's columns where torch makes the product
   TiledColumns up;      // the same where they are made here
   bool hybrid;
   bool strips;  // y's and dx's columns by strips of 64 rows (common/strip.cuh), each 64 columns a tile

@@ -97,6 +97,11 @@ CERTIFIED = [
     Trial(mixture("strips-odd", batch=(3, 29), d=131, experts=5, rank=11, scope=True, **SAMPLE), environment=WIDE[2]),
     Trial(mixture("one-share", batch=(1, 67), d=150, rank=23, **TOKEN), environment=ONE_SHARE),
     Trial(mixture("hybrid-odd", batch=(3, 43), d=37, rank=5, **TOKEN), misaligned=True, environment=HYBRID),
+    Trial(
+        mixture("hybrid-equal", batch=(2, 35), d=136, rank=24, activation="gelu", scope=True),
+        each_gradient=True,
+        environment=HYBRID,
+    ),
     Trial(mixture("hybrid-sample", pool=True, activation="gelu", **SAMPLE), each_gradient=True, environment=HYBRID),
 ]
 

@@ -116,8 +116,6 @@ MISSED: set[str] = {
     "mode_update/qkv-1024",
     "mode_update/qkv",
     "mode_update/image",
-    "expert_mixture/uniform-1024",
-    "expert_mixture/uniform",
     "expert_mixture/uniform-16384",
     "expert_mixture/narrow",
     "expert_mixture/narrow-16384",
@@ -129,7 +127,6 @@ TOO_MANY: set[str] = {"gated_adapter/bart-1024 fwd", "gated_adapter/bart-1024 bw
 # "call direction" where petx takes longer by the model than the better of eager and inductor -> by what factor at most.
 SLOWER: dict[str, float] = {
     "gated_adapter/middleX-1024 bwd": 1.10,
-    "expert_mixture/uniform-1024 bwd": 1.07,
     "cp_reconstruct/rank-96 bwd": 2.27,
     "mode_cores/qformer fwd": 1.29,
     "mode_cores/qformer bwd": 1.40,

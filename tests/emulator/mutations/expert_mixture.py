@@ -15,13 +15,14 @@ from tests.emulator.test_grids import test_rows_lie_on_the_first_axis
 
 OPERATION = "expert_mixture"
 FILES = tuple(
-    f"expert_mixture/{name}" for name in ("block.cuh", "between.cuh", "forward.cu", "grads.cuh", "backward.cu")
+    f"expert_mixture/{name}"
+    for name in ("block.cuh", "columns.cuh", "between.cuh", "forward.cu", "grads.cuh", "backward.cu")
 )
 
 BY_NAME = {case.name: case for case in [*CASES, *WIDE]}
 NAMES = """uniform-scope token-gelu sample-pool-scope token-top-2 sample-top-2 many-experts odd odd-uniform odd-sample
 wide-top wide-rank many-sample""".split()
-HYBRID = "token-gelu sample-pool-scope odd".split()
+HYBRID = "token-gelu sample-pool-scope odd uniform-scope negative wide-uniform".split()
 
 
 CHECKS = [
@@ -33,10 +34,20 @@ CHECKS = [
     ),
     *(under(of_case(BY_NAME[name], torch.bfloat16), PETX_CUDA_SHARES="1") for name in ("few-rows", "wide-uniform")),
     # the depth of the products down in parts
-    *(under(of_case(BY_NAME[name], torch.bfloat16), PETX_CUDA_WIDE="2") for name in ("wide-odd", "wide-sample")),
-    under(
-        of_assertions("every subset's gradients", test_gradients_of_every_subset, BY_NAME["sample-pool-scope"]),
-        PETX_EXPERT_MIXTURE="hybrid",
+    *(
+        under(of_case(BY_NAME[name], torch.bfloat16), PETX_CUDA_WIDE="2")
+        for name in ("wide-odd", "wide-sample", "wide-uniform")
+    ),
+    *(
+        under(
+            of_assertions(f"every subset's gradients, {name}", test_gradients_of_every_subset, BY_NAME[name]),
+            PETX_EXPERT_MIXTURE=path,
+        )
+        for name, path in (
+            ("sample-pool-scope", "hybrid"),
+            ("uniform-scope", "hybrid"),
+            ("uniform-scope", "fused"),
+        )
     ),
     of_assertions("inputs begin anywhere", test_inputs_may_begin_anywhere, BY_NAME["token-gelu"], torch.bfloat16),
     of_assertions("ties", test_ties),
@@ -50,6 +61,7 @@ CHECKS = [
 
 SITE, FORWARD, BACKWARD = "expert_mixture/block.cuh", "expert_mixture/forward.cu", "expert_mixture/backward.cu"
 BETWEEN, GRADS = "expert_mixture/between.cuh", "expert_mixture/grads.cuh"
+COLUMNS = "expert_mixture/columns.cuh"
 OPERAND = "common/operand.cuh"
 
 MUTATIONS = [
@@ -72,7 +84,7 @@ MUTATIONS = [
     Mutation("lost beta of equal gates", FORWARD, r"rounded\(u\), p.beta \* p.equal_gate", "rounded(u), p.equal_gate"),
     Mutation("lost beta of the biases", FORWARD, r"p.beta \* read\(this->gates \+ k\)", "read(this->gates + k)"),
     Mutation("lost beta of the mean bias", FORWARD, r"p.beta \* p.equal_gate \* sum", "p.equal_gate * sum"),
-    Mutation("alpha of tokens out of scope", GRADS, r"mixed \? p.alpha : C\(1\)", "p.alpha"),
+    Mutation("alpha of tokens out of scope", GRADS, r"mixed \? p.alpha : Compute<T>\(1\)", "p.alpha"),
     Mutation("all tokens in scope", SITE, r"!scope \|\| read\(scope \+ t\)", "true"),
     Mutation("tokens out of scope do not pass", FORWARD, r"if \(mixed\) \{", "if (true) {"),
     Mutation("equal gates of 1", SITE, r"C\(1\) / C\(p.experts\)", "C(1)"),
@@ -123,7 +135,7 @@ MUTATIONS = [
     Mutation("lost bias of a token's gate", BETWEEN, r"(p.experts \+ k\)) \+ at_or_zero<T>\(p.gate_bias, k\)", r"\1"),
     Mutation("lost bias of a sample's gate", FORWARD, r"(C\(1\)\)) \+ at_or_zero<T>\(p.gate_bias, k\)", r"\1"),
     Mutation("lost down bias", FORWARD, r"Base::add_to\(u, Base::load_run\(p.down_bias, column, left\)\);", ";"),
-    Mutation("lost down bias, hybrid", BETWEEN, r"RowBlock<T>::add_to\(u, [^;]*;", ""),
+    Mutation("lost down bias, hybrid", BETWEEN, r"RowBlock<T>::add_to\(u, Base[^;]*;", ""),
     Mutation("second tile has the gate's first rows", FORWARD, r"head < 0 \? -head \* p.d : 0", "0"),
     Mutation("u made again, hybrid", FORWARD, r"down\(library \? p.stacked : 0, stream\)", "down(0, stream)"),
     Mutation(
@@ -164,14 +176,9 @@ MUTATIONS = [
     Mutation("one bias learns", BACKWARD, r"p.d, p.experts\);\n    \} else", "p.d);\n    } else"),
     Mutation("a weight's gradient left narrow", BACKWARD, r"sums_.widen\(grad\(g.up_weight, [^;]*;", ";"),
     Mutation("a narrow weight's gradient widened", BACKWARD, r" && !grad\(to, leaf\).narrow;", ";"),
-    Mutation("lost slope", GRADS, r"scale \* expert_activation_slope<kind>\(u.value\[j\]\)", "scale"),
-    Mutation(
-        "relu passes what is not a number",
-        GRADS,
-        r"u.value\[j\] <= C\(0\) \? C\(0\) : scale",
-        "scale * (u.value[j] > C(0))",
-    ),
-    Mutation("relu cuts nothing off", GRADS, r"u.value\[j\] <= C\(0\) \? C\(0\) : scale", "scale"),
+    Mutation("lost slope", SITE, r"scale \* expert_activation_slope<kind>\(u\)", "scale"),
+    Mutation("relu passes what is not a number", SITE, r"u <= C\(0\) \? C\(0\) : scale", "scale * (u > C(0))"),
+    Mutation("relu cuts nothing off", SITE, r"u <= C\(0\) \? C\(0\) : scale", "scale"),
     Mutation("lost beta of the gates", GRADS, r"p.beta \* \(along", "(along"),
     Mutation("lost biases of the gates", GRADS, r"along \+ dout_along_bias<parts>\(first_gate \+ k, splits\)", "along"),
     Mutation("lost mean of a token", GRADS, r"first_gate \+ k\), mean\)", "first_gate + k), C(0))"),
@@ -189,6 +196,64 @@ MUTATIONS = [
         r"\(g.gate_bias, 6\), work_.sample,",
         "(g.gate_bias, 6), work_.token,",
     ),
-    Mutation("dx of q", GRADS, r"q.value\[j\] \*= scale \* ", "q.value[j] *= "),
+    Mutation("dx of q", SITE, r"q \* \(scale \* ", "q * ("),
+    # the passes of equal gates, by columns
+    Mutation("every block the first columns", COLUMNS, r"first\(block_x\(\) \* ", "first(0 * "),
+    Mutation("every lane the first run", COLUMNS, r"thread_index\(\) % ColumnPass::kLanes \* kRun", "0"),
+    Mutation("every split the first", COLUMNS, r"begin = block_y\(\) \* pass.size", "begin = 0 * pass.size"),
+    Mutation("rows past the split", COLUMNS, r"begin \+ pass.size < p.rows \? begin \+ pass.size : p.rows", "p.rows"),
+    Mutation("rows past the last", COLUMNS, r"begin \+ pass.size < p.rows \? (begin \+ pass.size) : p.rows", r"\1"),
+    Mutation("a split's first rows alone", COLUMNS, r"t \+= ColumnPass::kRowsAtOnce", "t += p.rows"),
+    Mutation("sums of every split in one place", COLUMNS, r"block_y\(\) \* width \+ first, ", "first, "),
+    Mutation("sums of the first columns", COLUMNS, r"width \+ first, width - first", "width, width - first"),
+    Mutation("sums past the width", COLUMNS, r"width - first, sum", "width, sum"),
+    Mutation("lost down bias of equal gates, hybrid", BETWEEN, r"RowBlock<T>::add_to\(u, bias\);", ""),
+    Mutation("equal gates' u not kept", BETWEEN, r"own.store_run\(p.u, i, u\);", ""),
+    Mutation("hidden values out of scope", BETWEEN, r"mixed \? hidden : typename Pass::Run\{\}", "hidden"),
+    Mutation("lost beta of equal gates, hybrid", BETWEEN, r"u, p.beta \* p.equal_gate", "u, p.equal_gate"),
+    Mutation("lost beta of du", GRADS, r"scale = p.beta \* p.equal_gate", "scale = p.equal_gate"),
+    Mutation(
+        "up weight learns out of scope",
+        GRADS,
+        r"mixed \? scaled_activation\(([^?]*)\) : RunOf<T>\{\}",
+        r"scaled_activation(\1)",
+    ),
+    Mutation(
+        "down weight learns out of scope",
+        GRADS,
+        r"mixed \? hidden_grads\(([^?]*)\) : RunOf<T>\{\}",
+        r"hidden_grads(\1)",
+    ),
+    Mutation(
+        "down bias of q",
+        GRADS,
+        r"add_to\(sum, put_equal_gates<T>\((.*)\)\);",
+        r"add_to(sum, (put_equal_gates<T>(\1), q));",
+    ),
+    Mutation("equal gates kept by every column", GRADS, r"!own.column\)", "true)"),
+    Mutation("equal gates kept by every tile", GRADS, r"if \(!begin && work_.equal_gate", "if (work_.equal_gate"),
+    Mutation("biases learn out of scope, hybrid", GRADS, r"if \(mixed\) (RowBlock<T>::add_to\(sum, dout\))", r"\1"),
+    Mutation("biases' sums without beta", GRADS, r"value \*= p.beta \* p.equal_gate", "value *= p.equal_gate"),
+    Mutation("one bias learns, hybrid", BACKWARD, r"p.d, p.d, nullptr, p.experts\)", "p.d, p.d)"),
+    Mutation(
+        "a split of the biases' sums left out",
+        BACKWARD,
+        r"work_.bias_sums, width_.splits",
+        "work_.bias_sums, width_.splits - 1",
+    ),
+    Mutation(
+        "a split of du's sums left out",
+        BACKWARD,
+        r"work_.rank_sums, ranks_.splits",
+        "work_.rank_sums, ranks_.splits - 1",
+    ),
+    Mutation("biases learn beside dx alone", BACKWARD, r"\(g.dx \|\| work_.bias_sums\)", "g.dx"),
+    Mutation("hidden values made for du alone", BACKWARD, r" && work_.du;", ";"),
+    Mutation(
+        "equal gates split the depth",
+        BACKWARD,
+        r"!plan_.hybrid && p.gated\(\) && g.hidden",
+        "!plan_.hybrid && g.hidden",
+    ),
     Mutation("biases' products not made", GRADS, r"p.experts \+ k \+ j, run.value\[j\]", "p.experts + k + j, C(0)"),
 ]
