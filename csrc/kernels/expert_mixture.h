@@ -37,7 +37,7 @@ struct ExpertMixtureParams {
   const bool* pool;         // [N] or null: tokens in a sample gate's mean
 
   // Saved by the forward for the backward.
-  void* u;      // [N, K r] before the activation
+  void* u;      // [N, K r] before the activation; of equal gates in the hybrid path on CUDA without the down bias
   void* gates;  // C [N, K] token, [N / length, K] sample; null for uniform
 
   PETX_HD bool gated() const { return gate != ExpertGate::uniform; }

@@ -16,9 +16,9 @@ S, BLOCKS, TILES = K * R, N // 64, D // 64
 LANES = 8  # threads of a row where no product is
 
 
-def run(emulator, dtype, backward=False, **options):
-    """Counters of one call without biases, and the sizes of a stored and a computed value."""
-    case = mixture("cost", batch=(2, N // 2), d=D, experts=K, rank=R, bias=False, **options)
+def run(emulator, dtype, backward=False, bias=False, **options):
+    """Counters of one call, and the sizes of a stored and a computed value."""
+    case = mixture("cost", batch=(2, N // 2), d=D, experts=K, rank=R, bias=bias, **options)
     tensors = case.inputs(dtype, requires_grad=backward)
     out = case.run(tensors)
     if backward:
@@ -142,12 +142,15 @@ def test_launches_do_not_grow(path, gate, emulator, monkeypatch):
         assert tuple(counts) == LAUNCHES[path, gate]
 
 
-def test_cost_between_the_products(emulator, monkeypatch):
-    """Hybrid: u in, hidden values out; then y and x in, y out. The two products are counted with what they write."""
+@pytest.mark.parametrize("bias", [False, True])
+def test_cost_between_the_products(bias, emulator, monkeypatch):
+    """Hybrid: u in, hidden values out; then y and x in, y out. The two products are counted with what they write. A
+    thread has the down bias of its columns, for all its rows, and no u is written with it."""
     monkeypatch.setenv("PETX_EXPERT_MIXTURE", "hybrid")
-    counters, size, _ = run(emulator, torch.bfloat16)
+    counters, size, _ = run(emulator, torch.bfloat16, bias=bias)
+    biases = BLOCKS * 256 * 8 + BLOCKS * K * D if bias else 0
     assert counters.launches == 2 + 2 and counters.matrix_products == 0
-    assert counters.global_read == (N * S + 2 * N * D) * size
+    assert counters.global_read == (N * S + 2 * N * D + biases) * size
     assert counters.global_written == (N * S + N * D + N * S + N * D) * size
 
 

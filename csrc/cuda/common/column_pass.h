@@ -6,6 +6,9 @@
 
 namespace petx::cuda {
 
+// Three blocks leave 80 registers: a run of each of a few tensors, and of a sum and of a vector that stay.
+constexpr Launch kPassLaunch = {kSumLaunch.threads, 3};
+
 struct ColumnPass {
   static constexpr int kLanes = 8, kRowsAtOnce = kSumLaunch.threads / kLanes;
 

@@ -70,9 +70,9 @@ PETX_KERNEL void __launch_bounds__(kRowLaunch.threads, kRowLaunch.blocks)
 
 // The same of equal gates.
 template <class T>
-PETX_KERNEL void __launch_bounds__(kSumLaunch.threads, kSumLaunch.blocks)
-    mixture_columns_bwd(MixtureCall<Compute<T>> p, MixtureGradWork<T> work, ColumnPass pass) {
-  columns_between(p, work, pass);
+PETX_KERNEL void __launch_bounds__(kPassLaunch.threads, kPassLaunch.blocks)
+    mixture_columns_bwd(MixtureCall<Compute<T>> p, MixtureGradWork<T> work, ColumnPass pass, bool add_bias) {
+  columns_between(p, work, pass, add_bias);
 }
 
 // Of gates that differ and parts, which take registers.
@@ -107,7 +107,7 @@ PETX_KERNEL void __launch_bounds__(kStripLaunch.threads, kStripLaunch.blocks)
 }
 
 template <class T>
-PETX_KERNEL void __launch_bounds__(kSumLaunch.threads, kSumLaunch.blocks)
+PETX_KERNEL void __launch_bounds__(kPassLaunch.threads, kPassLaunch.blocks)
     mixture_finish_bwd(MixtureCall<Compute<T>> p, ExpertMixtureGrads g, MixtureGradWork<T> work, ColumnPass pass) {
   finish_columns(p, g, work, pass);
 }
@@ -233,8 +233,8 @@ class BackwardCall {
  private:
   int between_rows(void* stream) const {
     if (!p.gated())
-      return launch(mixture_columns_bwd<T>, ranks_.across, ranks_.splits, kSumLaunch.threads,
-                    ColumnParts<T>::kSharedBytes, stream, p, work_, ranks_);
+      return launch(mixture_columns_bwd<T>, ranks_.across, ranks_.splits, kPassLaunch.threads,
+                    ColumnParts<T>::kSharedBytes, stream, p, work_, ranks_, plan_.hybrid);
     const int64_t blocks = MixtureRow<T>::blocks(p.rows) + (work_.images ? tiles_along(p.d) : 0);
     if constexpr (sizeof(T) == 2)
       if (work_.parts)
@@ -273,8 +273,8 @@ class BackwardCall {
     return multiply(matrix(work_.du, p.rows, p.stacked), matrix(p.down_weight, p.stacked, p.d), static_cast<T*>(g.dx));
   }
   int finish(void* stream) const {
-    return launch(mixture_finish_bwd<T>, width_.across, width_.splits, kSumLaunch.threads, ColumnParts<T>::kSharedBytes,
-                  stream, p, g, work_, width_);
+    return launch(mixture_finish_bwd<T>, width_.across, width_.splits, kPassLaunch.threads,
+                  ColumnParts<T>::kSharedBytes, stream, p, g, work_, width_);
   }
 
   // Products by cuBLAS.

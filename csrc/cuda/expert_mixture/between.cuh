@@ -65,20 +65,15 @@ class MixtureBetween : MixtureRow<T> {
   const MixtureWork<T>& work_;
 };
 
-// The same of equal gates, where torch makes the products: u lies without its bias.
+// The same of equal gates, where torch makes the products. u stays as it lies, without its bias: the backward, which
+// goes by columns as this does, adds it once more instead of reading what a write here would cost.
 template <class T>
 PETX_DEVICE void mix_columns(const MixtureCall<Compute<T>>& p, const MixtureWork<T>& work, const ColumnPass& pass) {
   using Pass = MixtureColumns<T>;
   const Pass own(p, pass, p.stacked);
-  typename Pass::Run bias = {};
-  if (p.down_bias) bias = own.load_run(p.down_bias, own.column);
+  const typename Pass::Run bias = own.down_bias();
   own.each_row([&](int64_t, int64_t i, bool mixed) {
-    typename Pass::Run u = own.load_run(p.u, i);
-    if (p.down_bias) {
-      RowBlock<T>::add_to(u, bias);
-      own.store_run(p.u, i, u);
-      u = RowBlock<T>::rounded(u);
-    }
+    const typename Pass::Run u = own.biased(own.load_run(p.u, i), bias);
     const typename Pass::Run hidden = scaled_activation(p.activation, u, p.beta * p.equal_gate);
     own.store_run(work.hidden, i, mixed ? hidden : typename Pass::Run{});
   });

@@ -40,6 +40,13 @@ class MixtureColumns {
   PETX_DEVICE void store_run(void* data, int64_t i, const Run& run) const {
     RowBlock<T>::store_run(data, i, left, run);
   }
+  // Of a pass over [N, K r]: the down bias of this run, and what u is with it, rounded as u without it is.
+  PETX_DEVICE Run down_bias() const { return p.down_bias ? load_run(p.down_bias, column) : Run{}; }
+  PETX_DEVICE Run biased(Run u, const Run& bias) const {
+    if (!p.down_bias) return u;
+    RowBlock<T>::add_to(u, bias);
+    return RowBlock<T>::rounded(u);
+  }
   // sums [splits, width] of the columns, of which each thread has `sum`.
   PETX_DEVICE void put_sums(C* sums, const Run& sum) const {
     ColumnParts<T>(0).put(sums + block_y() * width + first, width - first, sum);

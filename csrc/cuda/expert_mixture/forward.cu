@@ -202,7 +202,7 @@ PETX_KERNEL void __launch_bounds__(kRowLaunch.threads, kRowLaunch.blocks)
 
 // The same of equal gates.
 template <class T>
-PETX_KERNEL void __launch_bounds__(kSumLaunch.threads, kSumLaunch.blocks)
+PETX_KERNEL void __launch_bounds__(kPassLaunch.threads, kPassLaunch.blocks)
     mixture_columns(MixtureCall<Compute<T>> p, MixtureWork<T> work, ColumnPass pass) {
   mix_columns(p, work, pass);
 }
@@ -329,7 +329,7 @@ class ForwardCall {
   int between(bool add_bias, void* stream) const {
     if (!p.gated()) {
       const ColumnPass pass = columns_pass(p, p.stacked);
-      return launch(mixture_columns<T>, pass.across, pass.splits, kSumLaunch.threads, 0, stream, p, work_, pass);
+      return launch(mixture_columns<T>, pass.across, pass.splits, kPassLaunch.threads, 0, stream, p, work_, pass);
     }
     const int64_t images = plan_.strips ? tiles_along(p.d) : 0;
     const int64_t blocks = MixtureRow<T>::blocks(p.rows) + images;

@@ -46,13 +46,13 @@ PETX_DEVICE void put_dx(const MixtureCall<Compute<T>>& p, const ExpertMixtureGra
   RowBlock<T>::store_run(g.dx, token * p.d + column, left, dx);
 }
 
-// du, and the hidden values, of a run from its q, or where nobody wants du, without; for tokens out of scope zeros.
+// du, and the hidden values, of a run from its u and q, or where nobody wants du, from u; for tokens out of scope
+// zeros.
 template <class T>
 PETX_DEVICE RunOf<T> put_equal_gates(const MixtureCall<Compute<T>>& p, const MixtureGradWork<T>& work, int64_t i,
-                                     int64_t left, bool mixed, const RunOf<T>& q) {
+                                     int64_t left, bool mixed, const RunOf<T>& u, const RunOf<T>& q) {
   using Rows = RowBlock<T>;
   const Compute<T> scale = p.beta * p.equal_gate;
-  const RunOf<T> u = Rows::load_run(p.u, i, left);
   if (work.hidden)
     Rows::store_run(work.hidden, i, left, mixed ? scaled_activation(p.activation, u, scale) : RunOf<T>{});
   if (!work.du) return {};
@@ -135,7 +135,8 @@ class MixtureBackward : Mixture<T, TileType> {
     this->each_run(
         begin, p.stacked,
         [&](int64_t column, int c, int64_t left) {
-          put_equal_gates<T>(p, work_, token * p.stacked + column, left, mixed, result(c));
+          const int64_t i = token * p.stacked + column;
+          put_equal_gates<T>(p, work_, i, left, mixed, Base::load_run(p.u, i, left), result(c));
         },
         columns);
   }
@@ -157,17 +158,20 @@ class MixtureBackward : Mixture<T, TileType> {
 };
 
 // Of equal gates, where no product of these kernels does it: q becomes du, and the hidden values are made; the sums of
-// du's columns.
+// du's columns. `add_bias` where u lies without (mix_columns).
 template <class T>
 PETX_DEVICE void columns_between(const MixtureCall<Compute<T>>& p, const MixtureGradWork<T>& work,
-                                 const ColumnPass& pass) {
+                                 const ColumnPass& pass, bool add_bias) {
   const MixtureColumns<T> own(p, pass, p.stacked);
+  const RunOf<T> bias = add_bias ? own.down_bias() : RunOf<T>{};
   RunOf<T> sum = {};
   own.each_row([&](int64_t token, int64_t i, bool mixed) {
     if (work.equal_gate && !own.column) write(work.equal_gate + token, equal_gate_of(p, mixed));
-    RunOf<T> q = {};
+    if (!work.hidden && !work.du) return;
+    RunOf<T> u = own.load_run(p.u, i), q = {};
+    if (add_bias) u = own.biased(u, bias);
     if (work.du) q = own.load_run(work.du, i);
-    RowBlock<T>::add_to(sum, put_equal_gates<T>(p, work, i, own.left, mixed, q));
+    RowBlock<T>::add_to(sum, put_equal_gates<T>(p, work, i, own.left, mixed, u, q));
   });
   if (work.rank_sums) own.put_sums(work.rank_sums, sum);
 }

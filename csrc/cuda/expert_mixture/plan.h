@@ -23,10 +23,9 @@ struct DownTiles {
   int64_t rank_tiles(int64_t stacked) const { return joined ? 1 : kind.across(stacked); }
 };
 
-// How a pass over [N, width] is shared where no row has to be whole (columns.cuh). Three blocks have the registers that
-// such a pass may take.
+// How a pass over [N, width] is shared where no row has to be whole (columns.cuh).
 inline ColumnPass columns_pass(const ExpertMixtureParams& p, int64_t width) {
-  return ColumnPass(p.dtype, p.rows, width, 3);
+  return ColumnPass(p.dtype, p.rows, width, kPassLaunch.blocks);
 }
 
 struct ExpertMixturePlan {

@@ -116,7 +116,6 @@ MISSED: set[str] = {
     "mode_update/qkv-1024",
     "mode_update/qkv",
     "mode_update/image",
-    "expert_mixture/uniform-16384",
     "expert_mixture/narrow",
     "expert_mixture/narrow-16384",
 }
