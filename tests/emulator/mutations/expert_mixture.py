@@ -210,7 +210,6 @@ MUTATIONS = [
     Mutation("lost down bias of equal gates, hybrid", COLUMNS, r"RowBlock<T>::add_to\(u, bias\);", ""),
     Mutation("lost down bias in the backward", GRADS, r"if \(add_bias\) u = own.biased\(u, bias\);", ""),
     Mutation("down bias twice in the backward", BACKWARD, r"ranks_, plan_.hybrid\)", "ranks_, true)"),
-    Mutation("hidden values out of scope", BETWEEN, r"mixed \? hidden : typename Pass::Run\{\}", "hidden"),
     Mutation("lost beta of equal gates, hybrid", BETWEEN, r"u, p.beta \* p.equal_gate", "u, p.equal_gate"),
     Mutation("lost beta of du", GRADS, r"scale = p.beta \* p.equal_gate", "scale = p.equal_gate"),
     Mutation(
