@@ -7,7 +7,7 @@ from tests.emulator.mutations import Mutation, of_assertions, of_case
 from tests.emulator.test_gated_adapter_cuda import SITES, test_cost, test_heads_do_not_touch_each_other
 from tests.emulator.test_token_sums import test_many_parts_are_shared_out, test_weight_gradients_are_sums_in_float32
 
-OPERATION = "gated_adapter"
+OPERATION = ("gated_adapter", "mode_cores")
 FILES = (
     "common/mma_tile.cuh",
     "common/fma_tile.cuh",
