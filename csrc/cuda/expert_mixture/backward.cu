@@ -27,8 +27,9 @@ PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
 }
 
 // The same by tiles of 128 x 32 n: block (128 rows, tile and split of the depth). `tiles` of the ranks are there,
-// behind them those of the experts, or both in one tile.
-template <class T, int parts, bool joined>
+// behind them those of the experts, or both in one tile. Equal gates have a kernel of their own, which makes of q what
+// follows from it: the experts' tiles would leave that no registers.
+template <class T, int parts, bool joined, bool gated = true>
 PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
     mixture_wide_products(MixtureCall<Compute<T>> p, ExpertMixtureGrads g, MixtureGradWork<T> work, int64_t tiles,
                           int64_t split_depth, int64_t splits) {
@@ -42,7 +43,7 @@ PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
   typename Wide::Sums sums;
   if constexpr (joined) {
     Wide::multiply_beside(sums, dout, up, bias, depth);
-  } else if (tile < tiles) {
+  } else if (!gated || tile < tiles) {
     Wide::multiply(sums, dout, up, depth);
   } else {
     Wide::multiply(sums, dout, bias, depth);
@@ -51,8 +52,13 @@ PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
   if (work.parts) work.parts += split * p.rows * p.stacked;
   if (work.gate_parts) work.dgates = work.gate_parts + split * p.rows * p.experts;
   const int columns = joined ? Wide::kN - 32 : tile < tiles ? Wide::kN : 0;
-  for (int half = 0; half < 2; ++half)
-    MixtureBackward<T>(p, g, work, 2 * block_x() + half).template put_wide_products<Wide>(half, begin, columns, expert);
+  for (int half = 0; half < 2; ++half) {
+    const MixtureBackward<T> rows(p, g, work, 2 * block_x() + half);
+    if constexpr (gated)
+      rows.template put_wide_products<Wide>(half, begin, columns, expert);
+    else
+      rows.template put_wide_hidden<Wide>(half, begin);
+  }
 }
 
 template <bool parts, class T>
@@ -250,6 +256,10 @@ class BackwardCall {
         return launch(kernel, tiles.kind.down(p.rows), (ranks + experts) * tiles.splits, kTileLaunch.threads,
                       shared_bytes, stream, p, g, work_, ranks, tiles.depth, tiles.splits);
       };
+      if (!p.gated() && tiles.kind.parts == 3)
+        return start(mixture_wide_products<T, 3, false, false>, WideTile<T, 3>::kSharedBytes);
+      if (!p.gated() && tiles.kind.parts == 1)
+        return start(mixture_wide_products<T, 1, false, false>, WideTile<T, 1>::kSharedBytes);
       if (tiles.joined) return start(mixture_wide_products<T, 3, true>, WideTile<T, 3>::kSharedBytes);
       if (tiles.kind.parts == 3) return start(mixture_wide_products<T, 3, false>, WideTile<T, 3>::kSharedBytes);
       if (tiles.kind.parts == 1) return start(mixture_wide_products<T, 1, false>, WideTile<T, 1>::kSharedBytes);

@@ -82,8 +82,8 @@ class MixtureBackward : Mixture<T, TileType> {
       if (tile < q_tiles) {
         Tile::multiply(0, this->block_rows(g.dout, p.d), Base::weight_columns(p.up_weight, begin, p.stacked, p.stacked),
                        p.d);
-        put_q(begin, Tile::kN, [&](int c) { return this->result(0, c); });
-        return;
+        auto result = [&](int c) { return this->result(0, c); };
+        return p.gated() ? put_q(begin, Tile::kN, result) : put_hidden(begin, Tile::kN, result);
       }
       Tile::multiply(0, this->block_rows(g.dout, p.d), Base::weight_rows(p.up_bias, begin, p.experts, p.d), p.d);
       put_dgates(begin, Tile::kN, [&](int c) { return this->result(0, c); });
@@ -97,6 +97,11 @@ class MixtureBackward : Mixture<T, TileType> {
     if (columns < Wide::kN && work_.dgates && p.up_bias)
       put_dgates(expert, Wide::kN - columns,
                  [&](int c) { return this->template wide_result<Wide>(half, columns + c); });
+  }
+  // Of equal gates.
+  template <class Wide>
+  PETX_DEVICE void put_wide_hidden(int half, int64_t begin) const {
+    put_hidden(begin, Wide::kN, [&](int c) { return this->template wide_result<Wide>(half, c); });
   }
 
   PETX_DEVICE void dx(const ColumnShares& shares) const {
@@ -115,7 +120,6 @@ class MixtureBackward : Mixture<T, TileType> {
   // A tile's `columns` from `begin` on, whose runs of a row result(column) has.
   template <class Result>
   PETX_DEVICE void put_q(int64_t begin, int columns, const Result& result) const {
-    if (!p.gated()) return put_hidden(begin, columns, result);
     this->each_run(
         begin, p.stacked,
         [&](int64_t column, int c, int64_t left) {
