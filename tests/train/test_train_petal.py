@@ -9,8 +9,9 @@ from peft import PeftModel
 from PIL import Image
 from safetensors.torch import load_file
 
-from petx import baselines
+from petx import baselines, hosts
 from petx.baselines import _sizes as sizes
+from petx.baselines.petal import petal_config
 from petx.cli import main as petx
 from petx.errors import UserError
 from petx.hosts.instruct_blip import HOST, LEAST_STD
@@ -228,7 +229,7 @@ def main_job(**changes):
     return settings, lambda: HOST.small(settings, run_data)
 
 
-@pytest.mark.parametrize("changes", [{}, {"rank": 96, "image_rank": 8, "lora_image_rank": 2}])
+@pytest.mark.parametrize("changes", [{}, {"rank": 24, "image_rank": None}, {"lora_image_rank": 2}])
 def test_lora_and_adapter_are_as_large_as_petal_on_the_main_job(changes):
     settings, host = main_job(**changes)
     counts = {}
@@ -238,6 +239,15 @@ def test_lora_and_adapter_are_as_large_as_petal_on_the_main_job(changes):
     assert counts["lora"] == pytest.approx(counts["petal"], rel=0.1)
     assert counts["adapter"] == pytest.approx(counts["petal"], rel=0.1)
     assert counts["petal"] < 0.15 * counts["full"]
+    if not changes:
+        assert (counts["petal"], counts["lora"]) == (42_112, 40_960)
+
+
+def test_the_presets_rank_for_images_is_for_a_qformer_alone():
+    settings = arguments.checked(arguments.read_preset("easy-vqa"))
+    ranks = {name: petal_config(host, settings).image_rank for name, host in hosts.of_method("petal").items()}
+    assert {name for name, rank in ranks.items() if rank} == {"blip2", "blip2_retrieval", "instruct_blip"}
+    assert set(ranks.values()) == {None, 8}
 
 
 def test_lora_has_a_rank_of_its_own_where_it_reads_the_image():

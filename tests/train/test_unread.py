@@ -97,6 +97,9 @@ def test_a_decoder_only_model_has_no_rank_of_a_decoder(tmp_path):
     assert set(found("vlpet", named, "--arms=lora", "--decoder_rank=8", host=kind)) == {"decoder_rank"}
     assert set(found("vlpet", named, "--feature_width=8", "--task_prompts=false", host=kind)) == {"feature_width"}
 
+    for arms in ("petal", "lora"):
+        assert set(found("petal", named, f"--arms={arms}", "--image_rank=8", "--rank=8", host=kind)) == {"image_rank"}
+
 
 def test_a_study_may_set_for_all_what_some_cells_read(tmp_path):
     cells = {"ours": {"arms": ["vlpet"]}, "lora": {"arms": ["lora"]}}
