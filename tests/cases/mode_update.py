@@ -54,8 +54,8 @@ WIDE = [
     modes("wide-odd", batch=(1, 67), d_in=131, d_out=67, rank=65, count=2, dropout=0.1, shared_mask=True),
     modes("wide-diagonal", batch=(2, 35), d_in=136, d_out=200, rank=136, core="diagonal", dropout=0.1),
     modes("wide-projected", batch=(2, 65), d_out=131, rank=80, u=False, count=4),
-    # 189 tiles of results, two a block of the CUDA forward: some blocks have tiles of two projections
-    modes("wide-shares", batch=(2,), d_in=3, d_out=4001, rank=3, dropout=0.1),
+    # 68 tiles of each projection's results, two a block of the CUDA forward
+    modes("wide-shares", batch=(2,), d_in=3, d_out=4301, rank=3, count=4, dropout=0.1),
     # depths that few rows split among blocks, the last split shorter, and two tiles of ranks
     modes("deep", batch=(70,), d_in=331, d_out=643, rank=66, count=2, dropout=0.1),
     modes("deep-one", batch=(5,), d_in=150, d_out=720, rank=8, count=1),

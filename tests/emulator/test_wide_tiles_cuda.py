@@ -26,6 +26,9 @@ CASES = [
     site("odd-place", batch=(1, 20), d=7, d_x=8, r=9, placement="parallel"),
     site("one-token", batch=(1, 1), d=24, granularity="large"),
     modes("projections", batch=(1, 150), d_in=136, d_out=37, rank=72, count=2, dropout=0.1),
+    modes("projections-staged", batch=(1, 150), d_in=331, d_out=136, rank=40, count=2, dropout=0.1),
+    modes("projections-parts", batch=(1, 150), d_in=72, d_out=643, rank=72, count=2, dropout=0.1),
+    modes("projections-diagonal", batch=(1, 131), d_in=37, d_out=35, rank=67, core="diagonal", dropout=0.1),
     mixture("experts", batch=(1, 150), d=136, experts=3, rank=23, gate="token"),
     # Ranks and experts' own columns in one tile of 128 x 96.
     mixture("joined", batch=(1, 150), d=136, experts=3, rank=20, gate="token", scope=True),

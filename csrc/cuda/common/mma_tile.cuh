@@ -36,6 +36,15 @@ class MmaTile {
     results(slot).set(result_place(row, column), value);
   }
 
+  // Rows of an operand that whoever computes them leaves where a product has its first chunk, pack by pack and zeros
+  // past the end of either side: as A they need no copy. Behind a barrier after the product before.
+  struct StagedRows {
+    static constexpr bool kTransposed = false;
+    PETX_DEVICE static void set(int row, int pack, const Pack<T>& values) {
+      Shared<Pack<T>>(0).set(place(row, pack), values);
+    }
+  };
+
   // result(slot) = A B^T over `depth`, ready for every thread.
   template <class A, class B>
   PETX_DEVICE static void multiply(int slot, const A& a, const B& b, int64_t depth) {
@@ -115,7 +124,7 @@ class MmaTile {
   // What a thread brings of an operand: two packs of each chunk. Their places in a stage are fixed and their addresses
   // advance by a constant, so that a chunk costs two copies, an addition and two comparisons. What can be had again for
   // an instruction is not kept: registers are short here.
-  template <class Operand>
+  template <class Operand, class Unused = void>
   class Feed {
    public:
     // Stages begin `bytes` from the start of shared memory.
@@ -154,6 +163,13 @@ class MmaTile {
     int64_t gap_, depth_;  // between the two packs
     int bytes_;
     bool whole_;
+  };
+
+  template <class Unused>
+  class Feed<StagedRows, Unused> {
+   public:
+    PETX_DEVICE Feed(const StagedRows&, int, int64_t) {}
+    PETX_DEVICE void stage(int) {}
   };
 
   // The same for any alignment, any size and values that are computed as they are read, value by value.

@@ -97,9 +97,10 @@ class RunTile {
   PETX_DEVICE static void join_rows(Run&) {}
   PETX_DEVICE static bool leaves_columns() { return true; }
 
-  // sums += A B^T over `depth`.
+  // sums += A B^T over `depth`. `staged`: A is at most one chunk deep and lies where MmaTile's StagedRows are put, so
+  // that it is not brought.
   template <class A, class B>
-  PETX_DEVICE static void multiply(Sums& sums, int, const A& a, const B& b, int64_t depth) {
+  PETX_DEVICE static void multiply(Sums& sums, int, const A& a, const B& b, int64_t depth, bool staged = false) {
     static_assert(!A::kTransposed && !B::kTransposed);
     const uint32_t warp = thread() / 32, lane = thread() % 32, first_row = warp / kColumnParts * kWarpRows;
     const int chunks = static_cast<int>((depth + kDepth - 1) / kDepth);
@@ -114,7 +115,8 @@ class RunTile {
     sync_block();  // the stages may still be read
 #pragma unroll
     for (int chunk = 0; chunk < kStages - 1; ++chunk) {
-      if (chunk < chunks) left.stage(chunk, chunk * kStagePacks), right.stage(chunk, right_of(chunk * kStagePacks));
+      if (chunk < chunks && !(staged && chunk == 0)) left.stage(chunk, chunk * kStagePacks);
+      if (chunk < chunks) right.stage(chunk, right_of(chunk * kStagePacks));
       commit_copies();
     }
     int now = 0, next = (kStages - 1) * kStagePacks;  // first packs of stages
@@ -188,7 +190,7 @@ class PlainRunTile : public FmaTile<S> {
   };
   using Gates = Sums;
   template <class A, class B>
-  PETX_DEVICE static void multiply(Sums& sums, int slot, const A& a, const B& b, int64_t depth) {
+  PETX_DEVICE static void multiply(Sums& sums, int slot, const A& a, const B& b, int64_t depth, bool = false) {
     sums.slot = slot;
     Base::multiply(slot, a, b, depth);
   }

@@ -73,7 +73,7 @@ inline TileKind kind_of_product(DType dtype, int64_t rows, int64_t depth,
 struct TiledColumns : ColumnShares {
   int64_t width;  // of a tile
 
-  // `again`: tiles of work that each block repeats.
+  // `again`: tiles of 64 columns that take as long as what each block repeats.
   TiledColumns(DType dtype, int64_t rows, int64_t depth, std::initializer_list<ProductColumns> products,
                int64_t again = 0)
       : TiledColumns(rows, products, again, is_wide(dtype, rows, depth, products, again) ? kWide : kTile) {}
@@ -86,7 +86,8 @@ struct TiledColumns : ColumnShares {
   static constexpr int64_t kOfResult = 45, kBytesOfResult = 6;
 
   TiledColumns(int64_t rows, std::initializer_list<ProductColumns> products, int64_t again, int64_t width)
-      : ColumnShares(tiles_along(rows), count_tiles(products, width), again), width(width) {}
+      : ColumnShares(tiles_along(rows), count_tiles(products, width), tiles_again(again, width)), width(width) {}
+  static int64_t tiles_again(int64_t again, int64_t width) { return (again * kTile + width - 1) / width; }
   static int64_t count_tiles(std::initializer_list<ProductColumns> products, int64_t width) {
     int64_t tiles = 0;
     for (const ProductColumns& one : products) tiles += one.times * ((one.columns + width - 1) / width);
@@ -102,12 +103,14 @@ struct TiledColumns : ColumnShares {
                         TileKind kind, int64_t width) {
     // Whatever PETX_CUDA_SHARES is, which changes no bit.
     const int64_t tiles = count_tiles(products, width), groups = tiles_along(rows);
-    const int64_t each = tiles_of_a_share(groups, tiles, again, 2 * kMultiprocessors);
+    const int64_t each = tiles_of_a_share(groups, tiles, tiles_again(again, width), 2 * kMultiprocessors);
     const int64_t blocks = each ? groups * ((tiles + each - 1) / each) : 0;
     const int64_t of_one = (blocks + kMultiprocessors - 1) / kMultiprocessors, results = width * kTile / 256;
     const int64_t instructions = tiles_along(depth) * kind.of_chunk() + results * kOfResult;
-    const int64_t issue = turns(of_one) * each * instructions * 200 / (43 * 6);
-    const int64_t bytes = of_one * each * ((kTile + width) * depth * 2 + kTile * width * kBytesOfResult) / 24;
+    const int64_t columns = each * width + again * kTile;  // of a block
+    const int64_t issue = turns(of_one) * columns / width * instructions * 200 / (43 * 6);
+    const int64_t bytes =
+        of_one * columns / width * ((kTile + width) * depth * 2 + kTile * width * kBytesOfResult) / 24;
     return issue > bytes ? issue : bytes;
   }
 };

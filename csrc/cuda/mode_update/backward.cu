@@ -38,15 +38,35 @@ PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
   using Block = ModeBlock<T>;
   using Tile = typename Block::Tile;
   const Block block(p, block_x());
-  const int modes = static_cast<int>(p.count), count = static_cast<int>(splits.count);
-  const int y = static_cast<int>(block_y()), k = y % modes, split = y / modes % count;
+  const int modes = static_cast<int>(p.count), y = static_cast<int>(block_y()), k = y % modes;
   const T* dy = static_cast<const T*>(of_mode(g.dy, k));
   if (!dy) return;
-  const int64_t begin = y / modes / count * Tile::kN, from = split * splits.each;
-  const int64_t depth = p.d_out - from < splits.each ? p.d_out - from : splits.each;
-  const T* v = static_cast<const T*>(p.v) + from * p.rank;
-  Tile::multiply(0, block.block_rows(dy, p.d_out, from), Block::weight_columns(v, begin, p.rank, p.rank), depth);
-  block.put_part(begin, of_mode(to.parts, k) + split * p.rows * p.rank);
+  const DepthPart of = splits.part(y / modes, p.d_out);
+  const int64_t begin = of.tile * Tile::kN;
+  const T* v = static_cast<const T*>(p.v) + of.from * p.rank;
+  Tile::multiply(0, block.block_rows(dy, p.d_out, of.from), Block::weight_columns(v, begin, p.rank, p.rank), of.depth);
+  block.put_part(begin, of_mode(to.parts, k) + of.split * Block::Parts::size(p));
+}
+
+// The same by tiles of 128 x 64.
+template <class T>
+PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
+    mode_wide_parts(ModeCall<Compute<T>> p, ModeUpdateGrads g, Intermediate<T> to, DepthSplits splits) {
+  using Block = ModeBlock<T>;
+  using Wide = WideTile<T, 2>;
+  const int modes = static_cast<int>(p.count), y = static_cast<int>(block_y()), k = y % modes;
+  const T* dy = static_cast<const T*>(of_mode(g.dy, k));
+  if (!dy) return;
+  const DepthPart of = splits.part(y / modes, p.d_out);
+  const int64_t begin = of.tile * Wide::kN, first = block_x() * Wide::kM;
+  const T* v = static_cast<const T*>(p.v) + of.from * p.rank;
+  typename Wide::Sums sums;
+  Wide::multiply(sums, Rows<T>{dy + first * p.d_out + of.from, p.d_out, p.rows - first},
+                 Block::weight_columns(v, begin, p.rank, p.rank), of.depth);
+  Wide::leave(sums);
+  for (int half = 0; half < 2; ++half)
+    Block(p, 2 * block_x() + half)
+        .template put_wide_part<Wide>(half, begin, of_mode(to.parts, k) + of.split * Block::Parts::size(p));
 }
 
 template <class T, class TileType = TileOf<T>>
@@ -58,8 +78,9 @@ class Backward : ModeBlock<T, TileType> {
   using typename Base::Tile;
 
  public:
-  PETX_DEVICE Backward(const ModeCall<C>& call, const ModeUpdateGrads& grads, const Intermediate<T>& to)
-      : Base(call, block_x()), g(grads), to_(to) {}
+  PETX_DEVICE Backward(const ModeCall<C>& call, const ModeUpdateGrads& grads, const Intermediate<T>& to,
+                       int64_t block = block_x())
+      : Base(call, block), g(grads), to_(to) {}
 
   // Of projection k: dg_k from its `splits` parts or from dy_k, and what it adds to dh.
   PETX_DEVICE void output_grad(int64_t k, int64_t splits) const {
@@ -68,20 +89,52 @@ class Backward : ModeBlock<T, TileType> {
       if (splits == 1)
         Tile::multiply(0, this->block_rows(of_mode(g.dy, k), p.d_out), Base::weight_columns(p.v, begin, p.rank, p.rank),
                        p.d_out);
-      this->each_run(begin, p.rank, [&](int64_t column, int c, int64_t left) {
-        int64_t i = token * p.rank + column;
-        Run dg = splits == 1 ? this->result(0, c) : this->sum_of_parts(of_mode(to_.parts, k), splits, column, left);
-        Base::store_run(of_mode(to_.dg, k), i, left, dg);
-        if (!of_mode(to_.by_core, k)) return;
-        Run kept = Base::load_run(p.h, i, left);
-        this->drop(kept, k, column);
-        Base::multiply_by(kept, dg);
-        Base::store_run(of_mode(to_.by_core, k), i, left, kept);
+      put_output_grad(begin, k, [&](int64_t column, int c) {
+        return splits == 1 ? this->result(0, c) : this->sum_of_parts(of_mode(to_.parts, k), splits, column);
       });
     }
     if (!of_mode(to_.of_dh, k)) return;
     sync_block();  // dg_k's other columns come from other threads
-    for (int64_t begin = 0; begin < p.rank; begin += Tile::kN) hidden_grad(begin, k);
+    for (int64_t begin = 0; begin < p.rank; begin += Tile::kN) {
+      if (!p.diagonal)
+        Tile::multiply(0, this->block_rows(of_mode(to_.dg, k), p.rank),
+                       Base::weight_rows(this->core(k), begin, p.rank, p.rank), p.rank);
+      put_hidden_grad(begin, k, [&](int c) { return this->result(0, c); });
+    }
+  }
+  // The same of dy_k, by tiles of 128 x 64: blocks of rows number `block` and the next.
+  PETX_DEVICE static void wide_output_grad(const ModeCall<C>& p, const ModeUpdateGrads& g, const Intermediate<T>& to,
+                                           int64_t k, int64_t block) {
+    using Wide = WideTile<T, 2>;
+    if (!of_mode(g.dy, k) || !of_mode(to.dg, k)) return;
+    const int64_t first = block * Tile::kM;
+    auto rows = [&](const void* data, int64_t width) {
+      return Rows<T>{static_cast<const T*>(data) + first * width, width, p.rows - first};
+    };
+    for (int64_t begin = 0; begin < p.rank; begin += Wide::kN) {
+      typename Wide::Sums sums;
+      Wide::multiply(sums, rows(of_mode(g.dy, k), p.d_out), Base::weight_columns(p.v, begin, p.rank, p.rank), p.d_out);
+      Wide::leave(sums);
+      for (int half = 0; half < 2; ++half) {
+        const Backward of(p, g, to, block + half);
+        of.put_output_grad(begin, k, [&](int64_t, int c) { return of.template wide_result<Wide>(half, c); });
+      }
+      sync_block();  // the stages are where results were, and dg_k's other columns come from other threads
+    }
+    if (!of_mode(to.of_dh, k)) return;
+    for (int64_t begin = 0; begin < p.rank; begin += Wide::kN) {
+      if (!p.diagonal) {
+        typename Wide::Sums sums;
+        const T* core = static_cast<const T*>(p.cores) + k * p.core_size();
+        Wide::multiply(sums, rows(of_mode(to.dg, k), p.rank), Base::weight_rows(core, begin, p.rank, p.rank), p.rank);
+        Wide::leave(sums);
+      }
+      for (int half = 0; half < 2; ++half) {
+        const Backward of(p, g, to, block + half);
+        of.put_hidden_grad(begin, k, [&](int c) { return of.template wide_result<Wide>(half, c); });
+      }
+      sync_block();
+    }
   }
 
   // Of projection k: the kept h, g_k.
@@ -120,17 +173,30 @@ class Backward : ModeBlock<T, TileType> {
   }
 
  private:
-  PETX_DEVICE void hidden_grad(int64_t begin, int64_t k) const {
-    if (!p.diagonal)
-      Tile::multiply(0, this->block_rows(of_mode(to_.dg, k), p.rank),
-                     Base::weight_rows(this->core(k), begin, p.rank, p.rank), p.rank);
+  // dg_k from column `begin` on, whose runs value(column, column in the tile) has.
+  template <class Value>
+  PETX_DEVICE void put_output_grad(int64_t begin, int64_t k, const Value& value) const {
+    this->each_run(begin, p.rank, [&](int64_t column, int c, int64_t left) {
+      const int64_t i = token * p.rank + column;
+      const Run dg = value(column, c);
+      Base::store_run(of_mode(to_.dg, k), i, left, dg);
+      if (!of_mode(to_.by_core, k)) return;
+      Run kept = Base::load_run(p.h, i, left);
+      this->drop(kept, k, column);
+      Base::multiply_by(kept, dg);
+      Base::store_run(of_mode(to_.by_core, k), i, left, kept);
+    });
+  }
+  // What dg_k adds to dh, of which the product with a full core has the runs.
+  template <class Result>
+  PETX_DEVICE void put_hidden_grad(int64_t begin, int64_t k, const Result& result) const {
     this->each_run(begin, p.rank, [&](int64_t column, int c, int64_t left) {
       Run part;
       if (p.diagonal) {
         part = Base::load_run(of_mode(to_.dg, k), token * p.rank + column, left);
         Base::multiply_by(part, Base::load_run(this->core(k), column, left));
       } else {
-        part = this->result(0, c);
+        part = result(c);
       }
       this->drop(part, k, column);
       Base::store_run(of_mode(to_.of_dh, k), token * p.rank + column, left, part);
@@ -150,6 +216,16 @@ PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
     block.output_grad(block_y(), splits);
   else
     block.output(block_y() - p.count);
+}
+
+// The same by tiles of 128 x 64, where dy_k V is in one piece.
+template <class T>
+PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
+    mode_wide_outputs(ModeCall<Compute<T>> p, ModeUpdateGrads g, Intermediate<T> to) {
+  const int64_t block = 2 * block_x();
+  if (block_y() < p.count) return Backward<T>::wide_output_grad(p, g, to, block_y(), block);
+  Backward<T>(p, g, to, block).output(block_y() - p.count);
+  if ((block + 1) * kTile < p.rows) Backward<T>(p, g, to, block + 1).output(block_y() - p.count);
 }
 
 // Block (row block, share of dx's columns).
@@ -192,7 +268,7 @@ class BackwardCall {
       to_.kept[k] = take(p.mask.drops() && !p.diagonal && (g.dv || g.dcores));
       to_.mixed[k] = take(g.dv);
       to_.dg[k] = take(dh || g.dcores);
-      to_.parts[k] = workspace.take<C>(splits_ > 1 ? splits_ * p.rows * p.rank : 0);
+      to_.parts[k] = workspace.take<C>(splits_ > 1 ? splits_ * SumParts<T>::size(p) : 0);
       to_.of_dh[k] = several_ ? take(dh) : to_.dh;
       again_ |= g.dv || (p.mask.drops() && !p.diagonal && g.dcores);
       to_.by_core[k] = take(p.diagonal && g.dcores);
@@ -210,18 +286,33 @@ class BackwardCall {
   }
 
   int run(void* stream) const {
-    auto rows = [&](auto* kernel, int64_t blocks, auto... more) {
-      return launch(kernel, plan_.blocks, blocks, Tile::kThreads, Tile::shared_bytes(1), stream, p, g, to_, more...);
-    };
-    if (splits_ > 1)
-      if (int error = rows(mode_parts<T>, p.count * splits_ * plan_.rank_tiles, plan_.out)) return error;
-    if (int error = rows(mode_outputs<T>, again_ ? 2 * p.count : p.count, splits_)) return error;
+    if (int error = splits_ > 1 ? parts(stream) : 0) return error;
+    if (int error = outputs(stream)) return error;
     if (to_.dh && (several_ || (g.dx && p.x)))
       if (int error = inputs(stream)) return error;
     return sums_.run(stream);
   }
 
  private:
+  int parts(void* stream) const {
+    const DepthSplits& splits = plan_.out;
+    auto start = [&](auto* kernel, int shared_bytes) {
+      return launch(kernel, splits.kind.down(p.rows), p.count * splits.blocks(), Tile::kThreads, shared_bytes, stream,
+                    p, g, to_, splits);
+    };
+    if constexpr (sizeof(T) == 2)
+      if (splits.kind.parts) return start(mode_wide_parts<T>, WideTile<T, 2>::kSharedBytes);
+    return start(mode_parts<T>, Tile::shared_bytes(1));
+  }
+  int outputs(void* stream) const {
+    const int64_t blocks = again_ ? 2 * p.count : p.count;
+    if constexpr (sizeof(T) == 2)
+      if (splits_ == 1 && plan_.out.count == 1 && plan_.out.kind.parts)
+        return launch(mode_wide_outputs<T>, plan_.out.kind.down(p.rows), blocks, Tile::kThreads,
+                      WideTile<T, 2>::kSharedBytes, stream, p, g, to_);
+    return launch(mode_outputs<T>, plan_.blocks, blocks, Tile::kThreads, Tile::shared_bytes(1), stream, p, g, to_,
+                  splits_);
+  }
   int inputs(void* stream) const {
     auto start = [&](auto* kernel, int shared_bytes) {
       return launch(kernel, plan_.blocks, shares_, Tile::kThreads, shared_bytes, stream, p, g, to_,

@@ -3,6 +3,9 @@
 // Products are made by the whole block, a tile of columns at a time. Everything else is done by the four threads that
 // own a row, each in runs of sixteen bytes: eight columns of a 16-bit type, whose masks come from two of Philox's
 // counters.
+//
+// A sum over a depth that is split among blocks lies in parts of C. A run of eight columns is two accesses of a part;
+// its halves lie in two planes, so that the runs of a row's threads lie side by side in either access.
 #pragma once
 
 #include "cuda/common/dropout.cuh"
@@ -28,6 +31,22 @@ PETX_DEVICE P of_mode(const P (&each)[kMostModes], int64_t k) {
   return k & 2 ? high : low;
 }
 
+// Parts of a sum, [N, R] each, in planes of which a run of T has a piece each. A row is whole runs long.
+template <class T>
+struct SumParts {
+  using Block = RowBlock<Compute<T>>;
+  static constexpr int kRun = 16 / sizeof(T), kPlanes = kRun / Block::kRun;
+
+  PETX_HD static int64_t width(int64_t rank) { return (rank + kRun - 1) / kRun * kRun; }
+  PETX_HD static int64_t plane(const ModeUpdateParams& p) { return p.rows * (width(p.rank) / kPlanes); }
+  PETX_HD static int64_t size(const ModeUpdateParams& p) { return kPlanes * plane(p); }
+  // Of a column that begins a piece.
+  PETX_DEVICE static int64_t place(const ModeUpdateParams& p, int64_t token, int64_t column) {
+    const int piece = static_cast<int>(column) / Block::kRun;
+    return piece % kPlanes * plane(p) + token * (width(p.rank) / kPlanes) + piece / kPlanes * Block::kRun;
+  }
+};
+
 template <class S, class TileType = TileOf<S>>
 class ModeBlock : public RowBlock<S, TileType> {
   using Base = RowBlock<S, TileType>;
@@ -37,6 +56,7 @@ class ModeBlock : public RowBlock<S, TileType> {
       Base::weight_columns, Base::weight_rows;
   using Base::first, Base::rows, Base::row, Base::sharer, Base::token, Base::valid, Base::row_sum, Base::block_rows;
   using typename Base::C, typename Base::Run, typename Base::T, typename Base::Tile;
+  using Parts = SumParts<T>;
 
   PETX_DEVICE ModeBlock(const ModeCall<C>& call, int64_t block)
       : Base(call.rows, block), p(call), seed_(call.mask.seed_value()) {}
@@ -51,34 +71,47 @@ class ModeBlock : public RowBlock<S, TileType> {
     multiply_by(run, factor);
   }
 
-  // Parts of a sum lie in C, one [N, R] behind the other. The tile's result from column `begin` on becomes one of them.
-  PETX_DEVICE void put_part(int64_t begin, C* part) const {
-    using Part = RowBlock<C>;  // whose runs are of as many bytes: neighbours fill a sector
+  // The tile's results from column `begin` on become a part of a sum; value(c) is that of column c.
+  template <class Value>
+  PETX_DEVICE void put_part(int64_t begin, C* part, const Value& value) const {
+    using Part = typename Parts::Block;
     if (!valid()) return;
+    const int64_t end = Parts::width(p.rank);  // past the ranks the results are zeros
 #pragma unroll 1
-    for (int c = Part::kRun * sharer; c < Tile::kN && begin + c < p.rank; c += Part::kRun * Base::kSharers) {
+    for (int c = Part::kRun * sharer; c < Tile::kN && begin + c < end; c += Part::kRun * Base::kSharers) {
       typename Part::Run run;
 #pragma unroll
-      for (int j = 0; j < Part::kRun; ++j) run.value[j] = Tile::result(0, row, c + j);
-      Part::store_run(part, token * p.rank + begin + c, p.rank - begin - c, run);
+      for (int j = 0; j < Part::kRun; ++j) run.value[j] = value(c, j);
+      Part::store_run(part, Parts::place(p, token, begin + c), WholeRuns{}, run);
     }
   }
+  PETX_DEVICE void put_part(int64_t begin, C* part) const {
+    put_part(begin, part, [&](int c, int j) { return Tile::result(0, row, c, j); });
+  }
+  // The same of a wide tile, whose `half` this block is.
+  template <class Wide>
+  PETX_DEVICE void put_wide_part(int half, int64_t begin, C* part) const {
+    put_part(begin, part, [&](int c, int j) { return Wide::result(half * Tile::kM + row, c, j); });
+  }
   // The sum of `count` parts, in their order, four of which are asked for together (token_sums.cuh says why).
-  PETX_DEVICE Run sum_of_parts(const C* parts, int64_t count, int64_t column, int64_t left) const {
+  PETX_DEVICE Run sum_of_parts(const C* parts, int64_t count, int64_t column) const {
     constexpr int kAhead = 4;
+    const int64_t size = Parts::size(p);
+    const C* from = parts + Parts::place(p, token, column);
     Run sum = {};
 #pragma unroll 1
-    for (int64_t n = 0; n < count; n += kAhead) {
+    for (int more = static_cast<int>(count); more > 0; more -= kAhead) {
       Run part[kAhead];
 #pragma unroll
-      for (int k = 0; k < kAhead; ++k) {
-        if (n + k >= count) break;
-        part[k] = load_part(parts, ((n + k) * p.rows + token) * p.rank + column, left);
+      for (int n = 0; n < kAhead; ++n) {
+        if (n >= more) break;
+        part[n] = load_part(from);
+        from += size;
       }
 #pragma unroll
-      for (int k = 0; k < kAhead; ++k) {
-        if (n + k >= count) break;
-        Base::add_to(sum, part[k]);
+      for (int n = 0; n < kAhead; ++n) {
+        if (n >= more) break;
+        Base::add_to(sum, part[n]);
       }
     }
     return sum;
@@ -110,15 +143,16 @@ class ModeBlock : public RowBlock<S, TileType> {
   const ModeCall<C>& p;
 
  private:
-  // As many values of a part as a run has.
-  PETX_DEVICE static Run load_part(const C* part, int64_t i, int64_t left) {
-    using Part = RowBlock<C>;
+  // A run of the part that has its first columns at `from`.
+  PETX_DEVICE Run load_part(const C* from) const {
+    using Part = typename Parts::Block;
     Run run;
 #pragma unroll
     for (int j = 0; j < Base::kRun; j += Part::kRun) {
-      const auto piece = Part::load_run(part, i + j, left - j);
+      const auto piece = Part::load_run(from, 0, WholeRuns{});
 #pragma unroll
       for (int e = 0; e < Part::kRun; ++e) run.value[j + e] = piece.value[e];
+      from += Parts::plane(p);
     }
     return run;
   }

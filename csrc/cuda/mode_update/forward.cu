@@ -4,12 +4,15 @@
 //
 // Bytes: x, the bases and the results once from memory, h once to it; U, V and the cores come from the second-level
 // cache, once per block.
-// Launches: x U^T, nothing where x comes projected; a block of rows and projection's g_k; the results. Tiling: blocks
-// of 64 rows. Few rows make too few of them. So the first launch splits the depth of its product among blocks (plan.h),
-// which leave parts of h in C for the second to add up, and in the third several blocks share the rows, each with a
-// part of the K d_out columns. What is [N, R] goes through a workspace and is read back from the second-level cache, so
-// that no rank is too large; the second launch is there so that no share makes it again.
+// Launches: x U^T, nothing where x comes projected; a block of rows' and projection's g_k with the results. Tiling:
+// blocks of 64 rows, in the first launch of 128 where that takes less (plan.h). Few rows make too few of them. So the
+// first splits the depth of its product among blocks, which leave parts of h in C for the second to add up, and there
+// several blocks share a projection's columns. Each makes g_k for itself: that takes as long as a tile or two of the
+// results, and waits for random numbers while other blocks wait for memory. Up to a rank of 64 it stays in shared
+// memory for all tiles, in 16 bits; else it goes through a workspace and is read back from the second-level cache, so
+// that no rank is too large. Results go from the registers that they were made in to memory (run_tile.cuh).
 
+#include "cuda/common/run_tile.cuh"
 #include "cuda/mode_update/block.cuh"
 
 namespace petx::cuda {
@@ -18,10 +21,10 @@ namespace {
 // What the launches leave for each other; null where not needed.
 template <class T>
 struct Passing {
-  Compute<T>* parts;  // of h: [splits, N, R]
-  T* h;               // [K - 1, N, R]: of all projections but the first, whose h is the call's
-  T* kept;            // [K, N, R], as below
-  T* mixed;           // g_k
+  Compute<T>* parts;  // of h, where its depth is split
+  // [K, shares, N, R], where they do not stay in shared memory:
+  T* kept;   // what is multiplied by the core, with a diagonal one g_k itself; without parts and dropout that is h
+  T* mixed;  // g_k
 };
 
 // Block (row block, split of the depth and tile of ranks).
@@ -31,82 +34,149 @@ PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
   using Block = ModeBlock<T>;
   using Tile = typename Block::Tile;
   const Block block(p, block_x());
-  const int y = static_cast<int>(block_y()), count = static_cast<int>(splits.count), split = y % count;
-  const int64_t begin = y / count * Tile::kN, from = split * splits.each;
-  const int64_t depth = p.d_in - from < splits.each ? p.d_in - from : splits.each;
+  const DepthPart of = splits.part(block_y(), p.d_in);
+  const int64_t begin = of.tile * Tile::kN;
   if (p.d_in)
-    Tile::multiply(0, block.block_rows(p.x, p.d_in, from),
-                   Block::weight_rows(static_cast<const T*>(p.u) + from, begin, p.rank, p.d_in), depth);
-  if (parts) {
-    block.put_part(begin, parts + split * p.rows * p.rank);
-    return;
-  }
+    Tile::multiply(0, block.block_rows(p.x, p.d_in, of.from),
+                   Block::weight_rows(static_cast<const T*>(p.u) + of.from, begin, p.rank, p.d_in), of.depth);
+  if (parts) return block.put_part(begin, parts + of.split * Block::Parts::size(p));
   block.each_run(begin, p.rank, [&](int64_t column, int c, int64_t left) {
     Block::store_run(p.h, block.token * p.rank + column, left, p.d_in ? block.result(0, c) : typename Block::Run{});
   });
 }
 
-// Block (row block, projection).
+// The same by tiles of 128 x 64.
 template <class T>
 PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
-    mode_mixed(ModeCall<Compute<T>> p, Passing<T> passing, int64_t splits) {
+    mode_wide_down(ModeCall<Compute<T>> p, DepthSplits splits, Compute<T>* parts) {
   using Block = ModeBlock<T>;
-  const Block block(p, block_x());
-  const int64_t k = block_y(), size = p.rows * p.rank;
-  T* h = static_cast<T*>(p.h);
-  if (passing.parts) {
-    if (k) h = passing.h + (k - 1) * size;
-    for (int64_t begin = 0; begin < p.rank; begin += kTile)
-      block.each_run(begin, p.rank, [&](int64_t column, int, int64_t left) {
-        Block::store_run(h, block.token * p.rank + column, left,
-                         block.sum_of_parts(passing.parts, splits, column, left));
+  using Wide = WideTile<T, 2>;
+  const DepthPart of = splits.part(block_y(), p.d_in);
+  const int64_t begin = of.tile * Wide::kN, first = block_x() * Wide::kM;
+  typename Wide::Sums sums;
+  Wide::multiply(sums, Rows<T>{static_cast<const T*>(p.x) + first * p.d_in + of.from, p.d_in, p.rows - first},
+                 Block::weight_rows(static_cast<const T*>(p.u) + of.from, begin, p.rank, p.d_in), of.depth);
+  Wide::leave(sums);
+  for (int half = 0; half < 2; ++half) {
+    const Block block(p, 2 * block_x() + half);
+    if (parts) {
+      block.template put_wide_part<Wide>(half, begin, parts + of.split * Block::Parts::size(p));
+    } else {
+      block.each_run(begin, p.rank, [&](int64_t column, int c, int64_t left) {
+        Block::store_run(p.h, block.token * p.rank + column, left, block.template wide_result<Wide>(half, c));
       });
-    sync_block();  // h's other columns come from other threads
+    }
   }
-  T* mixed = passing.mixed + k * size;
-  if (p.diagonal) {
-    block.keep(h, k, true, mixed);
-    return;
-  }
-  if (p.mask.drops()) block.keep(h, k, false, passing.kept + k * size);
-  block.mix(p.mask.drops() ? passing.kept + k * size : h, k, mixed);
 }
 
-// Block (row block, share of the results' tiles, which are numbered through all projections).
-template <class T, class Tile>
-PETX_DEVICE void put_results(const ModeCall<Compute<T>>& p, const ModeUpdateOutputs& out, const T* mixed, int64_t tiles,
-                             const ColumnShares& shares) {
-  using Block = RowBlock<T, Tile>;
-  const Block block(p.rows, block_x());
-  int64_t k = block_y() * shares.each / tiles, tile = block_y() * shares.each - k * tiles;
-  const int64_t left = shares.tiles - block_y() * shares.each;
-#pragma unroll 1
-  for (int64_t n = 0; n < shares.each && n < left; ++n) {
-    const int64_t begin = tile * Tile::kN;
-    Tile::multiply(0, block.block_rows(mixed + k * p.rows * p.rank, p.rank),
-                   Block::weight_rows(p.v, begin, p.d_out, p.rank), p.rank);
-    const void* base = of_mode(out.base, k);
-    void* to = of_mode(out.y, k);
-    block.each_run(begin, p.d_out, [&](int64_t column, int c, int64_t rest) {
-      typename Block::Run y = block.result(0, c);
-      if (base) Block::add_to(y, Block::load_run(base, block.token * out.base_stride + column, rest));
-      Block::store_run(to, block.token * p.d_out + column, rest, y);
+// A run of what a core multiplies, dropout(h), or with a diagonal core g_k itself; h from its parts, which `first`
+// leaves for the backward.
+template <class T>
+PETX_DEVICE RunOf<T> kept_run(const ModeBlock<T>& block, const Passing<T>& passing, int64_t splits, int64_t k,
+                              bool first, int64_t column, int64_t left) {
+  using Block = ModeBlock<T>;
+  const auto& p = block.p;
+  const int64_t i = block.token * p.rank + column;
+  RunOf<T> run;
+  if (passing.parts) {
+    // As the backward will find it.
+    run = Block::rounded(block.sum_of_parts(passing.parts, splits, column));
+    if (first) Block::store_run(p.h, i, left, run);
+  } else {
+    run = Block::load_run(p.h, i, left);
+  }
+  block.drop(run, k, column);
+  if (p.diagonal) Block::multiply_by(run, Block::load_run(block.core(k), column, left));
+  return run;
+}
+
+// g_k of the block's rows, where `mixed` says.
+template <class T>
+PETX_DEVICE void mix_rows(const ModeBlock<T>& block, const Passing<T>& passing, int64_t splits, int64_t k, bool first,
+                          T* kept, T* mixed) {
+  using Block = ModeBlock<T>;
+  const auto& p = block.p;
+  if (!kept) return block.mix(static_cast<const T*>(p.h), k, mixed);
+  for (int64_t begin = 0; begin < p.rank; begin += kTile)
+    block.each_run(begin, p.rank, [&](int64_t column, int, int64_t left) {
+      Block::store_run(kept, block.token * p.rank + column, left,
+                       kept_run(block, passing, splits, k, first, column, left));
     });
-    if (++tile == tiles) tile = 0, ++k;
+  sync_block();  // other columns come from other threads
+  if (!p.diagonal) block.mix(kept, k, mixed);
+}
+// The same of a rank that one chunk of a product holds, where the products look for it in shared memory.
+template <class T>
+PETX_DEVICE void stage_rows(const ModeBlock<T>& block, const Passing<T>& passing, int64_t splits, int64_t k,
+                            bool first) {
+  using Block = ModeBlock<T>;
+  using Staged = typename MmaTile<T>::StagedRows;
+  const auto& p = block.p;
+#pragma unroll 1
+  for (int c = Block::kRun * block.sharer; c < kTile; c += Block::kRun * Block::kSharers) {
+    RunOf<T> run = {};
+    if (block.valid() && c < p.rank) run = kept_run(block, passing, splits, k, first, c, p.rank - c);
+    Staged::set(block.row, c / Block::kRun, pack<T>(run.value));
+  }
+  if (p.diagonal) return;
+  MmaTile<T>::multiply(0, Staged{}, Block::weight_columns(block.core(k), 0, p.rank, p.rank), p.rank);
+#pragma unroll 1
+  for (int c = Block::kRun * block.sharer; c < kTile; c += Block::kRun * Block::kSharers)
+    Staged::set(block.row, c / Block::kRun, pack<T>(block.result(0, c).value));
+}
+
+// Block (row block, projection and share of its results' tiles).
+template <class T, bool wide>
+PETX_DEVICE void put_results(const ModeCall<Compute<T>>& p, const ModeUpdateOutputs& out, const Passing<T>& passing,
+                             int64_t splits, const ColumnShares& shares) {
+  using Block = ModeBlock<T>;
+  using Tile = RunTileOf<T, wide>;
+  const Block block(p, block_x());
+  const int y = static_cast<int>(block_y()), count = static_cast<int>(shares.count), k = y / count, share = y % count;
+  const int64_t own = y * p.rows * p.rank;
+  T *kept = passing.kept ? passing.kept + own : nullptr, *mixed = passing.mixed ? passing.mixed + own : kept;
+  bool there = false;
+  if constexpr (sizeof(T) == 2) {
+    there = p.rank <= kTile;
+    if (there) stage_rows(block, passing, splits, k, y == 0);
+  }
+  if (!there) mix_rows(block, passing, splits, k, y == 0, kept, mixed);
+  const void* base = of_mode(out.base, k);
+  void* to = of_mode(out.y, k);
+  const int first = share * static_cast<int>(shares.each), left = static_cast<int>(shares.tiles) - first;
+#pragma unroll 1
+  for (int n = 0; n < shares.each && n < left; ++n) {
+    const int64_t begin = int64_t(first + n) * Tile::kN;
+    typename Tile::Sums sums;
+    if constexpr (Tile::kOneRun) sums.begin({});
+    Tile::multiply(sums, 0, block.block_rows(there ? p.h : mixed, p.rank),
+                   Block::weight_rows(p.v, begin, p.d_out, p.rank), p.rank, there);
+    Tile::each_place([&](int c) {
+      const int64_t column = begin + c, rest = p.d_out - column;
+      if (rest <= 0) return;
+      Tile::each_row([&](int number, int row) {
+        if (row >= block.rows) return;
+        const int64_t token = block.first + row;
+        typename Block::Run y = sums.run(number, row, c);
+        if (base) Block::add_to(y, Block::load_run(base, token * out.base_stride + column, rest));
+        Block::store_run(to, token * p.d_out + column, rest, y);
+      });
+    });
   }
 }
 
 template <class T>
 PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
-    mode_up(ModeCall<Compute<T>> p, ModeUpdateOutputs out, const T* mixed, int64_t tiles, ColumnShares shares) {
-  put_results<T, TileOf<T>>(p, out, mixed, tiles, shares);
+    mode_up(ModeCall<Compute<T>> p, ModeUpdateOutputs out, Passing<T> passing, int64_t splits, ColumnShares shares) {
+  put_results<T, false>(p, out, passing, splits, shares);
 }
 
 // The same by tiles of 64 x 128.
 template <class T>
 PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
-    mode_wide_up(ModeCall<Compute<T>> p, ModeUpdateOutputs out, const T* mixed, int64_t tiles, ColumnShares shares) {
-  put_results<T, TurnedTile<T>>(p, out, mixed, tiles, shares);
+    mode_wide_up(ModeCall<Compute<T>> p, ModeUpdateOutputs out, Passing<T> passing, int64_t splits,
+                 ColumnShares shares) {
+  put_results<T, true>(p, out, passing, splits, shares);
 }
 
 // One call: where everything lies, and its launch.
@@ -117,32 +187,37 @@ class ForwardCall {
  public:
   ForwardCall(Workspace& workspace, const ModeUpdateParams& params, const ModeUpdateOutputs& out)
       : p(params), plan_(params), out_(out) {
-    const int64_t size = p.rows * p.rank;
-    const bool split = plan_.down.count > 1;
-    passing_.parts = workspace.take<Compute<T>>(split ? plan_.down.count * size : 0);
-    passing_.h = workspace.take<T>(split ? (p.count - 1) * size : 0);
-    passing_.kept = workspace.take<T>(p.mask.drops() && !p.diagonal ? p.count * size : 0);
-    passing_.mixed = workspace.take<T>(p.count * size);
+    const bool split = plan_.down.count > 1, staged = sizeof(T) == 2 && p.rank <= kTile;
+    const int64_t copies = staged ? 0 : p.count * plan_.up.count * p.rows * p.rank;
+    passing_.parts = workspace.take<Compute<T>>(split ? plan_.down.count * SumParts<T>::size(p) : 0);
+    passing_.kept = workspace.take<T>(p.diagonal || p.mask.drops() || split ? copies : 0);
+    passing_.mixed = workspace.take<T>(p.diagonal ? 0 : copies);
   }
 
   int run(void* stream) const {
-    auto rows = [&](auto* kernel, int64_t blocks, auto... more) {
-      return launch(kernel, plan_.blocks, blocks, Tile::kThreads, Tile::shared_bytes(1), stream, p, more...);
-    };
-    const DepthSplits& splits = plan_.down;
-    if (p.x)
-      if (int error = rows(mode_down<T>, splits.count * plan_.rank_tiles, splits, passing_.parts)) return error;
-    if (int error = rows(mode_mixed<T>, p.count, passing_, splits.count)) return error;
+    if (int error = p.x ? down(stream) : 0) return error;
     auto up = [&](auto* kernel, int shared_bytes) {
-      return launch(kernel, plan_.blocks, plan_.up.count, Tile::kThreads, shared_bytes, stream, p, out_,
-                    static_cast<const T*>(passing_.mixed), plan_.up.tiles_of(p.d_out), ColumnShares(plan_.up));
+      constexpr int kMixing = Tile::shared_bytes(1);
+      return launch(kernel, plan_.blocks, p.count * plan_.up.count, Tile::kThreads,
+                    shared_bytes < kMixing ? kMixing : shared_bytes, stream, p, out_, passing_, plan_.down.count,
+                    ColumnShares(plan_.up));
     };
     if constexpr (sizeof(T) == 2)
-      if (plan_.up.wide()) return up(mode_wide_up<T>, TurnedTile<T>::shared_bytes(1));
-    return up(mode_up<T>, Tile::shared_bytes(1));
+      if (plan_.up.wide()) return up(mode_wide_up<T>, RunTileOf<T, true>::shared_bytes(1));
+    return up(mode_up<T>, RunTileOf<T>::shared_bytes(1));
   }
 
  private:
+  int down(void* stream) const {
+    auto start = [&](auto* kernel, int shared_bytes) {
+      return launch(kernel, plan_.down.kind.down(p.rows), plan_.down.blocks(), Tile::kThreads, shared_bytes, stream, p,
+                    plan_.down, passing_.parts);
+    };
+    if constexpr (sizeof(T) == 2)
+      if (plan_.down.kind.parts) return start(mode_wide_down<T>, WideTile<T, 2>::kSharedBytes);
+    return start(mode_down<T>, Tile::shared_bytes(1));
+  }
+
   const ModeCall<Compute<T>> p;
   ModeUpdatePlan plan_;
   const ModeUpdateOutputs& out_;

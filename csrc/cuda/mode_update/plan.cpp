@@ -3,7 +3,7 @@
 namespace petx::cuda {
 
 static std::string splits_of(const char* product, const DepthSplits& splits) {
-  return std::string(", ") + product + " in " + std::to_string(splits.count) +
+  return words_of(product, splits.kind) + " in " + std::to_string(splits.count) +
          (splits.count > 1 ? " splits of its depth" : " piece");
 }
 

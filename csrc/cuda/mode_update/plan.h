@@ -11,44 +11,65 @@
 
 namespace petx::cuda {
 
-// How the depth of `groups` tiles of a product is split.
+// Of a product: a block's tile of ranks and its split of the depth, where that begins and how deep it is.
+struct DepthPart {
+  int64_t tile, split, from, depth;
+};
+
+// By which tiles, of 64 x 64 or 128 x 64, a product down to the ranks is made, and into how many splits its depth is
+// cut: what takes the busiest multiprocessor least.
 struct DepthSplits {
   static constexpr int64_t kMost = 8;  // parts that are read back
-  int64_t each, count;                 // values of the depth a split, and splits
+  TileKind kind = {0};
+  int64_t each, count = 1;  // values of the depth a split, and splits
+  int64_t tiles;            // of ranks
 
-  // `launch`: what splitting costs besides, in the units of `busiest`, a 24th of a tile of depth 64.
-  DepthSplits(int64_t groups, int64_t depth, int64_t launch) : each(depth), count(1) {
+  // `times` products; `launch`: cycles that splitting costs besides.
+  DepthSplits(DType dtype, int64_t rows, int64_t rank, int64_t depth, int64_t times, int64_t launch)
+      : each(depth), tiles(tiles_along(rank)) {
     const int64_t chunks = tiles_along(depth);
-    int64_t least = busiest(groups, chunks + kFixed);
-    for (int64_t splits = 2; splits <= kMost && splits <= chunks; ++splits) {
-      int64_t of_split = (chunks + splits - 1) / splits;
-      int64_t cost = busiest(groups * splits, of_split + kFixed) + launch;
-      if (cost < least) least = cost, each = of_split * kTile, count = (chunks + of_split - 1) / of_split;
+    int64_t least = INT64_MAX;
+    for (const TileKind of : {TileKind{0}, TileKind{2}}) {
+      if (!may_take(of, dtype, rows) && !(of.parts && may_take({3}, dtype, rows))) continue;
+      const int64_t blocks = of.down(rows) * tiles * times, results = of.rows() * of.columns();
+      for (int64_t wanted = 1; wanted <= kMost && (wanted <= chunks || wanted == 1); ++wanted) {
+        const int64_t of_split = (chunks + wanted - 1) / wanted,
+                      splits = of_split ? (chunks + of_split - 1) / of_split : 1;
+        if (splits != wanted) continue;
+        int64_t cost = tile_cycles(of, blocks * splits, of_split * kTile, (splits > 1 ? 4 : 2) * results);
+        if (splits > 1) cost += launch + 4 * rows * rank * times * splits / (24 * kMultiprocessors);
+        if (cost < least) least = cost, kind = of, each = splits > 1 ? of_split * kTile : depth, count = splits;
+      }
     }
   }
-
- private:
-  static constexpr int64_t kFixed = 3;  // chunks that a block takes as long as, besides those of its depth
+  int64_t blocks() const { return tiles * count; }  // of a block of rows
+  PETX_HD DepthPart part(int64_t number, int64_t depth) const {
+    const int of = static_cast<int>(number), splits = static_cast<int>(count);
+    const int64_t split = of % splits, from = split * each;
+    return {of / splits, split, from, depth - from < each ? depth - from : each};
+  }
 };
 
 struct ModeUpdatePlan {
-  // A launch, and adding up the parts, in the units of DepthSplits.
-  static constexpr int64_t kLaunch = 120;
+  static constexpr int64_t kLaunch = 3500;  // cycles
 
-  int64_t blocks;      // of rows
-  int64_t rank_tiles;  // of the rank
-  DepthSplits down;    // of x U^T, which has a launch of its own in any case
-  TiledColumns up;     // of the K results' columns
-  DepthSplits out;     // of dy_k V
-  TiledColumns dx;     // of dx's columns; each adds up dh
+  int64_t blocks;    // of 64 rows
+  DepthSplits down;  // of x U^T, which has a launch of its own in any case
+  TiledColumns up;   // of a result's columns, for the blocks of rows of all K; each makes g_k
+  DepthSplits out;   // of dy_k V
+  TiledColumns dx;   // of dx's columns; each adds up dh
 
   explicit ModeUpdatePlan(const ModeUpdateParams& p)
       : blocks(tiles_along(p.rows)),
-        rank_tiles(tiles_along(p.rank)),
-        down(blocks * rank_tiles, p.x ? p.d_in : 0, 0),
-        up(p.dtype, p.rows, p.rank, {{p.d_out, p.count}}),
-        out(blocks * p.count * rank_tiles, p.d_out, kLaunch),
+        down(p.dtype, p.rows, p.rank, p.x ? p.d_in : 0, 1, 0),
+        up(p.dtype, blocks * p.count * kTile, p.rank, {{p.d_out}}, of_mixing(down.count)),
+        out(p.dtype, p.rows, p.rank, p.d_out, p.count, kLaunch),
         dx(p.dtype, p.rows, p.rank, {{p.x ? p.d_in : 1}}, 1) {}
+
+ private:
+  // Of g_k of 64 rows by 64 ranks, in tiles of 64 columns, by their bytes of the second-level cache: 24 KB a tile, 16 a
+  // part of h, and 24 of the core and of what else that takes.
+  static int64_t of_mixing(int64_t parts) { return (24 + 16 * parts) / 24; }
 };
 
 }  // namespace petx::cuda

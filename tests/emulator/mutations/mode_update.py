@@ -2,7 +2,7 @@
 
 import torch
 
-from tests.cases.mode_update import CASES, WIDE
+from tests.cases.mode_update import CASES, WIDE, modes
 from tests.emulator.mutations import Mutation, Turned, of_assertions, of_case, under
 from tests.emulator.mutations._common import FACTORS, MASK, ROWS, SHARES
 from tests.emulator.test_grids import test_rows_lie_on_the_first_axis
@@ -21,9 +21,16 @@ BY_NAME = {case.name: case for case in [*CASES, *WIDE]}
 NAMES = """dropout dropout-shared dropout-diagonal four diagonal projected odd odd-diagonal wide-shares
 beside splits-shared deep""".split()
 
+ROWS_OF_128 = [
+    modes("wide-tiles", batch=(1, 150), d_in=136, d_out=37, rank=72, count=2, dropout=0.1),
+    modes("wide-staged", batch=(1, 150), d_in=331, d_out=136, rank=40, count=2, dropout=0.1),
+    modes("wide-parts", batch=(1, 150), d_in=72, d_out=643, rank=72, count=2, dropout=0.1),
+]
+
 CHECKS = [
     *(of_case(BY_NAME[name], dtype) for name in NAMES for dtype in (torch.float32, torch.bfloat16)),
     *(under(of_case(BY_NAME["wide"], torch.bfloat16), PETX_CUDA_SHARES=shares) for shares in ("1", "2")),
+    *(under(of_case(case, torch.bfloat16), PETX_CUDA_WIDE="2") for case in ROWS_OF_128),
     of_assertions("some results", test_gradients_from_some_results),
     of_assertions("x's gradient alone", test_nothing_is_made_for_gradients_that_nobody_asks_for),
     of_assertions("dropout past 32 bits", test_dropout_at_large_positions, 2**32 + 7),
@@ -70,31 +77,92 @@ MUTATIONS = [
     Mutation("base not added", FORWARD, r"if \(base\) Block::add_to", "if (false) Block::add_to"),
     Mutation("base of the first projection", FORWARD, r"of_mode\(out.base, k\)", "of_mode(out.base, 0)"),
     Mutation("bases' rows taken as dense", FORWARD, r"out.base_stride", "p.d_out"),
-    Mutation("h not dropped", FORWARD, r"mix\(p.mask.drops\(\) \? passing.kept \+ k \* size : h,", "mix(h,"),
-    Mutation("last rank left out of V", FORWARD, r"(p.d_out, p.rank\)),(\s+)p.rank\);", r"\1, p.rank - (p.rank > 1));"),
-    Mutation("one block of rows too few", PLAN, r"tiles_along\(p.rows\)", "tiles_along(p.rows - 1)"),
-    Mutation("share begins with its projection", FORWARD, r"shares.each - k \* tiles", "0"),
-    Mutation("share goes past the last tile", FORWARD, r" && n < left; \+\+n", "; ++n"),
-    Mutation("share of one projection", FORWARD, r"if \(\+\+tile == tiles\) tile = 0, \+\+k;", "++tile;"),
-    Mutation("all projections' h in one place", FORWARD, r"passing.h \+ \(k - 1\) \* size", "passing.h"),
-    Mutation("all projections' g in one place", FORWARD, r"passing.mixed \+ k \* size", "passing.mixed"),
-    Mutation("results of the first projection's g", FORWARD, r"mixed \+ k \* p.rows \* p.rank", "mixed"),
-    Mutation("h not added up", FORWARD, r"if \(passing.parts\) \{", "if (false) {"),
-    Mutation("all splits of h in one place", FORWARD, r"parts \+ split \* p.rows \* p.rank", "parts"),
-    Mutation("every split of h the first", FORWARD, r"from = split \* splits.each", "from = 0 * splits.each"),
-    Mutation("last split of h too long", FORWARD, r"p.d_in - from < splits.each \? p.d_in - from : ", ""),
-    Mutation("second tile of h is the first", FORWARD, r"begin = y / count \* Tile::kN", "begin = 0"),
-    Mutation("x U^T left out", FORWARD, r"    if \(p.x\)\n", "    if (false)\n"),
-    Turned(
-        "rows on the grid's second axis", FORWARD, r"kernel, plan_\.blocks, blocks,", "kernel, blocks, plan_.blocks,"
+    Mutation("h not dropped", FORWARD, r"block.drop\(run, k, column\);", ";"),
+    Mutation(
+        "forward: diagonal core not multiplied",
+        FORWARD,
+        r"if \(p.diagonal\) Block::multiply_by",
+        "if (false) Block::multiply_by",
     ),
-    Mutation("workspace a row short", FORWARD, r"take<T>\(p\.count \* size\)", "take<T>(p.count * size - p.rank)"),
+    Mutation("forward: turned core", FORWARD, r"weight_columns\(block.core\(k\),", "weight_rows(block.core(k),"),
+    Mutation(
+        "forward: last rank left out of the core",
+        FORWARD,
+        r"(0, p.rank, p.rank\)), p.rank\);",
+        r"\1, p.rank - (p.rank > 1));",
+    ),
+    Mutation(
+        "last rank left out of V",
+        FORWARD,
+        r"(p.d_out, p.rank\)), p.rank, there\)",
+        r"\1, p.rank - (p.rank > 1), there)",
+    ),
+    Mutation("all of g in one row", FORWARD, r"Staged::set\(block.row, (.*result)", r"Staged::set(0, \1"),
+    Mutation("h left by nobody", FORWARD, r"if \(first\) Block", "if (false) Block"),
+    Mutation("one block of rows too few", PLAN, r"tiles_along\(p.rows\)", "tiles_along(p.rows - 1)"),
+    Mutation("share goes past the last tile", FORWARD, r" && n < left; \+\+n", "; ++n"),
+    Mutation("forward: every share the first", FORWARD, r"share \* static_cast<int>\(shares.each\)", "0"),
+    Mutation("shares of the first projection", FORWARD, r"k = y / count", "k = 0 * count"),
+    Mutation("all blocks' g in one place", FORWARD, r"passing.mixed \+ own", "passing.mixed"),
+    Mutation("what all blocks multiply in one place", FORWARD, r"passing.kept \+ own", "passing.kept"),
+    Mutation("h not added up", FORWARD, r"if \(passing.parts\) \{", "if (false) {"),
+    Mutation(
+        "all splits of h in one place",
+        FORWARD,
+        r"return block.put_part\(begin, parts \+ of.split \* Block::Parts::size\(p\)\)",
+        "return block.put_part(begin, parts)",
+    ),
+    Mutation("every split the first", PLAN, r"from = split \* each", "from = 0 * each"),
+    Mutation("last split too long", PLAN, r"depth - from < each \? depth - from : each", "each"),
+    Mutation("second tile of h is the first", FORWARD, r"begin = of.tile \* Tile::kN", "begin = 0"),
+    Mutation("x U^T left out", FORWARD, r"p.x \? down\(stream\) : 0", "0"),
+    Turned(
+        "rows on the grid's second axis",
+        FORWARD,
+        r"kernel, plan_\.blocks, p\.count \* plan_\.up\.count,",
+        "kernel, p.count * plan_.up.count, plan_.blocks,",
+    ),
+    Mutation("workspace a row short", FORWARD, r"p\.diagonal \? 0 : copies\)", "p.diagonal ? 0 : copies - p.rank)"),
+    # by tiles of 128 rows
+    Mutation(
+        "second half of h is the first", FORWARD, r"block\(p, 2 \* block_x\(\) \+ half\)", "block(p, 2 * block_x())"
+    ),
+    Mutation("one half of h left out", FORWARD, r"half < 2; \+\+half", "half < 1; ++half"),
+    Mutation(
+        "all wide splits of h in one place",
+        FORWARD,
+        r"(half, begin, parts) \+ of.split \* Block::Parts::size\(p\)",
+        r"\1",
+    ),
+    Mutation("second wide tile of h is the first", FORWARD, r"begin = of.tile \* Wide::kN", "begin = 0"),
+    Mutation(
+        "second half's part is the first's",
+        BACKWARD,
+        r"Block\(p, 2 \* block_x\(\) \+ half\)",
+        "Block(p, 2 * block_x())",
+    ),
+    Mutation("values of the first half twice", BLOCK, r"Wide::result\(half \* Tile::kM \+ row", "Wide::result(row"),
+    Mutation("second block's g left out", BACKWARD, r"if \(\(block \+ 1\) \* kTile < p.rows\)", "if (false)"),
+    Mutation(
+        "second half's dg is the first's",
+        BACKWARD,
+        r"to, block \+ half\);(\s+of.put_output)",
+        r"to, block);\1",
+    ),
+    Mutation(
+        "second half's part of dh is the first's",
+        BACKWARD,
+        r"to, block \+ half\);(\s+of.put_hidden)",
+        r"to, block);\1",
+    ),
+    Mutation("wide core of the first projection", BACKWARD, r"p.cores\) \+ k \* p.core_size\(\)", "p.cores)"),
+    Mutation("wide core not turned", BACKWARD, r"Base::weight_rows\(core,", "Base::weight_columns(core,"),
     # the backward
     Turned(
         "backward's rows on the grid's second axis",
         BACKWARD,
-        r"kernel, plan_\.blocks, blocks,",
-        "kernel, blocks, plan_.blocks,",
+        r"mode_outputs<T>, plan_\.blocks, blocks,",
+        "mode_outputs<T>, blocks, plan_.blocks,",
     ),
     Mutation(
         "backward's workspace a row short",
@@ -129,23 +197,27 @@ MUTATIONS = [
     ),
     Mutation("dh not added up", BACKWARD, r"several && begin < p.rank", "false && begin < p.rank"),
     Mutation("projections without a dy add to dh", BACKWARD, r"if \(of_mode\(g.dy, k\)\) Base::add_to", "Base::add_to"),
-    Mutation("all splits of dg in one place", BACKWARD, r"k\) \+ split \* p.rows \* p.rank", "k)"),
-    Mutation("every split of dg the first", BACKWARD, r"from = split \* splits.each", "from = 0 * splits.each"),
-    Mutation("last split of dg too long", BACKWARD, r"p.d_out - from < splits.each \? p.d_out - from : ", ""),
-    Mutation("second tile of dg is the first", BACKWARD, r"begin = y / modes / count \* Tile::kN", "begin = 0"),
-    Mutation("every split's projection the first", BACKWARD, r"k = y % modes", "k = 0 * modes"),
     Mutation(
-        "last part left out of a sum",
-        BLOCK,
-        r"n \+ k >= count\) break;\n +Base",
-        "n + k + 1 >= count) break;\n        Base",
+        "all splits of dg in one place",
+        BACKWARD,
+        r"(block.put_part\(begin, of_mode\(to.parts, k\)) \+ of.split \* Block::Parts::size\(p\)",
+        r"\1",
     ),
-    Mutation("parts of the first four", BLOCK, r"n < count; n \+= kAhead", "n < count; n = count"),
-    Mutation("first part for all", BLOCK, r"\(\(n \+ k\) \* p.rows \+ token\)", "token"),
-    Mutation("part's last columns left out", BLOCK, r"begin \+ c < p.rank; c", "begin + c < p.rank - 1; c"),
-    Mutation("rows past the end in a part", BLOCK, r"    if \(!valid\(\)\) return;\n#pragma", "#pragma"),
+    Mutation("second tile of dg is the first", BACKWARD, r"begin = of.tile \* Tile::kN", "begin = 0"),
+    Mutation(
+        "every split's projection the first", BACKWARD, r"(mode_parts\([\s\S]*?)k = y % modes", r"\1k = 0 * modes"
+    ),
+    Mutation(
+        "last part left out of a sum", BLOCK, r"n >= more\) break;\n +Base", "n + 1 >= more) break;\n        Base"
+    ),
+    Mutation("parts of the first four", BLOCK, r"more > 0; more -= kAhead", "more > 0; more = 0"),
+    Mutation("first part for all", BLOCK, r"from \+= size;", ";"),
+    Mutation("part's last columns left out", BLOCK, r"begin \+ c < end; c", "begin + c < end - Part::kRun; c"),
+    Mutation("rows past the end in a part", BLOCK, r"    if \(!valid\(\)\) return;\n    const", "    const"),
+    Mutation("both planes of a part in one", BLOCK, r"piece % kPlanes \* plane\(p\) \+ ", ""),
+    Mutation("a run from one plane", BLOCK, r"from \+= Parts::plane\(p\);", ";"),
     Mutation("g_k not made again", BACKWARD, r"again_ \? 2 \* p.count : p.count", "p.count"),
-    Mutation("gradients' blocks make g_k", BACKWARD, r"block_y\(\) - p.count", "0 * p.count"),
+    Mutation("gradients' blocks make g_k", BACKWARD, r"block.output\(block_y\(\) - p.count\)", "block.output(0)"),
     Mutation(
         "all shares' dh in one place",
         BACKWARD,
