@@ -5,36 +5,23 @@
 //
 // Launches: one over blocks of rows and projections (dg_k, and what it adds to dh; beside them, in blocks of their own,
 // g_k from h), before it one that splits the depth of dy_k V among blocks where that takes less (plan.h), and one over
-// blocks of rows and shares of dx's columns (the sum over k that is dh, which each share makes for itself, and dx);
-// then the sums over tokens (token_sums.cuh): the products, and their splits added up. A diagonal core's gradient is a
-// sum of columns beside these. Bytes: the dy_k twice, the second time mostly from the cache, x and dx once; beside
-// them [N, R] tensors only. What nobody asked for is neither computed nor stored. Tiling: that of the forward. What
-// each projection adds to dh is rounded to the storage type, as torch's is, and the sum over k is made in C.
+// blocks of rows and shares of dx's columns (the sum over k that is dh, which each share makes for itself, and dx; dh
+// alone where no dx is wanted); then the sums over tokens (token_sums.cuh): the products, and their splits added up. A
+// diagonal core's gradient is a sum of columns beside these. Bytes: the dy_k twice, the second time mostly from the
+// cache, x and dx once; beside them [N, R] tensors only. What nobody asked for is neither computed nor stored. Tiling:
+// that of the forward, dy_k V by blocks of 128 rows too where that takes less. What each projection adds to dh is
+// rounded to the storage type, as torch's is, and the sum over k is made in C.
 
 #include "cuda/common/token_sums.cuh"
-#include "cuda/mode_update/block.cuh"
+#include "cuda/mode_update/grads.cuh"
 
 namespace petx::cuda {
 namespace {
 
-// What the launches leave for each other and for the sums over tokens, [N, R] each, null where not needed. Without
-// dropout the kept h is h.
-template <class T>
-struct Intermediate {
-  Compute<T>* parts[kMostModes];  // of dg_k: [splits, N, R]
-  T* kept[kMostModes];
-  T* mixed[kMostModes];  // g_k
-  T* dg[kMostModes];
-  T* by_core[kMostModes];  // dg_k times the kept h, for diagonal cores
-  T* of_dh[kMostModes];    // what each adds to dh; dh itself where there is but one
-  T* dh;
-  T* more_dh;  // of all shares but the first
-};
-
 // Block (row block, split of the depth and tile of ranks and projection).
 template <class T>
 PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
-    mode_parts(ModeCall<Compute<T>> p, ModeUpdateGrads g, Intermediate<T> to, DepthSplits splits) {
+    mode_parts(ModeCall<Compute<T>> p, ModeUpdateGrads g, ModeIntermediate<T> to, DepthSplits splits) {
   using Block = ModeBlock<T>;
   using Tile = typename Block::Tile;
   const Block block(p, block_x());
@@ -51,7 +38,7 @@ PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
 // The same by tiles of 128 x 64.
 template <class T>
 PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
-    mode_wide_parts(ModeCall<Compute<T>> p, ModeUpdateGrads g, Intermediate<T> to, DepthSplits splits) {
+    mode_wide_parts(ModeCall<Compute<T>> p, ModeUpdateGrads g, ModeIntermediate<T> to, DepthSplits splits) {
   using Block = ModeBlock<T>;
   using Wide = WideTile<T, 2>;
   const int modes = static_cast<int>(p.count), y = static_cast<int>(block_y()), k = y % modes;
@@ -69,149 +56,11 @@ PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
         .template put_wide_part<Wide>(half, begin, of_mode(to.parts, k) + of.split * Block::Parts::size(p));
 }
 
-template <class T, class TileType = TileOf<T>>
-class Backward : ModeBlock<T, TileType> {
-  using Base = ModeBlock<T, TileType>;
-  using Base::p, Base::token;
-  using typename Base::C;
-  using typename Base::Run;
-  using typename Base::Tile;
-
- public:
-  PETX_DEVICE Backward(const ModeCall<C>& call, const ModeUpdateGrads& grads, const Intermediate<T>& to,
-                       int64_t block = block_x())
-      : Base(call, block), g(grads), to_(to) {}
-
-  // Of projection k: dg_k from its `splits` parts or from dy_k, and what it adds to dh.
-  PETX_DEVICE void output_grad(int64_t k, int64_t splits) const {
-    if (!of_mode(g.dy, k) || !of_mode(to_.dg, k)) return;
-    for (int64_t begin = 0; begin < p.rank; begin += Tile::kN) {
-      if (splits == 1)
-        Tile::multiply(0, this->block_rows(of_mode(g.dy, k), p.d_out), Base::weight_columns(p.v, begin, p.rank, p.rank),
-                       p.d_out);
-      put_output_grad(begin, k, [&](int64_t column, int c) {
-        return splits == 1 ? this->result(0, c) : this->sum_of_parts(of_mode(to_.parts, k), splits, column);
-      });
-    }
-    if (!of_mode(to_.of_dh, k)) return;
-    sync_block();  // dg_k's other columns come from other threads
-    for (int64_t begin = 0; begin < p.rank; begin += Tile::kN) {
-      if (!p.diagonal)
-        Tile::multiply(0, this->block_rows(of_mode(to_.dg, k), p.rank),
-                       Base::weight_rows(this->core(k), begin, p.rank, p.rank), p.rank);
-      put_hidden_grad(begin, k, [&](int c) { return this->result(0, c); });
-    }
-  }
-  // The same of dy_k, by tiles of 128 x 64: blocks of rows number `block` and the next.
-  PETX_DEVICE static void wide_output_grad(const ModeCall<C>& p, const ModeUpdateGrads& g, const Intermediate<T>& to,
-                                           int64_t k, int64_t block) {
-    using Wide = WideTile<T, 2>;
-    if (!of_mode(g.dy, k) || !of_mode(to.dg, k)) return;
-    const int64_t first = block * Tile::kM;
-    auto rows = [&](const void* data, int64_t width) {
-      return Rows<T>{static_cast<const T*>(data) + first * width, width, p.rows - first};
-    };
-    for (int64_t begin = 0; begin < p.rank; begin += Wide::kN) {
-      typename Wide::Sums sums;
-      Wide::multiply(sums, rows(of_mode(g.dy, k), p.d_out), Base::weight_columns(p.v, begin, p.rank, p.rank), p.d_out);
-      Wide::leave(sums);
-      for (int half = 0; half < 2; ++half) {
-        const Backward of(p, g, to, block + half);
-        of.put_output_grad(begin, k, [&](int64_t, int c) { return of.template wide_result<Wide>(half, c); });
-      }
-      sync_block();  // the stages are where results were, and dg_k's other columns come from other threads
-    }
-    if (!of_mode(to.of_dh, k)) return;
-    for (int64_t begin = 0; begin < p.rank; begin += Wide::kN) {
-      if (!p.diagonal) {
-        typename Wide::Sums sums;
-        const T* core = static_cast<const T*>(p.cores) + k * p.core_size();
-        Wide::multiply(sums, rows(of_mode(to.dg, k), p.rank), Base::weight_rows(core, begin, p.rank, p.rank), p.rank);
-        Wide::leave(sums);
-      }
-      for (int half = 0; half < 2; ++half) {
-        const Backward of(p, g, to, block + half);
-        of.put_hidden_grad(begin, k, [&](int c) { return of.template wide_result<Wide>(half, c); });
-      }
-      sync_block();
-    }
-  }
-
-  // Of projection k: the kept h, g_k.
-  PETX_DEVICE void output(int64_t k) const {
-    if (!of_mode(g.dy, k)) return;
-    const T* h = static_cast<const T*>(p.h);
-    if (of_mode(to_.kept, k)) this->keep(h, k, false, of_mode(to_.kept, k));
-    if (!of_mode(to_.mixed, k)) return;
-    if (p.diagonal) {
-      this->keep(h, k, true, of_mode(to_.mixed, k));
-    } else {
-      this->mix(p.mask.drops() ? of_mode(to_.kept, k) : h, k, of_mode(to_.mixed, k));
-    }
-  }
-
-  // dh from what several projections add, and this share of dx's columns.
-  PETX_DEVICE void input(const ColumnShares& shares, bool several) const {
-    T* dh = several && block_y() ? to_.more_dh + (block_y() - 1) * p.rows * p.rank : to_.dh;
-    for (int64_t begin = 0; several && begin < p.rank; begin += Tile::kN)
-      this->each_run(begin, p.rank, [&](int64_t column, int, int64_t left) {
-        Run sum = {};
-#pragma unroll 1
-        for (int64_t k = 0; k < p.count; ++k)
-          if (of_mode(g.dy, k)) Base::add_to(sum, Base::load_run(of_mode(to_.of_dh, k), token * p.rank + column, left));
-        Base::store_run(dh, token * p.rank + column, left, sum);
-      });
-    if (!g.dx || !p.x) return;
-    sync_block();  // dh's other columns come from other threads
-    Base::each_tile(shares, [&](int64_t tile) {
-      const int64_t begin = tile * Tile::kN;
-      Tile::multiply(0, this->block_rows(dh, p.rank), Base::weight_columns(p.u, begin, p.d_in, p.d_in), p.rank);
-      this->each_run(begin, p.d_in, [&](int64_t column, int c, int64_t left) {
-        Base::store_run(g.dx, token * p.d_in + column, left, this->result(0, c));
-      });
-    });
-  }
-
- private:
-  // dg_k from column `begin` on, whose runs value(column, column in the tile) has.
-  template <class Value>
-  PETX_DEVICE void put_output_grad(int64_t begin, int64_t k, const Value& value) const {
-    this->each_run(begin, p.rank, [&](int64_t column, int c, int64_t left) {
-      const int64_t i = token * p.rank + column;
-      const Run dg = value(column, c);
-      Base::store_run(of_mode(to_.dg, k), i, left, dg);
-      if (!of_mode(to_.by_core, k)) return;
-      Run kept = Base::load_run(p.h, i, left);
-      this->drop(kept, k, column);
-      Base::multiply_by(kept, dg);
-      Base::store_run(of_mode(to_.by_core, k), i, left, kept);
-    });
-  }
-  // What dg_k adds to dh, of which the product with a full core has the runs.
-  template <class Result>
-  PETX_DEVICE void put_hidden_grad(int64_t begin, int64_t k, const Result& result) const {
-    this->each_run(begin, p.rank, [&](int64_t column, int c, int64_t left) {
-      Run part;
-      if (p.diagonal) {
-        part = Base::load_run(of_mode(to_.dg, k), token * p.rank + column, left);
-        Base::multiply_by(part, Base::load_run(this->core(k), column, left));
-      } else {
-        part = result(c);
-      }
-      this->drop(part, k, column);
-      Base::store_run(of_mode(to_.of_dh, k), token * p.rank + column, left, part);
-    });
-  }
-
-  const ModeUpdateGrads& g;
-  const Intermediate<T>& to_;
-};
-
 // Block (row block, projection), and behind these the projections again.
 template <class T>
 PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
-    mode_outputs(ModeCall<Compute<T>> p, ModeUpdateGrads g, Intermediate<T> to, int64_t splits) {
-  const Backward<T> block(p, g, to);
+    mode_outputs(ModeCall<Compute<T>> p, ModeUpdateGrads g, ModeIntermediate<T> to, int64_t splits) {
+  const ModeBackward<T> block(p, g, to);
   if (block_y() < p.count)
     block.output_grad(block_y(), splits);
   else
@@ -221,25 +70,35 @@ PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
 // The same by tiles of 128 x 64, where dy_k V is in one piece.
 template <class T>
 PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
-    mode_wide_outputs(ModeCall<Compute<T>> p, ModeUpdateGrads g, Intermediate<T> to) {
+    mode_wide_outputs(ModeCall<Compute<T>> p, ModeUpdateGrads g, ModeIntermediate<T> to) {
   const int64_t block = 2 * block_x();
-  if (block_y() < p.count) return Backward<T>::wide_output_grad(p, g, to, block_y(), block);
-  Backward<T>(p, g, to, block).output(block_y() - p.count);
-  if ((block + 1) * kTile < p.rows) Backward<T>(p, g, to, block + 1).output(block_y() - p.count);
+  if (block_y() < p.count) return ModeBackward<T>::wide_output_grad(p, g, to, block_y(), block);
+#pragma unroll 1
+  for (int half = 0; half < 2 && (block + half) * kTile < p.rows; ++half)
+    ModeBackward<T>(p, g, to, block + half).output(block_y() - p.count);
 }
 
 // Block (row block, share of dx's columns).
 template <class T>
 PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
-    mode_inputs(ModeCall<Compute<T>> p, ModeUpdateGrads g, Intermediate<T> to, ColumnShares shares, bool several) {
-  Backward<T>(p, g, to).input(shares, several);
+    mode_inputs(ModeCall<Compute<T>> p, ModeUpdateGrads g, ModeIntermediate<T> to, ColumnShares shares, bool several) {
+  ModeBackward<T>(p, g, to).input(shares, several);
 }
 
 // The same by tiles of 64 x 128.
 template <class T>
 PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
-    mode_wide_inputs(ModeCall<Compute<T>> p, ModeUpdateGrads g, Intermediate<T> to, ColumnShares shares, bool several) {
-  Backward<T, TurnedTile<T>>(p, g, to).input(shares, several);
+    mode_wide_inputs(ModeCall<Compute<T>> p, ModeUpdateGrads g, ModeIntermediate<T> to, ColumnShares shares,
+                     bool several) {
+  ModeBackward<T, TurnedTile<T>>(p, g, to).input(shares, several);
+}
+
+// dh alone, where no dx is wanted or x comes projected: a run a thread.
+template <class T>
+PETX_KERNEL void __launch_bounds__(kSumLaunch.threads, kSumLaunch.blocks)
+    mode_hidden_grads(ModeCall<Compute<T>> p, ModeUpdateGrads g, ModeIntermediate<T> to) {
+  const int64_t i = (block_x() * kSumLaunch.threads + thread_index()) * RowBlock<T>::kRun, left = p.rows * p.rank - i;
+  if (left > 0) RowBlock<T>::store_run(to.dh, i, left, sum_of_dh(p, g, to, i, left));
 }
 
 // One call: where everything lies, and the launches in their order.
@@ -288,8 +147,8 @@ class BackwardCall {
   int run(void* stream) const {
     if (int error = splits_ > 1 ? parts(stream) : 0) return error;
     if (int error = outputs(stream)) return error;
-    if (to_.dh && (several_ || (g.dx && p.x)))
-      if (int error = inputs(stream)) return error;
+    const bool dx = g.dx && p.x;
+    if (int error = dx ? inputs(stream) : to_.dh && several_ ? hidden_grads(stream) : 0) return error;
     return sums_.run(stream);
   }
 
@@ -323,13 +182,19 @@ class BackwardCall {
     return start(mode_inputs<T>, Tile::shared_bytes(1));
   }
 
+  int hidden_grads(void* stream) const {
+    constexpr int64_t kRun = RowBlock<T>::kRun;
+    const int64_t blocks = sum_blocks((p.rows * p.rank + kRun - 1) / kRun);
+    return launch(mode_hidden_grads<T>, blocks, 1, kSumLaunch.threads, 0, stream, p, g, to_);
+  }
+
   const ModeCall<C> p;
   const ModeUpdateGrads& g;
   ModeUpdatePlan plan_;
   int64_t shares_, splits_;
   bool several_;        // projections add to dh
   bool again_ = false;  // whether g_k or the kept h is made again
-  Intermediate<T> to_ = {};
+  ModeIntermediate<T> to_ = {};
   TokenSums<T, 2 * kMostModes + 1, kMostModes, kMostModes + 2> sums_;
 };
 

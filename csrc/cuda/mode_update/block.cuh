@@ -57,6 +57,7 @@ class ModeBlock : public RowBlock<S, TileType> {
   using Base::first, Base::rows, Base::row, Base::sharer, Base::token, Base::valid, Base::row_sum, Base::block_rows;
   using typename Base::C, typename Base::Run, typename Base::T, typename Base::Tile;
   using Parts = SumParts<T>;
+  static constexpr bool kStages = std::is_same_v<Tile, MmaTile<T>>;
 
   PETX_DEVICE ModeBlock(const ModeCall<C>& call, int64_t block)
       : Base(call.rows, block), p(call), seed_(call.mask.seed_value()) {}
@@ -115,6 +116,22 @@ class ModeBlock : public RowBlock<S, TileType> {
       }
     }
     return sum;
+  }
+
+  // Whether a product's rows, R deep, are one chunk that can be left where the product looks for it.
+  PETX_DEVICE bool stages() const {
+    if constexpr (kStages) return p.rank <= kTile;
+    return false;
+  }
+  // Leaves value(column, columns left) of the block's rows there.
+  template <class Value>
+  PETX_DEVICE void stage(const Value& value) const {
+#pragma unroll 1
+    for (int c = Base::kRun * sharer; c < kTile; c += Base::kRun * Base::kSharers) {
+      Run run = {};
+      if (valid() && c < p.rank) run = value(c, p.rank - c);
+      Tile::StagedRows::set(row, c / Base::kRun, pack<T>(run.value));
+    }
   }
 
   // drop_k(h), and for diagonal cores times the core, of the block's rows.

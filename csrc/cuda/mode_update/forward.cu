@@ -110,19 +110,12 @@ template <class T>
 PETX_DEVICE void stage_rows(const ModeBlock<T>& block, const Passing<T>& passing, int64_t splits, int64_t k,
                             bool first) {
   using Block = ModeBlock<T>;
-  using Staged = typename MmaTile<T>::StagedRows;
   const auto& p = block.p;
-#pragma unroll 1
-  for (int c = Block::kRun * block.sharer; c < kTile; c += Block::kRun * Block::kSharers) {
-    RunOf<T> run = {};
-    if (block.valid() && c < p.rank) run = kept_run(block, passing, splits, k, first, c, p.rank - c);
-    Staged::set(block.row, c / Block::kRun, pack<T>(run.value));
-  }
+  block.stage([&](int64_t column, int64_t left) { return kept_run(block, passing, splits, k, first, column, left); });
   if (p.diagonal) return;
-  MmaTile<T>::multiply(0, Staged{}, Block::weight_columns(block.core(k), 0, p.rank, p.rank), p.rank);
-#pragma unroll 1
-  for (int c = Block::kRun * block.sharer; c < kTile; c += Block::kRun * Block::kSharers)
-    Staged::set(block.row, c / Block::kRun, pack<T>(block.result(0, c).value));
+  MmaTile<T>::multiply(0, typename MmaTile<T>::StagedRows{}, Block::weight_columns(block.core(k), 0, p.rank, p.rank),
+                       p.rank);
+  block.stage([&](int c, int64_t) { return block.result(0, c); });
 }
 
 // Block (row block, projection and share of its results' tiles).
@@ -135,11 +128,9 @@ PETX_DEVICE void put_results(const ModeCall<Compute<T>>& p, const ModeUpdateOutp
   const int y = static_cast<int>(block_y()), count = static_cast<int>(shares.count), k = y / count, share = y % count;
   const int64_t own = y * p.rows * p.rank;
   T *kept = passing.kept ? passing.kept + own : nullptr, *mixed = passing.mixed ? passing.mixed + own : kept;
-  bool there = false;
-  if constexpr (sizeof(T) == 2) {
-    there = p.rank <= kTile;
+  const bool there = block.stages();
+  if constexpr (Block::kStages)
     if (there) stage_rows(block, passing, splits, k, y == 0);
-  }
   if (!there) mix_rows(block, passing, splits, k, y == 0, kept, mixed);
   const void* base = of_mode(out.base, k);
   void* to = of_mode(out.y, k);

@@ -15,7 +15,7 @@ from tests.emulator.test_mode_update_cuda import (
 from tests.emulator.test_token_sums import test_dropout_at_large_positions
 
 OPERATION = "mode_update"
-FILES = ("mode_update/block.cuh", "mode_update/forward.cu", "mode_update/backward.cu")
+FILES = tuple(f"mode_update/{name}" for name in ("block.cuh", "forward.cu", "backward.cu", "grads.cuh"))
 
 BY_NAME = {case.name: case for case in [*CASES, *WIDE]}
 NAMES = """dropout dropout-shared dropout-diagonal four diagonal projected odd odd-diagonal wide-shares
@@ -39,7 +39,8 @@ CHECKS = [
     of_assertions("grids of many rows", test_rows_lie_on_the_first_axis, OPERATION),
 ]
 
-BLOCK, FORWARD, BACKWARD = "mode_update/block.cuh", "mode_update/forward.cu", "mode_update/backward.cu"
+BLOCK, FORWARD = "mode_update/block.cuh", "mode_update/forward.cu"
+BACKWARD, GRADS = "mode_update/backward.cu", "mode_update/grads.cuh"
 PLAN = "mode_update/plan.h"
 SUMS = "common/token_sums.cuh"
 
@@ -88,7 +89,7 @@ MUTATIONS = [
     Mutation(
         "forward: last rank left out of the core",
         FORWARD,
-        r"(0, p.rank, p.rank\)), p.rank\);",
+        r"(0, p.rank, p.rank\)),(\s+)p.rank\);",
         r"\1, p.rank - (p.rank > 1));",
     ),
     Mutation(
@@ -97,7 +98,8 @@ MUTATIONS = [
         r"(p.d_out, p.rank\)), p.rank, there\)",
         r"\1, p.rank - (p.rank > 1), there)",
     ),
-    Mutation("all of g in one row", FORWARD, r"Staged::set\(block.row, (.*result)", r"Staged::set(0, \1"),
+    Mutation("all staged rows in one", BLOCK, r"StagedRows::set\(row,", "StagedRows::set(0,"),
+    Mutation("staged packs in one place", BLOCK, r"set\(row, c / Base::kRun,", "set(row, 0,"),
     Mutation("h left by nobody", FORWARD, r"if \(first\) Block", "if (false) Block"),
     Mutation("one block of rows too few", PLAN, r"tiles_along\(p.rows\)", "tiles_along(p.rows - 1)"),
     Mutation("share goes past the last tile", FORWARD, r" && n < left; \+\+n", "; ++n"),
@@ -142,21 +144,21 @@ MUTATIONS = [
         "Block(p, 2 * block_x())",
     ),
     Mutation("values of the first half twice", BLOCK, r"Wide::result\(half \* Tile::kM \+ row", "Wide::result(row"),
-    Mutation("second block's g left out", BACKWARD, r"if \(\(block \+ 1\) \* kTile < p.rows\)", "if (false)"),
+    Mutation("second block's g left out", BACKWARD, r"half < 2 && \(block", "half < 1 && (block"),
     Mutation(
         "second half's dg is the first's",
-        BACKWARD,
+        GRADS,
         r"to, block \+ half\);(\s+of.put_output)",
         r"to, block);\1",
     ),
     Mutation(
         "second half's part of dh is the first's",
-        BACKWARD,
+        GRADS,
         r"to, block \+ half\);(\s+of.put_hidden)",
         r"to, block);\1",
     ),
-    Mutation("wide core of the first projection", BACKWARD, r"p.cores\) \+ k \* p.core_size\(\)", "p.cores)"),
-    Mutation("wide core not turned", BACKWARD, r"Base::weight_rows\(core,", "Base::weight_columns(core,"),
+    Mutation("wide core of the first projection", GRADS, r"p.cores\) \+ k \* p.core_size\(\)", "p.cores)"),
+    Mutation("wide core not turned", GRADS, r"Base::weight_rows\(core,", "Base::weight_columns(core,"),
     # the backward
     Turned(
         "backward's rows on the grid's second axis",
@@ -172,31 +174,59 @@ MUTATIONS = [
     ),
     Mutation(
         "dh rounded after each projection",
-        BACKWARD,
-        r"if \(of_mode\(g.dy, k\)\) (Base::add_to\(sum, .*\);)",
-        r"if (of_mode(g.dy, k)) { \1 sum = Base::rounded(sum); }",
+        GRADS,
+        r"if \(of_mode\(g.dy, k\)\) (RowBlock<T>::add_to\(sum, .*\);)",
+        r"if (of_mode(g.dy, k)) { \1 sum = RowBlock<T>::rounded(sum); }",
     ),
-    Mutation("dy of the first projection", BACKWARD, r"block_rows\(of_mode\(g.dy, k\)", "block_rows(of_mode(g.dy, 0)"),
-    Mutation("dh not dropped", BACKWARD, r"this->drop\(part, k, column\);", ";"),
+    Mutation(
+        "dy of the first projection",
+        GRADS,
+        r"block_rows\(of_mode\(g.dy, k\)(, p.d_out\),\s+Base::weight_columns\(p.v, begin)",
+        r"block_rows(of_mode(g.dy, 0)\1",
+    ),
+    Mutation(
+        "staged dy of the first projection",
+        GRADS,
+        r"block_rows\(of_mode\(g.dy, k\)(, p.d_out\),\s+Base::weight_columns\(p.v, 0)",
+        r"block_rows(of_mode(g.dy, 0)\1",
+    ),
+    Mutation("dh not dropped", GRADS, r"this->drop\(part, k, column\);", ";"),
     Mutation(
         "missing dropout scale in the backward",
-        BACKWARD,
+        GRADS,
         r"this->drop\(part, k, column\);",
         "this->drop(part, k, column); for (C& value : part.value) value /= p.mask.keep;",
     ),
-    Mutation("dh by the first projection's mask", BACKWARD, r"drop\(part, k, column\)", "drop(part, 0, column)"),
+    Mutation("dh by the first projection's mask", GRADS, r"drop\(part, k, column\)", "drop(part, 0, column)"),
     Mutation(
-        "core not turned in dh", BACKWARD, r"Base::weight_rows\(this->core\(k\),", "Base::weight_columns(this->core(k),"
+        "core not turned in dh",
+        GRADS,
+        r"Base::weight_rows\(this->core\(k\), begin",
+        "Base::weight_columns(this->core(k), begin",
+    ),
+    Mutation(
+        "staged core not turned in dh",
+        GRADS,
+        r"Base::weight_rows\(this->core\(k\), 0",
+        "Base::weight_columns(this->core(k), 0",
+    ),
+    Mutation(
+        "staged core turned in g",
+        GRADS,
+        r"Base::weight_columns\(this->core\(k\), 0",
+        "Base::weight_rows(this->core(k), 0",
     ),
     Mutation("dh of all projections in one place", BACKWARD, r"several_ \? take\(dh\) : to_.dh", "to_.dh"),
     Mutation(
         "dh of the first projection alone",
-        BACKWARD,
-        r"k < p.count; \+\+k\)(\n +if \(of_mode\(g.dy, k\)\) Base)",
+        GRADS,
+        r"k < p.count; \+\+k\)(\n +if \(of_mode\(g.dy, k\)\) RowBlock)",
         r"k < 1; ++k)\1",
     ),
-    Mutation("dh not added up", BACKWARD, r"several && begin < p.rank", "false && begin < p.rank"),
-    Mutation("projections without a dy add to dh", BACKWARD, r"if \(of_mode\(g.dy, k\)\) Base::add_to", "Base::add_to"),
+    Mutation("last run of dh alone left out", BACKWARD, r"if \(left > 0\) Row", "if (left > RowBlock<T>::kRun) Row"),
+    Mutation("dh alone not made", BACKWARD, r"several_ \? hidden_grads\(stream\) : 0", "several_ ? 0 : 0"),
+    Mutation("dh not added up", GRADS, r"several && begin < p.rank", "false && begin < p.rank"),
+    Mutation("projections without a dy add to dh", GRADS, r"if \(of_mode\(g.dy, k\)\) RowBlock", "RowBlock"),
     Mutation(
         "all splits of dg in one place",
         BACKWARD,
@@ -220,15 +250,21 @@ MUTATIONS = [
     Mutation("gradients' blocks make g_k", BACKWARD, r"block.output\(block_y\(\) - p.count\)", "block.output(0)"),
     Mutation(
         "all shares' dh in one place",
-        BACKWARD,
+        GRADS,
         r"to_.more_dh \+ \(block_y\(\) - 1\) \* p.rows \* p.rank",
         "to_.dh",
     ),
     Mutation("dM by the whole h", BACKWARD, r"p.mask.drops\(\) \? to_.kept\[k\] : p.h", "p.h"),
-    Mutation("diagonal's gradient by the whole h", BACKWARD, r"this->drop\(kept, k, column\);", ";"),
+    Mutation(
+        "diagonal's gradient by the whole h",
+        GRADS,
+        r"this->drop\(kept, k, column\);(\s+Base::multiply_by\(kept)",
+        r"\1",
+    ),
+    Mutation("staged dV by the whole h", GRADS, r"this->drop\(kept, k, column\);(\s+if \(of_mode\(to_.kept)", r"\1"),
     Mutation(
         "diagonal core lost in dh",
-        BACKWARD,
+        GRADS,
         r"Base::multiply_by\(part, Base::load_run\(this->core\(k\), column, left\)\);",
         ";",
     ),
@@ -242,9 +278,9 @@ MUTATIONS = [
         "dM numbered by the given dy", BACKWARD, r"from\(k \* p.core_size\(\)\)", "from((pairs - 1) * p.core_size())"
     ),
     Mutation("all dM in one place", BACKWARD, r"from\(k \* p.core_size\(\)\)", "from(0)"),
-    Mutation("dV by the whole h", BACKWARD, r"mix\(p.mask.drops\(\) \? of_mode\(to_.kept, k\) : h,", "mix(h,"),
+    Mutation("dV by the whole h", GRADS, r"mix\(p.mask.drops\(\) \? of_mode\(to_.kept, k\) : h,", "mix(h,"),
     Mutation("dV by the first g", BACKWARD, r"mixed\[pairs\+\+\] = to_.mixed\[k\]", "mixed[pairs++] = to_.mixed[0]"),
-    Mutation("last rank left out of dx", BACKWARD, r"(p.d_in, p.d_in\)),\s*p.rank\);", r"\1, p.rank - (p.rank > 1));"),
+    Mutation("last rank left out of dx", GRADS, r"(p.d_in, p.d_in\)),\s*p.rank\);", r"\1, p.rank - (p.rank > 1));"),
     # sums of several products
     Mutation(
         "last product left out",
