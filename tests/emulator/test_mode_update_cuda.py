@@ -74,7 +74,7 @@ def tiles_of_a_share(blocks, works, again):
 def tile_cycles(blocks, depth, besides):
     """What the busiest multiprocessor takes for tiles of 64 x 64 (common/wide_plan.h)."""
     of_one = -(-blocks // MULTIPROCESSORS)
-    instructions = tiles(depth) * 185 + 260
+    instructions = tiles(depth) * 115 + 260
     issue = (7 * (of_one // 2) + 6 * (of_one % 2)) * instructions * 200 // (43 * 6)
     return max(issue, of_one * (2 * TILE * depth * 2 + besides) // 24)
 

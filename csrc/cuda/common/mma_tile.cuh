@@ -52,29 +52,28 @@ class MmaTile {
     int first_row = warp / 2 * kWarpRows, first_column = warp % 2 * kWarpColumns;
     float sum[kWarpColumns / 8][4] = {};
     const int chunks = static_cast<int>((depth + kDepth - 1) / kDepth);
-    Feed<A> left(a, 0, depth);
-    Feed<B> right(b, kOperandBytes, depth);
+    Feed<A> left(a, depth);
+    Feed<B> right(b, depth);
     // Matrices: rows 0-7 and 8-15, then the same eight further in depth; columns 0-7, the same eight further in depth,
     // then columns 8-15.
     const int rows_at = begin_of<A::kTransposed>(first_row + lane % 16 / 8 * 8, lane / 16 * 8);
     const int columns_at = begin_of<B::kTransposed>(first_column + lane / 16 * 8, lane % 16 / 8 * 8);
-    left.stage(0), right.stage(0);
+    left.stage(0, 0), right.stage(0, kOperandBytes);
     commit_copies();
+    int now = 0;  // where the stage begins, in bytes
 #pragma unroll 1
     for (int chunk = 0; chunk < chunks; ++chunk) {
       if (chunk + 1 < chunks) {
-        left.stage(chunk + 1), right.stage(chunk + 1);
+        const int next = now ^ kStageBytes;
+        left.stage(chunk + 1, next), right.stage(chunk + 1, kOperandBytes + next);
         commit_copies();
         wait_copies<1>();
       } else {
         wait_copies<0>();
       }
       sync_block();
-      Shared<Pack<T>> rows_in(chunk % 2 * kStageBytes), columns_in(kOperandBytes + chunk % 2 * kStageBytes);
-      const int steps = (static_cast<int>(depth) - chunk * kDepth + 15) / 16;  // zeros from there on
-#pragma unroll 2  // more takes registers that two blocks do not leave
-      for (int step = 0; step < kDepth / 16; ++step) {
-        if (step >= steps) break;
+      const Shared<Pack<T>> rows_in(now), columns_in(kOperandBytes + now);
+      auto multiply_step = [&](int step) {
         uint32_t rows[4];
         load_matrices<A::kTransposed>(rows, rows_in, rows_at, packs_on<A::kTransposed>(step),
                                       lines_on<A::kTransposed>(step));
@@ -87,7 +86,16 @@ class MmaTile {
           multiply_matrices(sum[2 * pair], rows, columns[0], columns[1], T{});
           multiply_matrices(sum[2 * pair + 1], rows, columns[2], columns[3], T{});
         }
+      };
+      const int rest = static_cast<int>(depth) - chunk * kDepth;  // zeros from there on
+      if (rest >= kDepth) {
+#pragma unroll
+        for (int step = 0; step < kDepth / 16; ++step) multiply_step(step);
+      } else {
+#pragma unroll 1
+        for (int step = 0; 16 * step < rest; ++step) multiply_step(step);
       }
+      now ^= kStageBytes;
       sync_block();
     }
     lane = opaque(lane) & 31;  // an address is not kept from one product to the next
@@ -121,55 +129,59 @@ class MmaTile {
     return along_lines ? 0 : times * (16 / kPack);
   }
 
-  // What a thread brings of an operand: two packs of each chunk. Their places in a stage are fixed and their addresses
-  // advance by a constant, so that a chunk costs two copies, an addition and two comparisons. What can be had again for
-  // an instruction is not kept: registers are short here.
+  // What a thread brings of an operand: two packs of each chunk. Their places in a stage are fixed, a constant apart,
+  // and their addresses advance by a constant: a whole chunk costs two copies and two additions.
   template <class Operand, class Unused = void>
   class Feed {
    public:
-    // Stages begin `bytes` from the start of shared memory.
-    PETX_DEVICE Feed(const Operand& operand, int bytes, int64_t depth) : from_(operand), depth_(depth), bytes_(bytes) {
+    PETX_DEVICE Feed(const Operand& operand, int64_t depth) : from_(operand), depth_(depth) {
       const int line = thread_index() / kLinePacks, pack = thread_index() % kLinePacks;
+      all_ = from_.count >= kM;
       // Every pack lies wholly inside the matrix or wholly outside.
-      whole_ = from_.aligned() &&
-               (Operand::kTransposed ? from_.count >= kM || from_.count % kPack == 0 : depth % kPack == 0);
+      whole_ = from_.aligned() && (Operand::kTransposed ? all_ || from_.count % kPack == 0 : depth % kPack == 0);
       next_ = from_.line(line) + pack * kPack;
       gap_ = from_.line(line + kLines) - from_.line(line);
+      place_ = place(line, pack);
     }
 
-    // Brings chunk after chunk, from 0 on.
-    PETX_DEVICE void stage(int chunk) {
-      Shared<Pack<T>> to(bytes_ + chunk % 2 * kStageBytes);
+    // Brings chunk after chunk, from 0 on, to the stage that begins `bytes` from the start of shared memory.
+    PETX_DEVICE void stage(int chunk, int bytes) {
+      const Shared<Pack<T>> to(bytes);
       if (!whole_) {
         MmaTile::stage(to, from_, int64_t(chunk) * kDepth, depth_);
         return;
       }
-      const int line = thread_index() / kLinePacks, end = (thread_index() % kLinePacks + 1) * kPack;
       const int rest = static_cast<int>(depth_) - chunk * kDepth;
+      if (all_ && rest >= kDepth) {
 #pragma unroll
-      for (int n = 0; n < 2; ++n) {
-        const int of = line + n * kLines;
-        const bool wanted = Operand::kTransposed ? of < rest && end <= from_.count : end <= rest && of < from_.count;
-        copy_async(to, place(of, end / kPack - 1), next_ + n * gap_, wanted);
+        for (int n = 0; n < 2; ++n) copy_async(to, place_ + n * kLines * kLinePacks, next_ + n * gap_, true);
+      } else {
+        const int line = thread_index() / kLinePacks, end = (thread_index() % kLinePacks + 1) * kPack;
+#pragma unroll
+        for (int n = 0; n < 2; ++n) {
+          const int of = line + n * kLines;
+          const bool wanted = Operand::kTransposed ? of < rest && end <= from_.count : end <= rest && of < from_.count;
+          copy_async(to, place_ + n * kLines * kLinePacks, next_ + n * gap_, wanted);
+        }
       }
       next_ += Operand::kTransposed ? kDepth * from_.stride : kDepth;
     }
 
    private:
     static constexpr int kLines = kThreads / kLinePacks;
-    static_assert(2 * kLines == kM);
+    static_assert(2 * kLines == kM && kLines % 8 == 0, "packs of two lines that far apart are exchanged alike");
     const Operand& from_;
     const T* next_;
     int64_t gap_, depth_;  // between the two packs
-    int bytes_;
-    bool whole_;
+    int place_;
+    bool whole_, all_;
   };
 
   template <class Unused>
   class Feed<StagedRows, Unused> {
    public:
-    PETX_DEVICE Feed(const StagedRows&, int, int64_t) {}
-    PETX_DEVICE void stage(int) {}
+    PETX_DEVICE Feed(const StagedRows&, int64_t) {}
+    PETX_DEVICE void stage(int, int) {}
   };
 
   // The same for any alignment, any size and values that are computed as they are read, value by value.

@@ -20,7 +20,7 @@ struct TileKind {
   int64_t down(int64_t all_rows) const { return (all_rows + rows() - 1) / rows(); }
   int64_t across(int64_t all_columns) const { return (all_columns + columns() - 1) / columns(); }
   // Instructions of a thread, as counted: for 64 of the depth, and besides.
-  int64_t of_chunk() const { return parts ? 50 + 40 * parts : 185; }
+  int64_t of_chunk() const { return parts ? 50 + 40 * parts : 115; }
   int64_t outside() const { return parts ? 300 + 200 * parts : 260; }
 };
 
