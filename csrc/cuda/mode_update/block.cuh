@@ -123,14 +123,17 @@ class ModeBlock : public RowBlock<S, TileType> {
     if constexpr (kStages) return p.rank <= kTile;
     return false;
   }
-  // Leaves value(column, columns left) of the block's rows there.
+  // Leaves value(column, columns left) of the block's rows there. Of two neighbouring rows one begins with the packs
+  // that the other ends with: packs of one number would meet in a bank.
   template <class Value>
   PETX_DEVICE void stage(const Value& value) const {
+    static_assert(Tile::kM == 2 * Base::kSharers * Base::kRun, "two packs a thread");
 #pragma unroll 1
-    for (int c = Base::kRun * sharer; c < kTile; c += Base::kRun * Base::kSharers) {
+    for (int half = 0; half < 2; ++half) {
+      const int pack_number = sharer + (half ^ row % 2) * Base::kSharers, c = Base::kRun * pack_number;
       Run run = {};
       if (valid() && c < p.rank) run = value(c, p.rank - c);
-      Tile::StagedRows::set(row, c / Base::kRun, pack<T>(run.value));
+      Tile::StagedRows::set(row, pack_number, pack<T>(run.value));
     }
   }
 

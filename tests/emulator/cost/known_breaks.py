@@ -34,29 +34,26 @@ BREAKS: dict[str, set[str]] = {
     },
     "mode_update/qkv-1024": {
         "bwd mode_outputs<BFloat16>: under 128 blocks",
-        "bwd wide_weight_grads<BFloat16>: under 128 blocks",
+        "bwd weight_grads<BFloat16>: under 128 blocks",
         "fwd mode_down<BFloat16>: under 128 blocks",
-        "fwd mode_mixed<BFloat16>: under 128 blocks",
     },
     "mode_update/image-1024": {
         "bwd full_cores_backward<BFloat16>: under 128 blocks",
         "bwd mode_outputs<BFloat16>: under 128 blocks",
-        "bwd wide_weight_grads<BFloat16>: under 128 blocks",
-        "fwd mode_mixed<BFloat16>: under 128 blocks",
+        "bwd weight_grads<BFloat16>: under 128 blocks",
     },
     "mode_update/diagonal-1024": {
         "bwd mode_outputs<BFloat16>: under 128 blocks",
-        "bwd wide_weight_grads<BFloat16>: under 128 blocks",
+        "bwd weight_grads<BFloat16>: under 128 blocks",
         "fwd mode_down<BFloat16>: under 128 blocks",
-        "fwd mode_mixed<BFloat16>: under 128 blocks",
     },
     "expert_mixture/uniform-1024": {
-        "bwd mixture_wide_products<BFloat16>: under 128 blocks",
-        "fwd mixture_wide_down<BFloat16>: under 128 blocks",
+        "bwd mixture_products<BFloat16>: under 128 blocks",
+        "fwd mixture_down<BFloat16>: under 128 blocks",
     },
     "expert_mixture/token-1024": {
-        "bwd mixture_wide_products<BFloat16>: under 128 blocks",
-        "fwd mixture_wide_down<BFloat16>: under 128 blocks",
+        "bwd mixture_products<BFloat16>: under 128 blocks",
+        "fwd mixture_down<BFloat16>: under 128 blocks",
     },
     "expert_mixture/narrow-1024": {
         "bwd mixture_wide_products<BFloat16>: partial sectors written",
@@ -70,8 +67,8 @@ BREAKS: dict[str, set[str]] = {
         "bwd mixture_wide_products<BFloat16>: under 128 blocks",
         "bwd sample_gate_grads<BFloat16>: partial sectors written",
         "bwd wide_weight_grads<BFloat16>: under 128 blocks",
-        "fwd mixture_wide_down<BFloat16>: partial sectors written",
-        "fwd mixture_wide_down<BFloat16>: under 128 blocks",
+        "fwd mixture_down<BFloat16>: partial sectors written",
+        "fwd mixture_down<BFloat16>: under 128 blocks",
         "fwd sample_gates<BFloat16>: partial sectors written",
     },
     "expert_mixture/token-512": {
@@ -114,8 +111,6 @@ MISSED: set[str] = {
     "gated_adapter/bart-1024",
     "gated_adapter/t5",
     "mode_update/qkv-1024",
-    "mode_update/qkv",
-    "mode_update/image",
     "expert_mixture/narrow",
     "expert_mixture/narrow-16384",
 }
@@ -125,10 +120,10 @@ TOO_MANY: set[str] = {"gated_adapter/bart-1024 fwd", "gated_adapter/bart-1024 bw
 
 # "call direction" where petx takes longer by the model than the better of eager and inductor -> by what factor at most.
 SLOWER: dict[str, float] = {
-    "gated_adapter/middleX-1024 bwd": 1.10,
-    "cp_reconstruct/rank-96 bwd": 2.27,
-    "mode_cores/qformer fwd": 1.29,
-    "mode_cores/qformer bwd": 1.40,
+    "gated_adapter/middleX-1024 bwd": 1.05,
+    "cp_reconstruct/rank-96 bwd": 2.10,
+    "mode_cores/qformer fwd": 1.19,
+    "mode_cores/qformer bwd": 1.35,
     "mode_cores/diagonal fwd": 1.07,
     "mode_cores/diagonal bwd": 1.09,
     "mode_cores/qformer-f32 fwd": 3.07,

@@ -99,7 +99,7 @@ MUTATIONS = [
         r"\1, p.rank - (p.rank > 1), there)",
     ),
     Mutation("all staged rows in one", BLOCK, r"StagedRows::set\(row,", "StagedRows::set(0,"),
-    Mutation("staged packs in one place", BLOCK, r"set\(row, c / Base::kRun,", "set(row, 0,"),
+    Mutation("staged packs in one place", BLOCK, r"set\(row, pack_number,", "set(row, 0,"),
     Mutation("h left by nobody", FORWARD, r"if \(first\) Block", "if (false) Block"),
     Mutation("one block of rows too few", PLAN, r"tiles_along\(p.rows\)", "tiles_along(p.rows - 1)"),
     Mutation("share goes past the last tile", FORWARD, r" && n < left; \+\+n", "; ++n"),
