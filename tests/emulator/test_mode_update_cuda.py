@@ -158,8 +158,10 @@ def backward_cost(n, d_in, d_out, rank, count, dropout, dtype):
         (128, 64, 128, 64, 3, dict(dropout=0.1)),
         (64, 128, 64, 64, 4, dict(dropout=0.5, shared_mask=True)),
         (64, 256, 640, 128, 1, dict(dropout=0.1)),
+        # Two tiles of each projection's 67 a share, but for the last.
+        (64, 64, 4288, 64, 4, {}),
     ],
-    ids=["plain", "wide-rank", "dropout", "shared", "deep"],
+    ids=["plain", "wide-rank", "dropout", "shared", "deep", "odd-shares"],
 )
 def test_mode_update(n, d_in, d_out, rank, count, options, dtype, emulator):
     case = modes("cost", batch=(n,), d_in=d_in, d_out=d_out, rank=rank, count=count, **options)

@@ -10,6 +10,7 @@ from tests.emulator.test_mode_update_cuda import (
     test_gradients_from_some_results,
     test_hidden_gradients_of_projections_are_summed_in_float32,
     test_masks_at_large_rows,
+    test_mode_update,
     test_nothing_is_made_for_gradients_that_nobody_asks_for,
 )
 from tests.emulator.test_token_sums import test_dropout_at_large_positions
@@ -37,6 +38,7 @@ CHECKS = [
     of_assertions("masks past 32 bits", test_masks_at_large_rows, 2**26, 2),
     of_assertions("sum of dh", test_hidden_gradients_of_projections_are_summed_in_float32, False),
     of_assertions("grids of many rows", test_rows_lie_on_the_first_axis, OPERATION),
+    of_assertions("cost of odd shares", test_mode_update, 64, 64, 4288, 64, 4, {}, torch.bfloat16),
 ]
 
 BLOCK, FORWARD = "mode_update/block.cuh", "mode_update/forward.cu"
