@@ -81,6 +81,7 @@ CERTIFIED = [
     Trial(modes("deep", batch=(70,), d_in=331, d_out=643, rank=66, count=2, dropout=0.1)),
     Trial(modes("splits", batch=(5, 113), d_in=24, d_out=20, rank=8, dropout=0.1)),
     Trial(modes("tall", batch=(1, 150), d_in=136, d_out=144, rank=72, count=2), environment=WIDE[2]),
+    Trial(modes("tall-deep", batch=(1, 150), d_in=72, d_out=643, rank=40, count=2, dropout=0.1), environment=WIDE[2]),
     Trial(modes("tall-odd", batch=(1, 131), d_in=37, d_out=131, rank=99, dropout=0.1), environment=WIDE[3]),
 ]
 
