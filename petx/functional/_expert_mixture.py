@@ -217,4 +217,5 @@ OPERATION = Operation(
     constants=("scope_mask", "pool_mask"),
     rank_dim=0,
     shapes=_shapes,
+    path="PETX_EXPERT_MIXTURE",
 )

@@ -5,6 +5,7 @@ called on the arguments as they are. Slow path: everything else, and what the fa
 contiguous, and either runs the compiled operator under autograd or the readable reference.
 """
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -37,6 +38,8 @@ class Operation:
             dtype that the kernels compute in, to which the others are cast.
         rank_dim: dimension of the tensor ``narrow`` below whose size is the bottleneck's rank.
         shapes: the forward's results for torch.compile, from its arguments by name.
+        path: the environment variable that chooses what the forward leaves for the backward. An eager backward that
+            finds another value in it than its forward did raises RuntimeError.
 
     Of a call its methods get ``first``, the tensor whose device decides, and ``narrow``, the one that has the rank.
     """
@@ -52,10 +55,11 @@ class Operation:
         wide: Sequence[str] = (),
         rank_dim: int,
         shapes: Callable[[SimpleNamespace], Any],
+        path: str | None = None,
     ) -> None:
         self.stem, self.leaves, self.activations = stem, tuple(leaves), tuple(activations)
         self.rank_dim = rank_dim
-        self._function = _function_of(self, len(constants), forward_only, len(wide))
+        self._function = _function_of(self, len(constants), forward_only, len(wide), path)
         ops.register(stem, shapes, self._gradient_shapes)
 
     def takes(self, first: torch.Tensor, narrow: Any) -> bool:
@@ -134,7 +138,9 @@ class Operation:
         )
 
 
-def _function_of(operation: Operation, constants: int, forward_only: int, wide: int) -> type[Differentiable]:
+def _function_of(
+    operation: Operation, constants: int, forward_only: int, wide: int, path: str | None
+) -> type[Differentiable]:
     """The autograd function of an operation whose results are one tensor and what it keeps for the backward."""
     leaves, activations = len(operation.leaves), len(operation.activations)
     tensors = leaves + constants
@@ -156,6 +162,7 @@ def _function_of(operation: Operation, constants: int, forward_only: int, wide: 
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
             kept = output[1:] if isinstance(output, tuple) else ()
             ctx.options, ctx.dtypes = inputs[tensors : len(inputs) - forward_only], dtypes_of(inputs[:leaves])
+            ctx.path = _set_to(path)
             ctx.save_for_backward(*inputs[:tensors], *kept)
             if kept:
                 ctx.mark_non_differentiable(*kept)
@@ -167,6 +174,7 @@ def _function_of(operation: Operation, constants: int, forward_only: int, wide: 
             needs = ctx.needs_input_grad
             if dout is None:
                 return (None,) * len(needs)
+            _check_path(backward_name, path, ctx.path)
             saved = ctx.saved_tensors
             grads = getattr(torch.ops.petx, backward_name)(
                 dout.contiguous(),
@@ -180,6 +188,20 @@ def _function_of(operation: Operation, constants: int, forward_only: int, wide: 
 
     Function.__name__ = Function.__qualname__ = "".join(part.capitalize() for part in operation.stem.split("_"))
     return Function
+
+
+def _set_to(path: str | None) -> str | None:
+    """What the environment says of the variable ``path``; None where it does not, and in what torch.compile traces."""
+    return None if path is None or torch.compiler.is_compiling() else os.environ.get(path)
+
+
+def _check_path(name: str, path: str | None, before: str | None) -> None:
+    """Raise RuntimeError if the variable ``path`` is no longer as it was in the forward, ``before``: the backward
+    ``name`` would take what the forward left for something else."""
+    now = before if torch.compiler.is_compiling() else _set_to(path)
+    if now != before:
+        was, got = ("unset" if value is None else repr(value) for value in (before, now))
+        raise RuntimeError(f"{name}: {path} must be as it was in the forward, {was}, got {got}")
 
 
 def _operands_of(leaves: Sequence[Any], activations: int, wide: int) -> list[torch.Tensor | None]:

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from petx import functional
+from petx import functional, ops
 from tests.cases.expert_mixture import CASES, mixture
 from tests.checks import outputs_and_grads
 
@@ -242,3 +242,26 @@ def test_bad_input_names_the_argument(changes, message, path, monkeypatch):
     arguments = case.inputs(torch.float32, requires_grad=False) | case.options | changes
     with pytest.raises(ValueError, match=f"^expert_mixture: {message}"):
         functional.expert_mixture(**arguments)
+
+
+@pytest.mark.parametrize("gate", ["uniform", "token"])
+def test_a_backward_takes_the_path_of_its_forward(gate, monkeypatch):
+    """What a GPU's paths keep for the backward differs: another one would make wrong gradients of it."""
+    if not ops.takes("expert_mixture", torch.ones(1)):
+        pytest.skip("the reference has no paths")
+    case = mixture("path", gate=gate)
+    tensors = case.inputs(torch.float32)
+    for before, after, words in (("hybrid", "fused", "'hybrid', got 'fused'"), (None, "hybrid", "unset, got 'hybrid'")):
+        _set(monkeypatch, before)
+        out = case.run(tensors)
+        _set(monkeypatch, after)
+        with pytest.raises(RuntimeError, match=f"PETX_EXPERT_MIXTURE must be as it was in the forward, {words}"):
+            out.sum().backward(retain_graph=True)
+        _set(monkeypatch, before)
+        out.sum().backward()
+
+
+def _set(monkeypatch, value):
+    monkeypatch.delenv("PETX_EXPERT_MIXTURE", raising=False)
+    if value:
+        monkeypatch.setenv("PETX_EXPERT_MIXTURE", value)
