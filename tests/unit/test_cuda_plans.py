@@ -37,12 +37,14 @@ def test_mixture_obeys_the_environment(kernel, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("rows", "grid"), [(1024, (16, 12)), (4112, (65, 4)), (64, (1, 36)), (28000, (438, 3)), (8, (1, 36))]
+    ("rows", "grid"), [(1024, (16, 12)), (4112, (65, 3)), (64, (1, 36)), (28000, (438, 3)), (8, (1, 36))]
 )
 def test_few_rows_share_the_columns_of_an_update(rows, grid):
+    """A projection's results have blocks of their own: of three, three a block of rows where no columns are shared."""
     answer = plan("mode_update", rows=rows)
     assert answer["grid"] == grid
-    assert answer["kernel"] == ("column shares" if grid[1] > 1 else "whole rows")
+    assert answer["kernel"] == ("column shares" if grid[1] > 3 else "whole rows")
+    assert "for each of 3 projections" in answer["why"]
 
 
 @pytest.mark.parametrize(
@@ -70,20 +72,21 @@ def test_a_site_passes_over_rows_for_what_needs_all_columns():
 @pytest.mark.parametrize(
     ("sizes", "down", "out"),
     [
-        (dict(rows=1024), 6, 4),
-        (dict(rows=4112), 4, 1),
-        (dict(rows=28000), 1, 1),
-        (dict(rows=1024, d_in=1408, count=2), 8, 6),
-        (dict(rows=2048, d_in=4096, d_out=4096, count=1), 8, 8),
-        (dict(rows=64, d_in=64, d_out=64), 1, 1),
+        (dict(rows=1024), "64 x 64 in 6", "64 x 64 in 1"),
+        (dict(rows=4112), "64 x 64 in 2", "128 x 64 in 1"),
+        (dict(rows=28000), "128 x 64 in 1", "128 x 64 in 1"),
+        (dict(rows=1024, d_in=1408, count=2), "64 x 64 in 8", "64 x 64 in 4"),
+        (dict(rows=2048, d_in=4096, d_out=4096, count=1), "128 x 64 in 8", "128 x 64 in 8"),
+        (dict(rows=64, d_in=64, d_out=64), "64 x 64 in 1", "64 x 64 in 1"),
     ],
     ids=str,
 )
 def test_few_rows_split_the_depth_of_an_update(sizes, down, out):
     """Of x U^T, whose parts the next launch adds up anyway, and of dy V where that saves more than a launch."""
     why = plan("mode_update", **sizes)["why"]
-    for product, splits in (("x U^T", down), ("dy V", out)):
-        assert f"{product} in {splits} splits of its depth" in why or splits == 1 and f"{product} in 1 piece" in why
+    for product, words in (("x U^T", down), ("dy V", out)):
+        pieces = "piece" if words.endswith("in 1") else "splits of its depth"
+        assert f"{product} by tiles of {words} {pieces}" in why
 
 
 def test_low_ranks_of_many_rows_go_by_strips():

@@ -15,10 +15,11 @@ static const Planner planner("mode_update", {{"rows", 4112}, {"d_in", 768}, {"d_
                                p.dtype = dtype;
                                ModeUpdatePlan plan(p);
                                std::string why = rows_of(dtype, plan.blocks, plan.up.count);
+                               why += ", for each of " + std::to_string(p.count) + " projections";
                                why += ", results by tiles of 64 x " + std::to_string(plan.up.width);
                                why += splits_of("x U^T", plan.down) + splits_of("dy V", plan.out);
                                return {plan.up.count > 1 ? "column shares" : "whole rows", why, plan.blocks,
-                                       plan.up.count};
+                                       p.count * plan.up.count};
                              });
 
 }  // namespace petx::cuda
