@@ -40,7 +40,7 @@ class Petal(Baseline):
         return super().reads(settings) - unread
 
     def unread_on(self, host: type[Host], settings: Any) -> set[str]:
-        return super().unread_on(host, settings) | (set() if host.lora_images else {"image_rank"})
+        return super().unread_on(host, settings) | (set() if host.has_qformer else {"image_rank"})
 
     def build(self, host: type[Host], model: Any, settings: Any) -> nn.Module:
         tuned = self.sized(host, model, settings)
@@ -142,7 +142,7 @@ def petal_config(host: type[Host], settings: Any) -> PetalConfig:
         towers=host.towers,
         form=settings.form,
         rank=settings.rank,
-        image_rank=settings.image_rank if host.lora_images else None,  # a preset's, elsewhere
+        image_rank=settings.image_rank if host.has_qformer else None,  # a preset's, elsewhere
         core=settings.core,
         threshold=settings.threshold,
         threshold_per_rank=settings.threshold_per_rank and settings.threshold != "none",

@@ -198,7 +198,9 @@ def _set_to(path: str | None) -> str | None:
 def _check_path(name: str, path: str | None, before: str | None) -> None:
     """Raise RuntimeError if the variable ``path`` is no longer as it was in the forward, ``before``: the backward
     ``name`` would take what the forward left for something else."""
-    now = before if torch.compiler.is_compiling() else _set_to(path)
+    if path is None or torch.compiler.is_compiling():
+        return
+    now = _set_to(path)
     if now != before:
         was, got = ("unset" if value is None else repr(value) for value in (before, now))
         raise RuntimeError(f"{name}: {path} must be as it was in the forward, {was}, got {got}")
