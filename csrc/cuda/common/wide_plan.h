@@ -47,6 +47,20 @@ inline bool may_take(TileKind kind, DType dtype, int64_t rows) {
   return kind.parts == 0 || rows >= kFewestWideRows;
 }
 
+// Of a product whose depth is split among blocks, `each` a split: block `number`'s tile and its split, where that
+// begins, and how deep it is.
+struct DepthPart {
+  int64_t tile, split, from, depth;
+
+  // In the type of the caller's indices, on which its registers hang.
+  template <class Index>
+  PETX_HD static DepthPart of(Index number, Index splits, int64_t depth, int64_t each) {
+    const Index split = number % splits;
+    const int64_t from = split * each;
+    return {number / splits, split, from, depth - from < each ? depth - from : each};
+  }
+};
+
 // Columns of a product's results, `times` over.
 struct ProductColumns {
   int64_t columns, times = 1;

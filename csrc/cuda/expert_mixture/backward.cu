@@ -35,7 +35,7 @@ PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
                           int64_t split_depth, int64_t splits) {
   using Wide = WideTile<T, parts>;
   const int64_t first = block_x() * Wide::kM;
-  const auto [tile, split, from, depth] = TilePart::of_block(p.d, split_depth, splits);
+  const auto [tile, split, from, depth] = DepthPart::of(block_y(), splits, p.d, split_depth);
   const Rows<T> dout{static_cast<const T*>(g.dout) + first * p.d + from, p.d, p.rows - first};
   const int64_t begin = tile * Wide::kN, expert = joined ? 0 : (tile - tiles) * Wide::kN;
   const Columns<T> up{static_cast<const T*>(p.up_weight) + from * p.stacked + begin, p.stacked, p.stacked - begin};

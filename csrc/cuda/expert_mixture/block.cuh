@@ -47,17 +47,6 @@ PETX_DEVICE void with_activation(ExpertActivation kind, const F& f) {
   }
 }
 
-// Of a block (rows, tile and split of the depth) of the products down: its tile, its split, and where in the depth that
-// begins and how deep it is.
-struct TilePart {
-  int64_t tile, split, from, depth;
-
-  PETX_DEVICE static TilePart of_block(int64_t d, int64_t split_depth, int64_t splits) {
-    const int64_t split = block_y() % splits, from = split * split_depth;
-    return {block_y() / splits, split, from, d - from < split_depth ? d - from : split_depth};
-  }
-};
-
 // scale act(u) of a run.
 template <class Run, class C>
 PETX_DEVICE Run scaled_activation(ExpertActivation kind, Run u, C scale) {

@@ -45,12 +45,9 @@ PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
   const T* dy = static_cast<const T*>(of_mode(g.dy, k));
   if (!dy) return;
   const DepthPart of = splits.part(y / modes, p.d_out);
-  const int64_t begin = of.tile * Wide::kN, first = block_x() * Wide::kM;
+  const int64_t begin = of.tile * Wide::kN;
   const T* v = static_cast<const T*>(p.v) + of.from * p.rank;
-  typename Wide::Sums sums;
-  Wide::multiply(sums, Rows<T>{dy + first * p.d_out + of.from, p.d_out, p.rows - first},
-                 Block::weight_columns(v, begin, p.rank, p.rank), of.depth);
-  Wide::leave(sums);
+  Wide::multiply_rows(dy + of.from, p.d_out, p.rows, Block::weight_columns(v, begin, p.rank, p.rank), of.depth);
   for (int half = 0; half < 2; ++half)
     Block(p, 2 * block_x() + half)
         .template put_wide_part<Wide>(half, begin, of_mode(to.parts, k) + of.split * Block::Parts::size(p));
@@ -71,11 +68,10 @@ PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
 template <class T>
 PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
     mode_wide_outputs(ModeCall<Compute<T>> p, ModeUpdateGrads g, ModeIntermediate<T> to) {
-  const int64_t block = 2 * block_x();
-  if (block_y() < p.count) return ModeBackward<T>::wide_output_grad(p, g, to, block_y(), block);
+  if (block_y() < p.count) return ModeBackward<T>::wide_output_grad(p, g, to, block_y());
 #pragma unroll 1
-  for (int half = 0; half < 2 && (block + half) * kTile < p.rows; ++half)
-    ModeBackward<T>(p, g, to, block + half).output(block_y() - p.count);
+  for (int half = 0; half < 2 && (2 * block_x() + half) * kTile < p.rows; ++half)
+    ModeBackward<T>(p, g, to, 2 * block_x() + half).output(block_y() - p.count);
 }
 
 // Block (row block, share of dx's columns).
@@ -166,7 +162,7 @@ class BackwardCall {
   int outputs(void* stream) const {
     const int64_t blocks = again_ ? 2 * p.count : p.count;
     if constexpr (sizeof(T) == 2)
-      if (splits_ == 1 && plan_.out.count == 1 && plan_.out.kind.parts)
+      if (plan_.out.count == 1 && plan_.out.kind.parts)
         return launch(mode_wide_outputs<T>, plan_.out.kind.down(p.rows), blocks, Tile::kThreads,
                       WideTile<T, 2>::kSharedBytes, stream, p, g, to_);
     return launch(mode_outputs<T>, plan_.blocks, blocks, Tile::kThreads, Tile::shared_bytes(1), stream, p, g, to_,

@@ -119,10 +119,7 @@ class ModeBlock : public RowBlock<S, TileType> {
   }
 
   // Whether a product's rows, R deep, are one chunk that can be left where the product looks for it.
-  PETX_DEVICE bool stages() const {
-    if constexpr (kStages) return p.rank <= kTile;
-    return false;
-  }
+  PETX_HD static bool stages(const ModeUpdateParams& p) { return kStages && p.rank <= kTile; }
   // Leaves value(column, columns left) of the block's rows there. Of two neighbouring rows one begins with the packs
   // that the other ends with: packs of one number would meet in a bank.
   template <class Value>

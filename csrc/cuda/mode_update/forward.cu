@@ -52,11 +52,9 @@ PETX_KERNEL void __launch_bounds__(kTileLaunch.threads, kTileLaunch.blocks)
   using Block = ModeBlock<T>;
   using Wide = WideTile<T, 2>;
   const DepthPart of = splits.part(block_y(), p.d_in);
-  const int64_t begin = of.tile * Wide::kN, first = block_x() * Wide::kM;
-  typename Wide::Sums sums;
-  Wide::multiply(sums, Rows<T>{static_cast<const T*>(p.x) + first * p.d_in + of.from, p.d_in, p.rows - first},
-                 Block::weight_rows(static_cast<const T*>(p.u) + of.from, begin, p.rank, p.d_in), of.depth);
-  Wide::leave(sums);
+  const int64_t begin = of.tile * Wide::kN;
+  Wide::multiply_rows(static_cast<const T*>(p.x) + of.from, p.d_in, p.rows,
+                      Block::weight_rows(static_cast<const T*>(p.u) + of.from, begin, p.rank, p.d_in), of.depth);
   for (int half = 0; half < 2; ++half) {
     const Block block(p, 2 * block_x() + half);
     if (parts) {
@@ -128,7 +126,7 @@ PETX_DEVICE void put_results(const ModeCall<Compute<T>>& p, const ModeUpdateOutp
   const int y = static_cast<int>(block_y()), count = static_cast<int>(shares.count), k = y / count, share = y % count;
   const int64_t own = y * p.rows * p.rank;
   T *kept = passing.kept ? passing.kept + own : nullptr, *mixed = passing.mixed ? passing.mixed + own : kept;
-  const bool there = block.stages();
+  const bool there = Block::stages(p);
   if constexpr (Block::kStages)
     if (there) stage_rows(block, passing, splits, k, y == 0);
   if (!there) mix_rows(block, passing, splits, k, y == 0, kept, mixed);
@@ -178,8 +176,8 @@ class ForwardCall {
  public:
   ForwardCall(Workspace& workspace, const ModeUpdateParams& params, const ModeUpdateOutputs& out)
       : p(params), plan_(params), out_(out) {
-    const bool split = plan_.down.count > 1, staged = sizeof(T) == 2 && p.rank <= kTile;
-    const int64_t copies = staged ? 0 : p.count * plan_.up.count * p.rows * p.rank;
+    const bool split = plan_.down.count > 1;
+    const int64_t copies = ModeBlock<T>::stages(p) ? 0 : p.count * plan_.up.count * p.rows * p.rank;
     passing_.parts = workspace.take<Compute<T>>(split ? plan_.down.count * SumParts<T>::size(p) : 0);
     passing_.kept = workspace.take<T>(p.diagonal || p.mask.drops() || split ? copies : 0);
     passing_.mixed = workspace.take<T>(p.diagonal ? 0 : copies);

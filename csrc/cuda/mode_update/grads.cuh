@@ -47,7 +47,7 @@ class ModeBackward : ModeBlock<T, TileType> {
   PETX_DEVICE void output_grad(int64_t k, int64_t splits) const {
     if (!of_mode(g.dy, k) || !of_mode(to_.dg, k)) return;
     if constexpr (Base::kStages)
-      if (this->stages() && !p.diagonal) return staged_output_grad(k, splits);
+      if (Base::stages(p) && !p.diagonal) return staged_output_grad(k, splits);
     for (int64_t begin = 0; begin < p.rank; begin += Tile::kN) {
       if (splits == 1)
         Tile::multiply(0, this->block_rows(of_mode(g.dy, k), p.d_out), Base::weight_columns(p.v, begin, p.rank, p.rank),
@@ -65,35 +65,26 @@ class ModeBackward : ModeBlock<T, TileType> {
       put_hidden_grad(begin, k, [&](int c) { return this->result(0, c); });
     }
   }
-  // The same of dy_k, by tiles of 128 x 64: blocks of rows number `block` and the next.
+  // The same of dy_k, by tiles of 128 x 64.
   PETX_DEVICE static void wide_output_grad(const ModeCall<C>& p, const ModeUpdateGrads& g,
-                                           const ModeIntermediate<T>& to, int64_t k, int64_t block) {
+                                           const ModeIntermediate<T>& to, int64_t k) {
     using Wide = WideTile<T, 2>;
     if (!of_mode(g.dy, k) || !of_mode(to.dg, k)) return;
-    const int64_t first = block * Tile::kM;
-    auto rows = [&](const void* data, int64_t width) {
-      return Rows<T>{static_cast<const T*>(data) + first * width, width, p.rows - first};
-    };
     for (int64_t begin = 0; begin < p.rank; begin += Wide::kN) {
-      typename Wide::Sums sums;
-      Wide::multiply(sums, rows(of_mode(g.dy, k), p.d_out), Base::weight_columns(p.v, begin, p.rank, p.rank), p.d_out);
-      Wide::leave(sums);
+      Wide::multiply_rows(of_mode(g.dy, k), p.d_out, p.rows, Base::weight_columns(p.v, begin, p.rank, p.rank), p.d_out);
       for (int half = 0; half < 2; ++half) {
-        const ModeBackward of(p, g, to, block + half);
+        const ModeBackward of(p, g, to, 2 * block_x() + half);
         of.put_output_grad(begin, k, [&](int64_t, int c) { return of.template wide_result<Wide>(half, c); });
       }
       sync_block();  // the stages are where results were, and dg_k's other columns come from other threads
     }
     if (!of_mode(to.of_dh, k)) return;
     for (int64_t begin = 0; begin < p.rank; begin += Wide::kN) {
-      if (!p.diagonal) {
-        typename Wide::Sums sums;
-        const T* core = static_cast<const T*>(p.cores) + k * p.core_size();
-        Wide::multiply(sums, rows(of_mode(to.dg, k), p.rank), Base::weight_rows(core, begin, p.rank, p.rank), p.rank);
-        Wide::leave(sums);
-      }
+      const T* core = static_cast<const T*>(p.cores) + k * p.core_size();
+      if (!p.diagonal)
+        Wide::multiply_rows(of_mode(to.dg, k), p.rank, p.rows, Base::weight_rows(core, begin, p.rank, p.rank), p.rank);
       for (int half = 0; half < 2; ++half) {
-        const ModeBackward of(p, g, to, block + half);
+        const ModeBackward of(p, g, to, 2 * block_x() + half);
         of.put_hidden_grad(begin, k, [&](int c) { return of.template wide_result<Wide>(half, c); });
       }
       sync_block();
@@ -105,7 +96,7 @@ class ModeBackward : ModeBlock<T, TileType> {
     if (!of_mode(g.dy, k)) return;
     const T* h = static_cast<const T*>(p.h);
     if constexpr (Base::kStages)
-      if (this->stages() && !p.diagonal) return staged_output(k);
+      if (Base::stages(p) && !p.diagonal) return staged_output(k);
     if (of_mode(to_.kept, k)) this->keep(h, k, false, of_mode(to_.kept, k));
     if (!of_mode(to_.mixed, k)) return;
     if (p.diagonal) {

@@ -11,11 +11,6 @@
 
 namespace petx::cuda {
 
-// Of a product: a block's tile of ranks and its split of the depth, where that begins and how deep it is.
-struct DepthPart {
-  int64_t tile, split, from, depth;
-};
-
 // By which tiles, of 64 x 64 or 128 x 64, a product down to the ranks is made, and into how many splits its depth is
 // cut: what takes the busiest multiprocessor least.
 struct DepthSplits {
@@ -44,9 +39,7 @@ struct DepthSplits {
   }
   int64_t blocks() const { return tiles * count; }  // of a block of rows
   PETX_HD DepthPart part(int64_t number, int64_t depth) const {
-    const int of = static_cast<int>(number), splits = static_cast<int>(count);
-    const int64_t split = of % splits, from = split * each;
-    return {of / splits, split, from, depth - from < each ? depth - from : each};
+    return DepthPart::of(static_cast<int>(number), static_cast<int>(count), depth, each);
   }
 };
 

@@ -62,7 +62,7 @@ CHECKS = [
 SITE, FORWARD, BACKWARD = "expert_mixture/block.cuh", "expert_mixture/forward.cu", "expert_mixture/backward.cu"
 BETWEEN, GRADS = "expert_mixture/between.cuh", "expert_mixture/grads.cuh"
 COLUMNS = "expert_mixture/columns.cuh"
-OPERAND = "common/operand.cuh"
+OPERAND, TILES = "common/operand.cuh", "common/wide_plan.h"
 
 MUTATIONS = [
     *ROWS,
@@ -143,8 +143,8 @@ MUTATIONS = [
     ),
     Mutation("last rank left out", FORWARD, r"(begin, p.d, p.stacked\)), p.stacked\);", r"\1, p.stacked - 1);"),
     # parts of the products down
-    Mutation("every part from the first depth", SITE, r"from = split \* split_depth", "from = 0 * split_depth"),
-    Mutation("last part as deep as the others", SITE, r"d - from < split_depth \? d - from :", ""),
+    Mutation("every part from the first depth", TILES, r"int64_t from = split \* each", "int64_t from = 0 * each"),
+    Mutation("last part as deep as the others", TILES, r"depth - from < each \? depth - from :", ""),
     Mutation(
         "parts of u and the logits in one place",
         FORWARD,

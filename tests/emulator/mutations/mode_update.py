@@ -43,7 +43,7 @@ CHECKS = [
 
 BLOCK, FORWARD = "mode_update/block.cuh", "mode_update/forward.cu"
 BACKWARD, GRADS = "mode_update/backward.cu", "mode_update/grads.cuh"
-PLAN = "mode_update/plan.h"
+PLAN, TILES = "mode_update/plan.h", "common/wide_plan.h"
 SUMS = "common/token_sums.cuh"
 
 MUTATIONS = [
@@ -116,8 +116,8 @@ MUTATIONS = [
         r"return block.put_part\(begin, parts \+ of.split \* Block::Parts::size\(p\)\)",
         "return block.put_part(begin, parts)",
     ),
-    Mutation("every split the first", PLAN, r"from = split \* each", "from = 0 * each"),
-    Mutation("last split too long", PLAN, r"depth - from < each \? depth - from : each", "each"),
+    Mutation("every split the first", TILES, r"from = split \* each", "from = 0 * each"),
+    Mutation("last split too long", TILES, r"depth - from < each \? depth - from : each", "each"),
     Mutation("second tile of h is the first", FORWARD, r"begin = of.tile \* Tile::kN", "begin = 0"),
     Mutation("x U^T left out", FORWARD, r"p.x \? down\(stream\) : 0", "0"),
     Turned(
@@ -146,18 +146,18 @@ MUTATIONS = [
         "Block(p, 2 * block_x())",
     ),
     Mutation("values of the first half twice", BLOCK, r"Wide::result\(half \* Tile::kM \+ row", "Wide::result(row"),
-    Mutation("second block's g left out", BACKWARD, r"half < 2 && \(block", "half < 1 && (block"),
+    Mutation("second block's g left out", BACKWARD, r"half < 2 && \(2", "half < 1 && (2"),
     Mutation(
         "second half's dg is the first's",
         GRADS,
-        r"to, block \+ half\);(\s+of.put_output)",
-        r"to, block);\1",
+        r"to, 2 \* block_x\(\) \+ half\);(\s+of.put_output)",
+        r"to, 2 * block_x());\1",
     ),
     Mutation(
         "second half's part of dh is the first's",
         GRADS,
-        r"to, block \+ half\);(\s+of.put_hidden)",
-        r"to, block);\1",
+        r"to, 2 \* block_x\(\) \+ half\);(\s+of.put_hidden)",
+        r"to, 2 * block_x());\1",
     ),
     Mutation("wide core of the first projection", GRADS, r"p.cores\) \+ k \* p.core_size\(\)", "p.cores)"),
     Mutation("wide core not turned", GRADS, r"Base::weight_rows\(core,", "Base::weight_columns(core,"),
